@@ -1,0 +1,66 @@
+# Every target works on a fresh machine: it makes .venv, installs what it needs, and runs.
+#
+#   PYTHON  the interpreter that .venv is made from           (python3)
+#   TORCH   the requirement that installs torch               (torch==2.13.0); e.g. TORCH=torch for the newest build
+#   VENV    the virtual environment; `make gpu VENV=` uses PYTHON and the torch that is installed there
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+ARGS ?=
+
+ifeq ($(VENV),)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+endif
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test lint bench gpu clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train a ContinuousNet on images, refine it, evaluate it on other graphs"
+	@echo "make test    run the tests                       make test ARGS='-k refine'"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   time the blocks against PyTorch     results go to benchmarks/results/"
+	@echo "make gpu     GPU tests and benchmarks on this machine's NVIDIA GPU"
+	@echo "make clean   remove .venv and build outputs"
+	@echo "options: PYTHON=$(PYTHON)  TORCH=$(TORCH)  VENV=$(VENV)"
+
+demo: $(READY)
+	$(RUN) -m contnet_fast.cli demo $(ARGS)
+
+test: $(READY)
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(READY)
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json $(ARGS)
+
+gpu: $(READY)
+	@$(RUN) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: torch %s sees no CUDA device' % torch.__version__)"
+	$(RUN) -m pytest -m gpu $(ARGS)
+	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+
+# torch comes first and by itself, so that nothing later can choose another one
+$(VENV)/torch: FORCE
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@[ "$$(cat $@ 2>/dev/null)" = "$(TORCH)" ] || \
+		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools && echo "$(TORCH)" > $@; }
+
+$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py
+	@echo "installing contnet_fast and what its tests need"
+	@$(RUN) -m pip freeze --disable-pip-version-check | grep '^torch==' > $(VENV)/constraints.txt || true
+	@$(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt --editable ".[dev]"
+	@touch $@
+
+FORCE:
+
+clean:
+	rm -rf .venv build dist *.egg-info contnet_fast.egg-info

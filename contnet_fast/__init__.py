@@ -1,0 +1,44 @@
+"""Fast continuous-depth networks for PyTorch."""
+
+from . import models, nn
+from ._version import __version__
+from .backends import available_backends, record_runs, strict, use_backend
+from .bases import BASES, Basis
+from .errors import BackendUnavailable
+from .explain import Plan, explain
+from .functional import rk_combine, rk_combine_error, rk_solve
+from .info import info
+from .models.published import load_reference_checkpoint
+from .nn import blocks, carry_optimizer, interpolate, project, refine, set_manifestation
+from .tableaus import SCHEMES, ButcherTableau, get_tableau
+from .timegrid import time_grid
+
+__all__ = [
+    "BASES",
+    "SCHEMES",
+    "BackendUnavailable",
+    "Basis",
+    "ButcherTableau",
+    "Plan",
+    "__version__",
+    "available_backends",
+    "blocks",
+    "carry_optimizer",
+    "explain",
+    "get_tableau",
+    "info",
+    "interpolate",
+    "load_reference_checkpoint",
+    "models",
+    "nn",
+    "project",
+    "record_runs",
+    "refine",
+    "rk_combine",
+    "rk_combine_error",
+    "rk_solve",
+    "set_manifestation",
+    "strict",
+    "time_grid",
+    "use_backend",
+]

@@ -1,0 +1,63 @@
+"""The reference backend: plain PyTorch on any device. It serves everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..reference.rk import accumulation_dtype, rk_error_norm
+from .registry import Problem, record
+
+
+class ReferenceBackend:
+    """Level ``none`` is PyTorch as written; ``accumulate`` puts each stage combination into one op."""
+
+    name = "reference"
+    levels: tuple[str, ...] = ("none", "accumulate")
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """A combination alone is one op; a solve may be plain PyTorch or use that op."""
+        if level == "none" and problem.op.startswith("rk_combine"):
+            return (f"{problem.op} is one op: its level is accumulate",)
+        return ()
+
+    def unavailable(self) -> str | None:
+        """PyTorch is always there."""
+        return None
+
+    def implementations(self) -> dict[str, tuple[Callable, str]]:
+        """Both combinations, on every device."""
+        key = "CompositeExplicitAutograd"
+        return {"rk_combine": (rk_combine, key), "rk_combine_error": (rk_combine_error, key)}
+
+
+def _accumulate(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """One running sum and no temporaries: S + 1 reads and S writes of a state for S terms."""
+    dtype = accumulation_dtype(y.dtype)
+    total = torch.empty_like(y, dtype=dtype)
+    total.copy_(y)
+    for coefficient, k in zip(coefficients, ks, strict=True):
+        if coefficient != 0.0:
+            total.add_(k.to(dtype), alpha=coefficient)
+    return total.to(y.dtype)
+
+
+def rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """``contnet_fast::rk_combine_reference``."""
+    record("rk_combine", "reference", "accumulate")
+    return _accumulate(y, ks, coefficients)
+
+
+def rk_combine_error(
+    y: torch.Tensor,
+    ks: Sequence[torch.Tensor],
+    coefficients: Sequence[float],
+    error_coefficients: Sequence[float],
+    rtol: float,
+    atol: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``contnet_fast::rk_combine_error_reference``."""
+    record("rk_combine_error", "reference", "accumulate")
+    y1 = _accumulate(y, ks, coefficients)
+    return y1, rk_error_norm(y, y1, ks, error_coefficients, rtol=rtol, atol=atol)

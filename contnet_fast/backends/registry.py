@@ -1,0 +1,246 @@
+"""Which backend serves a call, why, and what really ran.
+
+A backend answers ``check(problem, level)`` with every reason against, in sentences; an empty answer means that it
+serves. ``select`` is the only place that chooses. It never falls back after an exception: an explicit request that
+cannot be served raises with all reasons.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from ..errors import BackendUnavailable, choice_error
+
+LEVELS = ("solve", "stage", "accumulate", "none")  # most fused first
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Every fact that the choice of a backend may use.
+
+    Attributes:
+        op: ``"conv_solve"``, ``"rk_solve"``, ``"rk_combine"`` or ``"rk_combine_error"``.
+        device: device type. dtype: of the state. compute_dtype: of the field's operands (autocast).
+        shape: of the state. stages, n_steps: of the solve; 0 steps for a single combination.
+        field: order and norm of a convolutional field, ``None`` for any other callable.
+        batch_statistics: the field couples the samples of a batch.
+        needs_grad: a backward pass may follow.
+    """
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    shape: tuple[int, ...]
+    stages: int
+    n_steps: int = 0
+    scheme: str = ""
+    basis: str = ""
+    field: tuple[str, str] | None = None
+    batch_statistics: bool = False
+    needs_grad: bool = False
+    checkpoint: str = "none"
+
+
+class Backend(Protocol):
+    """One way of computing. ``levels`` are those it knows, most preferred first."""
+
+    name: str
+    levels: tuple[str, ...]
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason why ``problem`` cannot be served at ``level``; empty if it can."""
+
+    def unavailable(self) -> str | None:
+        """Why nothing at all can run here, or ``None``."""
+
+    def implementations(self) -> dict[str, tuple[Callable, str]]:
+        """op name -> (Python implementation, dispatch key) for the ops registered from Python."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A backend and level that was not chosen, with every reason."""
+
+    backend: str
+    level: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.backend} ({self.level}): {'; '.join(self.reasons)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run for one problem, and why."""
+
+    problem: Problem
+    backend: str
+    level: str
+    why: str
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launch of a unit that really ran."""
+
+    op: str
+    backend: str
+    level: str
+
+
+@dataclass
+class _State:
+    """Process-wide choices, read without locks."""
+
+    forced: list[str] = field(default_factory=list)
+    strict: bool = os.environ.get("CONTNET_FAST_STRICT", "0") == "1"
+    logs: list[list[Run]] = field(default_factory=list)
+    plans: list[list[Plan]] = field(default_factory=list)
+    warned: set[tuple[str, ...]] = field(default_factory=set)
+
+
+REGISTRY: dict[str, Backend] = {}
+_state = _State()
+
+
+def register(backend: Backend) -> None:
+    """Add a backend. The order of registration is the order of preference of ``auto``."""
+    REGISTRY[backend.name] = backend
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that can run here, most preferred first."""
+    return tuple(name for name, backend in REGISTRY.items() if backend.unavailable() is None)
+
+
+def describe() -> dict[str, str]:
+    """Every known backend with ``"available"`` or the reason why not."""
+    return {name: backend.unavailable() or "available" for name, backend in REGISTRY.items()}
+
+
+def check_backend(request: str) -> str:
+    """Return ``request`` (``"auto"``, a backend, or ``"backend:level"``) or raise naming the accepted ones."""
+    name, _, level = request.partition(":") if isinstance(request, str) else ("", "", "")
+    if name != "auto" and name not in REGISTRY:
+        raise choice_error("backend", request, ("auto", *REGISTRY))
+    if level and (name == "auto" or level not in REGISTRY[name].levels):
+        accepted = () if name == "auto" else tuple(f"{name}:{known}" for known in REGISTRY[name].levels)
+        raise choice_error("backend", request, ("auto", *REGISTRY, *accepted))
+    return request
+
+
+def select(problem: Problem, request: str = "auto") -> Plan:
+    """Choose backend and level for ``problem``.
+
+    Args:
+        request: ``"auto"``, a backend name, or ``"backend:level"``. ``use_backend`` overrides it.
+
+    Raises:
+        BackendUnavailable: the requested backend cannot serve, or ``auto`` ends at the reference under
+            ``strict``; the message lists every reason of every candidate.
+    """
+    if _state.forced:
+        request = _state.forced[-1]
+    name, _, wanted = request.partition(":")
+    refused: list[Refusal] = []
+    candidates = tuple(REGISTRY) if name == "auto" else (name,)
+    for candidate in candidates:
+        backend = REGISTRY[candidate]
+        for level in (wanted,) if wanted else backend.levels:
+            reasons = backend.check(problem, level)
+            if not reasons:
+                why = "first backend that serves" if name == "auto" else f"asked for {request!r}"
+                plan = Plan(problem, candidate, level, why, tuple(refused))
+                return _accept(plan, name)
+            refused.append(Refusal(candidate, level, reasons))
+    raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
+
+
+def _reasons(headline: str, refused: list[Refusal] | tuple[Refusal, ...]) -> str:
+    return "\n  ".join([headline + (":" if refused else ""), *map(str, refused)])
+
+
+def _accept(plan: Plan, name: str) -> Plan:
+    if name == "auto" and plan.backend == "reference":
+        if _state.strict:
+            refused = plan.refused or (Refusal("any other", "any", ("no other backend is registered",)),)
+            raise BackendUnavailable(_reasons(f"strict: auto would run {plan.problem.op} on the reference", refused))
+        if plan.problem.device == "cuda" and not torch.compiler.is_compiling():
+            _warn_once(plan)
+    if _state.plans and not torch.compiler.is_compiling():
+        for plans in _state.plans:
+            plans.append(plan)
+    return plan
+
+
+def _warn_once(plan: Plan) -> None:
+    key = tuple(map(str, plan.refused))
+    if key not in _state.warned:
+        _state.warned.add(key)
+        warnings.warn(
+            _reasons(f"{plan.problem.op} on cuda runs on the plain PyTorch reference", plan.refused), stacklevel=4
+        )
+
+
+@contextmanager
+def use_backend(request: str) -> Iterator[None]:
+    """Within the block every call uses this backend (process-wide), whatever it asked for itself."""
+    _state.forced.append(check_backend(request))
+    try:
+        yield
+    finally:
+        _state.forced.pop()
+
+
+@contextmanager
+def strict(enabled: bool = True) -> Iterator[None]:
+    """Within the block ``auto`` raises where it would end at the reference.
+
+    ``CONTNET_FAST_STRICT=1`` in the environment sets it at import.
+    """
+    before, _state.strict = _state.strict, enabled
+    try:
+        yield
+    finally:
+        _state.strict = before
+
+
+@contextmanager
+def record_runs() -> Iterator[list[Run]]:
+    """Collect a :class:`Run` for every unit that runs in the block, recorded where it runs.
+
+    A compiled graph of the reference holds PyTorch's own kernels and none of ours, so it records nothing.
+    """
+    log: list[Run] = []
+    _state.logs.append(log)
+    try:
+        yield log
+    finally:
+        _state.logs = [other for other in _state.logs if other is not log]
+
+
+def record(op: str, backend: str, level: str) -> None:
+    """Called by the units themselves."""
+    if _state.logs:
+        for log in _state.logs:
+            log.append(Run(op, backend, level))
+
+
+@contextmanager
+def record_plans() -> Iterator[list[Plan]]:
+    """Collect the plan of every selection made in the block."""
+    plans: list[Plan] = []
+    _state.plans.append(plans)
+    try:
+        yield plans
+    finally:
+        _state.plans = [other for other in _state.plans if other is not plans]

@@ -1,0 +1,65 @@
+"""Modules whose tensors are nodal values of functions of depth."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..bases import Basis, Matrix, apply_matrix
+from ..timegrid import FloatWeights
+
+
+class BasisModule(nn.Module):
+    """A module with tensors theta_k, k < K, along dimension 0: theta(t) = sum_k phi_k(t) theta_k.
+
+    Register them with :meth:`nodal_parameter`, :meth:`nodal_buffer` and :meth:`nodal_count`; refinement, projection
+    and interpolation then carry all of them to another basis. A field inside a :class:`ContinuousBlock` also defines
+    :meth:`rate`.
+    """
+
+    def __init__(self, basis: Basis) -> None:
+        super().__init__()
+        self.basis = basis
+        self._nodal: dict[str, str] = {}
+
+    def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
+        """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
+        raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
+
+    def nodal_parameter(self, name: str, value: torch.Tensor | None) -> None:
+        """A learnt tensor [K, ...], or ``None`` for an absent one."""
+        self.register_parameter(name, None if value is None else nn.Parameter(value))
+        if value is not None:
+            self._nodal[name] = "parameter"
+
+    def nodal_buffer(self, name: str, value: torch.Tensor | None, *, nonnegative: bool = False) -> None:
+        """A state tensor [K, ...]; ``nonnegative`` ones (variances) are clamped at zero after a projection."""
+        self.register_buffer(name, value)
+        if value is not None:
+            self._nodal[name] = "nonnegative" if nonnegative else "buffer"
+
+    def nodal_count(self, name: str, value: torch.Tensor) -> None:
+        """An integer counter [K]; a new node takes the largest count of the nodes it is made from."""
+        self.register_buffer(name, value)
+        self._nodal[name] = "count"
+
+    def nodal_names(self, kind: str | None = None) -> tuple[str, ...]:
+        """Names of the nodal tensors, of one kind or of all."""
+        return tuple(name for name, k in self._nodal.items() if kind in (None, k))
+
+    @torch.no_grad()
+    def change_basis(self, basis: Basis, matrix: Matrix) -> None:
+        """Replace every nodal tensor by ``matrix`` times it, in place of this module."""
+        self.basis = basis
+        for name, kind in self._nodal.items():
+            value = getattr(self, name)
+            new: torch.Tensor
+            if kind == "parameter":
+                new = nn.Parameter(apply_matrix(matrix, value), requires_grad=value.requires_grad)
+            elif kind == "count":
+                sources = [[k for k, w in enumerate(row) if w] for row in matrix]
+                new = torch.stack([value[k].amax() if k else torch.zeros_like(value[0]) for k in sources])
+            else:
+                new = apply_matrix(matrix, value)
+                new = new.clamp_min(0.0) if kind == "nonnegative" else new
+            setattr(self, name, new)

@@ -1,0 +1,159 @@
+"""The ODE block: a drop-in module that integrates a vector field over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..backends import check_backend
+from ..errors import check_choice, check_count
+from ..functional import basis_solve, conv_solve, rk_solve
+from ..reference.rk import CHECKPOINTS
+from ..reference.statistics import statistics_map
+from ..tableaus import get_tableau
+from ..timegrid import EDGES, TimeGrid, time_grid
+from .basis_module import BasisModule
+from .conv_field import ConvField
+
+
+class ContinuousBlock(nn.Module):
+    """x(1) of dx/dt = field(t, x), x(0) = input, by N equal Runge-Kutta steps (arXiv 2008.02389).
+
+    Args:
+        field: a :class:`ConvField`, any :class:`BasisModule` with ``rate``, or any callable ``field(t, x)`` with t a
+            Python float. ``None`` is refused.
+        scheme: a name in ``contnet_fast.SCHEMES``.
+        n_steps: N.
+        edge: which cell a stage at the right end of its step reads, ``"left"`` or ``"reference_fp32"``.
+        checkpoint: what backward keeps: ``"step"`` the state of each step, ``"none"`` everything, ``"block"`` the
+            input alone. The rest is recomputed; the gradients are the same, those of the discrete solve.
+        backend: ``"auto"``, a backend, or ``"backend:level"``.
+
+    Shape, dtype and memory format of the output are those of the input.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it got and what is accepted.
+        BackendUnavailable: in forward, with every reason.
+    """
+
+    scheme: str
+    n_steps: int
+    edge: str
+    _keep: torch.Tensor
+    _gain: torch.Tensor
+    _counts: torch.Tensor
+
+    def __init__(
+        self,
+        field: nn.Module | Callable[[float, torch.Tensor], torch.Tensor],
+        *,
+        scheme: str = "rk4_classic",
+        n_steps: int = 8,
+        edge: str = "left",
+        checkpoint: str = "step",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not callable(field):
+            raise TypeError(f"field: got {type(field).__name__}, accepted: a module or a callable field(t, x)")
+        self.field: Any = field
+        self.checkpoint = check_choice("checkpoint", checkpoint, CHECKPOINTS)
+        self.backend = check_backend(backend)
+        self.set_manifestation(scheme=scheme, n_steps=n_steps, edge=edge)
+
+    def set_manifestation(
+        self, *, scheme: str | None = None, n_steps: int | None = None, edge: str | None = None
+    ) -> None:
+        """Choose another graph of the same function of depth; what is ``None`` stays. Parameters are untouched."""
+        name = self.scheme if scheme is None else get_tableau(scheme).name
+        count = self.n_steps if n_steps is None else check_count("n_steps", n_steps)
+        rule = self.edge if edge is None else check_choice("edge", edge, EDGES)
+        grid = time_grid(name, count, self.field.basis, edge=rule) if self._has_basis else None
+        self.scheme, self.n_steps, self.edge = name, count, rule
+        self.grid: TimeGrid | None = grid
+        if isinstance(self.field, ConvField) and self.field.spec.norm == "batch":
+            self._set_statistics_map(self.field, time_grid(name, count, self.field.basis, edge=rule))
+
+    def refresh(self) -> None:
+        """Resolve the time grid anew after the field changed its basis."""
+        self.set_manifestation()
+
+    @property
+    def _has_basis(self) -> bool:
+        return isinstance(self.field, BasisModule)
+
+    def _set_statistics_map(self, field: ConvField, grid: TimeGrid) -> None:
+        keep, gain = statistics_map(grid, field.stats, field.momentum)
+        counts = torch.tensor([grid.evaluations(k) for k in range(grid.basis.size)])
+        like = field.norm1_mean
+        for name, value in (("_keep", keep.to(like)), ("_gain", gain.to(like)), ("_counts", counts.to(like.device))):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W]."""
+        return self._solve(x, return_steps=False)
+
+    def trajectory(self, x: torch.Tensor) -> torch.Tensor:
+        """The states at all N + 1 grid points, [N + 1, *x.shape]. Running statistics are updated as in forward."""
+        return self._solve(x, return_steps=True)
+
+    def _solve(self, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+        if isinstance(self.field, ConvField):
+            return self._solve_conv(self.field, x, return_steps=return_steps)
+        self._check_recompute()
+        if self.grid is not None:
+            return basis_solve(
+                self.field.rate,
+                x,
+                grid=self.grid,
+                return_steps=return_steps,
+                checkpoint=self.checkpoint,
+                backend=self.backend,
+            )
+        return rk_solve(
+            self.field,
+            x,
+            scheme=self.scheme,
+            n_steps=self.n_steps,
+            return_steps=return_steps,
+            checkpoint=self.checkpoint,
+            backend=self.backend,
+        )
+
+    def _solve_conv(self, field: ConvField, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+        assert self.grid is not None
+        y, batch = conv_solve(
+            x,
+            field.nodes(),
+            spec=field.spec,
+            grid=self.grid,
+            training=self.training,
+            checkpoint=self.checkpoint,
+            return_steps=return_steps,
+            backend=self.backend,
+        )
+        if batch is not None and x.numel():
+            field.update_statistics(batch, self._keep, self._gain, self._counts)
+        return y
+
+    def _check_recompute(self) -> None:
+        """Recomputing a field that moves running statistics would move them twice."""
+        if self.checkpoint == "none" or not torch.is_grad_enabled() or not isinstance(self.field, nn.Module):
+            return
+        for name, module in self.field.named_modules():
+            moving = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            if moving and module.training:
+                raise ValueError(
+                    f"checkpoint: got {self.checkpoint!r} with field.{name} updating running statistics in training, "
+                    "accepted there: 'none' (recomputing would update them twice)"
+                )
+
+    def extra_repr(self) -> str:
+        """Shown by ``print``."""
+        return (
+            f"scheme={self.scheme!r}, n_steps={self.n_steps}, edge={self.edge!r}, "
+            f"checkpoint={self.checkpoint!r}, backend={self.backend!r}"
+        )

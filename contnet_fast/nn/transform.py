@@ -1,0 +1,162 @@
+"""Another basis or another graph for every block of a model: refine, project, interpolate, set_manifestation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..bases import Basis, Matrix, apply_matrix, interpolation_matrix, projection_matrix, refinement_matrix
+from ..errors import check_choice, check_number
+from .basis_module import BasisModule
+from .block import ContinuousBlock
+
+Net = TypeVar("Net", bound=nn.Module)
+
+# optimiser states that hold second moments and must stay nonnegative
+_NONNEGATIVE_STATES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
+
+
+def blocks(net: nn.Module) -> list[ContinuousBlock]:
+    """The ODE blocks of a model, in order of registration."""
+    return [module for module in net.modules() if isinstance(module, ContinuousBlock)]
+
+
+def refine(net: Net, *, variance: float = 0.0) -> Net:
+    """A new model with the next finer basis everywhere: K -> 2K, for ``hat`` 2K - 1; theta(t) is unchanged.
+
+    At the same ``n_steps`` the function is the same (bit for bit with piecewise constants). Double ``n_steps`` with
+    :func:`set_manifestation` to refine in depth as arXiv 2008.02389 does. Running statistics go along.
+
+    Args:
+        variance: v > 0 multiplies nodal weights and biases (not norms or skips) by 1 + v * randn, as the published
+            experiments did.
+    """
+    if check_number("variance", variance) < 0:
+        raise ValueError(f"variance: got {variance}, accepted: a finite number >= 0")
+    new = _rebase(net, Basis.refined, lambda old, _: refinement_matrix(old))
+    if variance:
+        with torch.no_grad():
+            for module in _basis_modules(new):
+                for name in module.nodal_names("parameter"):
+                    if name.startswith("conv"):
+                        value = getattr(module, name)
+                        value.mul_(1.0 + variance * torch.randn_like(value))
+    return new
+
+
+def project(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
+    """A new model whose functions of depth are the L2 projections onto another basis (arXiv 2106.10820).
+
+    With fewer functions this is compression without retraining; running statistics are projected along.
+    ``basis=None`` keeps the kind of basis.
+    """
+    return _rebase(net, lambda old: Basis(basis or old.name, n_basis), projection_matrix)
+
+
+def interpolate(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
+    """As :func:`project`, by interpolation at the nodes of the new basis."""
+    return _rebase(net, lambda old: Basis(basis or old.name, n_basis), interpolation_matrix)
+
+
+def set_manifestation(
+    net: Net, *, scheme: str | None = None, n_steps: int | None = None, edge: str | None = None
+) -> Net:
+    """Give every block another scheme, step count or edge rule, in place; parameters are untouched.
+
+    Returns:
+        ``net`` itself. Nothing changes if an argument is refused.
+    """
+    found = blocks(net)
+    if not found:
+        raise ValueError(f"net: got {type(net).__name__} without a ContinuousBlock, accepted: a model with blocks")
+    before = [(block.scheme, block.n_steps, block.edge) for block in found]
+    try:
+        for block in found:
+            block.set_manifestation(scheme=scheme, n_steps=n_steps, edge=edge)
+    except (TypeError, ValueError):
+        for block, (old_scheme, old_steps, old_edge) in zip(found, before, strict=True):
+            block.set_manifestation(scheme=old_scheme, n_steps=old_steps, edge=old_edge)
+        raise
+    return net
+
+
+def carry_optimizer(
+    optimizer: torch.optim.Optimizer, old_net: nn.Module, new_net: nn.Module, *, state: str = "carry"
+) -> torch.optim.Optimizer:
+    """The optimiser of ``old_net`` for ``new_net``, which came from it by :func:`refine` or :func:`project`.
+
+    Hyperparameters and parameter groups are kept. With ``state="carry"`` momentum buffers and the like follow their
+    parameters into the new basis (second moments are clamped at zero); with ``"reset"`` they are dropped, as the
+    code published with arXiv 2008.02389 does.
+
+    Raises:
+        ValueError: an optimised parameter that ``old_net`` or ``new_net`` does not have.
+    """
+    check_choice("state", state, ("carry", "reset"))
+    names = {id(parameter): name for name, parameter in old_net.named_parameters()}
+    targets = dict(new_net.named_parameters())
+    groups = []
+    for group in optimizer.param_groups:
+        missing = [i for i, p in enumerate(group["params"]) if names.get(id(p)) not in targets]
+        if missing:
+            raise ValueError(
+                f"optimizer: got {len(missing)} parameters that old_net or new_net lacks, accepted: parameters of both"
+            )
+        groups.append({**group, "params": [targets[names[id(p)]] for p in group["params"]]})
+    new = type(optimizer)(groups, **optimizer.defaults)
+    if state == "reset":
+        return new
+    matrices = _state_matrices(old_net, new_net)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in optimizer.state:
+                name = names[id(parameter)]
+                new.state[targets[name]] = {
+                    key: _carry(key, value, parameter, matrices.get(name))
+                    for key, value in optimizer.state[parameter].items()
+                }
+    return new
+
+
+def _basis_modules(net: nn.Module) -> list[BasisModule]:
+    found = [module for module in net.modules() if isinstance(module, BasisModule)]
+    if not found:
+        raise ValueError(f"net: got {type(net).__name__} without a function of depth, accepted: a model with blocks")
+    return found
+
+
+def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis, Basis], Matrix]) -> Net:
+    plans = [(module.basis, target(module.basis)) for module in _basis_modules(net)]
+    new = copy.deepcopy(net)
+    for module, (old, wanted) in zip(_basis_modules(new), plans, strict=True):
+        module.change_basis(wanted, matrix(old, wanted))
+    for block in blocks(new):
+        block.refresh()
+    return new
+
+
+def _state_matrices(old_net: nn.Module, new_net: nn.Module) -> dict[str, Matrix]:
+    """Parameter name -> the exact map of its nodes, for parameters whose basis changed."""
+    new_modules = dict(new_net.named_modules())
+    matrices = {}
+    for path, module in old_net.named_modules():
+        if isinstance(module, BasisModule):
+            other = new_modules[path]
+            assert isinstance(other, BasisModule)
+            if other.basis != module.basis:
+                for name in module.nodal_names("parameter"):
+                    matrices[f"{path}.{name}" if path else name] = projection_matrix(module.basis, other.basis)
+    return matrices
+
+
+def _carry(key: str, value: object, parameter: torch.Tensor, matrix: Matrix | None) -> object:
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
+    if matrix is None or value.shape != parameter.shape:
+        return value.clone()
+    carried = apply_matrix(matrix, value)
+    return carried.clamp_min(0.0) if key in _NONNEGATIVE_STATES else carried

@@ -1,0 +1,11 @@
+"""The one boundary between Python and kernels: schemas, fakes and derivatives."""
+
+from ..backends import REGISTRY
+from .autograd import RKCombine, RKCombineError
+from .schemas import define, implement, lookup
+
+for _backend in REGISTRY.values():
+    for _op, (_function, _key) in _backend.implementations().items():
+        implement(_op, _backend.name, _function, _key)
+
+__all__ = ["RKCombine", "RKCombineError", "define", "implement", "lookup"]

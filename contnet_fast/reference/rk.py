@@ -1,0 +1,109 @@
+"""Explicit Runge-Kutta in plain PyTorch: the definition that every backend must equal.
+
+y_s = y + h * sum_{j<s} a_sj k_j,  k_s = f(t + c_s h, y_s),  y1 = y + h * sum_j b_j k_j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+
+Aux = tuple[torch.Tensor, ...]
+Stage = Callable[[int, int, torch.Tensor], tuple[torch.Tensor, Aux]]
+Combine = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
+
+CHECKPOINTS = ("step", "none", "block")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of Runge-Kutta sums: float32 for 16-bit floats, otherwise the dtype itself."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return torch.float32
+    return torch.complex64 if dtype == torch.complex32 else dtype
+
+
+def rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """y + sum_j coefficients[j] * ks[j], summed in :func:`accumulation_dtype`, returned in the dtype of ``y``.
+
+    Terms with a zero coefficient are left out. Differentiable any number of times.
+    """
+    dtype = accumulation_dtype(y.dtype)
+    total = y.to(dtype)
+    for coefficient, k in zip(coefficients, ks, strict=True):
+        if coefficient != 0.0:
+            total = torch.add(total, k.to(dtype), alpha=coefficient)
+    return total.to(y.dtype)
+
+
+def rk_error_norm(
+    y: torch.Tensor,
+    y1: torch.Tensor,
+    ks: Sequence[torch.Tensor],
+    error_coefficients: Sequence[float],
+    *,
+    rtol: float,
+    atol: float,
+) -> torch.Tensor:
+    """RMS of e / (atol + rtol * max(|y|, |y1|)) with e = sum_j error_coefficients[j] * ks[j]; a real 0-d tensor."""
+    dtype = accumulation_dtype(y.dtype)
+    error = rk_combine(torch.zeros_like(y, dtype=dtype), ks, error_coefficients).abs()
+    scale = atol + rtol * torch.maximum(y.to(dtype).abs(), y1.to(dtype).abs())
+    if y.numel() == 0:
+        return error.sum()
+    return (error / scale).square().mean().sqrt()
+
+
+def rk_solve(
+    stage: Stage,
+    y: torch.Tensor,
+    *,
+    stage_rows: Sequence[Sequence[float]],
+    update: Sequence[float],
+    n_steps: int,
+    checkpoint: str = "none",
+    preserve_rng_state: bool = False,
+    return_steps: bool = False,
+    combine: Combine = rk_combine,
+) -> tuple[torch.Tensor, list[Aux]]:
+    """Integrate ``n_steps`` equal steps of an explicit Runge-Kutta scheme.
+
+    Args:
+        stage: ``stage(i, s, y_s) -> (k_s, aux)``, the field at stage s of step i; ``aux`` are tensors to hand back.
+        y: the state at t0. Its dtype and memory format are those of the result.
+        stage_rows: h * a_sj for each stage. update: h * b_j.
+        checkpoint: ``"step"`` keeps the state at each step for backward and recomputes the stages, ``"none"``
+            keeps everything, ``"block"`` keeps ``y`` alone. Gradients are those of the discrete solve in each.
+        preserve_rng_state: replay the random state when recomputing; fields with dropout need it.
+        return_steps: return the states at all grid points, [n_steps + 1, *y.shape].
+        combine: the stage combination, :func:`rk_combine` or an equal of it.
+
+    Returns:
+        The state at t1 (or all states) and the list of ``aux``, one for each evaluation in order.
+    """
+
+    def step(i: int, state: torch.Tensor) -> tuple[torch.Tensor, list[Aux]]:
+        ks: list[torch.Tensor] = []
+        auxes: list[Aux] = []
+        for s, row in enumerate(stage_rows):
+            k, aux = stage(i, s, combine(state, ks, row) if s else state)
+            ks.append(k)
+            auxes.append(aux)
+        return combine(state, ks, update), auxes
+
+    def run(state: torch.Tensor) -> tuple[torch.Tensor, list[Aux]]:
+        states, auxes = [state], []
+        for i in range(n_steps):
+            if checkpoint == "step" and torch.is_grad_enabled():
+                state, new = recompute(step, i, state, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+            else:
+                state, new = step(i, state)
+            auxes += new
+            if return_steps:
+                states.append(state)
+        return (torch.stack(states) if return_steps else state), auxes
+
+    if checkpoint == "block" and torch.is_grad_enabled():
+        return recompute(run, y, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+    return run(y)
