@@ -1,0 +1,21 @@
+"""Looking at trained networks: other graphs of the same weights, compression, convergence, ResNets as integrators.
+
+``plots`` needs matplotlib (the extra ``train``) and is imported on its own.
+"""
+
+from .accuracy import Score, evaluate
+from .convergence import convergence, observed_order
+from .manifestation import Manifestation, compression_table, halvings, measure, refinement_table, sweep
+
+__all__ = [
+    "Manifestation",
+    "Score",
+    "compression_table",
+    "convergence",
+    "evaluate",
+    "halvings",
+    "measure",
+    "observed_order",
+    "refinement_table",
+    "sweep",
+]

@@ -1,0 +1,59 @@
+"""Accuracy in eval mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Score:
+    """Fraction of right answers, mean cross-entropy in nats, and the time of the forward passes."""
+
+    accuracy: float
+    loss: float
+    n_images: int
+    seconds_per_image: float
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    batch_size: int = 512,
+    amp_dtype: torch.dtype | None = None,
+) -> Score:
+    """Score a classifier in eval mode; its training mode is restored and nothing of it changes.
+
+    Args:
+        images: [N, ...], given to ``prepare`` batch by batch. labels: int64 [N], on the same device.
+        amp_dtype: autocast dtype, ``None`` for none.
+    """
+    was_training = net.training
+    net.eval()
+    device = images.device
+    context = torch.autocast(device.type, dtype=amp_dtype) if amp_dtype else nullcontext()
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    start = time.perf_counter()
+    try:
+        with context:
+            for first in range(0, len(labels), batch_size):
+                wanted = labels[first : first + batch_size]
+                logits = net(prepare(images[first : first + batch_size])).float()
+                loss += F.cross_entropy(logits, wanted, reduction="sum")
+                right += (logits.argmax(1) == wanted).sum()
+    finally:
+        net.train(was_training)
+    n = len(labels)
+    accuracy, mean_loss = right.item() / n, loss.item() / n  # waits for the device
+    return Score(accuracy, mean_loss, n, (time.perf_counter() - start) / n)

@@ -1,0 +1,130 @@
+"""ResNets as integrators: what a network learns inside one scheme, seen at other step sizes.
+
+The study of arXiv 2008.02389, section 4, on the nonlinear pendulum theta'' = -g sin theta: a small network is the
+rate of an ODE and is trained to make one step of size dt inside one scheme. Inside Euler (a residual network) it
+learns the flow map of that dt: its error is least at its own dt and grows as the step shrinks. Inside RK4 it learns
+the field: its error settles at a floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..functional import rk_solve
+
+GRAVITY = 9.81
+START = (0.75 * math.pi, 0.0)
+RATIOS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005)
+
+
+def pendulum(t: float, y: torch.Tensor) -> torch.Tensor:
+    """(theta', -g sin theta) for states (theta, theta') along the last dimension."""
+    return torch.stack([y[..., 1], -GRAVITY * torch.sin(y[..., 0])], -1)
+
+
+def trajectory(dt: float, n_steps: int) -> torch.Tensor:
+    """States at 0, dt, ..., n_steps dt from 3/4 pi at rest, [n_steps + 1, 2] float64, by dopri8 to about 1e-12."""
+    fine = max(1, math.ceil(dt / 0.02))
+    y0 = torch.tensor(START, dtype=torch.float64)
+    states = rk_solve(
+        pendulum, y0, scheme="dopri8", n_steps=n_steps * fine, t1=dt * n_steps, return_steps=True, backend="reference"
+    )
+    return states[::fine]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Errors of one trained network. ``errors[i]`` is the norm of the state's error at ``t_end`` for ``steps[i]``."""
+
+    scheme: str
+    dt: float
+    steps: tuple[float, ...]
+    errors: tuple[float, ...]
+    loss: float
+
+    @property
+    def at_dt(self) -> float:
+        """The error at the training step size."""
+        return self.errors[self.steps.index(self.dt)]
+
+    @property
+    def at_zero(self) -> float:
+        """The error at the smallest step size."""
+        return self.errors[self.steps.index(min(self.steps))]
+
+    @property
+    def growth(self) -> float:
+        """Error at the smallest step over the error at the training step."""
+        return self.at_zero / self.at_dt
+
+
+def study(
+    scheme: str,
+    dt: float,
+    *,
+    t_data: float = 40.0,
+    t_end: float = 2.0,
+    ratios: Sequence[float] = RATIOS,
+    iterations: int = 4000,
+    batch_size: int = 256,
+    lr: float = 5e-3,
+    hidden: int = 50,
+    seed: int = 0,
+) -> StudyResult:
+    """Train a 2-``hidden``-2 tanh network inside ``scheme`` on steps of size ``dt`` and evaluate it at other sizes.
+
+    Args:
+        t_data: length of the training trajectory. t_end: where errors are measured.
+        ratios: the steps evaluated over dt; 1 must be among them.
+        iterations, batch_size, lr: of Adam, with the rate falling to zero by a cosine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    states = trajectory(dt, round(t_data / dt))
+    inputs, targets = states[:-1], states[1:]
+    net = _network(hidden, generator)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    loss = torch.zeros(())
+    for _ in range(iterations):
+        index = torch.randint(0, len(inputs), (batch_size,), generator=generator)
+        predicted = rk_solve(lambda t, y: net(y), inputs[index], scheme=scheme, n_steps=1, t1=dt, backend="reference")
+        loss = (predicted - targets[index]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    steps = tuple(ratio * dt for ratio in ratios)
+    return StudyResult(scheme, dt, steps, tuple(_errors(net, scheme, steps, t_end)), float(loss.detach()))
+
+
+def true_errors(scheme: str, steps: Sequence[float], *, t_end: float = 2.0) -> list[float]:
+    """Errors of the scheme on the true field at ``t_end``, for comparison."""
+    return _errors(None, scheme, steps, t_end)
+
+
+@torch.no_grad()
+def _errors(net: nn.Module | None, scheme: str, steps: Sequence[float], t_end: float) -> list[float]:
+    exact = trajectory(t_end / 100, 100)[-1]
+    field = pendulum if net is None else (lambda t, y: net(y))
+    errors = []
+    for h in steps:
+        y0 = torch.tensor(START, dtype=torch.float64)
+        y = rk_solve(field, y0, scheme=scheme, n_steps=round(t_end / h), t1=t_end, backend="reference")
+        errors.append(float((y - exact).norm()))
+    return errors
+
+
+def _network(hidden: int, generator: torch.Generator) -> nn.Module:
+    layers = (nn.Linear(2, hidden), nn.Linear(hidden, 2))
+    net = nn.Sequential(layers[0], nn.Tanh(), layers[1]).double()
+    with torch.no_grad():
+        for layer in layers:
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+    return net

@@ -1,0 +1,103 @@
+"""One set of weights on many graphs: accuracy against scheme and number of steps (arXiv 2008.02389, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..bases import Basis
+from ..nn import blocks, project, refine, set_manifestation
+from ..tableaus import get_tableau
+from .accuracy import Score
+
+Scorer = Callable[[nn.Module], Score]
+
+
+@dataclass(frozen=True)
+class Manifestation:
+    """The score of one graph. ``evaluations`` counts the calls of the field in a block."""
+
+    scheme: str
+    n_steps: int
+    evaluations: int
+    n_basis: int
+    parameters: int
+    score: Score
+
+
+def measure(net: nn.Module, score: Scorer) -> Manifestation:
+    """The score of the graph that ``net`` is set to."""
+    block = blocks(net)[0]
+    stages = get_tableau(block.scheme).n_solution_stages
+    size = sum(p.numel() for p in net.parameters())
+    return Manifestation(block.scheme, block.n_steps, stages * block.n_steps, block.field.basis.size, size, score(net))
+
+
+def sweep(
+    net: nn.Module,
+    score: Scorer,
+    *,
+    schemes: Sequence[str],
+    steps: Sequence[int],
+    done: Callable[[Manifestation], object] = lambda _: None,
+) -> list[Manifestation]:
+    """Score ``net`` on every graph of ``schemes`` x ``steps``; weights and running statistics stay as they are.
+
+    Args:
+        score: gives the :class:`Score` of a network. done: called after each graph.
+
+    Returns:
+        One row for each graph, scheme by scheme. The net is set back to the graph it came with.
+
+    Raises:
+        ValueError, TypeError: an unknown scheme or impossible step count, before anything is scored.
+    """
+    rows = []
+    before = [(block, block.scheme, block.n_steps) for block in blocks(net)]
+    graphs = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
+    try:
+        for scheme, n in graphs:
+            set_manifestation(net, scheme=scheme, n_steps=n)
+        for scheme, n in graphs:
+            rows.append(measure(set_manifestation(net, scheme=scheme, n_steps=n), score))
+            done(rows[-1])
+    finally:
+        for block, scheme, n in before:
+            block.set_manifestation(scheme=scheme, n_steps=n)
+    return rows
+
+
+def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) -> list[Manifestation]:
+    """Score the projections of ``net`` onto fewer basis functions, at its own N and at N = K; no retraining.
+
+    The first row is ``net`` itself (arXiv 2106.10820, section 5).
+    """
+    rows = [measure(net, score)]
+    n_steps = blocks(net)[0].n_steps
+    for size in sizes:
+        smaller = project(net, n_basis=size)
+        for n in sorted({n_steps, min(size, n_steps)}, reverse=True):
+            rows.append(measure(set_manifestation(smaller, n_steps=n), score))
+    return rows
+
+
+def refinement_table(net: nn.Module, score: Scorer) -> list[Manifestation]:
+    """Score ``net``, its refinement at the same N (the same function), and at 2N (the integrator's error moves)."""
+    finer = refine(net)
+    n_steps = blocks(net)[0].n_steps
+    rows = [measure(net, score)]
+    for n in (n_steps, 2 * n_steps):
+        rows.append(measure(set_manifestation(finer, n_steps=n), score))
+    return rows
+
+
+def halvings(basis: Basis) -> list[int]:
+    """Sizes below that of ``basis`` by repeated halving, as far as the basis allows."""
+    least = 2 if basis.name == "piecewise_linear" else 1
+    sizes, size = [], basis.size // 2
+    while size >= least and not (basis.name == "piecewise_linear" and size % 2):
+        sizes.append(size)
+        size //= 2
+    return sizes

@@ -1,0 +1,287 @@
+"""``contnet-fast train | eval | explain | recipes | info | demo``.
+
+Bad input ends with one line on standard error and exit status 2, a run that diverges with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from .training import Config, Data, Run
+
+RESUMABLE = ("device", "data_path", "save_every", "tensorboard")  # settings that do not change the result
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, with the nearest option for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        word = next((w for w in words if w.startswith("-")), words[0])
+        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
+        self.error(f"unknown argument {word}" + (f", did you mean {near[0]}?" if near else ""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        commands[arguments.command].unknown(unknown)
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return command(arguments)
+    except (ValueError, TypeError, BackendUnavailable) as error:
+        if arguments.traceback:
+            raise
+        return _fail(arguments.command, error, 2)
+    except ModuleNotFoundError as error:
+        if arguments.traceback or (error.name or "").startswith("contnet_fast"):
+            raise
+        return _fail(arguments.command, f"needs the extra 'train': pip install 'contnet-fast[train]' ({error})", 2)
+    except OSError as error:
+        return _fail(arguments.command, f"{error.strerror or error}: {error.filename or ''}", 2)
+    except RuntimeError as error:
+        if arguments.traceback or type(error).__name__ != "TrainingError":
+            raise
+        return _fail(arguments.command, error, 1)
+    except KeyboardInterrupt:
+        return _fail(arguments.command, "interrupted; go on with contnet-fast train --resume RUN", 130)
+
+
+def _fail(command: str, error: object, status: int) -> int:
+    print(f"contnet-fast {command}: error: {error}", file=sys.stderr)
+    return status
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(prog="contnet-fast", description="Fast continuous-depth networks.", allow_abbrev=False)
+    group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands: dict[str, _Parser] = {}
+
+    def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> _Parser:
+        command = group.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        command.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        commands[name] = command
+        return command
+
+    train = add("train", "train a network", _train)
+    train.add_argument("--recipe", help="preset to start from; see contnet-fast recipes")
+    train.add_argument("--config", metavar="FILE", help="TOML file with settings")
+    train.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/<name>)")
+    train.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was interrupted")
+    train.add_argument("--download", action="store_true", help="fetch the data set by torchvision")
+    _add_settings(train)
+
+    evaluate = add("eval", "accuracy of a run's network on other graphs, and after compression", _eval)
+    evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    evaluate.add_argument("--schemes", nargs="+", default=["euler", "midpoint", "rk4", "rk4_classic"])
+    evaluate.add_argument("--steps", nargs="+", help="numbers of steps (default: around that of the run)")
+    evaluate.add_argument("--split", default="test", help="test, valid or train")
+    evaluate.add_argument("--checkpoint", default="best", help="best or last")
+    evaluate.add_argument("--project", metavar="K", help="compress to K basis functions first, without retraining")
+    evaluate.add_argument("--basis", help="project to this basis (default: that of the run)")
+    evaluate.add_argument("--batch-size", default="512")
+    evaluate.add_argument("--data-path", help="where the data set is, if not where the run had it")
+    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--out", metavar="DIR", type=Path, help="folder for table and picture (default: RUN/eval)")
+
+    explain = add("explain", "which backend runs each block of a run's network, and why", _explain)
+    explain.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    explain.add_argument("--batch-size", default="128")
+    explain.add_argument("--device", default="auto")
+    explain.add_argument("--training", action="store_true", help="as in training, not in evaluation")
+
+    recipes = add("recipes", "list the presets, or show one as TOML", _recipes)
+    recipes.add_argument("recipe", nargs="?", help="preset to show")
+
+    info = add("info", "versions and backends of this installation", _info)
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+    demo = add("demo", "train, refine, evaluate and compress a ContinuousNet on handwritten digits", _demo)
+    demo.add_argument("--out", metavar="DIR", type=Path, help="folder for runs and pictures (default: runs/demo)")
+    demo.add_argument("--epochs", default="24", help="epochs of each of the two trainings")
+    demo.add_argument("--seed", default="1")
+    return parser, commands
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of the settings. They need no extra, so that --help always works."""
+    from .training.config import FIELDS
+
+    group = parser.add_argument_group("settings", "each overrides the recipe and the TOML file")
+    for name, field in FIELDS.items():
+        option, text, choices = f"--{name.replace('_', '-')}", field.metadata["help"], field.metadata["choices"]
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = f"{text} ({', '.join(choices)})" if choices else text
+        shown = f"{shown} [{default}]" if default not in (None, "") else shown
+        if isinstance(field.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser_kwargs: dict[str, Any] = {"action": action, "default": None}
+        else:
+            parser_kwargs = {"default": None, "metavar": "VALUE"}
+        group.add_argument(option, dest=f"set_{name}", help=shown.replace("%", "%%"), **parser_kwargs)
+
+
+def _count(name: str, text: str, minimum: int = 1) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise ValueError(f"{name}: got {text!r}, accepted: an int >= {minimum}")
+    return value
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .training import load_data, make_config, train
+    from .training.progress import ConsoleReporter
+
+    settings = {k.removeprefix("set_"): v for k, v in vars(arguments).items() if k.startswith("set_") and v is not None}
+    if arguments.resume is not None:
+        config, out = _resumed(arguments, settings)
+    else:
+        config = make_config(arguments.recipe, toml=arguments.config, overrides=settings)
+        out = arguments.out or _free_folder(Path("runs") / (arguments.recipe or config.data))
+        if (out / "config.json").exists():
+            raise ValueError(f"out: got {out}, which holds a run, accepted: a new folder, or --resume {out}")
+    data = _data(config, download=arguments.download, load=load_data)
+    console = Console(highlight=False, soft_wrap=True)
+    with ConsoleReporter(console) as reporter:
+        result = train(config, data, out, reporter=reporter, resume=arguments.resume is not None)
+    console.print(
+        f"test accuracy {100 * result.test.accuracy:.2f} % of {result.test.n_images} images (weights of epoch "
+        f"{result.best['epoch']}, chosen by validation {100 * result.best['valid_accuracy']:.2f} %); "
+        f"last weights {100 * result.last_test.accuracy:.2f} %"
+    )
+    console.print(f"run in {out}" + (f"; other graphs: contnet-fast eval {out}" if config.is_continuous else ""))
+    return 0
+
+
+def _resumed(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Config, Path]:
+    """The settings of an interrupted run; only those that cannot change its result may be given anew."""
+    from .training import open_run
+    from .training.config import parse
+
+    for name in ("recipe", "config", "out"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"{name}: got {getattr(arguments, name)} with --resume, accepted: none")
+    config = open_run(arguments.resume).config
+    values = {name: parse(name, v) if isinstance(v, str) else v for name, v in settings.items()}
+    for name, value in values.items():
+        began = getattr(config, name)
+        if name not in RESUMABLE and value != began:
+            raise ValueError(f"{name}: got {value} with --resume, accepted: {began}, as the run began")
+    return type(config)(**{**config.as_dict(), **values}), arguments.resume
+
+
+def _free_folder(wanted: Path) -> Path:
+    """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist."""
+    folder, n = wanted, 2
+    while folder.exists():
+        folder, n = wanted.with_name(f"{wanted.name}-{n}"), n + 1
+    return folder
+
+
+def _data(config: Config, *, load: Callable[..., Data], download: bool = False, path: str | None = None) -> Data:
+    place = path if path is not None else config.data_path
+    return load(config.data, place, valid_fraction=config.valid_fraction, limit=config.limit, download=download)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from .errors import check_choice
+    from .training import open_run
+    from .training.report import EvalRequest, evaluate_run
+
+    run = open_run(arguments.run_folder)
+    if not run.config.is_continuous:
+        raise ValueError(f"run: got a {run.config.model}, accepted: a network with ODE blocks")
+    request = EvalRequest(
+        schemes=tuple(arguments.schemes),
+        steps=tuple(_count("steps", n) for n in arguments.steps) if arguments.steps else (),
+        split=check_choice("split", arguments.split, ("test", "valid", "train")),
+        checkpoint=check_choice("checkpoint", arguments.checkpoint, ("best", "last")),
+        project=None if arguments.project is None else _count("project", arguments.project),
+        basis=arguments.basis,
+        batch_size=_count("batch_size", arguments.batch_size),
+        data_path=arguments.data_path,
+        device=arguments.device,
+    )
+    evaluate_run(run, request, arguments.out or arguments.run_folder / "eval")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .explain import explain
+    from .training import load_net, open_run
+    from .training.build import pick_device
+
+    run = open_run(arguments.run_folder)
+    device = pick_device(arguments.device)
+    batch = _count("batch_size", arguments.batch_size)
+    net, record = load_net(run, device=device)
+    print(f"{_title(run)}, weights of epoch {record['epoch']}, on {device.type}")
+    print(explain(net.train(arguments.training), torch.zeros(batch, *run.image_shape, device=device)))
+    return 0
+
+
+def _title(run: Run) -> str:
+    return f"{run.folder}: {run.config.model} on {run.config.data}"
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from .errors import check_choice
+    from .training.config import RECIPES
+
+    names = list(RECIPES) if arguments.recipe is None else [check_choice("recipe", arguments.recipe, RECIPES)]
+    if arguments.recipe is None:
+        width = max(map(len, names))
+        for name in names:
+            settings = "  ".join(f"{key}={_toml(value)}" for key, value in RECIPES[name].items())
+            print(f"{name.ljust(width)}  {settings}")
+        return 0
+    for key, value in RECIPES[names[0]].items():
+        print(f"{key} = {_toml(value)}")
+    return 0
+
+
+def _toml(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from .info import info
+
+    print(json.dumps(info().as_dict(), indent=1) if arguments.json else info())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    run_demo(
+        arguments.out or _free_folder(Path("runs") / "demo"),
+        epochs=_count("epochs", arguments.epochs, 4),
+        seed=_count("seed", arguments.seed, 0),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

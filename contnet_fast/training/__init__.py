@@ -1,0 +1,42 @@
+"""Training: settings and recipes, data sets, the loop with exact resume. Needs the extra ``train``.
+
+Names are imported when they are used, so that the settings alone need no extra.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import RECIPES, Config, make_config
+    from .data import Data, Split, load_data
+    from .loop import Result, TrainingError, train
+    from .run import Run, load_net, open_run
+
+_HOMES = {
+    "config": ("RECIPES", "Config", "make_config"),
+    "data": ("Data", "Split", "load_data"),
+    "loop": ("Result", "TrainingError", "train"),
+    "run": ("Run", "load_net", "open_run"),
+}
+
+__all__ = [
+    "RECIPES",
+    "Config",
+    "Data",
+    "Result",
+    "Run",
+    "Split",
+    "TrainingError",
+    "load_data",
+    "load_net",
+    "make_config",
+    "open_run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,75 @@
+"""From a :class:`Config` to a network, an optimiser and a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import ContinuousNet, PreActResNet, WideContinuousNet, WideResNet
+from .config import Config
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is a device, else the CPU.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    count = torch.cuda.device_count()
+    if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < count):
+        return device
+    raise ValueError(f"device: got {name!r}, accepted: auto, cpu, cuda or cuda:<index> ({count} CUDA devices are here)")
+
+
+def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module:
+    """The network of ``config`` before any refinement."""
+    if config.model == "resnet":
+        return PreActResNet(in_channels, num_classes, depth=config.depth, width=config.width)
+    if config.model == "wide-resnet":
+        sizes = {"depth": config.depth, "width": config.width, "widen_factor": config.widen_factor}
+        return WideResNet(in_channels, num_classes, **sizes)
+    options: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in (
+            *("width", "n_basis", "n_steps", "scheme", "basis", "norm", "eps"),
+            *("skip_init", "edge", "stats", "checkpoint", "backend"),
+        )
+    }
+    if config.model == "continuousnet":
+        return ContinuousNet(in_channels, num_classes, order=config.order, **options)
+    if config.order != "pre":
+        raise ValueError(f"order: got {config.order!r} with model {config.model!r}, accepted: 'pre'")
+    return WideContinuousNet(in_channels, num_classes, widen_factor=config.widen_factor, **options)
+
+
+def build_on(config: Config, in_channels: int, num_classes: int, device: torch.device) -> nn.Module:
+    """:func:`build_model` on a device, in the memory format of ``config``."""
+    net = build_model(config, in_channels, num_classes)
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    return net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW, with the same weight decay on every parameter, as the papers' runs have."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            net.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+    return torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+
+def amp_dtype(config: Config) -> torch.dtype | None:
+    """The autocast dtype, or ``None``."""
+    return None if config.amp == "none" else getattr(torch, config.amp)

@@ -1,0 +1,274 @@
+"""What a training run is: one frozen dataclass, recipes as presets, TOML files and command-line overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bases import ALIASES as BASIS_ALIASES
+from ..bases import BASES
+from ..errors import choice_error
+from ..reference.rk import CHECKPOINTS
+from ..reference.statistics import STATS
+from ..spec import NORMS, ORDERS
+from ..tableaus import ALIASES, SCHEMES
+from ..timegrid import EDGES
+
+MODELS = ("continuousnet", "wide-continuousnet", "resnet", "wide-resnet")
+DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic")
+
+
+def _option(
+    default: Any, text: str, *, choices: Sequence[str] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """A field with its help text and the values it accepts; ``low`` and ``high`` are inclusive."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "low": low, "high": high})
+
+
+_TINY = math.ulp(0.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. Every field can be set in a TOML file and on the command line."""
+
+    data: str = _option("digits", "data set", choices=DATASETS)
+    data_path: str | None = _option(None, "folder or file of the data set (default: data/<name>)")
+    valid_fraction: float = _option(0.1, "share of the training images kept for validation", low=0.01, high=0.5)
+    limit: int = _option(0, "use at most this many training images (0: all)", low=0)
+
+    model: str = _option("continuousnet", "network", choices=MODELS)
+    width: int = _option(16, "channels of the first stage", low=1)
+    widen_factor: int = _option(4, "of the wide networks", low=1)
+    depth: int = _option(20, "layers of a ResNet: 6n + 2 (wide: 6n + 4)", low=8)
+    n_basis: int = _option(1, "basis functions of theta(t) at the start", low=1)
+    n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
+    scheme: str = _option("rk4_classic", "Runge-Kutta scheme", choices=(*SCHEMES, *ALIASES))
+    basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
+    order: str = _option("post", "normalise after or before the convolution", choices=ORDERS)
+    norm: str = _option("batch", "normalisation", choices=NORMS)
+    eps: float | None = _option(None, "scale of the vector field (default: n_basis)", low=_TINY)
+    skip_init: bool = _option(False, "learnt scalar, zero at the start, on the vector field")
+    edge: str = _option("left", "cell that a stage at the end of a step reads", choices=EDGES)
+    stats: str = _option("sequential", "update of running statistics", choices=STATS)
+    checkpoint: str = _option("none", "what backward keeps; the rest is recomputed", choices=CHECKPOINTS)
+    backend: str = _option("auto", "auto, a backend, or backend:level")
+
+    epochs: int = _option(30, "passes over the training images", low=1)
+    batch_size: int = _option(128, "images in a batch", low=2)
+    refine_epochs: tuple[int, ...] = _option((), "epochs (from 0) before which basis and steps double", low=1)
+    refine_variance: float = _option(0.0, "noise on refined weights: w (1 + v randn)", low=0.0)
+    refine_state: str = _option("carry", "optimiser state at refinement", choices=("carry", "reset"))
+    optimizer: str = _option("sgd", "optimiser", choices=("sgd", "adamw"))
+    lr: float = _option(0.1, "peak learning rate", low=_TINY)
+    momentum: float = _option(0.9, "of SGD", low=0.0, high=1.0)
+    nesterov: bool = _option(False, "Nesterov momentum")
+    weight_decay: float = _option(5e-4, "L2 penalty (SGD) or decoupled decay (AdamW)", low=0.0)
+    lr_schedule: str = _option("cosine", "of the learning rate", choices=("cosine", "step", "constant"))
+    lr_decay_epochs: tuple[int, ...] = _option((), "epochs (from 0) at which a step schedule decays", low=1)
+    lr_decay: float = _option(0.1, "factor of a step schedule", low=_TINY, high=1.0)
+    warmup_epochs: float = _option(0.0, "epochs of linear warm-up", low=0.0)
+    grad_clip: float = _option(0.0, "largest norm of the gradient (0: off)", low=0.0)
+    label_smoothing: float = _option(0.0, "of the cross-entropy", low=0.0, high=0.999)
+    augment: bool = _option(True, "random shifts, and flips where the data set has them")
+    amp: str = _option("none", "autocast dtype of the field", choices=("none", "bfloat16", "float16"))
+    ema: float = _option(0.0, "decay of an average of the weights, which is then evaluated (0: off)", low=0.0, high=1.0)
+    channels_last: bool = _option(False, "memory format of images and weights")
+    seed: int = _option(1, "of weights, batches and augmentation", low=0)
+    device: str = _option("auto", "auto, cpu, cuda or cuda:<index>")
+    deterministic: bool = _option(True, "reproducible cuDNN algorithms")
+    save_every: int = _option(0, "also save a checkpoint every so many batches (0: at the end of an epoch)", low=0)
+    tensorboard: bool = _option(False, "also write TensorBoard events")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        self._check_epochs()
+        if not self.is_continuous and self.refine_epochs:
+            raise ValueError(f"refine_epochs: got {self.refine_epochs} with model {self.model!r}, accepted: none")
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov: got True with momentum 0, accepted: a momentum > 0")
+        if self.ema == 1.0 or self.momentum == 1.0:
+            name = "ema" if self.ema == 1.0 else "momentum"
+            raise ValueError(f"{name}: got 1.0, accepted: a number below 1")
+
+    @property
+    def is_continuous(self) -> bool:
+        """The model contains ODE blocks."""
+        return self.model in ("continuousnet", "wide-continuousnet")
+
+    def refinements(self, epoch: int) -> int:
+        """How many refinements lie before or at the start of ``epoch``."""
+        return sum(1 for e in self.refine_epochs if e <= epoch)
+
+    def learning_rate(self, progress: float) -> float:
+        """At ``progress`` epochs (with a fraction) into the run."""
+        if progress < self.warmup_epochs:
+            return self.lr * max(progress, 0.02 * self.warmup_epochs) / self.warmup_epochs
+        if self.lr_schedule == "cosine":
+            span = max(self.epochs - self.warmup_epochs, _TINY)
+            return self.lr * 0.5 * (1.0 + math.cos(math.pi * min((progress - self.warmup_epochs) / span, 1.0)))
+        if self.lr_schedule == "step":
+            return self.lr * self.lr_decay ** sum(1 for e in self.lr_decay_epochs if e <= progress)
+        return self.lr
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and TOML."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    def _check_epochs(self) -> None:
+        for name in ("refine_epochs", "lr_decay_epochs"):
+            epochs = getattr(self, name)
+            if list(epochs) != sorted(set(epochs)):
+                raise ValueError(f"{name}: got {epochs}, accepted: increasing epochs")
+            beyond = [e for e in epochs if e >= self.epochs]
+            if beyond:
+                raise ValueError(f"{name}: got {beyond[0]}, accepted: epochs before the end of the run, {self.epochs}")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: got {self.warmup_epochs}, accepted: less than epochs, {self.epochs}")
+
+
+FIELDS: Mapping[str, dataclasses.Field] = types.MappingProxyType({f.name: f for f in dataclasses.fields(Config)})
+_TYPES = typing.get_type_hints(Config)
+
+_README_RUN = {"epochs": 120, "lr_schedule": "step", "lr_decay_epochs": (30, 60, 90)}
+_DIGITS = {"data": "digits", "epochs": 24, "batch_size": 64, "lr": 0.05, "warmup_epochs": 1.0}
+_DIGITS_NET = {**_DIGITS, "order": "pre", "eps": 4.0}
+
+RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        "digits": {**_DIGITS_NET, "refine_epochs": (8, 16)},
+        "digits-euler": {**_DIGITS_NET, "scheme": "euler", "n_basis": 4, "n_steps": 4},
+        "digits-resnet": {**_DIGITS, "model": "resnet", "depth": 32},
+        "cifar10": {**_README_RUN, "data": "cifar10", "refine_epochs": (30, 50, 70), "weight_decay": 1e-4},
+        "cifar10-rk4": {**_README_RUN, "data": "cifar10", "n_basis": 8, "n_steps": 8, "weight_decay": 1e-4},
+        "cifar10-euler": {**_README_RUN, "data": "cifar10", "n_basis": 8, "n_steps": 8, "scheme": "euler"},
+        "cifar10-resnet": {**_README_RUN, "data": "cifar10", "model": "resnet", "depth": 56},
+        "cifar100-wide": {
+            **_README_RUN,
+            "data": "cifar100",
+            "model": "wide-continuousnet",
+            "order": "pre",
+            "n_basis": 8,
+            "n_steps": 8,
+            "scheme": "euler",
+        },
+        "cifar100-wide-resnet": {**_README_RUN, "data": "cifar100", "model": "wide-resnet", "depth": 58},
+        "mnist": {**_DIGITS_NET, "data": "mnist", "epochs": 10, "batch_size": 128, "refine_epochs": (3, 6)},
+        "fashion-mnist": {**_DIGITS_NET, "data": "fashion-mnist", "epochs": 30, "refine_epochs": (10, 20)},
+        "synthetic": {"data": "synthetic", "epochs": 4, "refine_epochs": (2,), "width": 4, "batch_size": 32},
+    }
+)
+
+
+def make_config(
+    recipe: str | None = None,
+    *,
+    toml: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """A recipe (default: the recipe of the data set, or the defaults), then a TOML file, then ``overrides``.
+
+    Overrides may be texts, as they come from a command line.
+
+    Raises:
+        ValueError, TypeError: an unknown recipe or key, or an impossible value, naming the choices.
+    """
+    settings: dict[str, Any] = {}
+    if toml is not None:
+        settings = _read_toml(Path(toml))
+        named = settings.pop("recipe", None)
+        if recipe is None and named is not None:
+            recipe = named
+    for name, value in (overrides or {}).items():
+        settings[name] = parse(name, value) if isinstance(value, str) else value
+    for name in settings:
+        if name not in FIELDS:
+            raise choice_error("setting", name, FIELDS)
+    if recipe is None:
+        data = settings.get("data", "digits")
+        recipe = data if data in RECIPES else None
+        if recipe and settings.get("model", "continuousnet") not in MODELS[:2]:
+            settings.setdefault("refine_epochs", ())
+    elif recipe not in RECIPES:
+        raise choice_error("recipe", recipe, RECIPES)
+    return Config(**{**(RECIPES[recipe] if recipe else {}), **settings})
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of field ``name`` from command-line ``text``; lists are comma-separated, ``none`` is ``None``."""
+    if name not in FIELDS:
+        raise choice_error("setting", name, FIELDS)
+    kinds = _kinds(name)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    try:
+        if tuple in kinds:
+            return tuple(int(part) for part in text.replace(",", " ").split())
+        if bool in kinds:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+        return next(kind for kind in (int, float, str) if kind in kinds)(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name}: got {text!r}, accepted: {_accepted(FIELDS[name])}") from None
+
+
+def _kinds(name: str) -> tuple[Any, ...]:
+    hint = _TYPES[name]
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(member) or member for member in members)
+
+
+def _accepted(field: dataclasses.Field) -> str:
+    kinds = _kinds(field.name)
+    low, high = field.metadata["low"], field.metadata["high"]
+    if field.metadata["choices"]:
+        return ", ".join(field.metadata["choices"])
+    words = {tuple: "comma-separated ints", bool: "true or false", int: "an int", float: "a finite number"}
+    text = next((word for kind, word in words.items() if kind in kinds), "a text")
+    if low is not None:
+        text += " > 0" if low == _TINY else f" >= {low:g}"
+    if high is not None:
+        text += f", <= {high:g}"
+    return text + (" or none" if type(None) in kinds else "")
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """``value`` in the type of the field, if it is one that the field accepts."""
+    kinds = _kinds(field.name)
+    if value is None and type(None) in kinds:
+        return None
+    if tuple in kinds and isinstance(value, (list, tuple)):
+        value = tuple(value)
+        right = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    elif float in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = float(value)
+        right = math.isfinite(value)
+    else:
+        right = type(value) in kinds
+    low, high = field.metadata["low"], field.metadata["high"]
+    for number in value if isinstance(value, tuple) else (value,):
+        right = right and (low is None or number >= low) and (high is None or number <= high)
+    if field.metadata["choices"] and value not in field.metadata["choices"]:
+        raise choice_error(field.name, value, field.metadata["choices"])
+    if not right:
+        raise ValueError(f"{field.name}: got {value!r}, accepted: {_accepted(field)}")
+    return value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"config: got {path}, accepted: a readable TOML file ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: got {path}, accepted: a TOML file ({error})") from None

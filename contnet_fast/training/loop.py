@@ -1,0 +1,278 @@
+"""Training with exact resume.
+
+Every batch draws from generators seeded by (seed, epoch, batch), so the state between two batches is the tensors of
+the session and three integers: a run that is killed and resumed repeats the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..analysis.accuracy import Score, evaluate
+from ..files import writable_folder, write_text
+from ..nn import set_manifestation
+from .build import amp_dtype, pick_device
+from .checkpoints import load_checkpoint, save_checkpoint
+from .config import Config
+from .data import Data, Split
+from .run import load_net, open_run, write_run
+from .session import Session
+
+CHECK_EVERY = 20  # batches between two reads of the running loss from the device
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; its last checkpoint stands."""
+
+
+class Reporter(Protocol):
+    """Where a run tells its progress. ``work`` is in units of one batch at one step."""
+
+    def start(self, config: Config, parameters: int, work: int, done: int) -> None:
+        """The run begins, or goes on with ``done`` of ``work`` behind it."""
+
+    def batch(self, work: int, status: dict[str, float]) -> None:
+        """A batch was trained; ``status`` may be empty."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """An epoch or a refinement was finished."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Test scores of the weights that validation chose, and of the last ones."""
+
+    net: nn.Module
+    best: dict[str, Any]
+    test: Score
+    last_test: Score
+    history: list[dict[str, Any]]
+
+
+def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: bool = False) -> Result:
+    """Run ``config`` in the folder ``out``, from its start or from the last checkpoint there.
+
+    The images of an epoch that do not fill a batch are left out; each epoch leaves out others. Writes ``config.json``,
+    ``log.jsonl`` (a line for each epoch), the checkpoints ``last`` and ``best``, and ``result.json``.
+
+    Raises:
+        ValueError: impossible settings, before anything is written; a damaged or foreign checkpoint.
+        TrainingError: the loss is not finite.
+    """
+    device = pick_device(config.device)
+    if config.batch_size > len(data.train):
+        raise ValueError(f"batch_size: got {config.batch_size}, accepted: up to the {len(data.train)} training images")
+    event_writer = _event_writer(config)
+    torch.backends.cudnn.deterministic = config.deterministic
+    data = data.to(device)
+    session = Session.start(config, data, device)
+    writable_folder("out", out)
+    if resume and (out / "last.json").is_file():
+        session.restore(*load_checkpoint(out, "last"))
+    else:
+        write_run(out, config, data)
+    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in session.history))
+    n_batches = len(data.train) // config.batch_size
+    size = sum(p.numel() for p in session.net.parameters())
+    reporter.start(config, size, _work(config, config.epochs, n_batches), _work(config, session.epoch, n_batches))
+    writer = event_writer(str(out / "tensorboard")) if event_writer else None
+    while session.epoch < config.epochs:
+        _deepen(session, data, out, reporter)
+        _train_epoch(session, data, out, reporter, n_batches)
+        _finish_epoch(session, data, out, reporter, writer)
+    return _report(session, data, out)
+
+
+def _work(config: Config, epochs: int, n_batches: int) -> int:
+    return sum(n_batches * 2 ** config.refinements(epoch) for epoch in range(epochs))
+
+
+def _seed(config: Config, epoch: int, batch: int) -> int:
+    return ((config.seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**62
+
+
+def _deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
+    """Refinements that are due before this epoch."""
+    config = session.config
+    while session.batch == 0 and session.refinements < config.refinements(session.epoch):
+        torch.manual_seed(_seed(config, session.epoch, -1))
+        before = score_split(session.net, data, data.valid, config)
+        doubled = session.depth()["n_steps"] * 2
+        session.refine()
+        after = score_split(session.net, data, data.valid, config)
+        same = set_manifestation(session.net, n_steps=doubled // 2)
+        kept = score_split(same, data, data.valid, config)
+        set_manifestation(session.net, n_steps=doubled)
+        record = {
+            "event": "refine",
+            "epoch": session.epoch,
+            **session.depth(),
+            "valid_accuracy_before": before.accuracy,
+            "valid_accuracy_same_steps": kept.accuracy,
+            "valid_accuracy_double_steps": after.accuracy,
+            "parameters": sum(p.numel() for p in session.net.parameters()),
+        }
+        session.history.append(record)
+        _log(out, reporter, record)
+
+
+def _train_epoch(session: Session, data: Data, out: Path, reporter: Reporter, n_batches: int) -> None:
+    config, device = session.config, data.train.images.device
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(_seed(config, session.epoch, -2)))
+    generator = torch.Generator(device)
+    dtype = amp_dtype(config)
+    context = torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    start = time.perf_counter()
+
+    def settle() -> dict[str, float]:
+        """Read the sums from the device and check them."""
+        nonlocal start
+        loss, right, seen = totals.tolist()
+        totals.zero_()
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} in epoch {session.epoch}, by batch {session.batch}: try a smaller lr "
+                f"(got {config.lr:g}), warmup_epochs or grad_clip"
+            )
+        now = time.perf_counter()
+        for name, value in (("loss", loss), ("right", right), ("seen", seen), ("seconds", now - start)):
+            session.totals[name] = session.totals.get(name, 0.0) + value
+        start = now
+        seen, seconds = max(session.totals["seen"], 1.0), max(session.totals["seconds"], 1e-9)
+        return {
+            "loss": session.totals["loss"] / seen,
+            "accuracy": session.totals["right"] / seen,
+            "images_per_second": seen / seconds,
+        }
+
+    session.net.train()
+    while session.batch < n_batches:
+        index = order[session.batch * config.batch_size : (session.batch + 1) * config.batch_size].to(device)
+        seed = _seed(config, session.epoch, session.batch)
+        torch.manual_seed(seed)
+        generator.manual_seed(seed)
+        images, labels = data.train.images[index], data.train.labels[index]
+        if config.augment:
+            images = data.augment(images, generator)
+        rate = config.learning_rate(session.epoch + session.batch / n_batches)
+        for group in session.optimizer.param_groups:
+            group["lr"] = rate
+        with context:
+            logits = session.net(_formatted(data.normalise(images), config))
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        _step(session, loss)
+        with torch.no_grad():
+            right = (logits.argmax(1) == labels).sum()
+            totals += torch.stack([loss.double() * len(index), right.double(), right.new_tensor(len(index)).double()])
+        session.batch += 1
+        last = session.batch == n_batches
+        status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
+        reporter.batch(2**session.refinements, status)
+        if config.save_every and session.batch % config.save_every == 0 and not last:
+            settle()
+            save_checkpoint(out, "last", session.tensors(), session.state())
+
+
+def _step(session: Session, loss: torch.Tensor) -> None:
+    config, scaler = session.config, session.scaler
+    session.optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    if config.grad_clip:
+        scaler.unscale_(session.optimizer)
+        nn.utils.clip_grad_norm_(session.net.parameters(), config.grad_clip)
+    scaler.step(session.optimizer)
+    scaler.update()
+    session.average()
+
+
+def _finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter, writer: Any) -> None:
+    config, totals = session.config, session.totals
+    valid = score_split(session.evaluated, data, data.valid, config)
+    record = {
+        "event": "epoch",
+        "epoch": session.epoch,
+        **session.depth(),
+        "lr": session.optimizer.param_groups[0]["lr"],
+        "train_loss": totals["loss"] / totals["seen"],
+        "train_accuracy": totals["right"] / totals["seen"],
+        "valid_loss": valid.loss,
+        "valid_accuracy": valid.accuracy,
+        "seconds": round(totals["seconds"], 3),
+        "images_per_second": round(totals["seen"] / max(totals["seconds"], 1e-9), 1),
+    }
+    session.epoch, session.batch, session.totals = session.epoch + 1, 0, {}
+    better = session.best is None or valid.accuracy >= session.best["valid_accuracy"]
+    session.history.append(record)
+    if better:
+        session.best = record
+        chosen = {f"net/{name}": t for name, t in session.evaluated.state_dict().items()}
+        save_checkpoint(out, "best", chosen, {"refinements": session.refinements, "record": record})
+    save_checkpoint(out, "last", session.tensors(), session.state())
+    _log(out, reporter, record)
+    if writer is not None:
+        for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "images_per_second"):
+            writer.add_scalar(name, record[name], record["epoch"])
+        writer.flush()
+
+
+def _report(session: Session, data: Data, out: Path) -> Result:
+    """Score the chosen and the last weights on the test split, which nothing has touched so far."""
+    config = session.config
+    last_test = score_split(session.evaluated, data, data.test, config)
+    best_net, record = load_net(open_run(out), device=data.train.images.device)
+    test = score_split(best_net, data, data.test, config)
+    summary = {
+        "parameters": sum(p.numel() for p in best_net.parameters()),
+        "best_epoch": record["epoch"],
+        "valid_accuracy": record["valid_accuracy"],
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "last_test_accuracy": last_test.accuracy,
+        "n_test": test.n_images,
+        **session.depth(),
+    }
+    write_text(out / "result.json", json.dumps(summary, indent=1))
+    return Result(best_net, record, test, last_test, session.history)
+
+
+def score_split(net: nn.Module, data: Data, split: Split, config: Config, batch_size: int = 512) -> Score:
+    """The score of a network on a split, with the memory format and autocast of ``config``."""
+
+    def prepare(images: torch.Tensor) -> torch.Tensor:
+        return _formatted(data.normalise(images), config)
+
+    return evaluate(
+        net, split.images, split.labels, prepare=prepare, batch_size=batch_size, amp_dtype=amp_dtype(config)
+    )
+
+
+def _formatted(images: torch.Tensor, config: Config) -> torch.Tensor:
+    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+
+
+def _log(out: Path, reporter: Reporter, record: dict[str, Any]) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(record) + "\n")
+    reporter.record(record)
+
+
+def _event_writer(config: Config) -> Any:
+    """TensorBoard's writer class, or ``None`` if it was not asked for."""
+    if not config.tensorboard:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"tensorboard: got True, accepted where tensorboard is installed ({error})") from None
+    return SummaryWriter

@@ -1,0 +1,88 @@
+"""Progress of a run on a terminal, or one line for each epoch elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .config import Config
+
+
+class ConsoleReporter:
+    """A bar with loss, accuracy, images/s and time left on a terminal; lines everywhere. Use it in ``with``."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._task: TaskID | None = None
+        self._status: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ConsoleReporter:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def start(self, config: Config, parameters: int, work: int, done: int) -> None:
+        """Print what is trained and show the bar."""
+        graph = f", {config.scheme}, K = {config.n_basis}, N = {config.n_steps}" if config.is_continuous else ""
+        self.console.print(f"{config.model} on {config.data}{graph}: {parameters:,} parameters, {config.epochs} epochs")
+        self._task = self._progress.add_task("training", total=work, completed=done, status="")
+
+    def batch(self, work: int, status: dict[str, float]) -> None:
+        """Advance the bar."""
+        self._status = status or self._status
+        if self._task is not None:
+            text = (
+                f"loss {self._status.get('loss', float('nan')):.3f}  "
+                f"accuracy {100 * self._status.get('accuracy', float('nan')):.1f} %  "
+                f"{self._status.get('images_per_second', 0):,.0f} images/s"
+            )
+            self._progress.update(self._task, advance=work, status=text)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Print a finished epoch or refinement."""
+        if record["event"] == "refine":
+            self.console.print(
+                f"  refined to K = {record['n_basis']}, N = {record['n_steps']}: validation accuracy "
+                f"{100 * record['valid_accuracy_before']:.2f} % before, "
+                f"{100 * record['valid_accuracy_same_steps']:.2f} % with the same steps, "
+                f"{100 * record['valid_accuracy_double_steps']:.2f} % with twice the steps"
+            )
+            return
+        depth = f"  N {record['n_steps']}" if "n_steps" in record else ""
+        self.console.print(
+            f"  epoch {record['epoch']:>3}{depth}  loss {record['train_loss']:.4f}  "
+            f"train {100 * record['train_accuracy']:.2f} %  valid {100 * record['valid_accuracy']:.2f} %  "
+            f"{record['images_per_second']:,.0f} images/s  lr {record['lr']:.4f}"
+        )
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def start(self, config: Config, parameters: int, work: int, done: int) -> None:
+        """Nothing."""
+
+    def batch(self, work: int, status: dict[str, float]) -> None:
+        """Nothing."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Nothing."""

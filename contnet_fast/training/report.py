@@ -1,0 +1,109 @@
+"""Tables and pictures about a trained run: the work of ``contnet-fast eval``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+from ..analysis.accuracy import Score
+from ..analysis.manifestation import Manifestation, measure, sweep
+from ..analysis.plots import heatmap
+from ..files import writable_folder, write_text
+from ..nn import blocks, project
+from ..tableaus import get_tableau
+from .build import pick_device
+from .config import Config
+from .data import Data, load_data
+from .loop import score_split
+from .run import Run, load_net
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """What to evaluate. ``steps`` empty: around the N of the run; ``project``: K to compress to first."""
+
+    schemes: tuple[str, ...]
+    steps: tuple[int, ...] = ()
+    split: str = "test"
+    checkpoint: str = "best"
+    project: int | None = None
+    basis: str | None = None
+    batch_size: int = 512
+    data_path: str | None = None
+    device: str = "auto"
+
+
+def scorer(config: Config, data: Data, split: str, batch_size: int = 512) -> Callable[[nn.Module], Score]:
+    """A function from a network to its :class:`Score` on a split."""
+    return lambda net: score_split(net, data, getattr(data, split), config, batch_size)
+
+
+def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestation]:
+    """Sweep schemes and steps, print the table, write ``manifestation.json`` and ``.png`` into ``out``.
+
+    Raises:
+        ValueError, TypeError: naming the argument, before anything is computed or written.
+    """
+    config = run.config
+    device = pick_device(request.device)
+    net, record = load_net(run, device=device, name=request.checkpoint)
+    path = request.data_path if request.data_path is not None else config.data_path
+    data = load_data(config.data, path, valid_fraction=config.valid_fraction, limit=config.limit).to(device)
+    score = scorer(config, data, request.split, request.batch_size)
+    console = Console(highlight=False)
+    compressed = net
+    if request.project is not None or request.basis is not None:
+        size = request.project if request.project is not None else blocks(net)[0].field.basis.size
+        compressed = project(net, n_basis=size, basis=request.basis)
+    own = blocks(net)[0].n_steps
+    steps = request.steps or tuple(sorted({1, 2, 3, max(1, own // 2), own, own + 1, 2 * own, 4 * own}))
+    for scheme in request.schemes:
+        get_tableau(scheme)
+    writable_folder("out", out)
+    if compressed is not net:
+        rows = [measure(net, score), measure(compressed, score)]
+        console.print(compression_grid(rows, title="Compression without retraining"))
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("graphs", total=len(request.schemes) * len(steps))
+        rows = sweep(compressed, score, schemes=request.schemes, steps=steps, done=lambda _: bar.advance(task))
+    title = f"{request.split} accuracy, {config.data}, weights of epoch {record['epoch']}, K = {rows[0].n_basis}"
+    console.print(manifestation_grid(rows, title=f"{title}: %"))
+    console.print(manifestation_grid(rows, title="\nTime: µs per image", times=True))
+    write_text(out / "manifestation.json", json.dumps([asdict(row) for row in rows], indent=1))
+    heatmap(out / "manifestation.png", rows, title=title)
+    console.print(f"table and heatmap in {out}")
+    return rows
+
+
+def manifestation_grid(rows: Sequence[Manifestation], *, title: str, times: bool = False) -> Table:
+    """Accuracy in %, or microseconds an image, by scheme and N, as a table for the console."""
+    table = Table(title=title, title_justify="left", padding=(0, 0))
+    table.add_column("scheme", no_wrap=True)
+    steps = sorted({row.n_steps for row in rows})
+    for n in steps:
+        table.add_column(f"N={n}", justify="right", no_wrap=True)
+    found = {(row.scheme, row.n_steps): row.score for row in rows}
+    for scheme in dict.fromkeys(row.scheme for row in rows):
+        scores = [found[scheme, n] for n in steps]
+        table.add_row(
+            scheme, *(f"{1e6 * s.seconds_per_image:,.0f}" if times else f"{100 * s.accuracy:.1f}" for s in scores)
+        )
+    return table
+
+
+def compression_grid(rows: Sequence[Manifestation], *, title: str) -> Table:
+    """K, N, parameters and accuracy, as a table for the console."""
+    table = Table(title=title, title_justify="left")
+    for name in ("K", "N", "scheme", "parameters", "accuracy %"):
+        table.add_column(name, justify="left" if name == "scheme" else "right")
+    for row in rows:
+        accuracy = f"{100 * row.score.accuracy:.2f}"
+        table.add_row(str(row.n_basis), str(row.n_steps), row.scheme, f"{row.parameters:,}", accuracy)
+    return table
