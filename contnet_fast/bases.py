@@ -65,6 +65,11 @@ class Basis:
             "polynomial": 1,
         }[self.name]
 
+    @property
+    def has_nodal_values(self) -> bool:
+        """theta_k is a value of theta(t), so that bounds on the nodes are bounds on the function."""
+        return self.name != "polynomial"
+
     def piece(self, t: Fraction, *, left: bool = False) -> int:
         """The piece that holds ``t``: floor(n_pieces * t), or its left neighbour at an edge if ``left``."""
         if not 0 <= t.numerator <= t.denominator:

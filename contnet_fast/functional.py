@@ -48,8 +48,13 @@ def fixed_steps(scheme: str | ButcherTableau, n_steps: int, t0: float = 0.0, t1:
     )
 
 
-# the rationals are resolved once when a graph is traced, not inside it
-_constant_steps = torch.compiler.assume_constant_result(fixed_steps)
+def _constant_steps(scheme: str | ButcherTableau, n_steps: int, t0: float, t1: float) -> FixedSteps:
+    """The rationals are resolved once when a graph is traced, not inside it."""
+    return fixed_steps(scheme, n_steps, t0, t1)
+
+
+# all that torch.compiler.assume_constant_result does, which would import the whole compiler with the package
+_constant_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rk_combine(

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from contnet_fast import ButcherTableau, get_tableau, rk_solve
+from contnet_fast import ButcherTableau, get_tableau
 from contnet_fast.tableaus import ALIASES, SCHEMES, order_residuals, rooted_trees
 
 NAMES = (
@@ -95,21 +95,6 @@ def test_trailing_error_stages_and_fsal_are_known():
         "dopri8": 13,
     }
     assert [n for n, t in SCHEMES.items() if t.is_fsal] == ["bosh3", "dopri5", "tsit5", "dopri8"]
-
-
-@pytest.mark.parametrize(("name", "value"), [("rk4_classic", 5 / 24), ("rk4", 11 / 54)])
-def test_one_step_of_t_to_the_fourth_tells_the_two_rk4s_apart(name, value):
-    y = rk_solve(lambda t, y: torch.full_like(y, t**4), torch.zeros(1, dtype=torch.float64), scheme=name, n_steps=1)
-    assert y.item() == pytest.approx(value, abs=1e-15)
-    assert round(11 / 54, 6) == 0.203704
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("euler", 2), ("midpoint", 2.5), ("rk4", 65 / 24), ("rk4_classic", 65 / 24)]
-)
-def test_one_step_of_the_exponential(name, value):
-    y = rk_solve(lambda t, y: y, torch.ones(1, dtype=torch.float64), scheme=name, n_steps=1)
-    assert y.item() == pytest.approx(value, abs=1e-14)
 
 
 @pytest.mark.parametrize("name", ["fehlberg2", "adaptive_heun", "bosh3", "dopri5", "dopri8"])

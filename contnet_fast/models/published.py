@@ -54,8 +54,10 @@ def load_reference_checkpoint(
             ``edge``, ``checkpoint``, ``backend``.
 
     Raises:
-        ValueError: naming what is missing or left over.
+        TypeError: not a mapping. ValueError: naming what is missing.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict: got {type(state_dict).__name__}, accepted: a mapping of names to tensors")
     weights = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     weights = {name: tensor for name, tensor in weights.items() if name.startswith("net.")}
     fields = _prefixes(weights, 5)
@@ -66,7 +68,7 @@ def load_reference_checkpoint(
             "stitches (with 4), accepted: 3 and 3"
         )
     first = _get(weights, fields[0] + "L1.weight")
-    head = [n for n in weights if weights[n].dim() == 2]
+    head = [n for n in weights if weights[n].dim() == 2 and not n.startswith(tuple(fields))]
     if len(head) != 1:
         raise ValueError(f"state_dict: got {len(head)} matrices, accepted: 1, the classifier's weight")
     stem = _get(weights, "net.0.weight")

@@ -33,7 +33,10 @@ class BasisModule(nn.Module):
             self._nodal[name] = "parameter"
 
     def nodal_buffer(self, name: str, value: torch.Tensor | None, *, nonnegative: bool = False) -> None:
-        """A state tensor [K, ...]; ``nonnegative`` ones (variances) are clamped at zero after a projection."""
+        """A state tensor [K, ...]; ``nonnegative`` ones (variances) are clamped at zero after a projection.
+
+        Coefficients of a polynomial are no values and stay as they are.
+        """
         self.register_buffer(name, value)
         if value is not None:
             self._nodal[name] = "nonnegative" if nonnegative else "buffer"
@@ -61,5 +64,6 @@ class BasisModule(nn.Module):
                 new = torch.stack([value[k].amax() if k else torch.zeros_like(value[0]) for k in sources])
             else:
                 new = apply_matrix(matrix, value)
-                new = new.clamp_min(0.0) if kind == "nonnegative" else new
+                if kind == "nonnegative" and basis.has_nodal_values:
+                    new = new.clamp_min(0.0)
             setattr(self, name, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -107,7 +108,8 @@ def carry_optimizer(
                 f"optimizer: got {len(missing)} parameters that old_net or new_net lacks, accepted: parameters of both"
             )
         groups.append({**group, "params": [targets[names[id(p)]] for p in group["params"]]})
-    new = type(optimizer)(groups, **optimizer.defaults)
+    accepted = inspect.signature(type(optimizer).__init__).parameters
+    new = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
     if state == "reset":
         return new
     matrices = _state_matrices(old_net, new_net)

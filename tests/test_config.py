@@ -1,0 +1,123 @@
+"""Settings: every field from a recipe, a TOML file or text; impossible values name what is accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from contnet_fast.training import RECIPES, Config, make_config
+from contnet_fast.training.config import FIELDS, parse
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_possible(name):
+    config = make_config(name)
+    assert all(getattr(config, key) == value for key, value in RECIPES[name].items())
+    assert Config(**config.as_dict()) == config
+
+
+def test_toml_overrides_the_recipe_and_options_override_both(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('recipe = "digits-euler"\nlr = 0.3\nepochs = 9\nlr_decay_epochs = [4, 6]\n')
+    config = make_config(toml=path, overrides={"epochs": "12"})
+    assert (config.scheme, config.lr, config.epochs, config.lr_decay_epochs) == ("euler", 0.3, 12, (4, 6))
+    assert make_config("digits", toml=path, overrides={"refine_epochs": ()}).scheme == "rk4_classic"
+
+
+def test_the_data_set_brings_its_recipe():
+    assert make_config(overrides={"data": "cifar10"}).epochs == RECIPES["cifar10"]["epochs"]
+    assert make_config(overrides={"data": "cifar10", "model": "resnet"}).refine_epochs == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lr", "0.5", 0.5),
+        ("lr", "1", 1.0),
+        ("epochs", "7", 7),
+        ("refine_epochs", "2,4", (2, 4)),
+        ("refine_epochs", "", ()),
+        ("eps", "none", None),
+        ("eps", "8", 8.0),
+        ("augment", "false", False),
+        ("data_path", "a b", "a b"),
+        ("data_path", "none", None),
+    ],
+)
+def test_texts_become_values(name, text, value):
+    assert parse(name, text) == value
+    assert type(parse(name, text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"lr": "nan"}, "lr: got nan, accepted: a finite number > 0"),
+        ({"lr": "-1"}, "lr: got -1.0"),
+        ({"lr": "fast"}, "lr: got 'fast', accepted: a finite number"),
+        ({"lr": 0}, "lr: got 0"),
+        ({"epochs": "0"}, "epochs: got 0, accepted: an int >= 1"),
+        ({"epochs": "2.5"}, "epochs: got '2.5', accepted: an int"),
+        ({"epochs": 2.5}, "epochs: got 2.5"),
+        ({"epochs": True}, "epochs: got True"),
+        ({"n_steps": "-1"}, "n_steps: got -1, accepted: an int >= 1"),
+        ({"scheme": "rk5"}, "scheme: got 'rk5', accepted: euler"),
+        ({"scheme": "rk4_clasic"}, "did you mean 'rk4_classic'"),
+        ({"basis": "spline"}, "basis: got 'spline', accepted: piecewise_constant"),
+        ({"data": "cifar"}, "data: got 'cifar', accepted: digits"),
+        ({"amp": "float8"}, "amp: got 'float8', accepted: none, bfloat16, float16"),
+        ({"augment": "perhaps"}, "augment: got 'perhaps', accepted: true or false"),
+        ({"refine_epochs": "99"}, "refine_epochs: got 99, accepted: epochs before the end of the run, 24"),
+        ({"refine_epochs": "4,2"}, "accepted: increasing epochs"),
+        ({"refine_epochs": "2,x"}, "accepted: comma-separated ints"),
+        ({"refine_epochs": [1.5]}, "refine_epochs: got"),
+        ({"refine_epochs": "0"}, "refine_epochs: got"),
+        ({"momentum": "1.0"}, "momentum: got 1.0, accepted: a number below 1"),
+        ({"ema": "1"}, "ema: got 1.0"),
+        ({"warmup_epochs": "24"}, "warmup_epochs: got 24.0, accepted: less than epochs"),
+        ({"model": "resnet", "refine_epochs": "2"}, "with model 'resnet', accepted: none"),
+        ({"nesterov": "true", "momentum": "0"}, "nesterov: got True with momentum 0"),
+        ({"batch_size": "1"}, "batch_size: got 1"),
+        ({"learning_rate": "0.1"}, "setting: got 'learning_rate'"),
+        ({"epoch": 3}, "did you mean 'epochs'"),
+    ],
+)
+def test_impossible_values_name_the_field_and_what_is_accepted(overrides, words):
+    with pytest.raises(ValueError, match="(?s).*".join(words.split("...", 1)).replace("(", r"\(")):
+        make_config("digits", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("lr = fast", "accepted: a TOML file"),
+        ("lrr = 0.1", "did you mean 'lr'"),
+        ('recipe = "digit"', "recipe: got 'digit', accepted: digits"),
+        ("lr = '0.1x'", "lr: got '0.1x'"),
+        (b"\xff\xfe", "accepted: a TOML file"),
+    ],
+)
+def test_bad_toml_is_named(tmp_path, content, words):
+    path = tmp_path / "run.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=words):
+        make_config(toml=path)
+    with pytest.raises(ValueError, match=r"config: got .*readable TOML file"):
+        make_config(toml=tmp_path / "absent.toml")
+
+
+def test_learning_rate_schedules():
+    cosine = make_config("digits", overrides={"epochs": 10, "warmup_epochs": 2.0, "refine_epochs": (), "lr": 1.0})
+    assert cosine.learning_rate(1.0) == pytest.approx(0.5)
+    assert cosine.learning_rate(2.0) == pytest.approx(1.0)
+    assert cosine.learning_rate(6.0) == pytest.approx(0.5)
+    assert cosine.learning_rate(10.0) == pytest.approx(0.0, abs=1e-12)
+    assert cosine.learning_rate(0.0) > 0
+    step = dataclasses.replace(cosine, lr_schedule="step", lr_decay_epochs=(4, 6), warmup_epochs=0.0)
+    assert [step.learning_rate(e) for e in (3.9, 4.0, 6.0)] == pytest.approx([1.0, 0.1, 0.01])
+    assert dataclasses.replace(cosine, lr_schedule="constant").learning_rate(9.9) == 1.0
+
+
+def test_every_field_says_what_it_is():
+    assert all(field.metadata["help"] for field in FIELDS.values())

@@ -1,0 +1,173 @@
+"""The networks have the published sizes and refuse bad arguments; published weights load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.models import ContinuousNet, PreActResNet, WideContinuousNet, WideResNet
+
+
+def size(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "parameters"),
+    [
+        (lambda: ContinuousNet(order="post"), 857_626),
+        (lambda: ContinuousNet(order="pre"), 857_882),
+        (lambda: ContinuousNet(num_classes=100), 857_626 + 5_850),
+        (lambda: ContinuousNet(n_basis=1), 857_626 - 7 * 97_440),
+        (lambda: ContinuousNet(n_basis=32), 857_626 + 24 * 97_440),
+        (lambda: ContinuousNet(skip_init=True), 857_626 + 24),
+        (lambda: WideContinuousNet(), 13_607_546),
+        (lambda: WideContinuousNet(num_classes=100), 13_630_676),
+        (lambda: PreActResNet(depth=20), 272_474),
+        (lambda: PreActResNet(depth=56), 855_770),
+    ],
+)
+def test_parameter_counts(build, parameters):
+    """papers: 78,330 + 97,440 T, less the 224 dead parameters of the second stitch norms."""
+    assert size(build()) == parameters
+
+
+def test_every_parameter_gets_a_gradient():
+    for order in ("pre", "post"):
+        net = ContinuousNet(width=4, n_basis=2, n_steps=2, order=order)
+        net(torch.randn(4, 3, 16, 16)).square().sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+
+def test_euler_with_matching_steps_is_the_residual_network_of_its_cells():
+    net = ContinuousNet(width=4, n_basis=3, n_steps=3, scheme="euler", order="pre").eval()
+    block = net.stages[1]
+    x = torch.randn(2, 4, 8, 8)
+    y = x
+    for k in range(3):
+        y = y + block.field((k + 0.5) / 3, y) / 3
+    torch.testing.assert_close(block(x), y)
+    assert block.field.spec.eps == 3.0  # so each step adds exactly R(x)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["batch", "group", "layer", "none"])
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (1, 3, 7, 5), (0, 3, 8, 8)])
+def test_any_image_size(order, norm, shape):
+    net = ContinuousNet(width=4, n_basis=2, n_steps=2, order=order, norm=norm).eval()
+    assert net(torch.randn(shape)).shape == (shape[0], 10)
+
+
+@pytest.mark.parametrize("model", [PreActResNet, WideResNet])
+def test_residual_baselines_run(model):
+    depth = 8 if model is PreActResNet else 10
+    net = model(1, 5, depth=depth, width=4)
+    assert net(torch.randn(3, 1, 8, 8)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: ContinuousNet(0), "in_channels: got 0"),
+        (lambda: ContinuousNet(num_classes=-1), "num_classes: got -1"),
+        (lambda: ContinuousNet(width=1.5), "width: got 1.5"),
+        (lambda: ContinuousNet(n_basis=0), "n_basis: got 0"),
+        (lambda: ContinuousNet(n_steps="4"), "n_steps: got '4'"),
+        (lambda: ContinuousNet(order="prae"), "order: got 'prae', accepted: pre, post .did you mean 'pre'"),
+        (lambda: ContinuousNet(scheme="rk"), "scheme: got 'rk'"),
+        (lambda: ContinuousNet(eps=float("inf")), "eps: got inf"),
+        (lambda: WideContinuousNet(widen_factor=0), "widen_factor: got 0"),
+        (lambda: PreActResNet(depth=52), "depth: got 52, accepted: 6n [+] 2"),
+        (lambda: WideResNet(depth=56), "depth: got 56, accepted: 6n [+] 4"),
+    ],
+)
+def test_bad_input_names_the_argument(build, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        build()
+
+
+def published(order, *, cells=2, width=4, batch=True, skip=False):
+    """A state dict of the shape that the published code writes, with random values."""
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+
+        values = torch.rand(shape, generator=g) + 0.5
+        return values * 0.05 if len(shape) > 2 else values
+
+    state = {"net.0.weight": draw(width, 3, 3, 3)}
+
+    def norm(prefix, channels):
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{prefix}.{name}"] = draw(channels)
+        state[f"{prefix}.num_batches_tracked"] = torch.tensor(7)
+
+    if batch:
+        norm("net.1", width)
+    channels, i = width, 3
+    for out in (width, 2 * width, 4 * width):
+        stitch, unit = f"net.{i}", f"net.{i + 1}.rate"
+        for name, c in (("L1", channels), ("L2", out)):
+            state[f"{stitch}.{name}.weight"] = draw(out, c, 3, 3)
+            state[f"{stitch}.{name}.bias"] = draw(out)
+        state[f"{stitch}.downsample.weight"] = draw(out, channels, 1, 1)
+        if batch:
+            norm(f"{stitch}.bn1", channels if order == "pre" else out)
+            norm(f"{stitch}.bn2", out)  # dead for order "post"
+        for name in ("L1", "L2"):
+            state[f"{unit}.{name}.weight"] = draw(cells, out, out, 3, 3)
+            state[f"{unit}.{name}.bias"] = draw(cells, out)
+        if batch:
+            for n in ("bn1", "bn2"):
+                for k in range(cells):
+                    norm(f"{unit}.{n}.bns.{k}", out)
+        if skip:
+            state[f"{unit}.skip_init.weight"] = draw(cells)
+        channels, i = out, i + 2
+    if order == "pre" and batch:
+        norm(f"net.{i}", channels)
+        i += 1
+    state[f"net.{i + 2}.weight"] = draw(10, channels)
+    state[f"net.{i + 2}.bias"] = draw(10)
+    return state
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_published_weights_load_by_name(order, skip):
+    state = published(order, skip=skip)
+    net = cf.load_reference_checkpoint({f"module.{k}": v for k, v in state.items()}, scheme="rk4_classic")
+    blocks = cf.blocks(net)
+    assert [b.field.spec.order for b in blocks] == [order] * 3
+    assert (blocks[0].n_steps, blocks[0].edge, blocks[0].field.spec.eps) == (2, "reference_fp32", 2.0)
+    field = blocks[1].field
+    assert torch.equal(field.conv2_weight, state["net.6.rate.L2.weight"])
+    assert torch.equal(field.norm2_var[1], state["net.6.rate.bn2.bns.1.running_var"])
+    assert field.num_batches_tracked.tolist() == [7, 7]
+    assert torch.equal(net.stages[2].shortcut.weight, state["net.5.downsample.weight"])
+    assert torch.equal(net.stages[2].norm1.bias, state["net.5.bn1.bias"])
+    assert torch.equal(net.stem[1].running_mean, state["net.1.running_mean"])
+    assert torch.equal(net.classifier.bias, next(v for k, v in state.items() if k.endswith(".bias") and len(v) == 10))
+    if order == "pre":
+        assert torch.equal(net.head_norm.weight, state["net.9.weight"])
+    if skip:
+        assert torch.equal(blocks[2].field.skip, state["net.8.rate.skip_init.weight"])
+    assert torch.isfinite(net.eval()(torch.randn(2, 3, 8, 8))).all()
+
+
+def test_published_weights_without_norms_load():
+    net = cf.load_reference_checkpoint(published("post", batch=False), eps=8.0, n_steps=4, edge="left")
+    assert cf.blocks(net)[0].field.spec.norm == "none"
+    assert cf.blocks(net)[0].field.spec.eps == 8.0
+
+
+def test_a_foreign_state_dict_is_refused():
+    with pytest.raises(ValueError, match="state_dict: got 0 blocks"):
+        cf.load_reference_checkpoint({"net.0.weight": torch.zeros(4, 3, 3, 3)})
+    state = published("pre")
+    del state["net.4.rate.bn2.bns.1.running_var"]
+    with pytest.raises(ValueError, match=r"net.4.rate.bn2.bns.1.running_var"):
+        cf.load_reference_checkpoint(state)
+    with pytest.raises(TypeError, match="state_dict: got list"):
+        cf.load_reference_checkpoint([1, 2])

@@ -1,0 +1,191 @@
+"""Refinement, projection, interpolation and other graphs of whole models."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.models import ContinuousNet, PreActResNet
+
+
+def trained(**options):
+    """A small net after a few steps, so that cells and statistics differ."""
+    torch.manual_seed(0)
+    net = ContinuousNet(1, 4, **{"width": 4, "n_basis": 4, "n_steps": 4, "checkpoint": "none", **options})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(3):
+        x, labels = torch.randn(8, 1, 8, 8), torch.randint(0, 4, (8,))
+        torch.nn.functional.cross_entropy(net(x), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net, optimizer
+
+
+X = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("scheme", ["euler", "midpoint", "rk4", "rk4_classic", "dopri5"])
+@pytest.mark.parametrize("training", [False, True])
+def test_refinement_is_bit_identical_at_the_same_steps(scheme, training):
+    net, _ = trained(scheme=scheme, skip_init=True)
+    finer = cf.refine(net)
+    assert cf.blocks(finer)[0].field.basis.size == 8
+    assert cf.blocks(finer)[0].n_steps == 4
+    assert torch.equal(finer.train(training)(X), copy.deepcopy(net).train(training)(X))
+
+
+@pytest.mark.parametrize(("basis", "sizes"), [("hat", (4, 7)), ("piecewise_linear", (4, 8)), ("polynomial", (3, 6))])
+def test_refinement_keeps_the_function_in_every_basis(basis, sizes):
+    net, _ = trained(basis=basis, n_basis=sizes[0])
+    net = net.double().eval()
+    finer = cf.refine(net)
+    assert cf.blocks(finer)[0].field.basis.size == sizes[1]
+    torch.testing.assert_close(finer(X.double()), net(X.double()), rtol=1e-12, atol=1e-12)
+
+
+def test_doubling_the_steps_moves_rk4_much_less_than_euler():
+    def change(scheme):
+        net = trained(scheme=scheme)[0].double().eval()
+        finer = cf.set_manifestation(cf.refine(net), n_steps=16)
+        y = cf.set_manifestation(net, n_steps=8)(X.double())
+        return ((finer(X.double()) - y).norm() / y.norm()).item()
+
+    assert change("rk4_classic") < 0.1 * change("euler")
+
+
+def test_the_original_is_left_alone():
+    net, _ = trained()
+    before = copy.deepcopy(net.state_dict())
+    for make in (cf.refine, lambda n: cf.project(n, n_basis=2), lambda n: cf.interpolate(n, n_basis=3)):
+        make(net)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_projection_to_half_is_the_mean_of_pairs_statistics_included():
+    net, _ = trained()
+    half = cf.project(net, n_basis=2)
+    for old, new in zip(cf.blocks(net), cf.blocks(half), strict=True):
+        for name in ("conv1_weight", "norm2_weight", "norm1_mean", "norm2_var"):
+            value = getattr(old.field, name)
+            torch.testing.assert_close(getattr(new.field, name), (value[0::2] + value[1::2]) / 2)
+        assert old.field.norm1_mean.std(0).max() > 0  # the test means something
+    assert sum(p.numel() for p in half.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+def test_projection_of_a_refinement_gives_the_net_back():
+    net, _ = trained()
+    back = cf.project(cf.refine(net), n_basis=4)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_projection_to_another_basis_and_back_reproduces_its_space():
+    net, _ = trained(basis="piecewise_linear", n_basis=4)
+    other = cf.project(net.double(), n_basis=8)
+    back = cf.project(other, n_basis=4, basis="piecewise_linear")
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and "_var" not in name:  # variances are clamped at zero
+            torch.testing.assert_close(back.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_projected_variances_stay_nonnegative():
+    net, _ = trained(basis="piecewise_constant", n_basis=8)
+    with torch.no_grad():
+        for block in cf.blocks(net):
+            block.field.norm1_var[:] = 0.0
+            block.field.norm1_var[3] = 100.0  # its L2 projection on lines dips below zero
+    lines = cf.project(net, n_basis=2, basis="piecewise_linear")
+    assert min(block.field.norm1_var.min().item() for block in cf.blocks(lines)) >= 0.0
+    assert torch.isfinite(lines.eval()(X)).all()
+
+
+def test_refinement_noise_touches_convolutions_only():
+    net, _ = trained()
+    noisy = cf.refine(net, variance=0.1)
+    exact = cf.refine(net)
+    a, b = noisy.state_dict(), exact.state_dict()
+    changed = {name for name in a if not torch.equal(a[name], b[name])}
+    assert changed
+    assert all(".field.conv" in name for name in changed)
+    ratio = (a["stages.1.field.conv1_weight"] / b["stages.1.field.conv1_weight"] - 1).std().item()
+    assert 0.08 < ratio < 0.12
+
+
+def test_set_manifestation_changes_the_graph_alone():
+    net, _ = trained()
+    before = copy.deepcopy(net.state_dict())
+    assert cf.set_manifestation(net, scheme="midpoint", n_steps=7) is net
+    assert {(b.scheme, b.n_steps) for b in cf.blocks(net)} == {("midpoint", 7)}
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    net.train()(X)
+
+
+def test_a_refused_graph_leaves_every_block_as_it_was():
+    net, _ = trained(basis="hat", n_basis=3)
+    with pytest.raises(ValueError, match="accepted: piecewise_constant"):
+        cf.set_manifestation(net, scheme="euler", edge="reference_fp32")
+    assert {(b.scheme, b.n_steps, b.edge) for b in cf.blocks(net)} == {("rk4_classic", 4, "left")}
+    with pytest.raises(ValueError, match="n_steps: got 0"):
+        cf.set_manifestation(net, n_steps=0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimizer_state_follows_its_parameters(kind):
+    net, optimizer = trained()
+    if kind == "adamw":
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        net(X).sum().backward()
+        optimizer.step()
+    finer = cf.refine(net)
+    carried = cf.carry_optimizer(optimizer, net, finer)
+    key = "momentum_buffer" if kind == "sgd" else "exp_avg_sq"
+    old, new = net.stages[1].field.conv1_weight, finer.stages[1].field.conv1_weight
+    assert torch.equal(carried.state[new][key], optimizer.state[old][key].repeat_interleave(2, 0))
+    assert torch.equal(carried.state[finer.classifier.weight][key], optimizer.state[net.classifier.weight][key])
+    assert carried.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+    assert not cf.carry_optimizer(optimizer, net, finer, state="reset").state
+    half = cf.project(net, n_basis=2)
+    assert (cf.carry_optimizer(optimizer, net, half).state[half.stages[1].field.conv1_weight][key].shape[0]) == 2
+    finer(X).sum().backward()
+    carried.step()
+
+
+def test_carrying_refuses_strangers():
+    net, _ = trained()
+    stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    with pytest.raises(ValueError, match="optimizer: got 1 parameters"):
+        cf.carry_optimizer(stranger, net, cf.refine(net))
+    with pytest.raises(ValueError, match="state: got 'keep', accepted: carry, reset"):
+        cf.carry_optimizer(stranger, net, net, state="keep")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        cf.refine,
+        lambda n: cf.project(n, n_basis=2),
+        lambda n: cf.interpolate(n, n_basis=2),
+        lambda n: cf.set_manifestation(n, n_steps=2),
+    ],
+)
+def test_a_model_without_blocks_is_refused(call):
+    with pytest.raises(ValueError, match="net: got PreActResNet without"):
+        call(PreActResNet(depth=8))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda n: cf.project(n, n_basis=0), "n_basis: got 0"),
+        (lambda n: cf.project(n, n_basis=2.0), "n_basis: got 2.0"),
+        (lambda n: cf.project(n, n_basis=3, basis="piecewise_linear"), "even int"),
+        (lambda n: cf.project(n, n_basis=3, basis="fourier"), "basis: got 'fourier'"),
+        (lambda n: cf.refine(n, variance=-0.1), "variance: got -0.1"),
+    ],
+)
+def test_bad_input_names_the_argument(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call(ContinuousNet(width=4, n_basis=4, n_steps=1))
