@@ -26,7 +26,7 @@ from .training.config import Config, make_config
 from .training.data import load_data
 from .training.loop import Result, train
 from .training.progress import ConsoleReporter
-from .training.report import compression_grid, manifestation_grid, scorer
+from .training.report import compression_grid, manifestation_grid, print_table, scorer
 
 SCHEMES = ("euler", "midpoint", "rk4", "rk4_classic")
 STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
@@ -74,7 +74,7 @@ def run_demo(out: Path, *, epochs: int = 24, seed: int = 1) -> None:
     _print_accuracies(console, trained)
     for one in trained:
         title = f"{one.name}-trained net on other graphs: test accuracy, %"
-        console.print(manifestation_grid(one.rows, title=f"\n{title}"))
+        print_table(console, title, manifestation_grid(one.rows))
     _print_claim(console, trained)
     compressions = _print_depth(console, trained, score)
     _draw(out, trained, compressions)
@@ -83,7 +83,7 @@ def run_demo(out: Path, *, epochs: int = 24, seed: int = 1) -> None:
 
 
 def _print_accuracies(console: Console, trained: Sequence[Trained]) -> None:
-    table = Table(title="\nTest accuracy on the graph of training", title_justify="left")
+    table = Table()
     for name in ("trained inside", "K", "N", "parameters", "test accuracy %"):
         table.add_column(name, justify="left" if name == "trained inside" else "right")
     for one in trained:
@@ -91,7 +91,7 @@ def _print_accuracies(console: Console, trained: Sequence[Trained]) -> None:
         size = sum(p.numel() for p in one.net.parameters())
         accuracy = f"{100 * one.result.test.accuracy:.2f}"
         table.add_row(one.name, str(block.field.basis.size), str(block.n_steps), f"{size:,}", accuracy)
-    console.print(table)
+    print_table(console, "Test accuracy on the graph of training", table)
 
 
 def _print_claim(console: Console, trained: Sequence[Trained]) -> None:
@@ -117,11 +117,11 @@ def _print_claim(console: Console, trained: Sequence[Trained]) -> None:
 def _print_depth(console: Console, trained: Sequence[Trained], score: Scorer) -> list[tuple[str, list[Manifestation]]]:
     compressions = []
     for one in trained:
-        title = f"\nRefinement of the {one.name}-trained net: the same function at the same N"
-        console.print(compression_grid(refinement_table(one.net, score), title=title))
+        title = f"Refinement of the {one.name}-trained net: the same function at the same N"
+        print_table(console, title, compression_grid(refinement_table(one.net, score)))
         rows = compression_table(one.net, score, sizes=halvings(blocks(one.net)[0].field.basis))
-        title = f"\nCompression of the {one.name}-trained net by projection, no retraining"
-        console.print(compression_grid(rows, title=title))
+        title = f"Compression of the {one.name}-trained net by projection, no retraining"
+        print_table(console, title, compression_grid(rows))
         compressions.append((f"{one.name}-trained", rows))
     return compressions
 

@@ -189,6 +189,17 @@ def test_copies_pickles_and_state_dicts_are_the_same_block():
     assert not any(name.startswith("_") for name in block.state_dict())
 
 
+def test_the_block_moves_to_channels_last_like_any_module():
+    block, x = make().train(), torch.randn(2, 4, 6, 7)
+    expected = block(x)
+    other = make().train().to(memory_format=torch.channels_last)
+    assert other.field.conv1_weight[1].is_contiguous(memory_format=torch.channels_last)
+    y = other(x.to(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert cf.refine(other).to(memory_format=torch.contiguous_format).field.conv1_weight.is_contiguous()
+
+
 def test_the_block_moves_between_dtypes():
     block = make().double().train()
     y = block(torch.randn(2, 4, 5, 5, dtype=torch.float64))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import contnet_fast as cf
 from contnet_fast.models import ContinuousNet, PreActResNet, WideContinuousNet, WideResNet
+from contnet_fast.nn import Stitch
 
 
 def size(net):
@@ -57,6 +60,33 @@ def test_euler_with_matching_steps_is_the_residual_network_of_its_cells():
 def test_any_image_size(order, norm, shape):
     net = ContinuousNet(width=4, n_basis=2, n_steps=2, order=order, norm=norm).eval()
     assert net(torch.randn(shape)).shape == (shape[0], 10)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_stitch_is_its_formula(order, stride):
+    stitch = Stitch(4, 6, stride=stride, order=order, eps=0.5).double()
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    down = torch.conv2d(x, stitch.shortcut.weight, stride=stride)
+    norms = copy.deepcopy((stitch.norm1, stitch.norm2))
+    u = norms[0](x).relu() if order == "pre" else x
+    u = torch.conv2d(u, stitch.conv1.weight, stitch.conv1.bias, stride=stride, padding=1)
+    u = norms[1](u).relu() if order == "pre" else norms[0](u.relu())
+    u = torch.conv2d(u, stitch.conv2.weight, stitch.conv2.bias, padding=1)
+    torch.testing.assert_close(stitch(x), down + 0.5 * (u if order == "pre" else u.relu()))
+
+
+@pytest.mark.parametrize("build", [lambda: ContinuousNet(1, 4, width=4, n_basis=1, n_steps=1), lambda: PreActResNet(1)])
+def test_narrow_networks_have_the_same_gradients_in_channels_last(build):
+    torch.manual_seed(0)
+    net = build()
+    other = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    x = torch.randn(8, 1, 8, 8)
+    for _ in range(3):
+        net(x).square().sum().backward()
+        other(x.to(memory_format=torch.channels_last)).square().sum().backward()
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, rtol=1e-2, atol=1e-4 + 1e-3 * p.grad.abs().max().item())
 
 
 @pytest.mark.parametrize("model", [PreActResNet, WideResNet])

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import check_count
+from ..nn.stitch import every
 from .continuousnet import initialise_convolutions
 
 
@@ -18,16 +19,17 @@ class PreActUnit(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.stride = stride
         changes = stride != 1 or in_channels != out_channels
         self.shortcut: nn.Module | None = None
         if changes:
-            conv = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H / stride, W / stride]."""
         u = torch.relu(self.norm1(x))
-        skip = x if self.shortcut is None else self.shortcut(u)
+        skip = x if self.shortcut is None else self.shortcut(every(u, self.stride))
         return skip + self.conv2(torch.relu(self.norm2(self.conv1(u))))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -45,6 +47,19 @@ class BasisModule(nn.Module):
         """An integer counter [K]; a new node takes the largest count of the nodes it is made from."""
         self.register_buffer(name, value)
         self._nodal[name] = "count"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> BasisModule:
+        """What ``to``, ``cuda``, ``double`` and the like go through.
+
+        Convolution weights [K, C, C, 3, 3] take a memory format node by node: ``channels_last`` is for rank 4.
+        """
+
+        def node_by_node(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.dim() != 5:
+                return fn(tensor)
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+
+        return super()._apply(node_by_node, recurse)
 
     def nodal_names(self, kind: str | None = None) -> tuple[str, ...]:
         """Names of the nodal tensors, of one kind or of all."""

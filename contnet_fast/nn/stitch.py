@@ -21,6 +21,15 @@ def make_norm(norm: str, channels: int, *, groups: int | None = None) -> nn.Modu
     return nn.GroupNorm(groups or next(g for g in range(8, 0, -1) if channels % g == 0), channels)
 
 
+def every(x: torch.Tensor, stride: int) -> torch.Tensor:
+    """Every ``stride``-th pixel of [B, C, H, W]: what a strided 1x1 convolution reads.
+
+    The convolution then needs no stride: strided 1x1 convolutions of fewer channels than a SIMD register holds write
+    out of bounds in channels_last backward passes on CPUs (oneDNN issue 6035).
+    """
+    return x if stride == 1 else x[:, :, ::stride, ::stride]
+
+
 class Stitch(nn.Module):
     """y = D(x) + eps * F(x), with D a strided 1x1 convolution without bias (arXiv 2008.02389).
 
@@ -50,7 +59,8 @@ class Stitch(nn.Module):
         check_count("stride", stride)
         self.order = check_choice("order", order, ORDERS)
         self.eps = check_number("eps", eps)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        self.stride = stride
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.norm1 = make_norm(norm, in_channels if order == "pre" else out_channels)
@@ -64,4 +74,4 @@ class Stitch(nn.Module):
         else:
             u = self.norm1(torch.relu(self.conv1(x)))
             u = torch.relu(self.conv2(u))
-        return self.shortcut(x) + self.eps * u
+        return self.shortcut(every(x, self.stride)) + self.eps * u

@@ -76,7 +76,7 @@ class Data:
         Args:
             images: [B, C, H, W] of any dtype. generator: on the device of ``images``.
         """
-        b, _, h, w = images.shape
+        b, c, h, w = images.shape
         device, pad = images.device, self.pad
 
         def draw(high: int) -> torch.Tensor:
@@ -89,8 +89,9 @@ class Data:
             columns = torch.where(mirrored, columns.flip(1), columns)
         columns = columns + draw(2 * pad + 1)
         padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-        batch = torch.arange(b, device=device).view(b, 1, 1)
-        return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+        batch = torch.arange(b, device=device).view(b, 1, 1, 1)
+        channels = torch.arange(c, device=device).view(1, c, 1, 1)
+        return padded[batch, channels, rows.view(b, 1, h, 1), columns.view(b, 1, 1, w)]
 
 
 @dataclass(frozen=True)

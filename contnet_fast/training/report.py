@@ -57,7 +57,7 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
     path = request.data_path if request.data_path is not None else config.data_path
     data = load_data(config.data, path, valid_fraction=config.valid_fraction, limit=config.limit).to(device)
     score = scorer(config, data, request.split, request.batch_size)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     compressed = net
     if request.project is not None or request.basis is not None:
         size = request.project if request.project is not None else blocks(net)[0].field.basis.size
@@ -69,22 +69,28 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
     writable_folder("out", out)
     if compressed is not net:
         rows = [measure(net, score), measure(compressed, score)]
-        console.print(compression_grid(rows, title="Compression without retraining"))
+        print_table(console, "Compression without retraining", compression_grid(rows))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("graphs", total=len(request.schemes) * len(steps))
         rows = sweep(compressed, score, schemes=request.schemes, steps=steps, done=lambda _: bar.advance(task))
     title = f"{request.split} accuracy, {config.data}, weights of epoch {record['epoch']}, K = {rows[0].n_basis}"
-    console.print(manifestation_grid(rows, title=f"{title}: %"))
-    console.print(manifestation_grid(rows, title="\nTime: µs per image", times=True))
+    print_table(console, f"{title}: %", manifestation_grid(rows))
+    print_table(console, "Time: µs per image", manifestation_grid(rows, times=True))
     write_text(out / "manifestation.json", json.dumps([asdict(row) for row in rows], indent=1))
     heatmap(out / "manifestation.png", rows, title=title)
     console.print(f"table and heatmap in {out}")
     return rows
 
 
-def manifestation_grid(rows: Sequence[Manifestation], *, title: str, times: bool = False) -> Table:
+def print_table(console: Console, title: str, table: Table) -> None:
+    """A table under a title that may be wider than it."""
+    console.print(f"\n{title}")
+    console.print(table)
+
+
+def manifestation_grid(rows: Sequence[Manifestation], *, times: bool = False) -> Table:
     """Accuracy in %, or microseconds an image, by scheme and N, as a table for the console."""
-    table = Table(title=title, title_justify="left", padding=(0, 0))
+    table = Table(padding=(0, 0))
     table.add_column("scheme", no_wrap=True)
     steps = sorted({row.n_steps for row in rows})
     for n in steps:
@@ -98,9 +104,9 @@ def manifestation_grid(rows: Sequence[Manifestation], *, title: str, times: bool
     return table
 
 
-def compression_grid(rows: Sequence[Manifestation], *, title: str) -> Table:
+def compression_grid(rows: Sequence[Manifestation]) -> Table:
     """K, N, parameters and accuracy, as a table for the console."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for name in ("K", "N", "scheme", "parameters", "accuracy %"):
         table.add_column(name, justify="left" if name == "scheme" else "right")
     for row in rows:
