@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,8 @@ from .analysis.manifestation import (
     refinement_table,
     sweep,
 )
-from .files import writable_folder
+from .files import writable_folder, write_text
+from .info import info
 from .nn import blocks
 from .training.config import Config, make_config
 from .training.data import load_data
@@ -78,6 +80,7 @@ def run_demo(out: Path, *, epochs: int = 24, seed: int = 1) -> None:
     _print_claim(console, trained)
     compressions = _print_depth(console, trained, score)
     _draw(out, trained, compressions)
+    _save(out / "demo.json", trained, compressions)
     console.print(f"\npictures in {out}: {', '.join(sorted(path.name for path in out.glob('*.png')))}")
     console.print(f"{time.perf_counter() - started:.0f} seconds")
 
@@ -124,6 +127,20 @@ def _print_depth(console: Console, trained: Sequence[Trained], score: Scorer) ->
         print_table(console, title, compression_grid(rows))
         compressions.append((f"{one.name}-trained", rows))
     return compressions
+
+
+def _save(path: Path, trained: Sequence[Trained], compressions: list[tuple[str, list[Manifestation]]]) -> None:
+    """Everything that was printed, as JSON."""
+    nets = {
+        one.name: {
+            "config": one.config.as_dict(),
+            "test_accuracy": one.result.test.accuracy,
+            "graphs": [asdict(row) for row in one.rows],
+            "compression": [asdict(row) for row in rows],
+        }
+        for one, (_, rows) in zip(trained, compressions, strict=True)
+    }
+    write_text(path, json.dumps({"info": info().as_dict(), "nets": nets}, indent=1))
 
 
 def _draw(out: Path, trained: Sequence[Trained], compressions: list[tuple[str, list[Manifestation]]]) -> None:

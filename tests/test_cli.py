@@ -123,7 +123,10 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
         (["--device", "gpu"], "device: got 'gpu', accepted: auto, cpu, cuda"),
         (["--batch-size", "9999"], "batch_size: got 9999, accepted: up to the"),
         (["--download"], "download: got data 'synthetic', accepted: cifar10"),
-        (["--model", "wide-continuousnet", "--order", "post"], "order: got 'post' with model 'wide-continuousnet'"),
+        (
+            ["--model", "wide-continuousnet", "--order", "post"],
+            "order: got 'post', accepted for WideContinuousNet: 'pre'",
+        ),
         (["--model", "resnet", "--depth", "9", "--refine-epochs", ""], "depth: got 9, accepted: 6n + 2"),
         (["--lr"], "argument --lr: expected one argument"),
         (["extra"], "unknown argument extra"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,45 +105,18 @@ class WideContinuousNet(ContinuousNet):
     """The wide variant: blocks ``widen_factor`` times wider than the stem, always pre-activation.
 
     With the defaults (factor 4, K = 8, 10 classes) 13,607,546 parameters.
+
+    Args:
+        width: channels of the stem. options: as for :class:`ContinuousNet`.
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 10,
-        *,
-        widen_factor: int = 4,
-        width: int = 16,
-        n_basis: int = 8,
-        n_steps: int = 8,
-        scheme: str = "rk4_classic",
-        norm: str = "batch",
-        basis: str = "piecewise_constant",
-        eps: float | None = None,
-        skip_init: bool = False,
-        edge: str = "left",
-        checkpoint: str = "step",
-        backend: str = "auto",
-        stats: str = "sequential",
+        self, in_channels: int = 3, num_classes: int = 10, *, widen_factor: int = 4, width: int = 16, **options: Any
     ) -> None:
-        super().__init__(
-            in_channels,
-            num_classes,
-            width=check_count("width", width) * check_count("widen_factor", widen_factor),
-            stem_width=width,
-            n_basis=n_basis,
-            n_steps=n_steps,
-            scheme=scheme,
-            order="pre",
-            norm=norm,
-            basis=basis,
-            eps=eps,
-            skip_init=skip_init,
-            edge=edge,
-            checkpoint=checkpoint,
-            backend=backend,
-            stats=stats,
-        )
+        if options.setdefault("order", "pre") != "pre":
+            raise ValueError(f"order: got {options['order']!r}, accepted for WideContinuousNet: 'pre'")
+        wide = check_count("width", width) * check_count("widen_factor", widen_factor)
+        super().__init__(in_channels, num_classes, width=wide, stem_width=width, **options)
 
 
 @torch.no_grad()

@@ -43,10 +43,10 @@ def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module
             *("skip_init", "edge", "stats", "checkpoint", "backend"),
         )
     }
+    if config.order is not None:
+        options["order"] = config.order
     if config.model == "continuousnet":
-        return ContinuousNet(in_channels, num_classes, order=config.order, **options)
-    if config.order != "pre":
-        raise ValueError(f"order: got {config.order!r} with model {config.model!r}, accepted: 'pre'")
+        return ContinuousNet(in_channels, num_classes, **options)
     return WideContinuousNet(in_channels, num_classes, widen_factor=config.widen_factor, **options)
 
 

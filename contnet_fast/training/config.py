@@ -51,7 +51,9 @@ class Config:
     n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
     scheme: str = _option("rk4_classic", "Runge-Kutta scheme", choices=(*SCHEMES, *ALIASES))
     basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
-    order: str = _option("post", "normalise after or before the convolution", choices=ORDERS)
+    order: str | None = _option(
+        None, "normalise before or after the convolution (default: post, wide: pre)", choices=ORDERS
+    )
     norm: str = _option("batch", "normalisation", choices=NORMS)
     eps: float | None = _option(None, "scale of the vector field (default: n_basis)", low=_TINY)
     skip_init: bool = _option(False, "learnt scalar, zero at the start, on the vector field")
