@@ -121,6 +121,7 @@ def test_digits_splits_are_fixed_disjoint_and_balanced():
     assert len(data.train) + len(data.valid) + len(data.test) == 1797
     assert torch.equal(data.valid.images, again.valid.images)
     assert 340 < len(data.test) < 370
+    assert len(data.valid) == pytest.approx(0.1 * (1797 - len(data.test)), abs=5)
     for split in (data.train, data.valid, data.test):
         counts = torch.bincount(split.labels, minlength=10)
         assert counts.min() >= 0.8 * counts.max()

@@ -71,11 +71,13 @@ def test_the_best_epoch_is_chosen_by_validation_and_test_is_scored_once(tmp_path
         return original(net, images, labels, **options)
 
     monkeypatch.setattr(loop, "evaluate", spy)
-    result = run(tmp_path / "run", data)
+    result = run(tmp_path / "run", data, epochs=8, refine_epochs=(1,), lr=0.2, lr_schedule="constant", order="pre")
     assert seen.count(len(data.test)) == 2  # best and last weights, at the end
     assert seen[-2:] == [len(data.test)] * 2
     final = [h for h in result.history if h["event"] == "epoch" and h["n_steps"] == 2]
     assert result.best["valid_accuracy"] == max(h["valid_accuracy"] for h in final)
+    assert len({h["valid_accuracy"] for h in final}) > 1
+    assert final[-1]["valid_accuracy"] < result.best["valid_accuracy"]  # so that choosing means something
 
 
 def test_seeds_decide(tmp_path, data):
