@@ -17,16 +17,17 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench gpu clean FORCE
+.PHONY: help demo test lint bench gpu sanitize clean FORCE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train a ContinuousNet on images, refine it, evaluate it on other graphs"
-	@echo "make test    run the tests                       make test ARGS='-k refine'"
-	@echo "make lint    ruff and mypy"
-	@echo "make bench   time the blocks against PyTorch     results go to benchmarks/results/"
-	@echo "make gpu     GPU tests and benchmarks on this machine's NVIDIA GPU"
-	@echo "make clean   remove .venv and build outputs"
+	@echo "make demo      train a ContinuousNet on images, refine it, evaluate it on other graphs"
+	@echo "make test      run the tests                       make test ARGS='-k refine'"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     time the blocks against PyTorch     results go to benchmarks/results/"
+	@echo "make gpu       GPU tests and benchmarks on this machine's NVIDIA GPU"
+	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
+	@echo "make clean     remove .venv and build outputs"
 	@echo "options: PYTHON=$(PYTHON)  TORCH=$(TORCH)  VENV=$(VENV)"
 
 demo: $(READY)
@@ -48,13 +49,21 @@ gpu: $(READY)
 	$(RUN) -m pytest -m gpu $(ARGS)
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
 
+# C++ kernels under the address and undefined-behaviour sanitizers
+sanitize: $(READY)
+	CONTNET_FAST_BUILD=cpu CONTNET_FAST_SANITIZE=1 $(RUN) setup.py --quiet build --build-base build/sanitize \
+		--build-lib build/sanitize/lib
+	cd build && PYTHONPATH=$(CURDIR)/build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/test_cpu_backend.py $(ARGS)
+
 # torch comes first and by itself, so that nothing later can choose another one
 $(VENV)/torch: FORCE
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@[ "$$(cat $@ 2>/dev/null)" = "$(TORCH)" ] || \
-		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools && echo "$(TORCH)" > $@; }
+		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools ninja && echo "$(TORCH)" > $@; }
 
-$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py
+$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "installing contnet_fast and what its tests need"
 	@$(RUN) -m pip freeze --disable-pip-version-check | grep '^torch==' > $(VENV)/constraints.txt || true
 	@$(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt --editable ".[dev]"

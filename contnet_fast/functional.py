@@ -13,7 +13,7 @@ import torch
 from . import reference
 from .backends import Plan, Problem, check_backend, record, select
 from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, RKCombineError
+from .ops import RKCombine, RKCombineError, lookup
 from .reference.rk import CHECKPOINTS, Combine
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .tableaus import ButcherTableau, get_tableau
@@ -284,8 +284,14 @@ def _combination(plan: Plan) -> Combine:
     if plan.level == "none":
         return reference.rk_combine
 
+    op = lookup("rk_combine", plan.backend)
+
     def fused(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-        return RKCombine.apply(plan.backend, tuple(coefficients), y, *ks)
+        live = [(c, k) for c, k in zip(coefficients, ks, strict=True) if c != 0.0]
+        weights, rates = tuple(c for c, _ in live), [k for _, k in live]
+        if not torch.is_grad_enabled():
+            return op(y, rates, weights)
+        return RKCombine.apply(plan.backend, weights, y, *rates)
 
     return fused
 

@@ -40,13 +40,19 @@ class Picky:
     def unavailable(self):
         return None
 
+    def discourage(self, problem, level):
+        return None
+
+    def native_log(self):
+        return None
+
     def implementations(self):
         return {}
 
 
 @pytest.fixture
 def picky(monkeypatch):
-    monkeypatch.setattr(registry, "REGISTRY", {"picky": Picky(), **REGISTRY})
+    monkeypatch.setattr(registry, "REGISTRY", {"picky": Picky(), "reference": REGISTRY["reference"]})
 
 
 def problem(**change):
@@ -128,7 +134,7 @@ def test_use_backend_ends_with_its_block_even_after_an_error(block, x):
 def test_unknown_backends_are_refused_where_they_are_named(bad):
     with pytest.raises(ValueError, match="backend: got"):
         ContinuousBlock(ConvField(4), backend=bad)
-    with pytest.raises(ValueError, match="accepted: auto, reference"), cf.use_backend(bad):
+    with pytest.raises(ValueError, match=r"accepted: auto, .*reference"), cf.use_backend(bad):
         pass
 
 

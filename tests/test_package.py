@@ -50,7 +50,7 @@ print("ok")
 
 
 LAYERS = [  # each may import itself and what stands before it
-    {"errors", "_version", "files"},
+    {"_C", "errors", "_version", "files"},
     {"tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},

@@ -1,5 +1,6 @@
 """Backends: the registry, and one thin file for each. A new backend is one file and one line here."""
 
+from .cpu import CpuBackend
 from .reference import ReferenceBackend
 from .registry import (
     LEVELS,
@@ -21,6 +22,7 @@ from .registry import (
     use_backend,
 )
 
+register(CpuBackend())
 register(ReferenceBackend())
 
 __all__ = [

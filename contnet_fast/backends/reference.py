@@ -26,7 +26,15 @@ class ReferenceBackend:
         """PyTorch is always there."""
         return None
 
-    def implementations(self) -> dict[str, tuple[Callable, str]]:
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """The last resort is never discouraged."""
+        return None
+
+    def native_log(self) -> None:
+        """It is Python."""
+        return
+
+    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """Both combinations, on every device."""
         key = "CompositeExplicitAutograd"
         return {"rk_combine": (rk_combine, key), "rk_combine_error": (rk_combine_error, key)}

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -61,8 +61,14 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """Why nothing at all can run here, or ``None``."""
 
-    def implementations(self) -> dict[str, tuple[Callable, str]]:
-        """op name -> (Python implementation, dispatch key) for the ops registered from Python."""
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """Why ``auto`` had better not choose this, by measurement, although it serves."""
+
+    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
+        """op name -> (implementation, dispatch key); ``None`` where an extension registers it."""
+
+    def native_log(self) -> Any:
+        """An extension that logs its own runs (``record(on)``, ``take_runs()``), or ``None``."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,9 @@ def select(problem: Problem, request: str = "auto") -> Plan:
         backend = REGISTRY[candidate]
         for level in (wanted,) if wanted else backend.levels:
             reasons = backend.check(problem, level)
+            slower = backend.discourage(problem, level) if name == "auto" and not reasons else None
+            if slower is not None:
+                reasons = (slower,)
             if not reasons:
                 why = "first backend that serves" if name == "auto" else f"asked for {request!r}"
                 plan = Plan(problem, candidate, level, why, tuple(refused))
@@ -218,21 +227,48 @@ def strict(enabled: bool = True) -> Iterator[None]:
 def record_runs() -> Iterator[list[Run]]:
     """Collect a :class:`Run` for every unit that runs in the block, recorded where it runs.
 
+    Runs of an extension appear when the block ends, or with the next run recorded from Python.
+
     A compiled graph of the reference holds PyTorch's own kernels and none of ours, so it records nothing.
     """
     log: list[Run] = []
+    _drain()
     _state.logs.append(log)
+    _log_natively(True)
     try:
         yield log
     finally:
+        _drain()
+        _log_natively(len(_state.logs) > 1)
         _state.logs = [other for other in _state.logs if other is not log]
 
 
 def record(op: str, backend: str, level: str) -> None:
     """Called by the units themselves."""
     if _state.logs:
+        _drain()
         for log in _state.logs:
             log.append(Run(op, backend, level))
+
+
+def _native_logs() -> Iterator[tuple[Backend, Any]]:
+    for backend in REGISTRY.values():
+        extension = backend.native_log()
+        if extension is not None:
+            yield backend, extension
+
+
+def _log_natively(on: bool) -> None:
+    for _, extension in _native_logs():
+        extension.record(on)
+
+
+def _drain() -> None:
+    """Move what extensions logged into the open logs, so that the order of runs is kept."""
+    for backend, extension in _native_logs():
+        runs = [Run(op, backend.name, backend.levels[-1]) for op in extension.take_runs()]
+        for log in _state.logs:
+            log.extend(runs)
 
 
 @contextmanager

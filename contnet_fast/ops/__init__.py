@@ -6,6 +6,9 @@ from .schemas import define, implement, lookup
 
 for _backend in REGISTRY.values():
     for _op, (_function, _key) in _backend.implementations().items():
-        implement(_op, _backend.name, _function, _key)
+        if _function is None:
+            define(_op, _backend.name)
+        else:
+            implement(_op, _backend.name, _function, _key)
 
 __all__ = ["RKCombine", "RKCombineError", "define", "implement", "lookup"]

@@ -24,7 +24,7 @@ class RKCombine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """dy = g and dk_j = c_j g, scaled in the accumulation dtype."""
+        """dy = g and dk_j = c_j g, scaled in the accumulation dtype; nothing for c_j = 0."""
         return None, None, *_linear_grads(ctx, grads[0])
 
 
@@ -62,7 +62,7 @@ def _linear_grads(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ..
     return (
         grad,
         *(
-            (wide * c).to(dtype) if want else None
+            (wide * c).to(dtype) if want and c != 0.0 else None
             for c, dtype, want in zip(ctx.coefficients, ctx.dtypes, wanted, strict=True)
         ),
     )

@@ -1,0 +1,72 @@
+"""The cpu backend: C++ kernels of the extension ``contnet_fast._C`` (``csrc/cpu``), SIMD chosen when it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .registry import Problem
+
+_extension: Any = None
+_reason: str | None = None
+try:
+    from .. import _C
+
+    _extension = _C
+except ImportError as error:
+    _reason = (
+        f"the C++ extension is not there ({error}); in an environment with torch and a C++ compiler, "
+        "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation . builds it or shows why not"
+    )
+
+LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.9x, euler and midpoint nothing
+
+STATES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
+)
+
+
+class CpuBackend:
+    """Level ``accumulate``: a whole stage combination in one pass over memory, with the error norm in the same pass."""
+
+    name = "cpu"
+    levels: tuple[str, ...] = ("accumulate",)
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason against."""
+        reasons = []
+        if _reason is not None:
+            reasons.append(_reason)
+        if problem.device != "cpu":
+            reasons.append(f"the tensors are on {problem.device}")
+        if problem.dtype not in STATES:
+            reasons.append(f"dtype {problem.dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
+        return tuple(reasons)
+
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """Solves in which its combinations were measured no faster than PyTorch's (docs/performance.md)."""
+        if problem.op == "conv_solve":
+            return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.95x to 1.06x)"
+        if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
+            return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
+        if problem.op == "rk_solve" and torch.compiler.is_compiling():
+            return "auto leaves it: the compiler fuses combinations that are no op of ours"
+        return None
+
+    def unavailable(self) -> str | None:
+        """Why the extension is not there."""
+        return _reason
+
+    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
+        """Registered by the extension itself."""
+        if _extension is None:
+            return {}
+        return {"rk_combine": (None, "CPU"), "rk_combine_error": (None, "CPU")}
+
+    def native_log(self) -> ModuleType | None:
+        """The extension, which logs its own runs."""
+        return _extension

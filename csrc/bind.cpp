@@ -1,0 +1,177 @@
+// Registers the C++ implementations of the ops, and the Python module with build information and the log of runs.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/extension.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "include/rk_combine.h"
+
+namespace contnet_fast {
+namespace {
+
+std::atomic<bool> recording{false};
+std::mutex log_mutex;
+std::vector<std::string> run_log;
+
+void record(const char* op) {
+  if (!recording.load(std::memory_order_relaxed)) return;
+  std::lock_guard<std::mutex> lock(log_mutex);
+  run_log.emplace_back(op);
+}
+
+struct Isa {
+  const char* name;
+  CombineBlock combine_block;
+};
+
+Isa choose_isa() {
+#ifdef CONTNET_FAST_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return {"avx512", avx512::combine_block};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return {"avx2", avx2::combine_block};
+#endif
+  return {"portable", portable::combine_block};
+}
+
+Isa isa = choose_isa();
+
+Scalar scalar_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+    case at::kComplexDouble: return Scalar::f64;
+    case at::kBFloat16: return Scalar::bf16;
+    case at::kHalf: return Scalar::f16;
+    case at::kFloat:
+    case at::kComplexFloat: return Scalar::f32;
+    default: TORCH_CHECK(false, "rk_combine_cpu: dtype ", type, " is not one of float16 to complex128");
+  }
+}
+
+// What a combination reads: the state and rates in the storage order of `out`, with one dtype for all rates.
+struct Operands {
+  at::Tensor out;
+  at::Tensor y;
+  std::vector<at::Tensor> ks;
+  std::vector<const void*> pointers;
+  Combination combination;
+  int64_t scalars;
+};
+
+at::Tensor in_storage_order(const at::Tensor& t, const at::Tensor& like, at::ScalarType type) {
+  const bool plain = !t.is_conj() && !t.is_neg();
+  if (plain && t.scalar_type() == type && t.strides() == like.strides() && t.is_non_overlapping_and_dense()) return t;
+  return at::empty_like(like, like.options().dtype(type)).copy_(t);
+}
+
+Operands prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients) {
+  TORCH_CHECK(ks.size() == coefficients.size(), "rk_combine_cpu: ", coefficients.size(), " coefficients for ", ks.size(),
+              " ks");
+  Operands o;
+  o.out = at::empty_like(y);
+  o.y = in_storage_order(y, o.out, y.scalar_type());
+  // rates share one dtype: their own where that is a 16-bit float or float32 beside a float sum, else that of y
+  at::ScalarType type = ks.empty() ? y.scalar_type() : ks[0].scalar_type();
+  const bool narrow = type == at::kBFloat16 || type == at::kHalf || type == at::kFloat;
+  const bool float_sum = y.scalar_type() != at::kDouble && !y.is_complex();
+  for (const at::Tensor& k : ks)
+    if (k.scalar_type() != type) type = at::kFloat;
+  if (!(narrow && float_sum)) type = y.scalar_type();
+  for (const at::Tensor& k : ks) {
+    TORCH_CHECK(k.sizes() == y.sizes(), "rk_combine_cpu: a rate of shape ", k.sizes(), " for a state of ", y.sizes());
+    o.ks.push_back(in_storage_order(k, o.out, type));
+    o.pointers.push_back(o.ks.back().const_data_ptr());
+  }
+  o.scalars = y.numel() * (y.is_complex() ? 2 : 1);
+  o.combination = {scalar_of(y.scalar_type()), scalar_of(type),        o.y.const_data_ptr(), o.pointers.data(),
+                   coefficients.data(),        static_cast<int>(ks.size()), o.out.mutable_data_ptr()};
+  return o;
+}
+
+at::Tensor rk_combine(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients) {
+  record("rk_combine");
+  Operands o = prepare(y, ks, coefficients);
+  const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
+  at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      isa.combine_block(o.combination, nullptr, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
+  });
+  return o.out;
+}
+
+std::tuple<at::Tensor, at::Tensor> rk_combine_error(const at::Tensor& y, at::TensorList ks,
+                                                    at::ArrayRef<double> coefficients, at::ArrayRef<double> errors,
+                                                    double rtol, double atol) {
+  record("rk_combine_error");
+  TORCH_CHECK(errors.size() == ks.size(), "rk_combine_error_cpu: ", errors.size(), " error coefficients for ", ks.size(),
+              " ks");
+  Operands o = prepare(y, ks, coefficients);
+  const ErrorNorm norm{errors.data(), rtol, atol, y.is_complex()};
+  const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
+  std::vector<double> partial(blocks, 0.0);
+  at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      partial[b] = isa.combine_block(o.combination, &norm, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
+  });
+  double total = 0.0;  // in block order: the same bits for any number of threads
+  for (double p : partial) total += p;
+  const bool wide = y.scalar_type() == at::kDouble || y.scalar_type() == at::kComplexDouble;
+  const auto options = y.options().dtype(wide ? at::kDouble : at::kFloat);
+  const double value = y.numel() == 0 ? 0.0 : std::sqrt(total / static_cast<double>(y.numel()));
+  return {o.out, at::full({}, value, options)};
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names{"portable"};
+#ifdef CONTNET_FAST_X86
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    names.emplace_back("avx2");
+  if (std::string(choose_isa().name) == "avx512") names.emplace_back("avx512");
+#endif
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const std::string& known : instruction_sets()) {
+    if (known != name) continue;
+#ifdef CONTNET_FAST_X86
+    if (name == "avx512") isa = {"avx512", avx512::combine_block};
+    if (name == "avx2") isa = {"avx2", avx2::combine_block};
+#endif
+    if (name == "portable") isa = {"portable", portable::combine_block};
+    return;
+  }
+  TORCH_CHECK_VALUE(false, "instruction set: got '", name, "', accepted: those of instruction_sets()");
+}
+
+}  // namespace
+}  // namespace contnet_fast
+
+TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
+  m.impl("rk_combine_cpu", TORCH_FN(contnet_fast::rk_combine));
+  m.impl("rk_combine_error_cpu", TORCH_FN(contnet_fast::rk_combine_error));
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "C++ implementations of contnet_fast's ops";
+  m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
+  m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
+  m.def("instruction_set", [] { return std::string(contnet_fast::isa.name); }, "The instruction set in use.");
+  m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
+  m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
+  m.def("record", [](bool on) { contnet_fast::recording = on; }, "Start or stop logging runs.");
+  m.def(
+      "take_runs",
+      [] {
+        std::lock_guard<std::mutex> lock(contnet_fast::log_mutex);
+        return std::exchange(contnet_fast::run_log, {});
+      },
+      "The ops that ran since the last call, in order.");
+}

@@ -1,0 +1,9 @@
+// combine_block for any CPU.
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "../include/rk_combine.h"
+
+namespace contnet_fast::portable {
+#include "rk_combine_block.h"
+}

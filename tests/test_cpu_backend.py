@@ -1,0 +1,270 @@
+"""The cpu backend equals the reference in every dtype, layout and instruction set, and says when it cannot serve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast import reference
+from contnet_fast.backends import REGISTRY, Problem, cpu, select
+from contnet_fast.ops import lookup
+from contnet_fast.tableaus import SCHEMES
+
+built = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
+SIZES = [0, 1, 7, 8, 2047, 2048, 2049, 100_003]
+
+
+def instruction_sets() -> list[str]:
+    return cpu._extension.instruction_sets() if cpu._extension else ["portable"]
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request):
+    before = cpu._extension.instruction_set()
+    cpu._extension.use_instruction_set(request.param)
+    yield request.param
+    cpu._extension.use_instruction_set(before)
+
+
+def wide(t: torch.Tensor) -> np.ndarray:
+    """In more digits than any of the dtypes has."""
+    if t.is_complex():
+        return t.to(torch.complex128).numpy().astype(np.clongdouble)
+    return t.to(torch.float64).numpy().astype(np.longdouble)
+
+
+def worst(t: torch.Tensor, exact: np.ndarray) -> float:
+    return float(np.abs(wide(t) - exact).max(initial=0.0))
+
+
+def combined(y: torch.Tensor, ks: list[torch.Tensor], c: list[float]) -> np.ndarray:
+    return wide(y) + sum(np.longdouble(a) * wide(k) for a, k in zip(c, ks, strict=True))
+
+
+def budget(y: torch.Tensor, plain: torch.Tensor, exact: np.ndarray) -> float:
+    """Twice the error of PyTorch in the same precision plus one ulp at the largest value."""
+    largest = max(np.abs(exact).max(initial=0.0), np.abs(wide(y)).max(initial=0.0))
+    return 2 * worst(plain, exact) + float(largest) * torch.finfo(y.dtype).eps
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_combinations_are_within_the_error_rule(isa, dtype, size):
+    generator = torch.Generator().manual_seed(size)
+    y = torch.randn(size, dtype=dtype, generator=generator)
+    for terms in (1, 2, 3, 4, 5, 9, 13):
+        ks = [torch.randn(size, dtype=dtype, generator=generator) for _ in range(terms)]
+        c = [0.0 if j % 4 == 2 else 0.3 * (j - 1.5) for j in range(terms)]
+        exact = combined(y, ks, c)
+        got = cf.rk_combine(y, ks, c, backend="cpu")
+        assert got.dtype == dtype
+        assert worst(got, exact) <= budget(y, reference.rk_combine(y, ks, c), exact)
+
+
+def test_the_error_rule_catches_faults():
+    y, ks = torch.randn(100), [torch.randn(100) for _ in range(4)]
+    c = [0.1, 0.2, 0.3, 0.4]
+    exact = combined(y, ks, c)
+    allowed = budget(y, reference.rk_combine(y, ks, c), exact)
+    for faulty in ([0.1, 0.2, 0.3, -0.4], [0.1, 0.2, 0.3, 0.0], [0.1, 0.2, 0.3, 0.4001]):
+        assert worst(reference.rk_combine(y, ks, faulty), exact) > allowed
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_error_norms_equal_the_reference(isa, dtype, size):
+    generator = torch.Generator().manual_seed(size)
+    y = torch.randn(size, dtype=dtype, generator=generator)
+    ks = [torch.randn(size, dtype=dtype, generator=generator) for _ in range(7)]
+    b = [float(x) for x in SCHEMES["dopri5"].b]
+    e = [float(x) for x in SCHEMES["dopri5"].b_error]
+    y1, norm = cf.rk_combine_error(y, ks, b, e, h=0.3, rtol=1e-2, atol=1e-3, backend="cpu")
+    expected = reference.rk_error_norm(y, y1, ks, [0.3 * x for x in e], rtol=1e-2, atol=1e-3)
+    assert norm.dtype == expected.dtype
+    torch.testing.assert_close(norm, expected, rtol=1e-12 if norm.dtype == torch.float64 else 1e-5, atol=0.0)
+    assert torch.equal(y1, cf.rk_combine(y, ks, b, h=0.3, backend="cpu"))
+
+
+@built
+@pytest.mark.parametrize("place", ["y", "k", "k without error weight"])
+def test_a_nan_reaches_the_norm(isa, place):
+    y, ks = torch.ones(3000), [torch.ones(3000), torch.ones(3000)]
+    (y if place == "y" else ks[1] if place != "k" else ks[0])[1234] = float("nan")
+    norm = cf.rk_combine_error(y, ks, [1.0, 1.0], [1.0, 0.0], rtol=1e-3, atol=1e-3, backend="cpu")[1]
+    assert norm.isnan()
+
+
+@built
+def test_rates_of_other_dtypes_are_summed_in_float32():
+    y = torch.randn(5000)
+    for dtypes in ((torch.bfloat16,) * 2, (torch.float16,) * 2, (torch.bfloat16, torch.float32)):
+        ks = [torch.randn(5000).to(dtype) for dtype in dtypes]
+        got = cf.rk_combine(y, ks, [0.5, -0.25], backend="cpu")
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, reference.rk_combine(y, ks, [0.5, -0.25]), rtol=1e-6, atol=1e-6)
+    y = torch.randn(100, dtype=torch.float64)
+    got = cf.rk_combine(y, [torch.randn(100)], [0.5], backend="cpu")
+    assert got.dtype == torch.float64
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "permuted": lambda x: x.permute(3, 1, 0, 2),
+    "slice": lambda x: x[:, :, ::2, 1:],
+    "expanded": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "negative view": lambda x: torch._neg_view(x),
+}
+
+
+@built
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_do_not_matter_and_those_of_y_are_kept(layout):
+    y = LAYOUTS[layout](torch.randn(2, 3, 6, 7))
+    ks = [torch.randn(y.shape), LAYOUTS[layout](torch.randn(2, 3, 6, 7))]
+    got = cf.rk_combine(y, ks, [0.5, 2.0], backend="cpu")
+    torch.testing.assert_close(got, y + 0.5 * ks[0] + 2 * ks[1])
+    assert got.stride() == torch.empty_like(y).stride()
+    z = torch.randn(5, dtype=torch.complex64)
+    torch.testing.assert_close(cf.rk_combine(z.conj(), [z], [1.0], backend="cpu"), z.conj() + z)
+
+
+@built
+def test_results_have_the_same_bits_for_any_number_of_threads():
+    y, ks = torch.randn(300_001), [torch.randn(300_001) for _ in range(5)]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(cf.rk_combine_error(y, ks, [0.1] * 5, [0.2] * 5, rtol=1e-3, atol=1e-3, backend="cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["channels_last", "slice"])
+def test_opcheck(dtype, layout):
+    y = LAYOUTS[layout](torch.randn(2, 3, 4, 5).to(dtype))
+    ks = [torch.randn(y.shape).to(dtype), y.clone()]
+    torch.library.opcheck(lookup("rk_combine", "cpu"), (y, ks, [0.5, 0.0]))
+    torch.library.opcheck(lookup("rk_combine_error", "cpu"), (y, ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
+
+
+@built
+def test_gradients_once_and_twice():
+    y = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    ks = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def combine(y, *ks):
+        return cf.rk_combine(y * y, [k * k for k in ks], [0.2, 0.0, -1.5], h=0.7, backend="cpu")
+
+    assert torch.autograd.gradcheck(combine, (y, *ks))
+    assert torch.autograd.gradgradcheck(combine, (y, *ks))
+
+
+@built
+@pytest.mark.parametrize("scheme", ["euler", "rk4", "dopri5"])
+def test_a_block_runs_on_it_forward_and_backward(scheme):
+    torch.manual_seed(0)
+    field = cf.nn.ConvField(4, n_basis=2)
+    block = cf.nn.ContinuousBlock(field, scheme=scheme, n_steps=2).train()
+    results = []
+    for backend in ("reference", "cpu"):
+        block.backend = backend
+        x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        y = block(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad.clone() for p in block.parameters())])
+        block.zero_grad()
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@built
+def test_compiled_calls_reach_it():
+    torch.compiler.reset()
+    y, k = torch.randn(6, requires_grad=True), torch.randn(6)
+
+    def call(y):
+        return cf.rk_combine(y * 2, [k, y], [0.5, 0.25], backend="cpu")
+
+    with cf.record_runs() as log:
+        got = torch.compile(call, fullgraph=True, backend="aot_eager")(y)
+        got.sum().backward()
+    assert [(run.op, run.backend, run.level) for run in log] == [("rk_combine", "cpu", "accumulate")]
+    torch.testing.assert_close(y.grad, torch.full((6,), 2.25))
+
+
+@built
+def test_runs_are_logged_in_order_with_those_of_python():
+    y = torch.zeros(2)
+    with cf.record_runs() as outer:
+        for backend in ("cpu", "reference", "cpu"):
+            cf.rk_combine(y, [y], [1.0], backend=backend)
+        with cf.record_runs() as inner:
+            cf.rk_combine(y, [y], [1.0], backend="cpu")
+        cf.rk_combine(y, [y], [1.0], backend="cpu")
+    assert [run.backend for run in outer] == ["cpu", "reference", "cpu", "cpu", "cpu"]
+    assert [run.backend for run in inner] == ["cpu"]
+    cf.rk_combine(y, [y], [1.0], backend="cpu")
+    assert cpu._extension.take_runs() == []
+
+
+def facts(**change):
+    base = {"op": "rk_combine", "device": "cpu", "dtype": torch.float32, "compute_dtype": torch.float32}
+    return Problem(**{**base, "shape": (3,), "stages": 6, **change})
+
+
+@built
+def test_auto_takes_it_where_it_was_measured_faster_and_says_why_not_elsewhere():
+    assert select(facts()).backend == "cpu"
+    assert select(facts(op="rk_combine_error")).backend == "cpu"
+    assert select(facts(op="rk_solve")).backend == "cpu"
+    for change in ({"op": "rk_solve", "stages": 2}, {"op": "rk_solve", "needs_grad": True}, {"op": "conv_solve"}):
+        plan = select(facts(**change))
+        assert plan.backend == "reference"
+        assert plan.refused[0].backend == "cpu"
+        assert "auto leaves it" in str(plan.refused[0])
+        assert select(facts(**change), "cpu").backend == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"device": "cuda"}, "the tensors are on cuda"), ({"dtype": torch.complex32}, "complex32 is not")],
+)
+def test_it_refuses_with_every_reason(change, words):
+    with pytest.raises(cf.BackendUnavailable, match=words):
+        select(facts(**change), "cpu")
+
+
+def test_without_the_extension_the_package_works_and_says_why():
+    code = """
+import sys
+sys.modules["contnet_fast._C"] = None
+import torch, contnet_fast as cf
+assert cf.available_backends() == ("reference",)
+assert "C++ extension is not there" in cf.info().backends["cpu"]
+y = torch.ones(2)
+assert cf.rk_combine(y, [y], [1.0]).tolist() == [2.0, 2.0]
+try:
+    cf.rk_combine(y, [y], [1.0], backend="cpu")
+except cf.BackendUnavailable as error:
+    assert "CONTNET_FAST_BUILD=cpu" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_it_stands_before_the_reference():
+    assert list(REGISTRY) == ["cpu", "reference"]
