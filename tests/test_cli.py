@@ -113,7 +113,7 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
         (["--basis", "spline"], "basis: got 'spline'"),
         (["--basis", "piecewise_linear", "--n-basis", "3"], "n_basis: got 3, accepted for piecewise_linear"),
         (["--edge", "reference_fp32", "--basis", "hat"], "edge: got 'reference_fp32'"),
-        (["--backend", "triton:solved"], "backend: got 'triton:solved', accepted: auto, reference"),
+        (["--backend", "triton:solved"], "backend: got 'triton:solved', accepted: auto"),
         (["--refine-epochs", "9"], "refine_epochs: got 9, accepted: epochs before the end of the run, 4"),
         (["--recipe", "digit"], "recipe: got 'digit', accepted: digits"),
         (["--config", "absent.toml"], "config: got absent.toml"),
