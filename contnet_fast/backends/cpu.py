@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +14,7 @@ from .registry import Problem
 _extension: Any = None
 _reason: str | None = None
 try:
-    from .. import _C
-
-    _extension = _C
+    _extension = import_module("contnet_fast._C")
 except ImportError as error:
     _reason = (
         f"the C++ extension is not there ({error}); in an environment with torch and a C++ compiler, "
