@@ -132,6 +132,14 @@ def test_a_refused_graph_leaves_every_block_as_it_was():
         cf.set_manifestation(net, n_steps=0)
 
 
+def test_blocks_before_the_one_that_refuses_are_set_back():
+    fields = [cf.nn.ConvField(4, n_basis=2, basis=basis) for basis in ("piecewise_constant", "hat")]
+    net = torch.nn.Sequential(*(cf.nn.ContinuousBlock(field, scheme="rk4", n_steps=2) for field in fields))
+    with pytest.raises(ValueError, match="accepted: piecewise_constant"):
+        cf.set_manifestation(net, scheme="euler", n_steps=4, edge="reference_fp32")
+    assert [(b.scheme, b.n_steps, b.edge) for b in cf.blocks(net)] == [("rk4", 2, "left")] * 2
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_optimizer_state_follows_its_parameters(kind):
     net, optimizer = trained()
