@@ -21,7 +21,7 @@ except ImportError as error:
         "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation . builds it or shows why not"
     )
 
-LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.9x, euler and midpoint nothing
+LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -49,7 +49,7 @@ class CpuBackend:
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Solves in which its combinations were measured no faster than PyTorch's (docs/performance.md)."""
         if problem.op == "conv_solve":
-            return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.95x to 1.06x)"
+            return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.93x to 1.04x)"
         if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
         if problem.op == "rk_solve" and torch.compiler.is_compiling():
