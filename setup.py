@@ -10,18 +10,15 @@ import os
 import platform
 import shutil
 import sys
+from glob import glob
 from typing import Any
 
 from setuptools import setup
 
 CHOICES = ("auto", "cpu", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-SOURCES = [
-    "csrc/bind.cpp",
-    "csrc/cpu/rk_combine_portable.cpp",
-    "csrc/cpu/rk_combine_avx2.cpp",
-    "csrc/cpu/rk_combine_avx512.cpp",
-]
+SOURCES = [*sorted(glob("csrc/*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))]
+RELATED = ["setup.py", *sorted(glob("csrc/**/*.h", recursive=True))]  # a change of these builds it anew
 
 
 def say(text: str) -> None:
@@ -62,7 +59,7 @@ def extensions() -> dict[str, Any]:
                 super().copy_extensions_to_source()
 
     # neither of the -fno flags changes a result; without them comparisons do not vectorise
-    flags = ["-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     flags += [f'-DCONTNET_FAST_COMPILER="{compiler}"']
     links = ["-fopenmp"]
     if os.environ.get("CONTNET_FAST_SANITIZE") == "1":
@@ -71,7 +68,9 @@ def extensions() -> dict[str, Any]:
     if X86:
         flags.append("-DCONTNET_FAST_X86")
     say("building the C++ extension")
-    extension = CppExtension("contnet_fast._C", SOURCES, extra_compile_args=flags, extra_link_args=links)
+    extension = CppExtension(
+        "contnet_fast._C", SOURCES, extra_compile_args=flags, extra_link_args=links, depends=RELATED
+    )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
 
 

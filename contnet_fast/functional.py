@@ -13,7 +13,7 @@ import torch
 from . import reference
 from .backends import Plan, Problem, check_backend, record, select
 from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, RKCombineError, lookup
+from .ops import RKCombine, RKCombineError, fused_conv_solve, lookup
 from .reference.rk import CHECKPOINTS, Combine
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .tableaus import ButcherTableau, get_tableau
@@ -247,7 +247,7 @@ def conv_solve(
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    _check_conv(x, nodes, spec, grid)
+    _check_conv(x, nodes, spec, grid, training)
     plan = select(
         Problem(
             op="conv_solve",
@@ -268,6 +268,18 @@ def conv_solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("conv_solve", plan.backend, plan.level)
+    if plan.level in ("solve", "stage"):
+        return fused_conv_solve(
+            x,
+            nodes,
+            backend=plan.backend,
+            level=plan.level,
+            spec=spec,
+            grid=grid,
+            training=training,
+            checkpoint=checkpoint,
+            return_steps=return_steps,
+        )
     return reference.conv_solve(
         x,
         nodes,
@@ -337,13 +349,17 @@ def _combine_problem(op: str, y: torch.Tensor, ks: Sequence[torch.Tensor]) -> Pr
     )
 
 
-def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid) -> None:
+def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: got {type(x).__name__}, accepted: a torch.Tensor")
     if not x.is_floating_point():
         raise TypeError(f"x: got dtype {x.dtype}, accepted: float16, bfloat16, float32, float64")
     if x.dim() != 4 or x.shape[1] != spec.channels:
         raise ValueError(f"x: got shape {tuple(x.shape)}, accepted: [batch, {spec.channels}, height, width]")
+    if training and spec.norm == "batch" and x.numel() == spec.channels:
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, accepted with batch norm in training: more than one value per channel"
+        )
     weight = nodes.conv1_weight
     if weight.device != x.device:
         raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")

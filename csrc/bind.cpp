@@ -4,44 +4,23 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
-#include <atomic>
-#include <mutex>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "include/rk_combine.h"
+#include "include/runtime.h"
 
 namespace contnet_fast {
 namespace {
 
-std::atomic<bool> recording{false};
-std::mutex log_mutex;
-std::vector<std::string> run_log;
-
-void record(const char* op) {
-  if (!recording.load(std::memory_order_relaxed)) return;
-  std::lock_guard<std::mutex> lock(log_mutex);
-  run_log.emplace_back(op);
-}
-
-struct Isa {
-  const char* name;
-  CombineBlock combine_block;
-};
-
-Isa choose_isa() {
+CombineBlock combine_block() {
 #ifdef CONTNET_FAST_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return {"avx512", avx512::combine_block};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return {"avx2", avx2::combine_block};
+  if (instruction_set() == Isa::avx512) return avx512::combine_block;
+  if (instruction_set() == Isa::avx2) return avx2::combine_block;
 #endif
-  return {"portable", portable::combine_block};
+  return portable::combine_block;
 }
-
-Isa isa = choose_isa();
 
 Scalar scalar_of(at::ScalarType type) {
   switch (type) {
@@ -96,12 +75,13 @@ Operands prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> co
 }
 
 at::Tensor rk_combine(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  record("rk_combine");
+  record("rk_combine", "accumulate");
   Operands o = prepare(y, ks, coefficients);
+  const CombineBlock combine = combine_block();
   const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
   at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
-      isa.combine_block(o.combination, nullptr, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
+      combine(o.combination, nullptr, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
   });
   return o.out;
 }
@@ -109,16 +89,17 @@ at::Tensor rk_combine(const at::Tensor& y, at::TensorList ks, at::ArrayRef<doubl
 std::tuple<at::Tensor, at::Tensor> rk_combine_error(const at::Tensor& y, at::TensorList ks,
                                                     at::ArrayRef<double> coefficients, at::ArrayRef<double> errors,
                                                     double rtol, double atol) {
-  record("rk_combine_error");
+  record("rk_combine_error", "accumulate");
   TORCH_CHECK(errors.size() == ks.size(), "rk_combine_error_cpu: ", errors.size(), " error coefficients for ", ks.size(),
               " ks");
   Operands o = prepare(y, ks, coefficients);
   const ErrorNorm norm{errors.data(), rtol, atol, y.is_complex()};
+  const CombineBlock combine = combine_block();
   const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
   std::vector<double> partial(blocks, 0.0);
   at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
-      partial[b] = isa.combine_block(o.combination, &norm, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
+      partial[b] = combine(o.combination, &norm, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
   });
   double total = 0.0;  // in block order: the same bits for any number of threads
   for (double p : partial) total += p;
@@ -126,29 +107,6 @@ std::tuple<at::Tensor, at::Tensor> rk_combine_error(const at::Tensor& y, at::Ten
   const auto options = y.options().dtype(wide ? at::kDouble : at::kFloat);
   const double value = y.numel() == 0 ? 0.0 : std::sqrt(total / static_cast<double>(y.numel()));
   return {o.out, at::full({}, value, options)};
-}
-
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names{"portable"};
-#ifdef CONTNET_FAST_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    names.emplace_back("avx2");
-  if (std::string(choose_isa().name) == "avx512") names.emplace_back("avx512");
-#endif
-  return names;
-}
-
-void use_instruction_set(const std::string& name) {
-  for (const std::string& known : instruction_sets()) {
-    if (known != name) continue;
-#ifdef CONTNET_FAST_X86
-    if (name == "avx512") isa = {"avx512", avx512::combine_block};
-    if (name == "avx2") isa = {"avx2", avx2::combine_block};
-#endif
-    if (name == "portable") isa = {"portable", portable::combine_block};
-    return;
-  }
-  TORCH_CHECK_VALUE(false, "instruction set: got '", name, "', accepted: those of instruction_sets()");
 }
 
 }  // namespace
@@ -163,15 +121,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
-  m.def("instruction_set", [] { return std::string(contnet_fast::isa.name); }, "The instruction set in use.");
+  m.def("instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); }, "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
-  m.def("record", [](bool on) { contnet_fast::recording = on; }, "Start or stop logging runs.");
-  m.def(
-      "take_runs",
-      [] {
-        std::lock_guard<std::mutex> lock(contnet_fast::log_mutex);
-        return std::exchange(contnet_fast::run_log, {});
-      },
-      "The ops that ran since the last call, in order.");
+  m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
+  m.def("take_runs", &contnet_fast::take_runs, "(op, level) of the runs since the last call, in order.");
 }

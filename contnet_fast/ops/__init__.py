@@ -2,6 +2,7 @@
 
 from ..backends import REGISTRY
 from .autograd import RKCombine, RKCombineError
+from .conv import ConvSolve, fused_conv_solve
 from .schemas import define, implement, lookup
 
 for _backend in REGISTRY.values():
@@ -11,4 +12,4 @@ for _backend in REGISTRY.values():
         else:
             implement(_op, _backend.name, _function, _key)
 
-__all__ = ["RKCombine", "RKCombineError", "define", "implement", "lookup"]
+__all__ = ["ConvSolve", "RKCombine", "RKCombineError", "define", "fused_conv_solve", "implement", "lookup"]
