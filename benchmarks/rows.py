@@ -6,6 +6,7 @@ import datetime
 import json
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def header(options: dict[str, Any]) -> dict[str, Any]:
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "commit": _git("rev-parse", "HEAD"),
             "dirty": status != "" if status is not None else None,
-            "package_of_this_checkout": Path(cf.__file__).resolve().is_relative_to(ROOT),
+            "of_this_checkout": {name: _is_here(name) for name in ("contnet_fast", "contnet_fast._C")},
             "cpu": cpu_model(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -99,6 +100,12 @@ def _memory_table(row: dict[str, Any]) -> Table:
             cells += [f"{size / 2**20:.2f}", f"{row[f'{kind}_ratios'].get(name, 1.0):.3f}"]
         shown.add_row(name, *cells)
     return shown
+
+
+def _is_here(name: str) -> bool | None:
+    """Whether the imported module lies in this checkout, so that ``commit`` speaks of it; ``None`` if not imported."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return None if file is None else Path(file).resolve().is_relative_to(ROOT)
 
 
 def _empty_table(row: dict[str, Any], caption: str) -> Table:
