@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "include/pool.h"
 #include "include/rk_combine.h"
 #include "include/runtime.h"
 
@@ -124,6 +125,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); }, "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
+  m.def("pooled_bytes", &contnet_fast::pooled_bytes, "Bytes of working memory held for the next call.");
+  m.def("release_pool", &contnet_fast::release_pool, "Give that memory back to the system.");
   m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
   m.def("take_runs", &contnet_fast::take_runs, "(op, level) of the runs since the last call, in order.");
 }

@@ -18,7 +18,7 @@ class WeightSums {
     while (part_ * tiles < kTiles || part_ * kMost < units_) part_ *= 2;
     parts_ = (units_ + part_ - 1) / part_;
     memory_.resize(parts_ * part_size());
-    memory_.zero(parts_ * part_size());
+    std::fill_n(memory_.data(), parts_ * part_size(), T(0));
   }
 
   T* weights(int64_t part, int conv) { return memory_.data() + part * part_size() + conv * conv_size(); }
@@ -46,7 +46,7 @@ class WeightSums {
       }
     });
   }
-  void clear_merged() { memory_.zero(part_size()); }
+  void clear_merged() { std::fill_n(memory_.data(), part_size(), T(0)); }
 
  private:
   int64_t conv_size() const { return g_.weights() + g_.padded; }

@@ -17,23 +17,74 @@ struct Conv {
 
   static int blocks(const Geometry& g) { return (g.tiles_x + kWidest - 1) / kWidest; }
   static int tiles(const Geometry& g) { return g.group * ((g.tiles_x + blocks(g) - 1) / blocks(g)); }
-  // one line more than the tiles, so that the 16 frequencies do not fall into one set of the cache
-  static int64_t frequency(const Geometry& g) { return int64_t(tiles(g)) * g.padded + 16; }
+  // The frequencies of a tile and L channels lie together. There is room for one more: output frequency f takes the
+  // place of input frequency f - 1, which is spent by then, and tiles do not fall into one set of the cache.
+  static constexpr int kTile = 17 * L;
+  static int64_t domain(const Geometry& g) { return int64_t(tiles(g)) * (g.padded / L) * kTile; }
   static int64_t row(const Geometry& g) { return int64_t(2 * g.tiles_x + 2) * g.padded; }
 
-  // Scratch of a unit. A ring of padded rows for each operand, tiles in the domain of frequencies, result rows.
+  // Scratch of a unit: a ring of padded rows for each operand, tiles in the domain of frequencies, result rows.
   struct Scratch {
     T* rows[2];
-    T* input;
-    T* output;
+    T* tiles;
+    T* gradient;
     T* result;
   };
   static Scratch divide(const Geometry& g, T* p) {
-    const int64_t ring = (2 * g.group + 2) * row(g), frequencies = 16 * frequency(g);
-    return {{p, p + ring}, p + 2 * ring, p + 2 * ring + frequencies, p + 2 * ring + 2 * frequencies};
+    const int64_t ring = (2 * g.group + 2) * row(g);
+    return {{p, p + ring}, p + 2 * ring, p + 2 * ring + domain(g), p + 2 * ring + 2 * domain(g)};
   }
   static int64_t scratch(const Geometry& g) {
-    return 2 * (2 * g.group + 2) * row(g) + 32 * frequency(g) + 2 * g.group * row(g);
+    return 2 * (2 * g.group + 2) * row(g) + 2 * domain(g) + 2 * g.group * row(g);
+  }
+
+  // ---- transposition --------------------------------------------------------------------------------------------
+
+  static int clip(int n) { return n < L ? n : L; }
+
+  // `columns` wide rows into vectors, zeros beyond what there is
+  static inline void load_block(const T* p, int64_t step, int rows, int columns, V* out) {
+    for (int i = 0; i < L; ++i) {
+      out[i] = V{};
+      if (i < rows && columns == L) out[i] = load(p + i * step);
+      for (int j = 0; i < rows && columns < L && j < columns; ++j) out[i][j] = p[i * step + j];
+    }
+  }
+  static inline void store_block(T* p, int64_t step, int rows, int columns, const V* in) {
+    for (int i = 0; i < rows; ++i) {
+      if (columns == L) store(p + i * step, in[i]);
+      for (int j = 0; columns < L && j < columns; ++j) p[i * step + j] = in[i][j];
+    }
+  }
+
+  template <int S, std::size_t... I>
+  static inline __attribute__((always_inline)) void exchange(V& a, V& b, std::index_sequence<I...>) {
+    using Index = decltype(V{} < V{});  // integers of the same width
+    constexpr Index low = {((I & S) ? I - S + L : I)...}, high = {((I & S) ? I + L : I + S)...};
+    const V first = __builtin_shuffle(a, b, low);
+    b = __builtin_shuffle(a, b, high);
+    a = first;
+  }
+  template <int S>
+  static inline __attribute__((always_inline)) void exchange_all(V* v) {
+    if constexpr (S < L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i)
+        if (!(i & S)) exchange<S>(v[i], v[i + S], std::make_index_sequence<L>{});
+      exchange_all<2 * S>(v);
+    }
+  }
+  static inline __attribute__((always_inline)) void transpose(V* v) { exchange_all<1>(v); }
+
+  // out[j][i] = in[i][j], zeros from `rows` up to `width` columns of out
+  static void transpose_matrix(const T* in, int64_t in_step, int rows, int columns, T* out, int64_t out_step, int width) {
+    for (int i = 0; i < width; i += L)
+      for (int j = 0; j < columns; j += L) {
+        V block[L];
+        load_block(in + i * in_step + j, in_step, rows - i < 0 ? 0 : clip(rows - i), clip(columns - j), block);
+        transpose(block);
+        store_block(out + j * out_step + i, out_step, clip(columns - j), clip(width - i), block);
+      }
   }
 
   // ---- operands -------------------------------------------------------------------------------------------------
@@ -66,7 +117,7 @@ struct Conv {
   }
 
   // Row y of the image, or zeros outside it, between one pixel of zeros on either side.
-  static void load_padded(const Geometry& g, const Operand<T>& in, int y, T* dst) {
+  static __attribute__((noinline)) void load_padded(const Geometry& g, const Operand<T>& in, int y, T* dst) {
     const int64_t length = int64_t(g.width) * g.padded;
     if (y < 0 || y >= g.height) {
       __builtin_memset(dst + g.padded, 0, sizeof(T) * length);
@@ -101,27 +152,26 @@ struct Conv {
     out[0] = d0 - d2, out[1] = d1 + d2, out[2] = d2 - d1, out[3] = d1 - d3;
   }
 
-  // B^T d B of 4x4 pixels, tile by tile: [16][channel vector][tile][L]
-  static void transform_input(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
-    const int64_t frequency = Conv::frequency(g);
+  // B^T d B of 4x4 pixels: [channel vector][tile][1 ... 16][L]
+  static __attribute__((noinline)) void transform_input(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
     const int n = g.group * count;
     for (int c = 0; c < g.padded; c += L)
       for (int r = 0; r < g.group; ++r) {
         const T* const* rows = ring.row + 2 * r;
-        T* out = dst + (int64_t(c / L) * n + r * count) * L;
+        T* out = dst + (int64_t(c / L) * n + r * count) * kTile + L;
         int64_t x = int64_t(2 * first) * g.padded + c;
         V a[4], b[4], e[4], f[4];
         down(rows, x, a), down(rows, x + g.padded, b);
-        for (int t = 0; t < count; ++t, out += L) {
+        for (int t = 0; t < count; ++t, out += kTile) {
           x += 2 * g.padded;
           down(rows, x, e), down(rows, x + g.padded, f);
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i) {
-            T* to = out + 4 * i * frequency;
+            T* to = out + 4 * i * L;
             store(to, a[i] - e[i]);
-            store(to + frequency, b[i] + e[i]);
-            store(to + 2 * frequency, e[i] - b[i]);
-            store(to + 3 * frequency, b[i] - f[i]);
+            store(to + L, b[i] + e[i]);
+            store(to + 2 * L, e[i] - b[i]);
+            store(to + 3 * L, b[i] - f[i]);
             a[i] = e[i], b[i] = f[i];
           }
         }
@@ -129,19 +179,19 @@ struct Conv {
   }
 
   // A^T m A: the 2x2 pixels of each tile
-  static void transform_output(const Geometry& g, const T* src, int first, int count, T* dst) {
-    const int64_t frequency = Conv::frequency(g), length = Conv::row(g);
+  static __attribute__((noinline)) void transform_output(const Geometry& g, const T* src, int first, int count, T* dst) {
+    const int64_t length = Conv::row(g);
     const int n = g.group * count;
     for (int c = 0; c < g.padded; c += L)
       for (int r = 0; r < g.group; ++r) {
-        const T* in = src + (int64_t(c / L) * n + r * count) * L;
+        const T* in = src + (int64_t(c / L) * n + r * count) * kTile;
         T* out = dst + 2 * r * length + int64_t(2 * first) * g.padded + c;
-        for (int t = 0; t < count; ++t, in += L, out += 2 * g.padded) {
+        for (int t = 0; t < count; ++t, in += kTile, out += 2 * g.padded) {
           V p[4], q[4];
 #pragma GCC unroll 4
           for (int j = 0; j < 4; ++j) {
-            const V m0 = load(in + j * frequency), m1 = load(in + (4 + j) * frequency);
-            const V m2 = load(in + (8 + j) * frequency), m3 = load(in + (12 + j) * frequency);
+            const V m0 = load(in + j * L), m1 = load(in + (4 + j) * L);
+            const V m2 = load(in + (8 + j) * L), m3 = load(in + (12 + j) * L);
             p[j] = m0 + m1 + m2, q[j] = m1 - m2 - m3;
           }
           store(out, p[0] + p[1] + p[2]);
@@ -153,24 +203,23 @@ struct Conv {
   }
 
   // A y A^T of the unit's own 2x2 pixels: the transpose of transform_output
-  static void transform_gradient(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
-    const int64_t frequency = Conv::frequency(g);
+  static __attribute__((noinline)) void transform_gradient(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
     const int n = g.group * count;
     for (int c = 0; c < g.padded; c += L)
       for (int r = 0; r < g.group; ++r) {
         const T* top = ring.row[2 * r + 1] + int64_t(2 * first + 1) * g.padded + c;
         const T* bottom = ring.row[2 * r + 2] + int64_t(2 * first + 1) * g.padded + c;
-        T* out = dst + (int64_t(c / L) * n + r * count) * L;
-        for (int t = 0; t < count; ++t, top += 2 * g.padded, bottom += 2 * g.padded, out += L) {
+        T* out = dst + (int64_t(c / L) * n + r * count) * kTile + L;
+        for (int t = 0; t < count; ++t, top += 2 * g.padded, bottom += 2 * g.padded, out += kTile) {
           const V a = load(top), b = load(top + g.padded), e = load(bottom), f = load(bottom + g.padded);
           const V left[4] = {a, a + e, a - e, -e}, right[4] = {b, b + f, b - f, -f};
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i) {
-            T* to = out + 4 * i * frequency;
+            T* to = out + 4 * i * L;
             store(to, left[i]);
-            store(to + frequency, left[i] + right[i]);
-            store(to + 2 * frequency, left[i] - right[i]);
-            store(to + 3 * frequency, -right[i]);
+            store(to + L, left[i] + right[i]);
+            store(to + 2 * L, left[i] - right[i]);
+            store(to + 3 * L, -right[i]);
           }
         }
       }
@@ -178,10 +227,12 @@ struct Conv {
 
   // ---- products -------------------------------------------------------------------------------------------------
 
-  // c[m][n] (+)= sum_k a[m][k] b[k][n], with N vectors n; rows of a lie A apart and one k is `a_step` on
+  // c[m][n] (+)= sum_k a[m][k] b[k][n], with N vectors n; rows of a lie A apart and one k is `a_step` on. Rows of c lie
+  // A apart too where they are not added to.
   template <int M, int N, int A, bool kAdd>
-  static void product(const T* a, int64_t a_step, int64_t a_panel, const T* b, int64_t b_step, int64_t b_next,
-                      int depth, int panel, T* c, int64_t c_step, int64_t c_next) {
+  static __attribute__((noinline)) void product(const T* a, int64_t a_step, int64_t a_panel, const T* b, int64_t b_step, int64_t b_next,
+                      int depth, int panel, T* c, int64_t c_rows, int64_t c_next) {
+    const int64_t c_step = kAdd ? c_rows : A;
     V sum[M][N];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
@@ -213,7 +264,7 @@ struct Conv {
   static constexpr int kLines = kWide ? 4 : 2;
   template <int N>
   static constexpr int rows_at_once() {
-    return kWide ? (N == 1 ? 16 : N == 2 ? 12 : 6) : (N == 1 ? 12 : 6);
+    return kWide ? (N == 1 ? 16 : N == 2 ? 8 : 4) : (N == 1 ? 12 : 6);
   }
 
   template <int N, int A, bool kAdd>
@@ -221,29 +272,30 @@ struct Conv {
                            int64_t b_next, int depth, int panel, T* c, int64_t c_step, int64_t c_next) {
     constexpr int M = rows_at_once<N>();
     int m = 0;
-    auto some = [&](auto count) {
+    auto some = [&](auto count, int least) {  // and then nothing, or at least so many rows left
       constexpr int kCount = decltype(count)::value;
-      for (; m + kCount <= rows; m += kCount)
+      for (int left = rows - m; left >= kCount && (left == kCount || left - kCount >= least); left -= kCount, m += kCount)
         product<kCount, N, A, kAdd>(a + m * A, a_step, a_panel, b, b_step, b_next, depth, panel, c + m * c_step,
                                     c_step, c_next);
     };
-    some(std::integral_constant<int, M>{});
-    if (rows - m >= 8) some(std::integral_constant<int, 8>{});
-    some(std::integral_constant<int, 4>{});
-    some(std::integral_constant<int, 1>{});
+    some(std::integral_constant<int, M>{}, M > 4 ? 4 : 0);
+    if (M > 8) some(std::integral_constant<int, 8>{}, 0);
+    if (M > 4) some(std::integral_constant<int, 4>{}, 0);
+    some(std::integral_constant<int, 2>{}, 0);
+    some(std::integral_constant<int, 1>{}, 0);
   }
 
-  // frequencies of the output from those of the input: m[t][co] = sum_ci v[t][ci] u[ci][co]
-  static void multiply(const Geometry& g, const T* v, const T* u, int count, T* m) {
-    const int64_t frequency = Conv::frequency(g);
+  // frequencies of the output from those of the input, in place: m[t][co] = sum_ci v[t][ci] u[ci][co]
+  static void multiply(const Geometry& g, T* tiles, const T* u, int count) {
     const int n = g.group * count;
-    for (int f = 0; f < 16; ++f, v += frequency, m += frequency, u += int64_t(g.channels) * g.padded) {
+    const int64_t panel = int64_t(n) * kTile;
+    for (int f = 0; f < 16; ++f, tiles += L, u += int64_t(g.channels) * g.padded) {
       int c = 0;
       auto lines = [&](auto width) {
         constexpr int N = decltype(width)::value;
         for (; c + N * L <= g.padded; c += N * L)
-          product_rows<N, L, false>(n, v, 1, int64_t(n) * L, u + c, g.padded, L, g.channels, L, m + int64_t(c) * n, L,
-                                    int64_t(n) * L);
+          product_rows<N, kTile, false>(n, tiles + L, 1, panel, u + c, g.padded, L, g.channels, L,
+                                        tiles + c / L * panel, kTile, panel);
       };
       lines(std::integral_constant<int, kLines>{});
       if (kLines > 2) lines(std::integral_constant<int, 2>{});
@@ -253,17 +305,17 @@ struct Conv {
 
   // du[ci][co] += sum_t v[t][ci] d[t][co]
   static void accumulate(const Geometry& g, const T* v, const T* d, int count, T* du) {
-    const int64_t frequency = Conv::frequency(g);
     const int n = g.group * count;
-    for (int f = 0; f < 16; ++f, v += frequency, d += frequency, du += int64_t(g.channels) * g.padded)
+    const int64_t panel = int64_t(n) * kTile;
+    for (int f = 1; f <= 16; ++f, du += int64_t(g.channels) * g.padded)
       for (int ci = 0; ci < g.channels; ci += L) {
         const int rows = g.channels - ci < L ? g.channels - ci : L;
         int c = 0;
         auto lines = [&](auto width) {
           constexpr int N = decltype(width)::value;
           for (; c + N * L <= g.padded; c += N * L)
-            product_rows<N, 1, true>(rows, v + int64_t(ci) * n, L, 0, d + int64_t(c) * n, L, int64_t(n) * L, n, n,
-                                     du + int64_t(ci) * g.padded + c, g.padded, L);
+            product_rows<N, 1, true>(rows, v + ci / L * panel + f * L, kTile, 0, d + c / L * panel + f * L, kTile, panel,
+                                     n, n, du + int64_t(ci) * g.padded + c, g.padded, L);
         };
         lines(std::integral_constant<int, kLines>{});
         if (kLines > 2) lines(std::integral_constant<int, 2>{});
@@ -331,35 +383,43 @@ struct Conv {
     } while (first < d.terms);
   }
 
-  static void sum(const Geometry& g, const T* map, const Result<T>& r, int unit) {
-    const int rows = g.rows(unit);
-    const int64_t pixels = int64_t(rows) * g.width, start = int64_t(2) * g.group * unit * g.width * g.padded;
+  // sum of f(pixel) over pixels, in four interleaved sums that do not wait for one another
+  template <typename F>
+  static inline __attribute__((always_inline)) V over_pixels(int64_t pixels, const F& f) {
+    V part[4] = {};
+    int64_t i = 0;
+    for (; i + 4 <= pixels; i += 4)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) part[k] += f(i + k);
+    for (; i < pixels; ++i) part[0] += f(i);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+  }
+
+  static __attribute__((noinline)) void sum(const Geometry& g, const T* map, const Result<T>& r, int unit) {
+    const int64_t pixels = int64_t(g.rows(unit)) * g.width, start = int64_t(2) * g.group * unit * g.width * g.padded;
     T* partial = r.partial + int64_t(unit) * 2 * g.padded;
     for (int c = 0; c < g.padded; c += L) {
       const T* p = map + start + c;
-      V total{}, second{};
+      V total = over_pixels(pixels, [&](int64_t i) { return load(p + i * g.padded); }), second;
       if (r.sums == Sums::moments) {
-        for (int64_t i = 0; i < pixels; ++i) total += load(p + i * g.padded);
         total *= all(T(1) / static_cast<T>(pixels));
-        for (int64_t i = 0; i < pixels; ++i) {
+        second = over_pixels(pixels, [&](int64_t i) {
           const V apart = load(p + i * g.padded) - total;
-          second += apart * apart;
-        }
+          return apart * apart;
+        });
       } else {
         const T* with = r.with + start + c;
         const V center = load_or(r.center ? r.center + c : nullptr, T(0));
-        for (int64_t i = 0; i < pixels; ++i) {
-          const V v = load(p + i * g.padded);
-          total += v;
-          second += v * (load(with + i * g.padded) - center);
-        }
+        second = over_pixels(pixels, [&](int64_t i) {
+          return load(p + i * g.padded) * (load(with + i * g.padded) - center);
+        });
       }
       store(partial + c, total);
       store(partial + g.padded + c, second);
     }
   }
 
-  static void finish(const Geometry& g, const Result<T>& r, int unit, T* result) {
+  static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result) {
     const int64_t length = int64_t(g.width) * g.padded;
     for (int i = 0; i < g.rows(unit); ++i) {
       T* row = result + i * Conv::row(g);
@@ -373,14 +433,14 @@ struct Conv {
     if (r.sums != Sums::none) sum(g, r.destination[0].out, r, unit);
   }
 
-  static void add_bias_gradient(const Geometry& g, const Ring& ring, int unit, T* gradient) {
+  static __attribute__((noinline)) void add_bias_gradient(const Geometry& g, const Ring& ring, int unit, T* gradient) {
     for (int c = 0; c < g.padded; c += L) {
-      V total{};
+      V total = load(gradient + c);
       for (int i = 0; i < g.rows(unit); ++i) {
         const T* p = ring.row[i + 1] + g.padded + c;
-        for (int x = 0; x < g.width; ++x) total += load(p + int64_t(x) * g.padded);
+        total += over_pixels(g.width, [&](int64_t x) { return load(p + x * g.padded); });
       }
-      store(gradient + c, load(gradient + c) + total);
+      store(gradient + c, total);
     }
   }
 
@@ -395,13 +455,13 @@ struct Conv {
       if (job.activation) activation.fill(g, *job.activation, unit, unit > first);
       for (int b = 0; b < parts; ++b) {
         const int left = b * g.tiles_x / parts, count = (b + 1) * g.tiles_x / parts - left;
-        transform_input(g, in, left, count, s.input);
-        multiply(g, s.input, job.weights, count, s.output);
-        transform_output(g, s.output, left, count, s.result);
+        transform_input(g, in, left, count, s.tiles);
+        multiply(g, s.tiles, job.weights, count);
+        transform_output(g, s.tiles, left, count, s.result);
         if (!job.activation) continue;
-        transform_input(g, activation, left, count, s.input);
-        transform_gradient(g, in, left, count, s.output);
-        accumulate(g, s.input, s.output, count, job.weight_grad);
+        transform_input(g, activation, left, count, s.tiles);
+        transform_gradient(g, in, left, count, s.gradient);
+        accumulate(g, s.tiles, s.gradient, count, job.weight_grad);
       }
       if (job.bias_grad) add_bias_gradient(g, in, unit, job.bias_grad);
       finish(g, job.result, unit, s.result);
@@ -422,46 +482,54 @@ struct Conv {
   // G w G^T, and for the data gradient its frequencies 0 and 3 swapped, in and out transposed: a kernel turned around
   static void pack(const Geometry& g, const T* weights, T* transformed, T* backward, T* taps) {
     const int64_t plane = int64_t(g.channels) * g.padded;
-    for (int turned = 0; turned < (backward ? 2 : 1); ++turned) {
-      // [tap][row][column], row the channel read and column the channel written
-      for (int64_t i = 0; i < 9 * plane; ++i) taps[i] = T(0);
-      for (int co = 0; co < g.channels; ++co)
-        for (int ci = 0; ci < g.channels; ++ci) {
-          const T* w = weights + (int64_t(co) * g.channels + ci) * 9;
-          T* to = taps + (turned ? int64_t(co) * g.padded + ci : int64_t(ci) * g.padded + co);
-          for (int k = 0; k < 9; ++k) to[k * plane] = w[turned ? 8 - k : k];
-        }
-      T* out = turned ? backward : transformed;
-      for (int64_t i = 0; i < plane; i += L) {
-        V rows[3][4], column[4];
+    const int width = 9 * g.channels;  // of a row of weights: all that one output channel reads
+    for (int co = 0; co < g.padded; co += L) {
+      const int rows = clip(g.channels - co);
+      for (int i = 0; i < width; i += L) {  // taps [ci][tap][L output channels]
+        V block[L];
+        load_block(weights + int64_t(co) * width + i, width, rows, clip(width - i), block);
+        transpose(block);
+        store_block(taps + int64_t(i) * L, L, clip(width - i), L, block);
+      }
+      for (int ci = 0; ci < g.channels; ++ci) {
+        const T* w = taps + int64_t(ci) * 9 * L;
+        V across[3][4], column[4];
         for (int k = 0; k < 3; ++k)
-          spread(load(taps + 3 * k * plane + i), load(taps + (3 * k + 1) * plane + i),
-                 load(taps + (3 * k + 2) * plane + i), rows[k]);
+          spread(load(w + 3 * k * L), load(w + (3 * k + 1) * L), load(w + (3 * k + 2) * L), across[k]);
+        T* out = transformed + int64_t(ci) * g.padded + co;
         for (int j = 0; j < 4; ++j) {
-          spread(rows[0][j], rows[1][j], rows[2][j], column);
-          for (int k = 0; k < 4; ++k) store(out + (4 * k + j) * plane + i, column[k]);
+          spread(across[0][j], across[1][j], across[2][j], column);
+          for (int k = 0; k < 4; ++k) store(out + (4 * k + j) * plane, column[k]);
         }
       }
+    }
+    if (backward == nullptr) return;
+    constexpr int kTurned[4] = {3, 1, 2, 0};
+    for (int f = 0; f < 16; ++f) {
+      const T* in = transformed + (4 * kTurned[f / 4] + kTurned[f % 4]) * plane;
+      transpose_matrix(in, g.padded, g.channels, g.channels, backward + f * plane, g.padded, g.padded);
     }
   }
 
-  // G^T du G: the gradient of weights [co][ci][3][3]
+  // G^T du G: the gradient of weights
   static void unpack(const Geometry& g, const T* transformed, T* gradient, T* taps) {
     const int64_t plane = int64_t(g.channels) * g.padded;
-    for (int64_t i = 0; i < plane; i += L) {
-      V columns[4][3], row[3];
-      for (int j = 0; j < 4; ++j)
-        gather(load(transformed + j * plane + i), load(transformed + (4 + j) * plane + i),
-               load(transformed + (8 + j) * plane + i), load(transformed + (12 + j) * plane + i), columns[j]);
-      for (int k = 0; k < 3; ++k) {
-        gather(columns[0][k], columns[1][k], columns[2][k], columns[3][k], row);
-        for (int j = 0; j < 3; ++j) store(taps + (3 * k + j) * plane + i, row[j]);
+    const int width = 9 * g.channels;
+    for (int co = 0; co < g.channels; co += L) {
+      for (int ci = 0; ci < g.channels; ++ci) {
+        const T* in = transformed + int64_t(ci) * g.padded + co;
+        V columns[4][3], row[3];
+        for (int j = 0; j < 4; ++j)
+          gather(load(in + j * plane), load(in + (4 + j) * plane), load(in + (8 + j) * plane),
+                 load(in + (12 + j) * plane), columns[j]);
+        T* out = taps + int64_t(ci) * 9 * L;
+        for (int k = 0; k < 3; ++k) {
+          gather(columns[0][k], columns[1][k], columns[2][k], columns[3][k], row);
+          for (int j = 0; j < 3; ++j) store(out + (3 * k + j) * L, row[j]);
+        }
       }
+      transpose_matrix(taps, L, width, clip(g.channels - co), gradient + int64_t(co) * width, width, width);
     }
-    for (int co = 0; co < g.channels; ++co)
-      for (int ci = 0; ci < g.channels; ++ci)
-        for (int k = 0; k < 9; ++k)
-          gradient[(int64_t(co) * g.channels + ci) * 9 + k] = taps[k * plane + int64_t(ci) * g.padded + co];
   }
 
   // ---- whole maps -----------------------------------------------------------------------------------------------
@@ -476,28 +544,34 @@ struct Conv {
     combine_stretch(d, nullptr, first * length, (last - first) * length);
   }
 
+  // An image is a matrix of channels and pixels where its rows lie one after another, else one for each row.
+  template <typename Copy>
+  static void over_rows(const Geometry& g, int64_t row, int64_t column, const Copy& copy) {
+    const bool flat = row == g.width * column;
+    const int pixels = flat ? g.height * g.width : g.width;
+    for (int y = 0; y < (flat ? 1 : g.height); ++y) copy(y * row, int64_t(y) * g.width * g.padded, pixels);
+  }
+
   static void load_image(const Geometry& g, const Image<const T>& image, T* map) {
-    for (int y = 0; y < g.height; ++y)
-      for (int x0 = 0; x0 < g.width; x0 += 16) {
-        const int x1 = x0 + 16 < g.width ? x0 + 16 : g.width;
-        T* out = map + int64_t(y) * g.width * g.padded;
-        for (int c = 0; c < g.padded; ++c) {
-          const T* in = image.data + y * image.row + c * image.channel;
-          for (int x = x0; x < x1; ++x) out[int64_t(x) * g.padded + c] = c < g.channels ? in[x * image.column] : T(0);
-        }
-      }
+    over_rows(g, image.row, image.column, [&](int64_t offset, int64_t to, int pixels) {
+      const T* in = image.data + offset;
+      if (image.column == 1)
+        return transpose_matrix(in, image.channel, g.channels, pixels, map + to, g.padded, g.padded);
+      for (int x = 0; x < pixels; ++x)
+        for (int c = 0; c < g.padded; ++c)
+          map[to + int64_t(x) * g.padded + c] = c < g.channels ? in[x * image.column + c * image.channel] : T(0);
+    });
   }
 
   static void store_image(const Geometry& g, const T* map, const Image<T>& image) {
-    for (int y = 0; y < g.height; ++y)
-      for (int x0 = 0; x0 < g.width; x0 += 16) {
-        const int x1 = x0 + 16 < g.width ? x0 + 16 : g.width;
-        const T* in = map + int64_t(y) * g.width * g.padded;
-        for (int c = 0; c < g.channels; ++c) {
-          T* out = image.data + y * image.row + c * image.channel;
-          for (int x = x0; x < x1; ++x) out[x * image.column] = in[int64_t(x) * g.padded + c];
-        }
-      }
+    over_rows(g, image.row, image.column, [&](int64_t offset, int64_t from, int pixels) {
+      T* out = image.data + offset;
+      if (image.column == 1)
+        return transpose_matrix(map + from, g.padded, pixels, g.channels, out, image.channel, pixels);
+      for (int x = 0; x < pixels; ++x)
+        for (int c = 0; c < g.channels; ++c)
+          out[x * image.column + c * image.channel] = map[from + int64_t(x) * g.padded + c];
+    });
   }
 
   static constexpr ConvKernels<T> table{scratch, conv, pack, unpack, write, combine, sum, load_image, store_image};

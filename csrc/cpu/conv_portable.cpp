@@ -1,6 +1,8 @@
 // The convolution kernels for any CPU.
+#include <cstddef>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "../include/conv.h"
 

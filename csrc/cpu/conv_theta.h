@@ -5,38 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "../include/conv_solve.h"
+#include "../include/pool.h"
 
 namespace contnet_fast {
-
-// Memory aligned to a cache line, not initialised.
-template <typename T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(int64_t n) { resize(n); }
-  void resize(int64_t n) {
-    if (n <= size_) return;
-    void* p = std::aligned_alloc(64, (n * sizeof(T) + 63) / 64 * 64);
-    if (p == nullptr) throw std::bad_alloc();
-    memory_.reset(static_cast<T*>(p));
-    size_ = n;
-  }
-  T* data() const { return memory_.get(); }
-  void zero(int64_t n) { std::fill_n(data(), n, T(0)); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T[], Free> memory_;
-  int64_t size_ = 0;
-};
 
 // Working memory of the calling thread; it outlives the call.
 template <typename T>

@@ -28,12 +28,14 @@ inline int padded_channels(int channels) {
 }
 
 inline Geometry geometry(int height, int width, int channels) {
-  constexpr int kTiles = 16;  // tiles that a unit aims at: its transforms stay in L1, its weights are read once
-  const int tiles_x = (width + 1) / 2, tile_rows = (height + 1) / 2;
-  int group = kTiles / (tiles_x > 0 ? tiles_x : 1);
+  const int tiles_x = (width + 1) / 2, tile_rows = (height + 1) / 2, padded = padded_channels(channels);
+  // tiles that a unit aims at: up to 64 channels their transforms share L1 with the products, beyond that the weights
+  // no longer fit L2 and are read once for more tiles
+  const int tiles = padded <= 16 || padded > 64 ? 32 : 512 / padded;
+  int group = tiles / (tiles_x > 0 ? tiles_x : 1);
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
-  return {height, width, channels, padded_channels(channels), tiles_x, group, (tile_rows + group - 1) / group};
+  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group};
 }
 
 // scale * map + shift + other_scale * other, per channel, then relu, then kept only where other > 0

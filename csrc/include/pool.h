@@ -1,0 +1,33 @@
+// Working memory that is used again by the next call, so that its pages are not given back and mapped in anew.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace contnet_fast {
+
+// At least `bytes`, aligned to a cache line, not initialised. Given back to the pool when the last owner lets go.
+std::shared_ptr<void> take_memory(std::size_t bytes);
+
+std::size_t pooled_bytes();  // held and unused
+void release_pool();         // to the system
+
+// An array of working memory.
+template <typename T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t n) { resize(n); }
+  void resize(std::size_t n) {
+    if (n <= size_) return;
+    memory_ = take_memory(n * sizeof(T));
+    size_ = n;
+  }
+  T* data() const { return static_cast<T*>(memory_.get()); }
+
+ private:
+  std::shared_ptr<void> memory_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace contnet_fast
