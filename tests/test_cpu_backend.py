@@ -20,18 +20,6 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.com
 SIZES = [0, 1, 7, 8, 2047, 2048, 2049, 100_003]
 
 
-def instruction_sets() -> list[str]:
-    return cpu._extension.instruction_sets() if cpu._extension else ["portable"]
-
-
-@pytest.fixture(params=instruction_sets())
-def isa(request):
-    before = cpu._extension.instruction_set()
-    cpu._extension.use_instruction_set(request.param)
-    yield request.param
-    cpu._extension.use_instruction_set(before)
-
-
 def wide(t: torch.Tensor) -> np.ndarray:
     """In more digits than any of the dtypes has."""
     if t.is_complex():

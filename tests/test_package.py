@@ -50,7 +50,7 @@ print("ok")
 
 
 LAYERS = [  # each may import itself and what stands before it
-    {"_C", "errors", "_version", "files"},
+    {"_C", "errors", "_version", "files", "testing"},
     {"tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},

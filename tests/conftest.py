@@ -1,0 +1,20 @@
+"""Fixtures of several files."""
+
+from __future__ import annotations
+
+import pytest
+
+from contnet_fast.backends import cpu
+
+
+def instruction_sets() -> list[str]:
+    return cpu._extension.instruction_sets() if cpu._extension else ["portable"]
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request):
+    """Every instruction set of the C++ extension that this machine has, in turn."""
+    before = cpu._extension.instruction_set()
+    cpu._extension.use_instruction_set(request.param)
+    yield request.param
+    cpu._extension.use_instruction_set(before)
