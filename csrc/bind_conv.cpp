@@ -171,7 +171,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
     if (x.numel() > 0) conv_solve(spec, choose_kernels<scalar_t>(spec.map.padded), call);
   });
   if (x.numel() == 0 && spec.batch_statistics) running_statistics(spec, params, statistics);
-  return {y.to(x.scalar_type()), statistics, moments, kept};
+  return {y.to(x.scalar_type()), statistics.to(x.scalar_type()), moments, kept};
 }
 
 std::vector<at::Tensor> conv_solve_backward_op(

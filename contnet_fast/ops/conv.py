@@ -71,7 +71,7 @@ class ConvSolve(torch.autograd.Function):
         """Gradients of the discrete solve: of x, and of the nodes that want one."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                f"conv_solve on backend {ctx.backend!r} is differentiable once, and create_graph=True asks for more; "
+                f"conv_solve on backend {ctx.backend!r} cannot be differentiated twice, which create_graph=True asks for; "
                 "use_backend('reference') serves higher derivatives"
             )
         x, moments, kept, *nodes = ctx.saved_tensors

@@ -96,7 +96,7 @@ def fake_conv_solve(
     moment_rows = 1 if coupled else batch if norm in ("group", "layer") else 0
     return (
         x.new_empty((n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x),
-        x.new_empty((evaluations if coupled else 0, 4, channels), dtype=dtype),
+        x.new_empty((evaluations if coupled else 0, 4, channels)),
         x.new_empty((evaluations, 2, 2, moment_rows, padded), dtype=dtype),
         x.new_empty((kept_maps(order, keep, n_steps, len(update)), batch, height, width, padded), dtype=dtype),
     )
