@@ -10,18 +10,15 @@ import os
 import platform
 import shutil
 import sys
+from glob import glob
 from typing import Any
 
 from setuptools import setup
 
 CHOICES = ("auto", "cpu", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-SOURCES = [
-    "csrc/bind.cpp",
-    "csrc/cpu/rk_combine_portable.cpp",
-    "csrc/cpu/rk_combine_avx2.cpp",
-    "csrc/cpu/rk_combine_avx512.cpp",
-]
+SOURCES = ["csrc/bind.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+RELATED = ["setup.py", *sorted(glob("csrc/**/*.h", recursive=True))]  # a change of these builds it anew
 
 
 def say(text: str) -> None:
@@ -71,7 +68,9 @@ def extensions() -> dict[str, Any]:
     if X86:
         flags.append("-DCONTNET_FAST_X86")
     say("building the C++ extension")
-    extension = CppExtension("contnet_fast._C", SOURCES, extra_compile_args=flags, extra_link_args=links)
+    extension = CppExtension(
+        "contnet_fast._C", SOURCES, depends=RELATED, extra_compile_args=flags, extra_link_args=links
+    )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
 
 
