@@ -156,8 +156,8 @@ def test_results_have_the_same_bits_for_any_number_of_threads():
 def test_opcheck(dtype, layout):
     y = LAYOUTS[layout](torch.randn(2, 3, 4, 5).to(dtype))
     ks = [torch.randn(y.shape).to(dtype), y.clone()]
-    torch.library.opcheck(lookup("rk_combine", "cpu"), (y, ks, [0.5, 0.0]))
-    torch.library.opcheck(lookup("rk_combine_error", "cpu"), (y, ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
+    torch.library.opcheck(lookup("rk_combine", "cpu"), ([y], ks, [0.5, 0.0]))
+    torch.library.opcheck(lookup("rk_combine_error", "cpu"), ([y], ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
 
 
 @built

@@ -42,8 +42,9 @@ class CpuBackend:
             reasons.append(_reason)
         if problem.device != "cpu":
             reasons.append(f"the tensors are on {problem.device}")
-        if problem.dtype not in STATES:
-            reasons.append(f"dtype {problem.dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
+        for dtype in problem.leaf_dtypes or (problem.dtype,):
+            if dtype not in STATES:
+                reasons.append(f"dtype {dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:

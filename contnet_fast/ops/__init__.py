@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import RKCombine, RKCombineError
+from .autograd import RKCombine, RKCombineError, distinct
 from .schemas import define, implement, lookup
 
 for _backend in REGISTRY.values():
@@ -11,4 +11,4 @@ for _backend in REGISTRY.values():
         else:
             implement(_op, _backend.name, _function, _key)
 
-__all__ = ["RKCombine", "RKCombineError", "define", "implement", "lookup"]
+__all__ = ["RKCombine", "RKCombineError", "define", "distinct", "implement", "lookup"]
