@@ -266,5 +266,16 @@ else:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_an_extension_built_for_another_torch_is_refused():
+    code = """
+import sys, types
+sys.modules["contnet_fast._C"] = types.SimpleNamespace(built_for_torch=lambda: "1.13.1")
+import torch, contnet_fast as cf
+assert cf.available_backends() == ("reference",)
+assert "built for torch 1.13.1 and this is " + torch.__version__ in cf.info().backends["cpu"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_it_stands_before_the_reference():
     assert list(REGISTRY) == ["cpu", "reference"]

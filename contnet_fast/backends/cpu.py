@@ -21,6 +21,13 @@ except ImportError as error:
         "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation . builds it or shows why not"
     )
 
+if _extension is not None and _extension.built_for_torch().split(".")[:2] != torch.__version__.split(".")[:2]:
+    _reason = (
+        f"the C++ extension was built for torch {_extension.built_for_torch()} and this is {torch.__version__}; "
+        "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation --force-reinstall --no-deps . builds it for this one"
+    )
+    _extension = None
+
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
