@@ -17,7 +17,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench gpu sanitize wheel clean FORCE
+.PHONY: help demo test lint bench bench-cpu gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test      run the tests                       make test ARGS='-k refine'"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     time the blocks against PyTorch     results go to benchmarks/results/"
+	@echo "make bench-cpu blocks and networks against eager, torch.compile and torchdiffeq, on an idle machine"
 	@echo "make gpu       GPU tests and benchmarks on this machine's NVIDIA GPU"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
@@ -44,6 +45,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json $(ARGS)
+
+# appends to benchmarks/results/blocks-cpu.jsonl; make bench-cpu ARGS='--quick --out quick.jsonl' only tries it
+bench-cpu: $(READY)
+	$(RUN) benchmarks/blocks.py $(ARGS)
 
 gpu: $(READY)
 	@$(RUN) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: torch %s sees no CUDA device' % torch.__version__)"

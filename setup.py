@@ -17,7 +17,7 @@ from setuptools import setup
 
 CHOICES = ("auto", "cpu", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-SOURCES = ["csrc/bind.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+SOURCES = [*sorted(glob("csrc/*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))]
 RELATED = ["setup.py", *sorted(glob("csrc/**/*.h", recursive=True))]  # a change of these builds it anew
 
 
@@ -59,7 +59,7 @@ def extensions() -> dict[str, Any]:
                 super().copy_extensions_to_source()
 
     # neither of the -fno flags changes a result; without them comparisons do not vectorise
-    flags = ["-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-O3", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     flags += [f'-DCONTNET_FAST_COMPILER="{compiler}"']
     links = ["-fopenmp"]
     if os.environ.get("CONTNET_FAST_SANITIZE") == "1":
@@ -71,7 +71,7 @@ def extensions() -> dict[str, Any]:
         flags.append("-DCONTNET_FAST_X86")
     say("building the C++ extension")
     extension = CppExtension(
-        "contnet_fast._C", SOURCES, depends=RELATED, extra_compile_args=flags, extra_link_args=links
+        "contnet_fast._C", SOURCES, extra_compile_args=flags, extra_link_args=links, depends=RELATED
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
 

@@ -1,35 +1,28 @@
-"""Forward and forward + backward of one block, in both levels of the reference. Run by `make bench`."""
+"""Forward, and forward + backward, of the paper's blocks: this package and eager PyTorch. Run by `make bench`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from cases import suite
+from tasks import make_model, make_task
 
 import contnet_fast as cf
-from contnet_fast.nn import ContinuousBlock, ConvField
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = [(16, 32), (32, 16), (64, 8)]  # channels and side of the paper's three blocks
+OURS = "cpu" if DEVICE == "cpu" and "cpu" in cf.available_backends() else "auto"
+BACKENDS = {"ours": OURS, "eager": "reference:none"}
+CASES = [case for case in suite() if case.part in ("eval", "train")]
 
 
-@pytest.mark.parametrize("level", ["none", "accumulate"])
-@pytest.mark.parametrize(("channels", "side"), CASES)
-@pytest.mark.parametrize("task", ["eval", "train"])
+@pytest.mark.parametrize("contender", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace("@", "x"))
 @pytest.mark.filterwarnings("ignore:.*runs on the plain PyTorch reference")
-def test_block(benchmark, task, channels, side, level):
-    torch.manual_seed(0)
-    field = ConvField(channels, n_basis=2, order="post")
-    block = ContinuousBlock(field, scheme="rk4_classic", n_steps=2, checkpoint="none", backend=f"reference:{level}").to(
-        DEVICE
-    )
-    block.train(task == "train")
-    x = torch.randn(64, channels, side, side, device=DEVICE)
+def test_block(benchmark, case, contender):
+    task = make_task(case, make_model(case, backend=BACKENDS[contender], device=DEVICE))
 
     def run():
-        with torch.set_grad_enabled(task == "train"):
-            y = block(x)
-            if task == "train":
-                y.sum().backward()
+        task()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 

@@ -14,7 +14,7 @@ from . import reference
 from .backends import Plan, Problem, check_backend, record, select
 from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, distinct, lookup
+from .ops import RKCombine, distinct, fused_conv_solve, lookup
 from .reference.rk import CHECKPOINTS, Combine, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
@@ -218,7 +218,7 @@ def conv_solve(
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    _check_conv(x, nodes, spec, grid)
+    _check_conv(x, nodes, spec, grid, training)
     plan = select(
         Problem(
             op="conv_solve",
@@ -239,6 +239,18 @@ def conv_solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("conv_solve", plan.backend, plan.level)
+    if plan.level in ("solve", "stage"):
+        return fused_conv_solve(
+            x,
+            nodes,
+            backend=plan.backend,
+            level=plan.level,
+            spec=spec,
+            grid=grid,
+            training=training,
+            checkpoint=checkpoint,
+            return_steps=return_steps,
+        )
     return reference.conv_solve(
         x,
         nodes,
@@ -274,13 +286,17 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid) -> None:
+def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: got {type(x).__name__}, accepted: a torch.Tensor")
     if not x.is_floating_point():
         raise TypeError(f"x: got dtype {x.dtype}, accepted: float16, bfloat16, float32, float64")
     if x.dim() != 4 or x.shape[1] != spec.channels:
         raise ValueError(f"x: got shape {tuple(x.shape)}, accepted: [batch, {spec.channels}, height, width]")
+    if training and spec.norm == "batch" and x.numel() == spec.channels:
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, accepted with batch norm in training: more than one value per channel"
+        )
     weight = nodes.conv1_weight
     if weight.device != x.device:
         raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,20 @@ from .tableaus import ButcherTableau, get_tableau
 EDGES = ("left", "reference_fp32")
 
 FloatWeights = tuple[tuple[int, float], ...]
+
+
+class FlatGrid(NamedTuple):
+    """A time grid as flat lists, which an op can take: for each evaluation its basis functions and weights in a row.
+
+    Attributes:
+        counts: [evaluation] how many basis functions it reads. cells, weights: theirs, one after another.
+        rows: [stage, stage] h * a_sj.
+    """
+
+    counts: tuple[int, ...]
+    cells: tuple[int, ...]
+    weights: tuple[float, ...]
+    rows: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class TimeGrid:
         slots: [step][stage] -> ((k, phi_k(t)), ...) in exact rationals.
         weights: the same in floats, for loops over tensors.
         stage_rows: [stage] -> h * a_sj as floats; update: h * b_j.
+        flat: weights and stage_rows as flat lists.
     """
 
     tableau: ButcherTableau
@@ -45,6 +61,7 @@ class TimeGrid:
     weights: tuple[tuple[FloatWeights, ...], ...] = field(init=False, repr=False, compare=False)
     stage_rows: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
     update: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    flat: FlatGrid = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_count("n_steps", self.n_steps)
@@ -54,10 +71,18 @@ class TimeGrid:
         slots = self._reference_slots() if self.edge == "reference_fp32" else self._exact_slots()
         h = Fraction(1, self.n_steps)
         rows = self.tableau.a[: self.n_stages]
+        evaluations = [slot for step in slots for slot in step]
+        stage_rows = tuple(tuple(float(h * x) for x in row) for row in rows)
         values = {
             "slots": slots,
             "weights": tuple(tuple(tuple((k, float(w)) for k, w in s) for s in step) for step in slots),
-            "stage_rows": tuple(tuple(float(h * x) for x in row) for row in rows),
+            "stage_rows": stage_rows,
+            "flat": FlatGrid(
+                counts=tuple(len(slot) for slot in evaluations),
+                cells=tuple(k for slot in evaluations for k, _ in slot),
+                weights=tuple(float(w) for slot in evaluations for _, w in slot),
+                rows=tuple((*row, *(0.0,) * self.n_stages)[s] for row in stage_rows for s in range(self.n_stages)),
+            ),
             "update": tuple(float(h * x) for x in self.tableau.b[: self.n_stages]),
         }
         for name, value in values.items():

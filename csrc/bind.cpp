@@ -4,44 +4,25 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
-#include <atomic>
-#include <mutex>
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "include/rk_combine.h"
+#include "include/runtime.h"
 
 namespace contnet_fast {
 namespace {
 
-std::atomic<bool> recording{false};
-std::mutex log_mutex;
-std::vector<std::string> run_log;
-
-void record(const char* op) {
-  if (!recording.load(std::memory_order_relaxed)) return;
-  std::lock_guard<std::mutex> lock(log_mutex);
-  run_log.emplace_back(op);
-}
-
-struct Isa {
-  const char* name;
-  CombineBlock combine_block;
-};
-
-Isa choose_isa() {
+CombineBlock combine_block() {
 #ifdef CONTNET_FAST_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return {"avx512", avx512::combine_block};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return {"avx2", avx2::combine_block};
+  if (instruction_set() == Isa::avx512) return avx512::combine_block;
+  if (instruction_set() == Isa::avx2) return avx2::combine_block;
 #endif
-  return {"portable", portable::combine_block};
+  return portable::combine_block;
 }
-
-Isa isa = choose_isa();
 
 Scalar scalar_of(at::ScalarType type) {
   switch (type) {
@@ -120,6 +101,7 @@ double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
     for (int64_t begin = 0; begin < leaf.scalars; begin += kBlock) blocks.push_back({&leaf, begin});
   }
   std::vector<double> partial(norm == nullptr ? 0 : blocks.size(), 0.0);
+  const CombineBlock combine_one = combine_block();
   const int64_t count = static_cast<int64_t>(blocks.size());
   const int64_t grain = scalars < 16 * kBlock ? std::max<int64_t>(count, 1) : 16;  // many small leaves: one thread
   at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
@@ -127,10 +109,10 @@ double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
       const auto [leaf, begin] = blocks[b];
       const int64_t size = std::min(kBlock, leaf->scalars - begin);
       if (norm == nullptr) {
-        isa.combine_block(leaf->combination, nullptr, begin, size);
+        combine_one(leaf->combination, nullptr, begin, size);
       } else {
         const ErrorNorm own{norm->error, norm->rtol, norm->atol, leaf->out.is_complex()};
-        partial[b] = isa.combine_block(leaf->combination, &own, begin, size);
+        partial[b] = combine_one(leaf->combination, &own, begin, size);
       }
     }
   });
@@ -147,7 +129,7 @@ std::vector<at::Tensor> results(std::vector<Leaf>& leaves) {
 }
 
 std::vector<at::Tensor> rk_combine(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  record("rk_combine");
+  record("rk_combine", "accumulate");
   std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
   combine(leaves, nullptr);
   return results(leaves);
@@ -157,7 +139,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
                                                                  at::ArrayRef<double> coefficients,
                                                                  at::ArrayRef<double> errors, double rtol,
                                                                  double atol) {
-  record("rk_combine_error");
+  record("rk_combine_error", "accumulate");
   TORCH_CHECK(errors.size() == coefficients.size(), "rk_combine_error_cpu: ", errors.size(),
               " error coefficients for ", coefficients.size(), " coefficients");
   std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
@@ -174,29 +156,6 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
   return {results(leaves), result};
 }
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names{"portable"};
-#ifdef CONTNET_FAST_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    names.emplace_back("avx2");
-  if (std::string(choose_isa().name) == "avx512") names.emplace_back("avx512");
-#endif
-  return names;
-}
-
-void use_instruction_set(const std::string& name) {
-  for (const std::string& known : instruction_sets()) {
-    if (known != name) continue;
-#ifdef CONTNET_FAST_X86
-    if (name == "avx512") isa = {"avx512", avx512::combine_block};
-    if (name == "avx2") isa = {"avx2", avx2::combine_block};
-#endif
-    if (name == "portable") isa = {"portable", portable::combine_block};
-    return;
-  }
-  TORCH_CHECK_VALUE(false, "instruction set: got '", name, "', accepted: those of instruction_sets()");
-}
-
 }  // namespace
 }  // namespace contnet_fast
 
@@ -209,15 +168,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
-  m.def("instruction_set", [] { return std::string(contnet_fast::isa.name); }, "The instruction set in use.");
+  m.def("instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); }, "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
-  m.def("record", [](bool on) { contnet_fast::recording = on; }, "Start or stop logging runs.");
-  m.def(
-      "take_runs",
-      [] {
-        std::lock_guard<std::mutex> lock(contnet_fast::log_mutex);
-        return std::exchange(contnet_fast::run_log, {});
-      },
-      "The ops that ran since the last call, in order.");
+  m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
+  m.def("take_runs", &contnet_fast::take_runs, "(op, level) of the runs since the last call, in order.");
 }

@@ -51,6 +51,12 @@ class Picky:
 
 
 @pytest.fixture
+def alone(monkeypatch):
+    """No backend but the reference."""
+    monkeypatch.setattr(registry, "REGISTRY", {"reference": REGISTRY["reference"]})
+
+
+@pytest.fixture
 def picky(monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", {"picky": Picky(), "reference": REGISTRY["reference"]})
 
@@ -93,7 +99,7 @@ def test_an_explicit_backend_that_cannot_serve_raises_with_every_reason(picky):
         select(problem(dtype=torch.float64), "picky:solve")
 
 
-def test_strict_refuses_the_reference_under_auto_only(block, x):
+def test_strict_refuses_the_reference_under_auto_only(alone, block, x):
     with cf.strict():
         with pytest.raises(cf.BackendUnavailable, match="strict: auto would run conv_solve on the reference"):
             block(x)
@@ -107,11 +113,12 @@ def test_a_failing_implementation_is_not_replaced(block, x, monkeypatch):
         raise RuntimeError("kernel failed")
 
     monkeypatch.setattr(cf.functional.reference, "conv_solve", broken)
+    monkeypatch.setattr(cf.functional, "fused_conv_solve", broken)
     with pytest.raises(RuntimeError, match="kernel failed"):
         block(x)
 
 
-def test_both_levels_of_the_reference_agree_and_record_what_ran(block, x):
+def test_both_levels_of_the_reference_agree_and_record_what_ran(alone, block, x):
     with cf.record_runs() as log:
         plain = block(x)
     assert [(run.op, run.level) for run in log] == [("conv_solve", "none")]
@@ -122,7 +129,7 @@ def test_both_levels_of_the_reference_agree_and_record_what_ran(block, x):
     torch.testing.assert_close(plain, fused, rtol=1e-6, atol=1e-6)
 
 
-def test_use_backend_ends_with_its_block_even_after_an_error(block, x):
+def test_use_backend_ends_with_its_block_even_after_an_error(alone, block, x):
     with pytest.raises(ZeroDivisionError), cf.use_backend("reference:accumulate"):
         raise ZeroDivisionError
     with cf.record_runs() as log:
@@ -143,7 +150,7 @@ def test_a_combination_has_one_level():
         cf.rk_combine(torch.zeros(2), [torch.zeros(2)], [1.0], backend="reference:none")
 
 
-def test_explain_names_each_block_and_computes_nothing(x):
+def test_explain_names_each_block_and_computes_nothing(alone, x):
     net = cf.models.ContinuousNet(width=4, n_basis=2, n_steps=3, scheme="midpoint").train()
     before = {name: t.clone() for name, t in net.state_dict().items()}
     with cf.record_runs() as log:

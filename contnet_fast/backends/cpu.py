@@ -37,10 +37,14 @@ STATES = (
 
 
 class CpuBackend:
-    """Level ``accumulate``: a whole stage combination in one pass over memory, with the error norm in the same pass."""
+    """Solves of the convolutional field, and stage combinations of any field.
+
+    ``solve``: a whole block, image by image. ``stage``: the batch through one convolution at a time, which batch
+    statistics need. ``accumulate``: a stage combination in one pass over memory, with the error norm in the same pass.
+    """
 
     name = "cpu"
-    levels: tuple[str, ...] = ("accumulate",)
+    levels: tuple[str, ...] = ("solve", "stage", "accumulate")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -52,11 +56,13 @@ class CpuBackend:
         for dtype in problem.leaf_dtypes or (problem.dtype,):
             if dtype not in STATES:
                 reasons.append(f"dtype {dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
+        if level != "accumulate":
+            reasons += _against_conv(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
-        """Solves in which its combinations were measured no faster than PyTorch's (docs/performance.md)."""
-        if problem.op == "conv_solve":
+        """Solves in which it was measured no faster than PyTorch (docs/performance.md)."""
+        if level == "accumulate" and problem.op == "conv_solve":
             return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.93x to 1.04x)"
         if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
@@ -72,8 +78,21 @@ class CpuBackend:
         """Registered by the extension itself."""
         if _extension is None:
             return {}
-        return {"rk_combine": (None, "CPU"), "rk_combine_error": (None, "CPU")}
+        ops = ("rk_combine", "rk_combine_error", "conv_solve", "conv_solve_backward")
+        return dict.fromkeys(ops, (None, "CPU"))
 
     def native_log(self) -> ModuleType | None:
         """The extension, which logs its own runs."""
         return _extension
+
+
+def _against_conv(problem: Problem, level: str) -> list[str]:
+    """Reasons against a fused solve of the convolutional field."""
+    if problem.op != "conv_solve":
+        return [f"level {level} serves conv_solve, not {problem.op}"]
+    reasons = []
+    if problem.compute_dtype != problem.dtype:
+        reasons.append(f"autocast to {problem.compute_dtype}: convolutions run in float32 or float64 only")
+    if level == "solve" and problem.batch_statistics:
+        reasons.append("batch statistics couple the images of a batch: level stage serves that")
+    return reasons

@@ -268,7 +268,7 @@ def _log_natively(on: bool) -> None:
 def _drain() -> None:
     """Move what extensions logged into the open logs, so that the order of runs is kept."""
     for backend, extension in _native_logs():
-        runs = [Run(op, backend.name, backend.levels[-1]) for op in extension.take_runs()]
+        runs = [Run(op, backend.name, level) for op, level in extension.take_runs()]
         for log in _state.logs:
             log.extend(runs)
 

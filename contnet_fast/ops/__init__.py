@@ -2,6 +2,7 @@
 
 from ..backends import REGISTRY
 from .autograd import RKCombine, RKCombineError, distinct
+from .conv import ConvSolve, fused_conv_solve
 from .schemas import define, implement, lookup
 
 for _backend in REGISTRY.values():
@@ -11,4 +12,4 @@ for _backend in REGISTRY.values():
         else:
             implement(_op, _backend.name, _function, _key)
 
-__all__ = ["RKCombine", "RKCombineError", "define", "distinct", "implement", "lookup"]
+__all__ = ["ConvSolve", "RKCombine", "RKCombineError", "define", "distinct", "fused_conv_solve", "implement", "lookup"]

@@ -1,0 +1,137 @@
+"""No row without a check: this package against the reference in float64, by the errors of eager float32 PyTorch.
+
+Outputs: largest error <= 2x that of eager + 1 ulp at the largest value. Gradients: relative L2 error <= 2x that of
+eager + 1e-6. A relu whose argument rounds across zero changes gradients by chance, and by up to some 1e-3: in a large
+batch it happens to everyone. So gradients are held to that rule on small batches, by the best of several inputs (a
+wrong gradient is wrong in all), and to 1e-2 more on the batch that is timed. Eager is contiguous here: statistics of
+batch norm in channels_last are less accurate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from cases import Case
+from contenders import Contender
+from tasks import make_model, make_task
+from torch import nn
+
+import contnet_fast as cf
+
+SEEDS = (1, 2, 3, 4, 5)  # of the small batches; the first is the seed of the input that is timed
+SMALL_BATCH = 2
+GRADIENT_SLACK = 1e-6
+CHANCE = 1e-2  # what relus may change in the gradients of the batch that is timed
+VANISHING = 1e-6  # a gradient this small beside all others is zero (a bias in front of batch norm): held to their norm
+BASELINE_TOLERANCE = 1e-3
+SHOWN = 5
+
+Results = dict[str, torch.Tensor]
+
+
+class GateError(Exception):
+    """The result of a contender is wrong."""
+
+
+class WrongBackendError(Exception):
+    """Something else ran than was asked for."""
+
+
+def check_ours(case: Case, contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
+    """Check each contender's model and return, for each, the errors beside what was allowed.
+
+    Raises:
+        GateError: naming the tensors that are off.
+    """
+    exact = make_model(case, backend="reference:none", checkpoint="step", dtype=torch.float64)
+    models = {"eager": make_model(case, backend="reference:none")}
+    models |= {contender.name: contender.model for contender in contenders if contender.model is not None}
+    few = replace(case, batch=min(SMALL_BATCH, case.batch))
+    report: dict[str, dict[str, float]] = {name: {} for name in models if name != "eager"}
+    for label, one, seeds, slack in (("small", few, SEEDS, GRADIENT_SLACK), ("timed", case, SEEDS[:1], CHANCE)):
+        found, ulp = _worst(one, exact, models, seeds)
+        allowed = {n: 2.0 * e + (ulp if n == "y" else slack) for n, e in found["eager"].items()}
+        for name in report:
+            _judge(f"{case.name}: {name} ({label} batch)", found[name], allowed)
+            report[name] |= _report(label, found[name], allowed)
+    return report
+
+
+def check_baseline(case: Case, contender: Contender) -> None:
+    """A baseline must compute the same thing: its output within 1e-3 of the largest value of the eager block's."""
+    eager_model = make_model(case, backend="reference:none", scheme=contender.scheme)
+    expected = make_task(case, eager_model).results()["y"]
+    got = contender.call.results()["y"]
+    error = float((got - expected).abs().max() / expected.abs().max())
+    if not error <= BASELINE_TOLERANCE:
+        raise GateError(f"{case.name}: {contender.name} is off by {error:.1e} of the largest value")
+
+
+def check_run(case: Case, contender: Contender, request: str) -> list[str]:
+    """Every "op backend:level" that one call really ran.
+
+    Raises:
+        WrongBackendError: another backend or level than ``request`` ran, or none.
+    """
+    with cf.record_runs() as log:
+        contender.call()
+    backend, _, level = request.partition(":")
+    wrong = backend != "auto" and any(run.backend != backend for run in log)
+    if not log or wrong or (level and not any(run.level == level for run in log)):
+        ran = ", ".join(sorted({f"{run.backend}:{run.level}" for run in log})) or "nothing of this package"
+        raise WrongBackendError(f"{case.name}: {contender.name} was asked for {request!r}, but {ran} ran")
+    return sorted({f"{run.op} {run.backend}:{run.level}" for run in log})
+
+
+def errors(results: Results, exact: Results) -> dict[str, float]:
+    """The largest error of "y", relative L2 errors of the gradients."""
+    if missing := sorted(exact.keys() - results.keys()):
+        raise GateError(f"no {', '.join(missing)}")
+    found = {"y": float((results["y"].double() - exact["y"]).abs().max())}
+    norms = {name: float(value.norm()) for name, value in exact.items() if name != "y"}
+    total = sum(norm * norm for norm in norms.values()) ** 0.5
+    for name, norm in norms.items():
+        difference = float((results[name].double() - exact[name]).norm())
+        found[name] = difference / (norm if norm > VANISHING * total else total)
+    return found
+
+
+def _worst(
+    case: Case, exact_model: nn.Module, models: dict[str, nn.Module], seeds: Sequence[int]
+) -> tuple[dict[str, dict[str, float]], float]:
+    """For each model the largest error of "y" and the least of each gradient over the seeds; and one ulp of "y"."""
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
+    ulp = 0.0
+    for seed in seeds:
+        exact = make_task(case, exact_model, dtype=torch.float64, seed=seed).results()
+        ulp = max(ulp, float(np.spacing(np.float32(exact["y"].abs().max().item()))))
+        for name, model in models.items():
+            for tensor, error in errors(make_task(case, model, seed=seed).results(), exact).items():
+                found[name].setdefault(tensor, []).append(error)
+    # numpy's max and min keep a NaN
+    return {
+        name: {tensor: float(np.max(e) if tensor == "y" else np.min(e)) for tensor, e in tensors.items()}
+        for name, tensors in found.items()
+    }, ulp
+
+
+def _judge(who: str, found: dict[str, float], allowed: dict[str, float]) -> None:
+    off = [
+        f"{tensor}: error {found[tensor]:.2e}, allowed {limit:.2e}"
+        for tensor, limit in allowed.items()
+        if not found[tensor] <= limit
+    ]
+    if off:
+        more = [f"and {len(off) - SHOWN} more"] if len(off) > SHOWN else []
+        raise GateError("\n  ".join([f"{who} is not the reference", *off[:SHOWN], *more]))
+
+
+def _report(label: str, found: dict[str, float], allowed: dict[str, float]) -> dict[str, float]:
+    """The output, and the gradient that is nearest to its limit."""
+    report = {f"{label}_y_error": found["y"], f"{label}_y_allowed": allowed["y"]}
+    if nearest := max((n for n in found if n != "y"), key=lambda n: found[n] / allowed[n], default=None):
+        report |= {f"{label}_gradient_error": found[nearest], f"{label}_gradient_allowed": allowed[nearest]}
+    return {name: float(f"{value:.3g}") for name, value in report.items()}
