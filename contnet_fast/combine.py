@@ -87,14 +87,15 @@ def _problem(op: str, ys: Sequence[torch.Tensor], rates: Sequence[torch.Tensor])
     )
 
 
-def _rates(ks: Sequence[State], ys: Sequence[torch.Tensor], structure: TreeSpec | None) -> list[torch.Tensor]:
+def _rates(ks: Sequence[State], ys: list[torch.Tensor], structure: TreeSpec | None) -> list[torch.Tensor]:
     """The leaves of all ``ks``, term by term, as the ops take them."""
     if structure is None:
-        rates = list(ks)
+        rates, kind = list(ks), (ys[0].dtype, ys[0].device, ys[0].shape)
+        if all(isinstance(k, torch.Tensor) and (k.dtype, k.device, k.shape) == kind for k in rates):
+            return rates
     else:
         rates = [leaf for j, k in enumerate(ks) for leaf in flatten_as(f"ks[{j}]", k, structure)]
-    for n, k in enumerate(rates):
-        y = ys[n % len(ys)]
+    for n, (k, y) in enumerate(zip(rates, ys * len(ks), strict=True)):
         if not is_rate(k, y) or (k.dtype != y.dtype and not _same_kind(k, y)):
             j, i = divmod(n, len(ys))
             argument = leaf_name(f"ks[{j}]", structure, i)

@@ -21,9 +21,10 @@ def flatten(argument: str, state: State) -> tuple[list[torch.Tensor], TreeSpec |
     Raises:
         TypeError, ValueError: a leaf is no floating-point or complex tensor, there is none, or devices differ.
     """
+    if is_leaf(state):
+        return [state], None
     if isinstance(state, torch.Tensor):
         check_leaf(argument, state)
-        return [state], None
     leaves, structure = tree_flatten(state)
     if not leaves:
         raise ValueError(f"{argument}: got {state!r} without a tensor, accepted: at least one")

@@ -53,9 +53,8 @@ class CpuBackend:
             reasons.append(_reason)
         if problem.device != "cpu":
             reasons.append(f"the tensors are on {problem.device}")
-        for dtype in problem.leaf_dtypes or (problem.dtype,):
-            if dtype not in STATES:
-                reasons.append(f"dtype {dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
+        if problem.leaf_dtypes or problem.dtype not in STATES:
+            reasons += _against_dtypes(problem)
         if level != "accumulate":
             reasons += _against_conv(problem, level)
         return tuple(reasons)
@@ -84,6 +83,13 @@ class CpuBackend:
     def native_log(self) -> ModuleType | None:
         """The extension, which logs its own runs."""
         return _extension
+
+
+def _against_dtypes(problem: Problem) -> list[str]:
+    """Reasons against the dtypes of the state."""
+    accepted = ", ".join(str(d).split(".")[1] for d in STATES)
+    wrong = [d for d in problem.leaf_dtypes or (problem.dtype,) if d not in STATES]
+    return [f"dtype {dtype} is not one of {accepted}" for dtype in wrong]
 
 
 def _against_conv(problem: Problem, level: str) -> list[str]:

@@ -63,9 +63,9 @@ def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 
 def _remember(
     ctx: Any, coefficients: tuple[float, ...], leaves: tuple[torch.Tensor, ...]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
     count = len(leaves) // (len(coefficients) + 1)
-    ys, ks = list(leaves[:count]), list(leaves[count:])
+    ys, ks = leaves[:count], leaves[count:]
     ctx.coefficients = coefficients
     ctx.dtypes = [k.dtype for k in ks]
     return ys, ks
