@@ -17,7 +17,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench bench-cpu gpu sanitize clean FORCE
+.PHONY: help demo test lint bench bench-cpu gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make bench-cpu blocks and networks against eager, torch.compile and torchdiffeq, on an idle machine"
 	@echo "make gpu       GPU tests and benchmarks on this machine's NVIDIA GPU"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
+	@echo "make wheel     build a wheel with the C++ extension into dist/"
 	@echo "make clean     remove .venv and build outputs"
 	@echo "options: PYTHON=$(PYTHON)  TORCH=$(TORCH)  VENV=$(VENV)"
 
@@ -61,6 +62,11 @@ sanitize: $(READY)
 	cd build && PYTHONPATH=$(CURDIR)/build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/test_cpu_backend.py $(ARGS)
+
+# build/lib* would bring modules that are gone; the objects beside it stay
+wheel: $(READY)
+	rm -rf build/lib* build/bdist*
+	CONTNET_FAST_BUILD=cpu $(RUN) -m build --wheel --no-isolation --outdir dist $(ARGS)
 
 # torch comes first and by itself, so that nothing later can choose another one
 $(VENV)/torch: FORCE

@@ -65,6 +65,8 @@ def extensions() -> dict[str, Any]:
     if os.environ.get("CONTNET_FAST_SANITIZE") == "1":
         flags += (checks := ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"])
         links += checks
+    else:
+        flags.append("-g0")  # Python's own flags ask for debug information: 13 MB of it
     if X86:
         flags.append("-DCONTNET_FAST_X86")
     say("building the C++ extension")

@@ -49,13 +49,13 @@ def case(numel: int, terms: int) -> dict[str, object]:
 
     calls: dict[str, Callable[[], object]] = {
         "pytorch": lambda: reference.rk_combine(y, ks, c),
-        "cpu": lambda: combine(y, ks, c),
+        "cpu": lambda: combine([y], ks, c),
         "pytorch_error": plain_error,
-        "cpu_error": lambda: combine_error(y, ks, c, e, 1e-3, 1e-6),
+        "cpu_error": lambda: combine_error([y], ks, c, e, 1e-3, 1e-6),
     }
     y1, norm = plain_error()
-    torch.testing.assert_close(combine(y, ks, c), y1, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(combine_error(y, ks, c, e, 1e-3, 1e-6)[1], norm, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(combine([y], ks, c)[0], y1, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(combine_error([y], ks, c, e, 1e-3, 1e-6)[1], norm, rtol=1e-4, atol=0.0)
     median = interleaved(calls, max(3, min(300, 4_000_000 // (numel * terms))))
     return {
         "numel": numel,

@@ -28,14 +28,14 @@ class Plan:
         rows = [("unit", "op", "state", "dtype", "scheme", "backend", "level", "why")]
         for name, plan in self.units:
             p = plan.problem
-            dtype = str(p.dtype).removeprefix("torch.")
+            dtype = "+".join(str(d).removeprefix("torch.") for d in p.leaf_dtypes or (p.dtype,))
             compute = str(p.compute_dtype).removeprefix("torch.")
             rows.append(
                 (
                     name or "(call)",
                     p.op,
                     "x".join(map(str, p.shape)),
-                    dtype if dtype == compute else f"{dtype}, field {compute}",
+                    dtype if p.dtype == p.compute_dtype else f"{dtype}, field {compute}",
                     f"{p.scheme} x {p.n_steps}" if p.n_steps else f"{p.stages} terms",
                     plan.backend,
                     plan.level,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 import torch
+from torch.utils._pytree import TreeSpec
 
 from . import reference
 from .backends import Plan, Problem, check_backend, record, select
+from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, RKCombineError, fused_conv_solve, lookup
-from .reference.rk import CHECKPOINTS, Combine
+from .ops import RKCombine, distinct, fused_conv_solve, lookup
+from .reference.rk import CHECKPOINTS, Combine, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
+from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
 
-Field = Callable[[float, torch.Tensor], torch.Tensor]
+__all__ = ["FixedSteps", "basis_solve", "conv_solve", "fixed_steps", "rk_combine", "rk_combine_error", "rk_solve"]
+
+Field = Callable[[float, State], State]
 
 
 @dataclass(frozen=True)
@@ -57,59 +61,9 @@ def _constant_steps(scheme: str | ButcherTableau, n_steps: int, t0: float, t1: f
 _constant_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def rk_combine(
-    y: torch.Tensor,
-    ks: Sequence[torch.Tensor],
-    coefficients: Sequence[float],
-    *,
-    h: float = 1.0,
-    backend: str = "auto",
-) -> torch.Tensor:
-    """y + h * sum_j coefficients[j] * ks[j] as one op.
-
-    Args:
-        y: floating-point or complex tensor of any shape and memory format, kept by the result.
-        ks: tensors of the shape and device of ``y``; sums run in float32 for 16-bit ``y``, else in its dtype.
-        coefficients: one finite float for each of ``ks``; zeros cost nothing.
-
-    Raises:
-        TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
-    """
-    scaled = _scaled("coefficients", coefficients, h, y, ks)
-    plan = select(_combine_problem("rk_combine", y, ks), check_backend(backend))
-    return RKCombine.apply(plan.backend, scaled, y, *ks)
-
-
-def rk_combine_error(
-    y: torch.Tensor,
-    ks: Sequence[torch.Tensor],
-    coefficients: Sequence[float],
-    error_coefficients: Sequence[float],
-    *,
-    h: float = 1.0,
-    rtol: float,
-    atol: float,
-    backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The update of :func:`rk_combine` with the norm of its embedded error in the same op.
-
-    Returns:
-        y1 = y + h * sum_j coefficients[j] * ks[j], and the 0-d root mean square of
-        e / (atol + rtol * max(\\|y\\|, \\|y1\\|)) with e = h * sum_j error_coefficients[j] * ks[j]
-        (Hairer, Norsett, Wanner I, eq. II.4.11). The norm carries no gradient.
-    """
-    scaled = _scaled("coefficients", coefficients, h, y, ks)
-    error = _scaled("error_coefficients", error_coefficients, h, y, ks)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if check_number(name, value) < 0:
-            raise ValueError(f"{name}: got {value}, accepted: a finite number >= 0")
-    plan = select(_combine_problem("rk_combine_error", y, ks), check_backend(backend))
-    return RKCombineError.apply(plan.backend, scaled, error, float(rtol), float(atol), y, *ks)
-
-
 def rk_solve(
     field: Field,
-    y0: torch.Tensor,
+    y0: State,
     *,
     scheme: str | ButcherTableau = "rk4_classic",
     n_steps: int,
@@ -118,14 +72,15 @@ def rk_solve(
     return_steps: bool = False,
     checkpoint: str = "none",
     backend: str = "auto",
-) -> torch.Tensor:
+) -> State:
     """Integrate dy/dt = field(t, y) from ``t0`` to ``t1`` in ``n_steps`` equal Runge-Kutta steps.
 
     Args:
         field: any callable ``field(t, y)`` with ``t`` a Python float and ``y`` shaped like ``y0``.
-        y0: floating-point or complex tensor; the state keeps its dtype.
+        y0: floating-point or complex tensor; the state keeps its dtype. Or a pytree of such tensors (tuples, lists,
+            dicts, nested) on one device, of any shapes and dtypes, each kept; the field returns the same structure.
         scheme: a name in ``contnet_fast.SCHEMES`` or a :class:`ButcherTableau`.
-        return_steps: return the states at all grid points, [n_steps + 1, *y0.shape].
+        return_steps: return the states at all grid points, [n_steps + 1, *y0.shape] (each leaf of a pytree so).
         checkpoint: ``"none"``, ``"step"`` or ``"block"``: what backward keeps, the rest is recomputed (random
             numbers are replayed; a field that updates buffers of its own would update them twice).
 
@@ -146,14 +101,14 @@ def rk_solve(
 
 
 def basis_solve(
-    rate: Callable[[FloatWeights, torch.Tensor], torch.Tensor],
-    y0: torch.Tensor,
+    rate: Callable[[FloatWeights, State], State],
+    y0: State,
     *,
     grid: TimeGrid,
     return_steps: bool = False,
     checkpoint: str = "none",
     backend: str = "auto",
-) -> torch.Tensor:
+) -> State:
     """Integrate dy/dt = rate(weights, y) over t in [0, 1], for fields whose parameters are functions of depth.
 
     Args:
@@ -171,23 +126,24 @@ def basis_solve(
 
 
 def _solve(
-    field: Callable[[int, int, torch.Tensor], torch.Tensor],
-    y0: torch.Tensor,
+    field: Callable[[int, int, State], State],
+    y0: State,
     *,
     steps: FixedSteps | TimeGrid,
     return_steps: bool,
     checkpoint: str,
     backend: str,
-) -> torch.Tensor:
+) -> State:
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    _check_state("y0", y0)
+    leaves, structure = flatten("y0", y0)
     plan = select(
         Problem(
             op="rk_solve",
-            device=y0.device.type,
-            dtype=y0.dtype,
-            compute_dtype=_compute_dtype(y0),
-            shape=tuple(y0.shape),
+            device=leaves[0].device.type,
+            dtype=leaves[0].dtype,
+            compute_dtype=_compute_dtype(leaves[0]),
+            shape=state_shape(leaves),
+            leaf_dtypes=leaf_dtypes(leaves),
             stages=len(steps.update),
             n_steps=steps.n_steps,
             scheme=steps.scheme,
@@ -199,15 +155,9 @@ def _solve(
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("rk_solve", plan.backend, plan.level)
 
-    def stage(i: int, s: int, y: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        k = field(i, s, y)
-        if k.shape != y.shape:
-            raise ValueError(f"field: got a rate of shape {tuple(k.shape)}, accepted: that of y, {tuple(y.shape)}")
-        return k, ()
-
-    return reference.rk_solve(
-        stage,
-        y0,
+    states, _ = reference.rk_solve(
+        _stage(field, structure),
+        y0 if structure is None else tuple(leaves),
         stage_rows=steps.stage_rows,
         update=steps.update,
         n_steps=steps.n_steps,
@@ -215,7 +165,28 @@ def _solve(
         preserve_rng_state=True,
         return_steps=return_steps,
         combine=_combination(plan),
-    )[0]
+    )
+    return states if structure is None else unflatten(states, structure)
+
+
+def _stage(field: Callable[[int, int, State], State], structure: TreeSpec | None) -> Stage:
+    """``field`` with its rates checked, on tensors or on the tuples of a pytree's leaves."""
+
+    def of_tensor(i: int, s: int, y: State) -> tuple[State, tuple[torch.Tensor, ...]]:
+        k = field(i, s, y)
+        if not is_rate(k, y):
+            raise rate_error("field", k, y)
+        return k, ()
+
+    def of_leaves(i: int, s: int, ys: State) -> tuple[State, tuple[torch.Tensor, ...]]:
+        assert structure is not None
+        ks = tuple(flatten_as("field", field(i, s, unflatten(ys, structure)), structure))
+        for n, (k, y) in enumerate(zip(ks, ys, strict=True)):
+            if not is_rate(k, y):
+                raise rate_error(leaf_name("field", structure, n), k, y)
+        return ks, ()
+
+    return of_tensor if structure is None else of_leaves
 
 
 def conv_solve(
@@ -298,55 +269,25 @@ def _combination(plan: Plan) -> Combine:
 
     op = lookup("rk_combine", plan.backend)
 
-    def fused(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-        live = [(c, k) for c, k in zip(coefficients, ks, strict=True) if c != 0.0]
-        weights, rates = tuple(c for c, _ in live), [k for _, k in live]
-        if not torch.is_grad_enabled():
-            return op(y, rates, weights)
-        return RKCombine.apply(plan.backend, weights, y, *rates)
+    def fused(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
+        single = isinstance(y, torch.Tensor)
+        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
+        if torch.is_grad_enabled():
+            out = RKCombine.apply(plan.backend, coefficients, *ys, *distinct(rates))
+        else:
+            out = op(ys, rates, coefficients)
+        return out[0] if single else tuple(out)
 
     return fused
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
+
+
+def _autocast(x: torch.Tensor) -> bool:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _check_state(argument: str, y: torch.Tensor) -> None:
-    if not isinstance(y, torch.Tensor):
-        raise TypeError(f"{argument}: got {type(y).__name__}, accepted: a torch.Tensor")
-    if not (y.is_floating_point() or y.is_complex()):
-        raise TypeError(f"{argument}: got dtype {y.dtype}, accepted: a floating-point or complex dtype")
-
-
-def _scaled(
-    argument: str, coefficients: Sequence[float], h: float, y: torch.Tensor, ks: Sequence[torch.Tensor]
-) -> tuple[float, ...]:
-    _check_state("y", y)
-    if len(ks) == 0 or len(coefficients) != len(ks):
-        raise ValueError(f"{argument}: got {len(coefficients)} for {len(ks)} ks, accepted: one for each, at least 1")
-    for j, k in enumerate(ks):
-        _check_state(f"ks[{j}]", k)
-        if k.shape != y.shape or k.device != y.device or k.is_complex() != y.is_complex():
-            got = f"{k.dtype} {tuple(k.shape)} on {k.device}"
-            raise ValueError(f"ks[{j}]: got {got}, accepted: as y, {y.dtype} {tuple(y.shape)} on {y.device}")
-    scaled = tuple(float(c) * float(h) for c in coefficients)
-    if not all(math.isfinite(c) for c in scaled):
-        raise ValueError(f"{argument}: got {tuple(coefficients)} with h={h}, accepted: finite numbers")
-    return scaled
-
-
-def _combine_problem(op: str, y: torch.Tensor, ks: Sequence[torch.Tensor]) -> Problem:
-    return Problem(
-        op=op,
-        device=y.device.type,
-        dtype=y.dtype,
-        compute_dtype=ks[0].dtype,
-        shape=tuple(y.shape),
-        stages=len(ks),
-        needs_grad=torch.is_grad_enabled(),
-    )
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
@@ -363,7 +304,7 @@ def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGri
     weight = nodes.conv1_weight
     if weight.device != x.device:
         raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")
-    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    if weight.dtype != x.dtype and not _autocast(x):
         raise TypeError(f"x: got dtype {x.dtype}, accepted: that of the parameters, {weight.dtype} (or use autocast)")
     size, channels = grid.basis.size, spec.channels
     for name, tensor in zip(nodes._fields, nodes, strict=True):

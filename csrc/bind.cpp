@@ -4,6 +4,8 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -35,8 +37,8 @@ Scalar scalar_of(at::ScalarType type) {
   }
 }
 
-// What a combination reads: the state and rates in the storage order of `out`, with one dtype for all rates.
-struct Operands {
+// A leaf of the state: what its combination reads, in the storage order of `out`, with one dtype for all rates.
+struct Leaf {
   at::Tensor out;
   at::Tensor y;
   std::vector<at::Tensor> ks;
@@ -51,63 +53,108 @@ at::Tensor in_storage_order(const at::Tensor& t, const at::Tensor& like, at::Sca
   return at::empty_like(like, like.options().dtype(type)).copy_(t);
 }
 
-Operands prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  TORCH_CHECK(ks.size() == coefficients.size(), "rk_combine_cpu: ", coefficients.size(), " coefficients for ", ks.size(),
-              " ks");
-  Operands o;
+// The rates of one leaf are every `leaves`-th of `ks`, which holds all leaves of the first term, then of the second ...
+Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients, size_t leaf, size_t leaves) {
+  Leaf o;
   o.out = at::empty_like(y);
   o.y = in_storage_order(y, o.out, y.scalar_type());
   // rates share one dtype: their own where that is a 16-bit float or float32 beside a float sum, else that of y
-  at::ScalarType type = ks.empty() ? y.scalar_type() : ks[0].scalar_type();
+  at::ScalarType type = ks.empty() ? y.scalar_type() : ks[leaf].scalar_type();
   const bool narrow = type == at::kBFloat16 || type == at::kHalf || type == at::kFloat;
   const bool float_sum = y.scalar_type() != at::kDouble && !y.is_complex();
-  for (const at::Tensor& k : ks)
-    if (k.scalar_type() != type) type = at::kFloat;
+  for (size_t i = leaf; i < ks.size(); i += leaves)
+    if (ks[i].scalar_type() != type) type = at::kFloat;
   if (!(narrow && float_sum)) type = y.scalar_type();
-  for (const at::Tensor& k : ks) {
+  o.ks.reserve(coefficients.size());
+  o.pointers.reserve(coefficients.size());
+  for (size_t i = leaf; i < ks.size(); i += leaves) {
+    const at::Tensor& k = ks[i];
     TORCH_CHECK(k.sizes() == y.sizes(), "rk_combine_cpu: a rate of shape ", k.sizes(), " for a state of ", y.sizes());
     o.ks.push_back(in_storage_order(k, o.out, type));
     o.pointers.push_back(o.ks.back().const_data_ptr());
   }
   o.scalars = y.numel() * (y.is_complex() ? 2 : 1);
-  o.combination = {scalar_of(y.scalar_type()), scalar_of(type),        o.y.const_data_ptr(), o.pointers.data(),
-                   coefficients.data(),        static_cast<int>(ks.size()), o.out.mutable_data_ptr()};
+  o.combination = {scalar_of(y.scalar_type()), scalar_of(type),   o.y.const_data_ptr(),
+                   o.pointers.data(),          coefficients.data(), static_cast<int>(coefficients.size()),
+                   o.out.mutable_data_ptr()};
   return o;
 }
 
-at::Tensor rk_combine(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  record("rk_combine", "accumulate");
-  Operands o = prepare(y, ks, coefficients);
-  const CombineBlock combine = combine_block();
-  const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
-  at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      combine(o.combination, nullptr, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
-  });
-  return o.out;
+std::vector<Leaf> prepare(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {
+  TORCH_CHECK(ks.size() == ys.size() * coefficients.size(), "rk_combine_cpu: ", coefficients.size(),
+              " coefficients for ", ks.size(), " ks and ", ys.size(), " ys");
+  std::vector<Leaf> leaves;
+  leaves.reserve(ys.size());
+  for (size_t i = 0; i < ys.size(); ++i) leaves.push_back(prepare(ys[i], ks, coefficients, i, ys.size()));
+  return leaves;
 }
 
-std::tuple<at::Tensor, at::Tensor> rk_combine_error(const at::Tensor& y, at::TensorList ks,
-                                                    at::ArrayRef<double> coefficients, at::ArrayRef<double> errors,
-                                                    double rtol, double atol) {
-  record("rk_combine_error", "accumulate");
-  TORCH_CHECK(errors.size() == ks.size(), "rk_combine_error_cpu: ", errors.size(), " error coefficients for ", ks.size(),
-              " ks");
-  Operands o = prepare(y, ks, coefficients);
-  const ErrorNorm norm{errors.data(), rtol, atol, y.is_complex()};
-  const CombineBlock combine = combine_block();
-  const int64_t blocks = (o.scalars + kBlock - 1) / kBlock;
-  std::vector<double> partial(blocks, 0.0);
-  at::parallel_for(0, blocks, 16, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b)
-      partial[b] = combine(o.combination, &norm, b * kBlock, std::min(kBlock, o.scalars - b * kBlock));
+// Combines every block of every leaf and returns the sum of squares of the weighted error, 0 without `norm`.
+double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
+  struct Block {
+    const Leaf* leaf;
+    int64_t begin;
+  };
+  std::vector<Block> blocks;
+  int64_t scalars = 0;
+  for (const Leaf& leaf : leaves) {
+    scalars += leaf.scalars;
+    for (int64_t begin = 0; begin < leaf.scalars; begin += kBlock) blocks.push_back({&leaf, begin});
+  }
+  std::vector<double> partial(norm == nullptr ? 0 : blocks.size(), 0.0);
+  const CombineBlock combine_one = combine_block();
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  const int64_t grain = scalars < 16 * kBlock ? std::max<int64_t>(count, 1) : 16;  // many small leaves: one thread
+  at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const auto [leaf, begin] = blocks[b];
+      const int64_t size = std::min(kBlock, leaf->scalars - begin);
+      if (norm == nullptr) {
+        combine_one(leaf->combination, nullptr, begin, size);
+      } else {
+        const ErrorNorm own{norm->error, norm->rtol, norm->atol, leaf->out.is_complex()};
+        partial[b] = combine_one(leaf->combination, &own, begin, size);
+      }
+    }
   });
   double total = 0.0;  // in block order: the same bits for any number of threads
   for (double p : partial) total += p;
-  const bool wide = y.scalar_type() == at::kDouble || y.scalar_type() == at::kComplexDouble;
-  const auto options = y.options().dtype(wide ? at::kDouble : at::kFloat);
-  const double value = y.numel() == 0 ? 0.0 : std::sqrt(total / static_cast<double>(y.numel()));
-  return {o.out, at::full({}, value, options)};
+  return total;
+}
+
+std::vector<at::Tensor> results(std::vector<Leaf>& leaves) {
+  std::vector<at::Tensor> out;
+  out.reserve(leaves.size());
+  for (Leaf& leaf : leaves) out.push_back(std::move(leaf.out));
+  return out;
+}
+
+std::vector<at::Tensor> rk_combine(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {
+  record("rk_combine", "accumulate");
+  std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
+  combine(leaves, nullptr);
+  return results(leaves);
+}
+
+std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList ys, at::TensorList ks,
+                                                                 at::ArrayRef<double> coefficients,
+                                                                 at::ArrayRef<double> errors, double rtol,
+                                                                 double atol) {
+  record("rk_combine_error", "accumulate");
+  TORCH_CHECK(errors.size() == coefficients.size(), "rk_combine_error_cpu: ", errors.size(),
+              " error coefficients for ", coefficients.size(), " coefficients");
+  std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
+  const ErrorNorm norm{errors.data(), rtol, atol, false};
+  const double total = combine(leaves, &norm);
+  int64_t elements = 0;
+  bool wide = false;
+  for (const at::Tensor& y : ys) {
+    elements += y.numel();
+    wide = wide || y.scalar_type() == at::kDouble || y.scalar_type() == at::kComplexDouble;
+  }
+  const double value = elements == 0 ? 0.0 : std::sqrt(total / static_cast<double>(elements));
+  const at::Tensor result = at::full({}, value, at::TensorOptions(wide ? at::kDouble : at::kFloat));
+  return {results(leaves), result};
 }
 
 }  // namespace

@@ -144,8 +144,8 @@ def test_results_have_the_same_bits_for_any_number_of_threads():
 def test_opcheck(dtype, layout):
     y = LAYOUTS[layout](torch.randn(2, 3, 4, 5).to(dtype))
     ks = [torch.randn(y.shape).to(dtype), y.clone()]
-    torch.library.opcheck(lookup("rk_combine", "cpu"), (y, ks, [0.5, 0.0]))
-    torch.library.opcheck(lookup("rk_combine_error", "cpu"), (y, ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
+    torch.library.opcheck(lookup("rk_combine", "cpu"), ([y], ks, [0.5, 0.0]))
+    torch.library.opcheck(lookup("rk_combine_error", "cpu"), ([y], ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
 
 
 @built
@@ -251,6 +251,17 @@ except cf.BackendUnavailable as error:
     assert "CONTNET_FAST_BUILD=cpu" in str(error)
 else:
     raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_extension_built_for_another_torch_is_refused():
+    code = """
+import sys, types
+sys.modules["contnet_fast._C"] = types.SimpleNamespace(built_for_torch=lambda: "1.13.1")
+import torch, contnet_fast as cf
+assert cf.available_backends() == ("reference",)
+assert "built for torch 1.13.1 and this is " + torch.__version__ in cf.info().backends["cpu"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -172,7 +172,10 @@ def test_compiled_blocks(backend, norm, training, checkpoint):
     with cf.record_runs() as log:
         got = outcome(other, x, torch.compile(other, fullgraph=True, backend="aot_eager"))
     assert_equals_the_reference(got, block, x)
-    assert {f"{run.backend}:{run.level}" for run in log} == {backend}
+    assert [(run.op, f"{run.backend}:{run.level}") for run in log] == [
+        ("conv_solve", backend),
+        ("conv_solve_backward", STAGE),  # the backward pass goes by stages
+    ]
 
 
 @served
@@ -276,5 +279,5 @@ def test_tensors_elsewhere_are_refused_with_the_reason(backend):
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_one_value_for_each_channel_has_no_batch_statistics(order):
     block = make(order=order)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
+    with pytest.raises(ValueError, match=r"x: got shape \(1, 6, 1, 1\), .* more than one value per channel"):
         block(torch.randn(1, 6, 1, 1))

@@ -21,6 +21,13 @@ except ImportError as error:
         "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation . builds it or shows why not"
     )
 
+if _extension is not None and _extension.built_for_torch().split(".")[:2] != torch.__version__.split(".")[:2]:
+    _reason = (
+        f"the C++ extension was built for torch {_extension.built_for_torch()} and this is {torch.__version__}; "
+        "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation --force-reinstall --no-deps . builds it for this one"
+    )
+    _extension = None
+
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
@@ -46,8 +53,8 @@ class CpuBackend:
             reasons.append(_reason)
         if problem.device != "cpu":
             reasons.append(f"the tensors are on {problem.device}")
-        if problem.dtype not in STATES:
-            reasons.append(f"dtype {problem.dtype} is not one of {', '.join(str(d).split('.')[1] for d in STATES)}")
+        if problem.leaf_dtypes or problem.dtype not in STATES:
+            reasons += _against_dtypes(problem)
         if level != "accumulate":
             reasons += _against_conv(problem, level)
         return tuple(reasons)
@@ -76,6 +83,13 @@ class CpuBackend:
     def native_log(self) -> ModuleType | None:
         """The extension, which logs its own runs."""
         return _extension
+
+
+def _against_dtypes(problem: Problem) -> list[str]:
+    """Reasons against the dtypes of the state."""
+    accepted = ", ".join(str(d).split(".")[1] for d in STATES)
+    wrong = [d for d in problem.leaf_dtypes or (problem.dtype,) if d not in STATES]
+    return [f"dtype {dtype} is not one of {accepted}" for dtype in wrong]
 
 
 def _against_conv(problem: Problem, level: str) -> list[str]:

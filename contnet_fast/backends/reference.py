@@ -51,21 +51,32 @@ def _accumulate(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Seque
     return total.to(y.dtype)
 
 
-def rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+def _accumulate_all(
+    ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> list[torch.Tensor]:
+    return [_accumulate(y, ks[i :: len(ys)], coefficients) for i, y in enumerate(ys)]
+
+
+def rk_combine(
+    ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> list[torch.Tensor]:
     """``contnet_fast::rk_combine_reference``."""
     record("rk_combine", "reference", "accumulate")
-    return _accumulate(y, ks, coefficients)
+    return _accumulate_all(ys, ks, coefficients)
 
 
 def rk_combine_error(
-    y: torch.Tensor,
+    ys: Sequence[torch.Tensor],
     ks: Sequence[torch.Tensor],
     coefficients: Sequence[float],
     error_coefficients: Sequence[float],
     rtol: float,
     atol: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """``contnet_fast::rk_combine_error_reference``."""
     record("rk_combine_error", "reference", "accumulate")
-    y1 = _accumulate(y, ks, coefficients)
-    return y1, rk_error_norm(y, y1, ks, error_coefficients, rtol=rtol, atol=atol)
+    y1s = _accumulate_all(ys, ks, coefficients)
+    if len(ys) == 1:
+        return y1s, rk_error_norm(ys[0], y1s[0], ks, error_coefficients, rtol=rtol, atol=atol)
+    terms = [ks[j * len(ys) : (j + 1) * len(ys)] for j in range(len(coefficients))]
+    return y1s, rk_error_norm(ys, y1s, terms, error_coefficients, rtol=rtol, atol=atol)

@@ -28,7 +28,8 @@ class Problem:
     Attributes:
         op: ``"conv_solve"``, ``"rk_solve"``, ``"rk_combine"`` or ``"rk_combine_error"``.
         device: device type. dtype: of the state. compute_dtype: of the field's operands (autocast).
-        shape: of the state. stages, n_steps: of the solve; 0 steps for a single combination.
+        shape: of the state. leaf_dtypes: of a pytree of several tensors, whose ``dtype`` is that of the first and whose
+            ``shape`` is the number of all elements. stages, n_steps: of the solve; 0 steps for a single combination.
         field: order and norm of a convolutional field, ``None`` for any other callable.
         batch_statistics: the field couples the samples of a batch.
         needs_grad: a backward pass may follow.
@@ -47,6 +48,7 @@ class Problem:
     batch_statistics: bool = False
     needs_grad: bool = False
     checkpoint: str = "none"
+    leaf_dtypes: tuple[torch.dtype, ...] = ()
 
 
 class Backend(Protocol):

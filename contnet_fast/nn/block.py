@@ -11,7 +11,7 @@ from torch import nn
 from ..backends import check_backend
 from ..errors import check_choice, check_count
 from ..functional import basis_solve, conv_solve, rk_solve
-from ..reference.rk import CHECKPOINTS
+from ..reference.rk import CHECKPOINTS, State
 from ..reference.statistics import statistics_map
 from ..tableaus import get_tableau
 from ..timegrid import EDGES, TimeGrid, time_grid
@@ -24,7 +24,7 @@ class ContinuousBlock(nn.Module):
 
     Args:
         field: a :class:`ConvField`, any :class:`BasisModule` with ``rate``, or any callable ``field(t, x)`` with t a
-            Python float. ``None`` is refused.
+            Python float; the state of a callable may be a pytree of tensors. ``None`` is refused.
         scheme: a name in ``contnet_fast.SCHEMES``.
         n_steps: N.
         edge: which cell a stage at the right end of its step reads, ``"left"`` or ``"reference_fp32"``.
@@ -48,7 +48,7 @@ class ContinuousBlock(nn.Module):
 
     def __init__(
         self,
-        field: nn.Module | Callable[[float, torch.Tensor], torch.Tensor],
+        field: nn.Module | Callable[[float, State], State],
         *,
         scheme: str = "rk4_classic",
         n_steps: int = 8,
@@ -92,15 +92,18 @@ class ContinuousBlock(nn.Module):
         for name, value in (("_keep", keep.to(like)), ("_gain", gain.to(like)), ("_counts", counts.to(like.device))):
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: State) -> State:
         """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W]."""
         return self._solve(x, return_steps=False)
 
-    def trajectory(self, x: torch.Tensor) -> torch.Tensor:
-        """The states at all N + 1 grid points, [N + 1, *x.shape]. Running statistics are updated as in forward."""
+    def trajectory(self, x: State) -> State:
+        """The states at all N + 1 grid points, [N + 1, *x.shape] (each leaf of a pytree so).
+
+        Running statistics are updated as in forward.
+        """
         return self._solve(x, return_steps=True)
 
-    def _solve(self, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+    def _solve(self, x: State, *, return_steps: bool) -> State:
         if isinstance(self.field, ConvField):
             return self._solve_conv(self.field, x, return_steps=return_steps)
         self._check_recompute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,25 +12,24 @@ from .schemas import lookup
 
 
 class RKCombine(torch.autograd.Function):
-    """y + sum_j c_j k_j. Linear, so the backward is a scaling and is itself differentiable."""
+    """y + sum_j c_j k_j for every leaf y. Linear, so the backward is a scaling and is itself differentiable."""
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, coefficients: tuple[float, ...], y: torch.Tensor, *ks: torch.Tensor
-    ) -> torch.Tensor:
-        """Call the op of ``backend``."""
-        ctx.coefficients = coefficients
-        ctx.dtypes = tuple(k.dtype for k in ks)
-        return lookup("rk_combine", backend)(y, list(ks), list(coefficients))
+        ctx: Any, backend: str, coefficients: tuple[float, ...], *leaves: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Call the op of ``backend`` on ``(*ys, *ks)``, the ks in the order of the op's schema."""
+        ys, ks = _remember(ctx, coefficients, leaves)
+        return tuple(lookup("rk_combine", backend)(ys, ks, coefficients))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g, scaled in the accumulation dtype; nothing for c_j = 0."""
-        return None, None, *_linear_grads(ctx, grads[0])
+        return None, None, *_linear_grads(ctx, grads)
 
 
 class RKCombineError(torch.autograd.Function):
-    """The same with the error norm, which steers step sizes and carries no gradient."""
+    """The same with the error norm, last of the results, which steers step sizes and carries no gradient."""
 
     @staticmethod
     def forward(
@@ -39,30 +39,46 @@ class RKCombineError(torch.autograd.Function):
         error_coefficients: tuple[float, ...],
         rtol: float,
         atol: float,
-        y: torch.Tensor,
-        *ks: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        *leaves: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
         """Call the op of ``backend``."""
-        ctx.coefficients = coefficients
-        ctx.dtypes = tuple(k.dtype for k in ks)
-        op = lookup("rk_combine_error", backend)
-        y1, norm = op(y, list(ks), list(coefficients), list(error_coefficients), rtol, atol)
+        ys, ks = _remember(ctx, coefficients, leaves)
+        results, norm = lookup("rk_combine_error", backend)(ys, ks, coefficients, error_coefficients, rtol, atol)
         ctx.mark_non_differentiable(norm)
-        return y1, norm
+        return *results, norm
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g; the gradient of the norm is ignored."""
-        return None, None, None, None, None, *_linear_grads(ctx, grads[0])
+        return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
 
 
-def _linear_grads(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    wanted = ctx.needs_input_grad[-len(ctx.dtypes) :]
-    wide = grad.to(accumulation_dtype(grad.dtype))
+def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """``leaves`` as inputs of these functions: the compiler refuses a tensor that is passed twice, so it gets views.
+
+    A field often returns a part of its state (dx/dt = v), which then is both a ``y`` and a ``k``.
+    """
+    return [leaf.view_as(leaf) for leaf in leaves] if torch.compiler.is_compiling() else leaves
+
+
+def _remember(
+    ctx: Any, coefficients: tuple[float, ...], leaves: tuple[torch.Tensor, ...]
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    count = len(leaves) // (len(coefficients) + 1)
+    ys, ks = leaves[:count], leaves[count:]
+    ctx.coefficients = coefficients
+    ctx.dtypes = [k.dtype for k in ks]
+    return ys, ks
+
+
+def _linear_grads(ctx: Any, grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[len(ctx.needs_input_grad) - len(ctx.dtypes) :]
+    wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
+    terms = [(c, grad) for c in ctx.coefficients for grad in wide]
     return (
-        grad,
+        *grads,
         *(
-            (wide * c).to(dtype) if want and c != 0.0 else None
-            for c, dtype, want in zip(ctx.coefficients, ctx.dtypes, wanted, strict=True)
+            (grad * c).to(dtype) if want and c != 0.0 else None
+            for (c, grad), dtype, want in zip(terms, ctx.dtypes, wanted, strict=True)
         ),
     )

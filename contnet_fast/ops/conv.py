@@ -71,8 +71,8 @@ class ConvSolve(torch.autograd.Function):
         """Gradients of the discrete solve: of x, and of the nodes that want one."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                f"conv_solve on backend {ctx.backend!r} cannot be differentiated twice, which create_graph=True asks for; "
-                "use_backend('reference') serves higher derivatives"
+                f"conv_solve on backend {ctx.backend!r} cannot be differentiated twice, which create_graph=True "
+                "asks for; use_backend('reference') serves higher derivatives"
             )
         x, moments, kept, *nodes = ctx.saved_tensors
         needs = ctx.needs_input_grad[6:]

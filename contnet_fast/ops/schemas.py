@@ -1,6 +1,9 @@
 """Schemas and fakes of the registered ops, ``contnet_fast::<op>_<backend>``: one table for every backend.
 
 Each backend has an op name of its own, so profiler traces and captured graphs show what ran.
+
+``ys`` are the leaves of the state (one for a tensor), ``ks`` all leaves of the first term, then of the second:
+``ks[j * len(ys) + i]`` belongs to ``coefficients[j]`` and ``ys[i]``.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..reference.rk import accumulation_dtype
+from ..reference.rk import accumulation_dtype, norm_dtype
 
 LIBRARY = torch.library.Library("contnet_fast", "DEF")
 
@@ -21,37 +24,33 @@ _SOLVE = (
 )
 
 SCHEMAS = {
-    "rk_combine": "(Tensor y, Tensor[] ks, float[] coefficients) -> Tensor",
+    "rk_combine": "(Tensor[] ys, Tensor[] ks, float[] coefficients) -> Tensor[]",
     "rk_combine_error": (
-        "(Tensor y, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
-        " -> (Tensor, Tensor)"
+        "(Tensor[] ys, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
+        " -> (Tensor[], Tensor)"
     ),
     "conv_solve": f"({_SOLVE}, bool return_steps) -> (Tensor, Tensor, Tensor, Tensor)",
     "conv_solve_backward": f"(Tensor grad, {_SOLVE}, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]",
 }
 
 
-def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of norms of a state of ``dtype``."""
-    dtype = accumulation_dtype(dtype)
-    return dtype.to_real() if dtype.is_complex else dtype
-
-
-def fake_rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """The result has the shape, dtype, device and memory format of ``y``."""
-    return torch.empty_like(y)
+def fake_rk_combine(
+    ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> list[torch.Tensor]:
+    """Each result has the shape, dtype, device and memory format of its ``y``."""
+    return [torch.empty_like(y) for y in ys]
 
 
 def fake_rk_combine_error(
-    y: torch.Tensor,
+    ys: Sequence[torch.Tensor],
     ks: Sequence[torch.Tensor],
     coefficients: Sequence[float],
     error_coefficients: Sequence[float],
     rtol: float,
     atol: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state as ``y``, and a real 0-d error norm."""
-    return torch.empty_like(y), y.new_empty((), dtype=real_dtype(y.dtype))
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The states as ``ys``, and a real 0-d error norm."""
+    return [torch.empty_like(y) for y in ys], ys[0].new_empty((), dtype=norm_dtype(ys))
 
 
 def padded_channels(channels: int) -> int:

@@ -1,18 +1,23 @@
 """Explicit Runge-Kutta in plain PyTorch: the definition that every backend must equal.
 
 y_s = y + h * sum_{j<s} a_sj k_j,  k_s = f(t + c_s h, y_s),  y1 = y + h * sum_j b_j k_j.
+
+A state is a tensor, or leaf by leaf a pytree of tensors (``torch.utils._pytree``: tuples, lists, dicts, nested).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint as recompute
 
+State = Any  # a tensor, or a pytree of tensors
 Aux = tuple[torch.Tensor, ...]
-Stage = Callable[[int, int, torch.Tensor], tuple[torch.Tensor, Aux]]
-Combine = Callable[[torch.Tensor, Sequence[torch.Tensor], Sequence[float]], torch.Tensor]
+Stage = Callable[[int, int, State], tuple[State, Aux]]
+Combine = Callable[[State, Sequence[State], Sequence[float]], State]
 
 CHECKPOINTS = ("step", "none", "block")
 
@@ -24,11 +29,19 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.complex64 if dtype == torch.complex32 else dtype
 
 
-def rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+def norm_dtype(leaves: Sequence[torch.Tensor]) -> torch.dtype:
+    """The dtype of the error norm of a state with these leaves: float64 if one of them is of that precision."""
+    wide = any(y.dtype in (torch.float64, torch.complex128) for y in leaves)
+    return torch.float64 if wide else torch.float32
+
+
+def rk_combine(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
     """y + sum_j coefficients[j] * ks[j], summed in :func:`accumulation_dtype`, returned in the dtype of ``y``.
 
     Terms with a zero coefficient are left out. Differentiable any number of times.
     """
+    if not isinstance(y, torch.Tensor):
+        return tree_map(lambda leaf, *rates: rk_combine(leaf, rates, coefficients), y, *ks)
     dtype = accumulation_dtype(y.dtype)
     total = y.to(dtype)
     for coefficient, k in zip(coefficients, ks, strict=True):
@@ -38,26 +51,44 @@ def rk_combine(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequen
 
 
 def rk_error_norm(
-    y: torch.Tensor,
-    y1: torch.Tensor,
-    ks: Sequence[torch.Tensor],
+    y: State,
+    y1: State,
+    ks: Sequence[State],
     error_coefficients: Sequence[float],
     *,
     rtol: float,
     atol: float,
 ) -> torch.Tensor:
-    """RMS of e / (atol + rtol * max(|y|, |y1|)) with e = sum_j error_coefficients[j] * ks[j]; a real 0-d tensor."""
+    """RMS of e / (atol + rtol * max(|y|, |y1|)) with e = sum_j error_coefficients[j] * ks[j]; a real 0-d tensor.
+
+    Of a pytree it is one root mean square over all elements of all leaves.
+    """
+
+    if isinstance(y, torch.Tensor):
+        return (_squares(y, y1, ks, error_coefficients, rtol, atol) / max(y.numel(), 1)).sqrt()
+    leaves = tree_leaves(y)
+    sums = tree_map(lambda a, b, *rates: _squares(a, b, rates, error_coefficients, rtol, atol), y, y1, *ks)
+    total = torch.stack([s.to(norm_dtype(leaves)) for s in tree_leaves(sums)]).sum()
+    return (total / max(sum(leaf.numel() for leaf in leaves), 1)).sqrt()
+
+
+def _squares(
+    y: torch.Tensor,
+    y1: torch.Tensor,
+    ks: Sequence[torch.Tensor],
+    error_coefficients: Sequence[float],
+    rtol: float,
+    atol: float,
+) -> torch.Tensor:
     dtype = accumulation_dtype(y.dtype)
     error = rk_combine(torch.zeros_like(y, dtype=dtype), ks, error_coefficients).abs()
     scale = atol + rtol * torch.maximum(y.to(dtype).abs(), y1.to(dtype).abs())
-    if y.numel() == 0:
-        return error.sum()
-    return (error / scale).square().mean().sqrt()
+    return (error / scale).square().sum()
 
 
 def rk_solve(
     stage: Stage,
-    y: torch.Tensor,
+    y: State,
     *,
     stage_rows: Sequence[Sequence[float]],
     update: Sequence[float],
@@ -66,7 +97,7 @@ def rk_solve(
     preserve_rng_state: bool = False,
     return_steps: bool = False,
     combine: Combine = rk_combine,
-) -> tuple[torch.Tensor, list[Aux]]:
+) -> tuple[State, list[Aux]]:
     """Integrate ``n_steps`` equal steps of an explicit Runge-Kutta scheme.
 
     Args:
@@ -76,15 +107,15 @@ def rk_solve(
         checkpoint: ``"step"`` keeps the state at each step for backward and recomputes the stages, ``"none"``
             keeps everything, ``"block"`` keeps ``y`` alone. Gradients are those of the discrete solve in each.
         preserve_rng_state: replay the random state when recomputing; fields with dropout need it.
-        return_steps: return the states at all grid points, [n_steps + 1, *y.shape].
+        return_steps: return the states at all grid points, [n_steps + 1, *y.shape] (each leaf of a pytree so).
         combine: the stage combination, :func:`rk_combine` or an equal of it.
 
     Returns:
         The state at t1 (or all states) and the list of ``aux``, one for each evaluation in order.
     """
 
-    def step(i: int, state: torch.Tensor) -> tuple[torch.Tensor, list[Aux]]:
-        ks: list[torch.Tensor] = []
+    def step(i: int, state: State) -> tuple[State, list[Aux]]:
+        ks: list[State] = []
         auxes: list[Aux] = []
         for s, row in enumerate(stage_rows):
             k, aux = stage(i, s, combine(state, ks, row) if s else state)
@@ -92,7 +123,7 @@ def rk_solve(
             auxes.append(aux)
         return combine(state, ks, update), auxes
 
-    def run(state: torch.Tensor) -> tuple[torch.Tensor, list[Aux]]:
+    def run(state: State) -> tuple[State, list[Aux]]:
         states, auxes = [state], []
         for i in range(n_steps):
             if checkpoint == "step" and torch.is_grad_enabled():
@@ -102,8 +133,14 @@ def rk_solve(
             auxes += new
             if return_steps:
                 states.append(state)
-        return (torch.stack(states) if return_steps else state), auxes
+        return (_stack(states) if return_steps else state), auxes
 
     if checkpoint == "block" and torch.is_grad_enabled():
         return recompute(run, y, use_reentrant=False, preserve_rng_state=preserve_rng_state)
     return run(y)
+
+
+def _stack(states: list[State]) -> State:
+    if isinstance(states[0], torch.Tensor):
+        return torch.stack(states)
+    return tree_map(lambda *leaves: torch.stack(leaves), *states)
