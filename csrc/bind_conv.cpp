@@ -95,15 +95,22 @@ SolveSpec describe(const at::Tensor& x, const OptionalTensors& nodes, const Argu
 // The nodes as contiguous tensors of the type that is computed in.
 struct Nodes {
   std::vector<at::Tensor> tensors;
+  WeightId weight_ids[2];
   Nodes(const OptionalTensors& nodes, at::ScalarType type) : tensors(kNodes) {
     for (int i = 0; i < kNodes; ++i) {
       const std::optional<at::Tensor> node = nodes.get(i);
       if (node.has_value()) tensors[i] = node->to(type).contiguous();
     }
+    for (int c = 0; c < 2; ++c) {  // a copy is no tensor that another call could bring again
+      const at::Tensor weight = *nodes.get(c ? kWeight2 : kWeight1);
+      if (!weight.is_inference() && weight.is_same(tensors[c ? kWeight2 : kWeight1]))
+        weight_ids[c] = {weight.const_data_ptr(), weight._version()};
+    }
   }
   template <typename T>
-  void point(const T** to) const {
+  void point(const T** to, WeightId* ids) const {
     for (int i = 0; i < kNodes; ++i) to[i] = tensors[i].defined() ? tensors[i].const_data_ptr<T>() : nullptr;
+    ids[0] = weight_ids[0], ids[1] = weight_ids[1];
   }
 };
 
@@ -160,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   AT_DISPATCH_FLOATING_TYPES(type, "conv_solve_cpu", [&] {
     ForwardCall<scalar_t> call{};
     call.x = images<const scalar_t>(input, input.const_data_ptr<scalar_t>());
-    params.point(call.nodes);
+    params.point(call.nodes, call.weight_ids);
     scalar_t* out = y.mutable_data_ptr<scalar_t>();
     for (int64_t i = 0; i <= n_steps; ++i)
       if (return_steps) call.out.push_back(images<scalar_t>(y, out, i));
@@ -193,7 +200,7 @@ std::vector<at::Tensor> conv_solve_backward_op(
   AT_DISPATCH_FLOATING_TYPES(type, "conv_solve_backward_cpu", [&] {
     BackwardCall<scalar_t> call{};
     call.x = images<const scalar_t>(input, input.const_data_ptr<scalar_t>());
-    params.point(call.nodes);
+    params.point(call.nodes, call.weight_ids);
     call.out_grad = grid_points<scalar_t>(upstream);
     call.kept = kept.const_data_ptr<scalar_t>();
     call.moments = moments.const_data_ptr<scalar_t>();

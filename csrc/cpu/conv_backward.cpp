@@ -12,10 +12,11 @@ template <typename T>
 class WeightSums {
  public:
   explicit WeightSums(const SolveSpec& spec) : g_(spec.map), units_(spec.batch * spec.map.units) {
-    constexpr int64_t kTiles = 128, kMost = 64;  // a part's sums are merged once for so many tiles; parts at most
+    // Merging costs as much as a few tiles: parts of so many, but so few parts at least and so many at most.
+    constexpr int64_t kTiles = 512, kLeast = 4, kMost = 64;
     const int64_t tiles = int64_t(g_.tiles_x) * g_.group;
-    part_ = 1;
-    while (part_ * tiles < kTiles || part_ * kMost < units_) part_ *= 2;
+    part_ = std::min((kTiles + tiles - 1) / tiles, (units_ + kLeast - 1) / kLeast);
+    part_ = std::max({part_, (units_ + kMost - 1) / kMost, int64_t(1)});
     parts_ = (units_ + part_ - 1) / part_;
     memory_.resize(parts_ * part_size());
     std::fill_n(memory_.data(), parts_ * part_size(), T(0));
@@ -77,7 +78,7 @@ class Backward {
         g_(spec.map),
         kernels_(kernels),
         call_(call),
-        thetas_(spec, kernels, call.nodes, true),
+        thetas_(spec, kernels, call.nodes, call.weight_ids, true),
         pass_(spec, kernels, thetas_, const_cast<T*>(call.moments), true),
         range_{spec.batch, spec.map.units},
         sums_(spec) {
@@ -143,6 +144,7 @@ class Backward {
     ForwardCall<T> call{};
     call.x = call_.x;
     std::copy_n(call_.nodes, kNodes, call.nodes);
+    std::copy_n(call_.weight_ids, 2, call.weight_ids);
     const int64_t map = g_.map();
     Buffer<T> last(spec_.batch * map);
     call.out = {ImageBatch<T>{last.data(), map, 1, int64_t(g_.width) * g_.padded, g_.padded}};
@@ -360,8 +362,10 @@ class Backward {
     });
     for (int c = 0; c < 2; ++c) add_slot(c ? kBias2 : kBias1, sums_.bias(0, c), g_.channels, factor(theta, c));
     if (skip) {
+      Buffer<T> combined(size);
+      const T* weights = combine_nodes(spec_.slots[slot_], call_.nodes[kWeight2], size, combined.data());
       double value = 0.0;
-      for (int64_t i = 0; i < size; ++i) value += static_cast<double>(theta.weights[1][i]) * grads.data()[size + i];
+      for (int64_t i = 0; i < size; ++i) value += static_cast<double>(weights[i]) * grads.data()[size + i];
       for (int c = 0; c < g_.channels; ++c) value += static_cast<double>(theta.bias[1][c]) * sums_.bias(0, 1)[c];
       add_skip(value);
     }

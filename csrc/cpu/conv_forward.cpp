@@ -60,7 +60,8 @@ void run(Pass<T>& pass, const Places<T>& at, const Range& range, const ForwardCa
 
 template <typename T>
 void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const ForwardCall<T>& call) {
-  Thetas<T> thetas(spec, kernels, call.nodes, false);
+  // what backward needs of the weights is made with the rest, and found again
+  Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].identity);
   Pass<T> pass(spec, kernels, thetas, call.moments, false);
   if (spec.by_stage || !thetas.all() || spec.batch < at::get_num_threads()) {
     const Work<T> work(pass, call.kept, spec.batch);

@@ -325,10 +325,14 @@ struct Conv {
 
   // ---- results --------------------------------------------------------------------------------------------------
 
-  template <bool kMask>
-  static void finish_pixels(const Result<T>& r, int64_t offset, int width, int padded, T* row) {
+  // The value of a row of results into its first destination, with one term or none, and where more follow also back
+  // into the row.
+  template <bool kMask, bool kTerm>
+  static void finish_pixels(const Result<T>& r, int64_t offset, int width, int padded, bool more, T* row) {
     const T floor = r.relu ? T(0) : -std::numeric_limits<T>::infinity();
     const V low = all(floor);
+    const Destination<T>& d = r.destination[0];
+    const V own = all(d.own), factor = all(kTerm ? d.term[0].coefficient : T(0));
     for (int c = 0; c < padded; c += L) {
       const V bias = load_or(r.bias ? r.bias + c : nullptr, T(0));
       const V scale = load_or(r.scale ? r.scale + c : nullptr, T(1));
@@ -336,13 +340,17 @@ struct Conv {
       const V mask_scale = load_or(r.mask_scale ? r.mask_scale + c : nullptr, T(1));
       const V mask_shift = load_or(r.mask_shift ? r.mask_shift + c : nullptr, T(0));
       const T* mask = r.mask + (kMask ? offset + c : 0);
-      T* p = row + c;
-      for (int x = 0; x < width; ++x, p += padded, mask += kMask ? padded : 0) {
-        V v = load(p) + bias;
+      const T* term = kTerm ? d.term[0].map + offset + c : nullptr;
+      T *p = row + c, *out = d.out + offset + c;
+      for (int64_t i = 0; i < int64_t(width) * padded; i += padded) {
+        V v = load(p + i) + bias;
         v = v < low ? low : v;
         v = v * scale + shift;
-        if (kMask) v = load(mask) * mask_scale + mask_shift > V{} ? v : V{};
-        store(p, v);
+        if (kMask) v = load(mask + i) * mask_scale + mask_shift > V{} ? v : V{};
+        if (more) store(p + i, v);
+        v *= own;
+        if (kTerm) v += load(term + i) * factor;
+        store(out + i, v);
       }
     }
   }
@@ -421,14 +429,21 @@ struct Conv {
 
   static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result) {
     const int64_t length = int64_t(g.width) * g.padded;
+    const Destination<T>& first = r.destination[0];
+    const bool simple = first.terms <= 1, more = r.destinations > 1 || !simple;
     for (int i = 0; i < g.rows(unit); ++i) {
       T* row = result + i * Conv::row(g);
       const int64_t offset = (int64_t(2) * g.group * unit + i) * length;
-      if (r.mask)
-        finish_pixels<true>(r, offset, g.width, g.padded, row);
+      const bool term = first.terms == 1;
+      if (r.mask && term)
+        finish_pixels<true, true>(r, offset, g.width, g.padded, more, row);
+      else if (r.mask)
+        finish_pixels<true, false>(r, offset, g.width, g.padded, more, row);
+      else if (term)
+        finish_pixels<false, true>(r, offset, g.width, g.padded, more, row);
       else
-        finish_pixels<false>(r, offset, g.width, g.padded, row);
-      for (int d = 0; d < r.destinations; ++d) combine_stretch(r.destination[d], row, offset, length);
+        finish_pixels<false, false>(r, offset, g.width, g.padded, more, row);
+      for (int d = simple ? 1 : 0; d < r.destinations; ++d) combine_stretch(r.destination[d], row, offset, length);
     }
     if (r.sums != Sums::none) sum(g, r.destination[0].out, r, unit);
   }
@@ -444,6 +459,29 @@ struct Conv {
     }
   }
 
+  static void prefetch(const T* map, int64_t offset, int64_t length) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = 0; map && i < length; i += kLine) __builtin_prefetch(map + offset + i);
+  }
+
+  // What `finish` will read of this unit and the operands of the next one come closer while the tiles are multiplied.
+  static void fetch(const Geometry& g, const ConvJob<T>& job, int unit, bool next) {
+    const int64_t length = int64_t(g.width) * g.padded, start = int64_t(2) * g.group * unit;
+    const int64_t own = g.rows(unit) * length;
+    prefetch(job.result.mask, start * length, own);
+    if (job.result.with != job.result.mask) prefetch(job.result.with, start * length, own);
+    for (int d = 0; d < job.result.destinations; ++d) {
+      const Destination<T>& to = job.result.destination[d];
+      for (int j = 0; j < to.terms; ++j) prefetch(to.term[j].map, start * length, own);
+    }
+    if (!next) return;
+    const int64_t below = start + 2 * g.group + 1;
+    const int64_t rows = g.height - below < 2 * g.group ? g.height - below : 2 * g.group;
+    prefetch(job.in.map, below * length, rows * length);
+    prefetch(job.in.other, below * length, rows * length);
+    if (job.activation) prefetch(job.activation->map, below * length, rows * length);
+  }
+
   static void conv(const Geometry& g, const ConvJob<T>& job, int first, int last, T* memory) {
     const Scratch s = divide(g, memory);
     Ring in, activation;
@@ -453,6 +491,7 @@ struct Conv {
     for (int unit = first; unit < last; ++unit) {
       in.fill(g, job.in, unit, unit > first);
       if (job.activation) activation.fill(g, *job.activation, unit, unit > first);
+      fetch(g, job, unit, unit + 1 < last);
       for (int b = 0; b < parts; ++b) {
         const int left = b * g.tiles_x / parts, count = (b + 1) * g.tiles_x / parts - left;
         transform_input(g, in, left, count, s.tiles);

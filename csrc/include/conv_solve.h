@@ -51,9 +51,16 @@ struct ImageBatch {  // [images] in any strides
   Image<T> at(int64_t b) const { return {data + b * image, channel, row, column}; }
 };
 
+// Whose weights these are, so that what is made from them can be used again; without identity it is not.
+struct WeightId {
+  const void* identity = nullptr;
+  int64_t version = 0;
+};
+
 template <typename T>
 struct ForwardCall {
   ImageBatch<const T> x;
+  WeightId weight_ids[2];
   const T* nodes[kNodes];          // contiguous [basis, ...] or null
   std::vector<ImageBatch<T>> out;  // the state at t = 1, or at all grid points
   T* kept;                         // [kept_maps][batch][map]
@@ -64,6 +71,7 @@ struct ForwardCall {
 template <typename T>
 struct BackwardCall {
   ImageBatch<const T> x;
+  WeightId weight_ids[2];
   const T* nodes[kNodes];
   std::vector<ImageBatch<const T>> out_grad;  // as out
   const T* kept;
