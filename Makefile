@@ -61,7 +61,8 @@ sanitize: $(READY)
 		--build-lib build/sanitize/lib
 	cd build && PYTHONPATH=$(CURDIR)/build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/test_cpu_backend.py $(ARGS)
+		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml \
+		$(addprefix $(CURDIR)/tests/,test_cpu_backend.py test_pytrees.py test_cpu_conv.py test_cpu_conv_gradients.py test_cpu_conv_ops.py) $(ARGS)
 
 # build/lib* would bring modules that are gone; the objects beside it stay
 wheel: $(READY)

@@ -177,7 +177,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
     call.statistics = statistics.mutable_data_ptr<scalar_t>();
     if (x.numel() > 0) conv_solve(spec, choose_kernels<scalar_t>(spec.map.padded), call);
   });
-  if (x.numel() == 0 && spec.batch_statistics) running_statistics(spec, params, statistics);
+  if (x.numel() == 0) {
+    moments.zero_();
+    if (spec.batch_statistics) running_statistics(spec, params, statistics);
+  }
   return {y.to(x.scalar_type()), statistics.to(x.scalar_type()), moments, kept};
 }
 

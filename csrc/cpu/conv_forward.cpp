@@ -63,7 +63,10 @@ void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const Forw
   // what backward needs of the weights is made with the rest, and found again
   Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].identity);
   Pass<T> pass(spec, kernels, thetas, call.moments, false);
-  if (spec.by_stage || !thetas.all() || spec.batch < at::get_num_threads()) {
+  // image by image only where that keeps the threads busy to the end
+  const int64_t threads = at::get_num_threads(), rounds = (spec.batch + threads - 1) / threads;
+  const bool even = rounds * threads * 8 <= spec.batch * 9;
+  if (spec.by_stage || !thetas.all() || !even) {
     const Work<T> work(pass, call.kept, spec.batch);
     run(pass, work.places, WholeBatch{spec.batch, spec.map.units}, call);
     return;

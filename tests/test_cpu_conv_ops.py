@@ -1,0 +1,175 @@
+"""The ops of whole solves keep PyTorch's contract, and packed weights are never older than the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.backends import cpu
+from contnet_fast.nn import ContinuousBlock, ConvField
+from contnet_fast.ops import lookup
+from contnet_fast.ops.conv import DIFFERENTIABLE
+from contnet_fast.ops.schemas import kept_maps, padded_channels
+from contnet_fast.timegrid import time_grid
+
+pytestmark = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
+
+CHANNELS = 5
+CASES = [
+    ("pre", "batch", True, "step", "stage"),
+    ("post", "batch", True, "none", "stage"),
+    ("pre", "batch", False, "none", "solve"),
+    ("post", "group", True, "block", "solve"),
+    ("pre", "none", False, "", "solve"),
+]
+
+
+def arguments(order, norm, training, keep, level, dtype=torch.float32):
+    torch.manual_seed(0)
+    field = ConvField(CHANNELS, n_basis=2, order=order, norm=norm, skip_init=True).to(dtype)
+    with torch.no_grad():
+        field.skip.fill_(0.7)
+    grid = time_grid("midpoint", 2, field.basis)
+    flat, spec = grid.flat, field.spec
+    settings = (spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, training)
+    settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
+    nodes = [None if t is None else t.detach() for t in field.nodes()]
+    return nodes, (*settings, keep, level)
+
+
+def image(layout="contiguous", dtype=torch.float32):
+    x = torch.randn(2, CHANNELS, 4, 6, dtype=dtype)
+    if layout == "channels_last":
+        return x.to(memory_format=torch.channels_last)
+    if layout == "slice":
+        return torch.randn(2, CHANNELS, 8, 7, dtype=dtype)[:, :, ::2, 1:]
+    return x[:0] if layout == "empty" else x
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice", "empty"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_opcheck(case, layout):
+    nodes, rest = arguments(*case)
+    for return_steps in (False, True):
+        torch.library.opcheck(lookup("conv_solve", "cpu"), (image(layout), nodes, *rest, return_steps))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES[:4], ids=lambda case: "-".join(map(str, case)))
+def test_opcheck_of_the_backward_pass(case, layout, dtype):
+    nodes, rest = arguments(*case, dtype=dtype)
+    x = image(layout, dtype)
+    y, _, moments, kept = lookup("conv_solve", "cpu")(x, nodes, *rest, False)
+    wanted = [i for i in DIFFERENTIABLE if nodes[i] is not None]
+    grad = torch.randn(y.shape, dtype=dtype)
+    torch.library.opcheck(lookup("conv_solve_backward", "cpu"), (grad, x, nodes, *rest, moments, kept, wanted))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5, 8, 9, 16, 17, 33, 64])
+@pytest.mark.parametrize(("order", "keep"), [("pre", "step"), ("post", "none"), ("pre", "none"), ("post", "block")])
+def test_python_knows_the_maps_that_are_kept(channels, order, keep):
+    field = ConvField(channels, n_basis=1, order=order, norm="none")
+    grid = time_grid("rk4", 3, field.basis)
+    settings = (order, "none", 1, 1.0, 1e-5, False, grid.flat.counts, grid.flat.cells, grid.flat.weights)
+    settings += (grid.flat.rows, grid.update, grid.n_steps, keep, "solve", False)
+    nodes = [None if t is None else t.detach() for t in field.nodes()]
+    kept = lookup("conv_solve", "cpu")(torch.zeros(1, channels, 2, 3), nodes, *settings)[3]
+    assert kept.shape == (kept_maps(order, keep, 3, 4), 1, 2, 3, padded_channels(channels))
+
+
+def block(channels=6, **options):
+    torch.manual_seed(1)
+    return ContinuousBlock(ConvField(channels, n_basis=2, norm="none"), **{"scheme": "euler", "n_steps": 2, **options})
+
+
+def same_as_reference(net, x):
+    with torch.no_grad():
+        with cf.use_backend("cpu"):
+            y = net(x)
+        with cf.use_backend("reference"):
+            torch.testing.assert_close(y, net(x), rtol=1e-4, atol=1e-5)
+    return y
+
+
+WRITES = {
+    "in place": lambda w: w.mul_(1.5),
+    "through data": lambda w: w.data.mul_(1.5),
+    "a copy through data": lambda w: w.data.copy_(w.data * 0.5),
+    "one cell through data": lambda w: w.data[1].add_(0.1),
+    "new storage": lambda w: setattr(w, "data", w.data * 1.5),
+    "detached": lambda w: w.detach().zero_(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("channels", [4, 20])
+def test_changed_weights_are_packed_anew(write, channels):
+    net, x = block(channels), torch.randn(2, channels, 5, 5)
+    before = same_as_reference(net, x)
+    for _ in range(2):
+        with torch.no_grad():
+            WRITES[write](net.field.conv2_weight)
+        assert not torch.equal(same_as_reference(net, x), before)
+
+
+def test_training_and_evaluation_take_turns():
+    net, x = block(), torch.randn(2, 6, 5, 5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(3):
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        same_as_reference(net, x)
+
+
+def test_packed_weights_are_told_apart(isa):
+    x = torch.randn(2, 6, 5, 5)
+    nets = [block(), block(scheme="rk4"), block(n_steps=1), block().double(), block(20)]
+    with torch.no_grad():
+        nets[0].field.conv1_weight.add_(0.1)
+    for _ in range(2):
+        for net in nets:
+            channels = net.field.spec.channels
+            same_as_reference(net, x.to(net.field.conv1_weight.dtype) if channels == 6 else torch.randn(1, 20, 3, 3))
+
+
+def test_many_blocks_and_weights_that_come_and_go():
+    for i in range(100):
+        net = block()
+        with torch.no_grad():
+            net.field.conv1_weight.add_(0.001 * i)
+        same_as_reference(net, torch.randn(1, 6, 3, 3))
+
+
+def test_inference_tensors_are_served():
+    with torch.inference_mode():
+        net = block()
+        same_as_reference(net, torch.randn(1, 6, 3, 3))
+
+
+def test_weights_beyond_the_memory_for_all_slots_at_once():
+    torch.manual_seed(0)
+    field = ConvField(144, n_basis=3, basis="hat", norm="group", skip_init=True)
+    with torch.no_grad():
+        field.skip.fill_(0.5)
+    results = []
+    for backend in ("reference", "cpu"):  # 31 different theta(t) of 5.3 MB and more
+        net = ContinuousBlock(field, scheme="euler", n_steps=31, backend=backend)
+        x = torch.randn(1, 144, 2, 2, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        y = net(x)
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad.clone() for p in net.parameters())])
+        net.zero_grad()
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_working_memory_is_held_for_the_next_call_and_can_be_released():
+    net, x = block(32, scheme="rk4"), torch.randn(8, 32, 16, 16, requires_grad=True)
+    with cf.use_backend("cpu"):
+        net(x).sum().backward()
+    assert 0 < cpu._extension.pooled_bytes() <= 256 << 20
+    cpu._extension.release_pool()
+    assert cpu._extension.pooled_bytes() == 0
