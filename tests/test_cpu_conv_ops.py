@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -166,6 +168,7 @@ def test_weights_beyond_the_memory_for_all_slots_at_once():
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
+@pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="needs a build without the address sanitizer")
 def test_working_memory_is_held_for_the_next_call_and_can_be_released():
     net, x = block(32, scheme="rk4"), torch.randn(8, 32, 16, 16, requires_grad=True)
     with cf.use_backend("cpu"):
