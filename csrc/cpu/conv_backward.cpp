@@ -12,11 +12,10 @@ template <typename T>
 class WeightSums {
  public:
   explicit WeightSums(const SolveSpec& spec) : g_(spec.map), units_(spec.batch * spec.map.units) {
-    // Merging costs as much as a few tiles: parts of so many, but so few parts at least and so many at most.
-    constexpr int64_t kTiles = 512, kLeast = 4, kMost = 64;
-    const int64_t tiles = int64_t(g_.tiles_x) * g_.group;
-    part_ = std::min((kTiles + tiles - 1) / tiles, (units_ + kLeast - 1) / kLeast);
-    part_ = std::max({part_, (units_ + kMost - 1) / kMost, int64_t(1)});
+    // Merging a part costs as much as a few tiles, so a part has many, as long as there are parts for some threads.
+    const int64_t tiles = int64_t(g_.tiles_x) * g_.group, total = tiles * units_;
+    const int64_t wanted = std::clamp<int64_t>(total / 512, std::clamp<int64_t>(total / 64, 2, 4), 64);
+    part_ = std::max<int64_t>((units_ + wanted - 1) / wanted, 1);
     parts_ = (units_ + part_ - 1) / part_;
     memory_.resize(parts_ * part_size());
     std::fill_n(memory_.data(), parts_ * part_size(), T(0));

@@ -147,82 +147,96 @@ struct Conv {
 
   // ---- transforms -----------------------------------------------------------------------------------------------
 
-  static inline __attribute__((always_inline)) void down(const T* const* rows, int64_t x, V* out) {
-    const V d0 = load(rows[0] + x), d1 = load(rows[1] + x), d2 = load(rows[2] + x), d3 = load(rows[3] + x);
+  struct Rows {  // four rows of pixels, from one vector of channels on
+    const T *a, *b, *c, *d;
+  };
+  static inline __attribute__((always_inline)) void down(const Rows& rows, int64_t x, V* out) {
+    const V d0 = load(rows.a + x), d1 = load(rows.b + x), d2 = load(rows.c + x), d3 = load(rows.d + x);
     out[0] = d0 - d2, out[1] = d1 + d2, out[2] = d2 - d1, out[3] = d1 - d3;
   }
 
+  // f(channels from, row of tiles, place of its first tile among the domain) for every row of tiles of every vector
+  template <typename F>
+  static inline __attribute__((always_inline)) void over_tile_rows(const Geometry& g, int count, const F& f) {
+    const int padded = g.padded, group = g.group;
+    for (int c = 0; c < padded; c += L)
+      for (int r = 0; r < group; ++r) f(c, r, (int64_t(c / L) * group + r) * count * kTile);
+  }
+
   // B^T d B of 4x4 pixels: [channel vector][tile][1 ... 16][L]
-  static __attribute__((noinline)) void transform_input(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
-    const int n = g.group * count;
-    for (int c = 0; c < g.padded; c += L)
-      for (int r = 0; r < g.group; ++r) {
-        const T* const* rows = ring.row + 2 * r;
-        T* out = dst + (int64_t(c / L) * n + r * count) * kTile + L;
-        int64_t x = int64_t(2 * first) * g.padded + c;
-        V a[4], b[4], e[4], f[4];
-        down(rows, x, a), down(rows, x + g.padded, b);
-        for (int t = 0; t < count; ++t, out += kTile) {
-          x += 2 * g.padded;
-          down(rows, x, e), down(rows, x + g.padded, f);
+  static __attribute__((noinline)) void transform_input(const Geometry& g, const Ring& ring, int first, int count,
+                                                        T* dst) {
+    const int64_t padded = g.padded;
+    const T* const* row = ring.row;
+    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+      const int64_t start = 2 * first * padded + channel;
+      const Rows rows{row[2 * r] + start, row[2 * r + 1] + start, row[2 * r + 2] + start,
+                      row[2 * r + 3] + start};
+      T* out = dst + place + L;
+      int64_t x = 0;
+      V a[4], b[4], e[4], f[4];
+      down(rows, x, a), down(rows, x + padded, b);
+      for (int t = 0; t < count; ++t, out += kTile) {
+        x += 2 * padded;
+        down(rows, x, e), down(rows, x + padded, f);
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) {
-            T* to = out + 4 * i * L;
-            store(to, a[i] - e[i]);
-            store(to + L, b[i] + e[i]);
-            store(to + 2 * L, e[i] - b[i]);
-            store(to + 3 * L, b[i] - f[i]);
-            a[i] = e[i], b[i] = f[i];
-          }
+        for (int i = 0; i < 4; ++i) {
+          T* to = out + 4 * i * L;
+          store(to, a[i] - e[i]);
+          store(to + L, b[i] + e[i]);
+          store(to + 2 * L, e[i] - b[i]);
+          store(to + 3 * L, b[i] - f[i]);
+          a[i] = e[i], b[i] = f[i];
         }
       }
+    });
   }
 
   // A^T m A: the 2x2 pixels of each tile
   static __attribute__((noinline)) void transform_output(const Geometry& g, const T* src, int first, int count, T* dst) {
-    const int64_t length = Conv::row(g);
-    const int n = g.group * count;
-    for (int c = 0; c < g.padded; c += L)
-      for (int r = 0; r < g.group; ++r) {
-        const T* in = src + (int64_t(c / L) * n + r * count) * kTile;
-        T* out = dst + 2 * r * length + int64_t(2 * first) * g.padded + c;
-        for (int t = 0; t < count; ++t, in += kTile, out += 2 * g.padded) {
-          V p[4], q[4];
+    const int64_t length = Conv::row(g), padded = g.padded;
+    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+      const T* in = src + place;
+      T* out = dst + 2 * r * length + 2 * first * padded + channel;
+      for (int t = 0; t < count; ++t, in += kTile, out += 2 * padded) {
+        V p[4], q[4];
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
-            const V m0 = load(in + j * L), m1 = load(in + (4 + j) * L);
-            const V m2 = load(in + (8 + j) * L), m3 = load(in + (12 + j) * L);
-            p[j] = m0 + m1 + m2, q[j] = m1 - m2 - m3;
-          }
-          store(out, p[0] + p[1] + p[2]);
-          store(out + g.padded, p[1] - p[2] - p[3]);
-          store(out + length, q[0] + q[1] + q[2]);
-          store(out + length + g.padded, q[1] - q[2] - q[3]);
+        for (int j = 0; j < 4; ++j) {
+          const V m0 = load(in + j * L), m1 = load(in + (4 + j) * L);
+          const V m2 = load(in + (8 + j) * L), m3 = load(in + (12 + j) * L);
+          const V sum = m1 + m2;
+          p[j] = m0 + sum, q[j] = m1 - m2 - m3;
         }
+        store(out, p[0] + p[1] + p[2]);
+        store(out + padded, p[1] - p[2] - p[3]);
+        store(out + length, q[0] + q[1] + q[2]);
+        store(out + length + padded, q[1] - q[2] - q[3]);
       }
+    });
   }
 
   // A y A^T of the unit's own 2x2 pixels: the transpose of transform_output
-  static __attribute__((noinline)) void transform_gradient(const Geometry& g, const Ring& ring, int first, int count, T* dst) {
-    const int n = g.group * count;
-    for (int c = 0; c < g.padded; c += L)
-      for (int r = 0; r < g.group; ++r) {
-        const T* top = ring.row[2 * r + 1] + int64_t(2 * first + 1) * g.padded + c;
-        const T* bottom = ring.row[2 * r + 2] + int64_t(2 * first + 1) * g.padded + c;
-        T* out = dst + (int64_t(c / L) * n + r * count) * kTile + L;
-        for (int t = 0; t < count; ++t, top += 2 * g.padded, bottom += 2 * g.padded, out += kTile) {
-          const V a = load(top), b = load(top + g.padded), e = load(bottom), f = load(bottom + g.padded);
-          const V left[4] = {a, a + e, a - e, -e}, right[4] = {b, b + f, b - f, -f};
+  static __attribute__((noinline)) void transform_gradient(const Geometry& g, const Ring& ring, int first, int count,
+                                                           T* dst) {
+    const int64_t padded = g.padded;
+    const T* const* row = ring.row;
+    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+      const int64_t start = (2 * first + 1) * padded + channel;
+      const T *top = row[2 * r + 1] + start, *bottom = row[2 * r + 2] + start;
+      T* out = dst + place + L;
+      for (int t = 0; t < count; ++t, top += 2 * padded, bottom += 2 * padded, out += kTile) {
+        const V a = load(top), b = load(top + padded), e = load(bottom), f = load(bottom + padded);
+        const V left[4] = {a, a + e, a - e, -e}, right[4] = {b, b + f, b - f, -f};
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) {
-            T* to = out + 4 * i * L;
-            store(to, left[i]);
-            store(to + L, left[i] + right[i]);
-            store(to + 2 * L, left[i] - right[i]);
-            store(to + 3 * L, -right[i]);
-          }
+        for (int i = 0; i < 4; ++i) {
+          T* to = out + 4 * i * L;
+          store(to, left[i]);
+          store(to + L, left[i] + right[i]);
+          store(to + 2 * L, left[i] - right[i]);
+          store(to + 3 * L, -right[i]);
         }
       }
+    });
   }
 
   // ---- products -------------------------------------------------------------------------------------------------
@@ -259,9 +273,27 @@ struct Conv {
       for (int n = 0; n < N; ++n) store(c + m * c_step + n * c_next, sum[m][n]);
   }
 
+  // The same for L rows and one vector of b, all of it held in registers: the loads are broadcasts and nothing else.
+  template <int M>
+  static __attribute__((noinline)) void product_held(const T* a, const T* b, T* c, int blocks) {
+    V line[L];
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) line[k] = load(b + k * L);
+    for (int i = 0; i < blocks; ++i, a += M * kTile, c += M * kTile) {
+      V sum[M] = {};
+#pragma GCC unroll 16
+      for (int k = 0; k < L; ++k)
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) sum[m] += all(a[m * kTile + k]) * line[k];
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) store(c + m * kTile, sum[m]);
+    }
+  }
+
   // Registers for M x N sums, N vectors of b and a broadcast.
   static constexpr bool kWide = sizeof(T) * L == 64;
   static constexpr int kLines = kWide ? 4 : 2;
+  static constexpr int kHeld = 4;
   template <int N>
   static constexpr int rows_at_once() {
     return kWide ? (N == 1 ? 16 : N == 2 ? 8 : 4) : (N == 1 ? 12 : 6);
@@ -290,6 +322,10 @@ struct Conv {
     const int n = g.group * count;
     const int64_t panel = int64_t(n) * kTile;
     for (int f = 0; f < 16; ++f, tiles += L, u += int64_t(g.channels) * g.padded) {
+      if (kWide && g.channels == L && n % kHeld == 0) {
+        product_held<kHeld>(tiles + L, u, tiles, n / kHeld);
+        continue;
+      }
       int c = 0;
       auto lines = [&](auto width) {
         constexpr int N = decltype(width)::value;
