@@ -128,7 +128,7 @@ struct Conv {
 
   // The rows that a unit reads: its own, one above and one below. Two of the unit before are at hand.
   struct Ring {
-    T* row[2 * 16 + 2];
+    T* row[2 * kMostRows + 2];
     void start(const Geometry& g, T* memory) {
       const int64_t length = Conv::row(g);
       for (int i = 0; i < 2 * g.group + 2; ++i) row[i] = memory + i * length;

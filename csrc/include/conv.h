@@ -27,12 +27,15 @@ inline int padded_channels(int channels) {
   return channels <= 4 ? 4 : channels <= 8 ? 8 : (channels + 15) / 16 * 16;
 }
 
+constexpr int kMostRows = 16;  // of tiles in a unit
+
 inline Geometry geometry(int height, int width, int channels) {
   const int tiles_x = (width + 1) / 2, tile_rows = (height + 1) / 2, padded = padded_channels(channels);
   // tiles that a unit aims at: up to 64 channels their transforms share L1 with the products, beyond that the weights
   // no longer fit L2 and are read once for more tiles
   const int tiles = padded <= 16 || padded > 64 ? 32 : 512 / padded;
   int group = tiles / (tiles_x > 0 ? tiles_x : 1);
+  if (group > kMostRows) group = kMostRows;
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
   return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group};
