@@ -306,6 +306,10 @@ def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGri
         raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")
     if weight.dtype != x.dtype and not _autocast(x):
         raise TypeError(f"x: got dtype {x.dtype}, accepted: that of the parameters, {weight.dtype} (or use autocast)")
+    if spec.norm == "batch":
+        for name in ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var"):
+            if getattr(nodes, name) is None:
+                raise ValueError(f"nodes.{name}: got None, accepted with batch norm: a tensor, the running statistics")
     size, channels = grid.basis.size, spec.channels
     for name, tensor in zip(nodes._fields, nodes, strict=True):
         if tensor is None:

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "include/conv_solve.h"
 #include "include/pool.h"
 #include "include/rk_combine.h"
 #include "include/runtime.h"
@@ -173,7 +174,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
   m.def("pooled_bytes", &contnet_fast::pooled_bytes, "Bytes of working memory held for the next call.");
-  m.def("release_pool", &contnet_fast::release_pool, "Give that memory back to the system.");
+  m.def("release_pool", [] { contnet_fast::forget_packed_weights(), contnet_fast::release_pool(); },
+        "Give that memory back to the system, and that of transformed weights.");
   m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
   m.def("take_runs", &contnet_fast::take_runs, "(op, level) of the runs since the last call, in order.");
 }

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -72,6 +74,14 @@ SolveSpec describe(const at::Tensor& x, const OptionalTensors& nodes, const Argu
   spec.by_stage = a.level == "stage";
   TORCH_CHECK(spec.by_stage || !spec.batch_statistics, "conv_solve_cpu: batch statistics at level solve");
   TORCH_CHECK(spec.stages >= 1 && spec.stages < kTerms, "conv_solve_cpu: ", spec.stages, " stages");
+  const int64_t channels = x.size(1);
+  TORCH_CHECK(spec.groups > 0 && channels % spec.groups == 0, "conv_solve_cpu: ", spec.groups, " groups");
+  TORCH_CHECK(nodes.get(kWeight2).has_value(), "conv_solve_cpu: no weights of the second convolution");
+  for (int i = 0; i < kNodes; ++i) {
+    const std::optional<at::Tensor> node = nodes.get(i);
+    const int64_t each = i == kWeight1 || i == kWeight2 ? 9 * channels * channels : i == kSkip ? 1 : channels;
+    TORCH_CHECK(!node || node->numel() == spec.basis * each, "conv_solve_cpu: node ", i, " of ", node->sizes());
+  }
   const size_t s = spec.stages;
   TORCH_CHECK(a.rows.size() == s * s && a.counts.size() == spec.n_steps * s && a.cells.size() == a.weights.size(),
               "conv_solve_cpu: a time grid of other sizes");
@@ -92,6 +102,13 @@ SolveSpec describe(const at::Tensor& x, const OptionalTensors& nodes, const Argu
   return spec;
 }
 
+struct StorageOwner : WeightOwner {
+  explicit StorageOwner(const at::Tensor& tensor) : weak(tensor.storage().getWeakStorageImpl()) {}
+  const void* storage() const override { return weak._unsafe_get_target(); }
+  bool gone() const override { return weak.expired(); }
+  c10::weak_intrusive_ptr<c10::StorageImpl> weak;
+};
+
 // The nodes as contiguous tensors of the type that is computed in.
 struct Nodes {
   std::vector<at::Tensor> tensors;
@@ -99,12 +116,12 @@ struct Nodes {
   Nodes(const OptionalTensors& nodes, at::ScalarType type) : tensors(kNodes) {
     for (int i = 0; i < kNodes; ++i) {
       const std::optional<at::Tensor> node = nodes.get(i);
-      if (node.has_value()) tensors[i] = node->to(type).contiguous();
+      if (node.has_value()) tensors[i] = node->to(type).resolve_neg().contiguous();
     }
     for (int c = 0; c < 2; ++c) {  // a copy is no tensor that another call could bring again
       const at::Tensor weight = *nodes.get(c ? kWeight2 : kWeight1);
-      if (!weight.is_inference() && weight.is_same(tensors[c ? kWeight2 : kWeight1]))
-        weight_ids[c] = {weight.const_data_ptr(), weight._version()};
+      if (!weight.is_inference() && weight.has_storage() && weight.is_same(tensors[c ? kWeight2 : kWeight1]))
+        weight_ids[c] = {std::make_shared<StorageOwner>(weight), weight.const_data_ptr(), weight._version()};
     }
   }
   template <typename T>

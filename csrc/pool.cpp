@@ -10,6 +10,17 @@ namespace {
 
 constexpr std::size_t kMost = std::size_t(256) << 20;  // held while unused; beyond it the oldest block goes
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kGuarded = true;  // every block by itself, with its ends guarded
+#else
+constexpr bool kGuarded = false;
+#endif
+
 struct Block {
   void* data;
   std::size_t size;
@@ -27,6 +38,7 @@ Pool& pool() {
 }
 
 void give_back(Block block) {
+  if (block.size > kMost) return std::free(block.data);
   Pool& p = pool();
   std::lock_guard<std::mutex> lock(p.mutex);
   p.blocks.push_front(block);
@@ -42,11 +54,7 @@ void give_back(Block block) {
 
 std::shared_ptr<void> take_memory(std::size_t bytes) {
   const std::size_t size = (bytes + 4095) / 4096 * 4096;
-#ifdef __SANITIZE_ADDRESS__
-  const bool pooled = false;  // a block of its own, with its ends guarded
-#else
-  const bool pooled = true;
-#endif
+  constexpr bool pooled = !kGuarded;
   Pool& p = pool();
   Block block{nullptr, size};
   if (pooled) {

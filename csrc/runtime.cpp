@@ -15,7 +15,8 @@ std::vector<std::pair<std::string, std::string>> run_log;
 Isa widest() {
 #ifdef CONTNET_FAST_X86
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c"))
     return Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     return Isa::avx2;
@@ -23,7 +24,7 @@ Isa widest() {
   return Isa::portable;
 }
 
-Isa in_use = widest();
+std::atomic<Isa> in_use{widest()};
 
 }  // namespace
 

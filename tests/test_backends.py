@@ -43,6 +43,9 @@ class Picky:
     def discourage(self, problem, level):
         return None
 
+    def why(self, problem, level):
+        return "the pickiest"
+
     def native_log(self):
         return None
 

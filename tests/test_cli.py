@@ -80,7 +80,7 @@ def test_explain_info_and_recipes(finished, capsys):
     assert cli.main(["explain", str(finished), "--batch-size", "3"]) == 0
     text = capsys.readouterr().out
     assert "3x4x8x8" in text
-    assert "first backend that serves" in text
+    assert "measured faster" in text or "no other backend" in text
     assert cli.main(["info"]) == 0
     assert torch.__version__ in capsys.readouterr().out
     assert cli.main(["info", "--json"]) == 0

@@ -28,6 +28,8 @@ if _extension is not None and _extension.built_for_torch().split(".")[:2] != tor
     )
     _extension = None
 
+# asked once: a call in a traced function would break its graph
+NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
@@ -63,11 +65,19 @@ class CpuBackend:
         """Solves in which it was measured no faster than PyTorch (docs/performance.md)."""
         if level == "accumulate" and problem.op == "conv_solve":
             return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.93x to 1.04x)"
+        if problem.op == "conv_solve":
+            return _slower(problem)
         if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
         if problem.op == "rk_solve" and torch.compiler.is_compiling():
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
         return None
+
+    def why(self, problem: Problem, level: str) -> str:
+        """What speaks for it."""
+        if problem.op == "conv_solve":
+            return "measured faster than PyTorch for such blocks (docs/performance.md)"
+        return "one pass over memory, measured faster than PyTorch's chain (docs/performance.md)"
 
     def unavailable(self) -> str | None:
         """Why the extension is not there."""
@@ -102,3 +112,27 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     if level == "solve" and problem.batch_statistics:
         reasons.append("batch statistics couple the images of a batch: level stage serves that")
     return reasons
+
+
+def _slower(problem: Problem) -> str | None:
+    """Why PyTorch was measured faster: benchmarks/results/choice-cpu.jsonl, which a test holds this to."""
+    if problem.dtype == torch.float16:  # PyTorch has no fast convolutions in it on CPUs
+        return None
+    batch, channels, height, width = problem.shape
+    tiles = ((height + 1) // 2) * ((width + 1) // 2)
+    if channels**2 > 20_000 * tiles:
+        return (
+            f"auto leaves it: with {channels} channels on maps of {height}x{width}, reading the weights of F(2x2, 3x3) "
+            "was measured to cost more than it saves"
+        )
+    if problem.needs_grad and channels >= 256 and channels**2 > 1_000 * batch * tiles:
+        return (
+            f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
+            "and their gradients was measured to cost more than it saves"
+        )
+    if NATIVE_BFLOAT16 and problem.dtype == torch.bfloat16 and channels >= 128:
+        return (
+            f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "
+            "were measured faster than ours in float32"
+        )
+    return None

@@ -30,6 +30,10 @@ class ReferenceBackend:
         """The last resort is never discouraged."""
         return None
 
+    def why(self, problem: Problem, level: str) -> str:
+        """It serves everything."""
+        return "no other backend is chosen"
+
     def native_log(self) -> None:
         """It is Python."""
         return

@@ -66,6 +66,9 @@ class Backend(Protocol):
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Why ``auto`` had better not choose this, by measurement, although it serves."""
 
+    def why(self, problem: Problem, level: str) -> str:
+        """What speaks for it, where ``auto`` chooses it: shown by ``explain``."""
+
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """op name -> (implementation, dispatch key); ``None`` where an extension registers it."""
 
@@ -169,7 +172,7 @@ def select(problem: Problem, request: str = "auto") -> Plan:
             if slower is not None:
                 reasons = (slower,)
             if not reasons:
-                why = "first backend that serves" if name == "auto" else f"asked for {request!r}"
+                why = backend.why(problem, level) if name == "auto" else f"asked for {request!r}"
                 plan = Plan(problem, candidate, level, why, tuple(refused))
                 return _accept(plan, name)
             refused.append(Refusal(candidate, level, reasons))

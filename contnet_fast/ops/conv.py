@@ -27,6 +27,9 @@ def fused_conv_solve(
     return_steps: bool,
 ) -> tuple[torch.Tensor, BatchStatistics | None]:
     """:func:`contnet_fast.functional.conv_solve` by the op of a backend that serves at level solve or stage."""
+    if spec.norm == "none":
+        absent = (name.startswith("norm") for name in nodes._fields)
+        nodes = ConvNodes._make(None if out else node for out, node in zip(absent, nodes, strict=True))
     flat = grid.flat
     settings = (
         *(spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, training),

@@ -15,7 +15,9 @@ class WeightSums {
     // Merging a part costs as much as a few tiles, so a part has many, as long as there are parts for some threads.
     const int64_t tiles = int64_t(g_.tiles_x) * g_.group, total = tiles * units_;
     const int64_t wanted = std::clamp<int64_t>(total / 512, std::clamp<int64_t>(total / 64, 2, 4), 64);
-    part_ = std::max<int64_t>((units_ + wanted - 1) / wanted, 1);
+    const int64_t bytes = part_size() * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::max<int64_t>((int64_t(256) << 20) / bytes, 4);
+    part_ = std::max<int64_t>((units_ + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
     parts_ = (units_ + part_ - 1) / part_;
     memory_.resize(parts_ * part_size());
     std::fill_n(memory_.data(), parts_ * part_size(), T(0));
@@ -88,12 +90,12 @@ class Backward {
   void run() {
     const int n = spec_.n_steps;
     range_.over_images([&](int64_t b) { kernels_.load(g_, call_.out_grad.back().at(b), state_grad_(b)); });
-    if (spec_.keep == Keep::input) states();
+    if (spec_.keep == Keep::input && n > 1) states();
     for (int i = n - 1; i >= 0; --i) {
       if (i == 0) range_.over_images([&](int64_t b) { kernels_.load(g_, call_.x.at(b), at_.state[0](b)); });
       if (spec_.keep != Keep::everything)
         for (int s = 0; s < spec_.stages; ++s) pass_.evaluate(range_, at_, i, s, nullptr);
-      for (int s = spec_.stages - 1; s >= 0; --s) evaluation(i, s);
+      for (int s = spec_.stages - 1; s >= 0; --s) through_evaluation(i, s);
       range_.over_images([&](int64_t b) { finish_step(i, b); });
     }
     flush();
@@ -107,8 +109,8 @@ class Backward {
     const int64_t map = g_.map(), batch = spec_.batch * map;
     const bool all = spec_.keep == Keep::everything, redo = spec_.keep == Keep::input;
     const int stages = spec_.stages, steps = spec_.n_steps;
-    int count = 5 + stages + (redo ? steps - 1 : 0) + (all ? 0 : stages * (spec_.post ? 3 : 2));
-    for (int s = 0; s < stages; ++s) count += pass_.keeps_rate(s);
+    int count = 4 + stages + (redo ? steps - 1 : 0) + (all ? 0 : stages * (spec_.post ? 3 : 2) - 1);
+    for (int s = 0; s < stages; ++s) count += !all && pass_.keeps_rate(s);
     memory_.resize(count * batch);
     T* next = memory_.data();
     auto work = [&] { return Maps<T>{std::exchange(next, next + batch), map}; };
@@ -116,15 +118,14 @@ class Backward {
     auto keep = [&] { return Maps<T>{std::exchange(kept, kept + batch), map}; };
     state_grad_ = work(), rate_grad_ = work(), middle_ = work();
     for (int s = 0; s < stages; ++s) input_grad_.push_back(work());
-    at_.total = work();
-    for (int s = 0; s < stages; ++s) at_.rate.push_back(pass_.keeps_rate(s) ? work() : Maps<T>{});
+    for (int s = 0; s < stages; ++s) at_.rate.push_back(!all && pass_.keeps_rate(s) ? work() : Maps<T>{});
     at_.state.push_back(work());
     for (int i = 1; i < steps; ++i) at_.state.push_back(redo ? work() : keep());
-    at_.state.push_back(at_.total);  // never read
     std::vector<Maps<T>> input(stages), first(stages), second(stages);
     if (!all)
       for (int s = 0; s < stages; ++s) {
-        input[s] = work(), first[s] = work();
+        if (s > 0) input[s] = work();
+        first[s] = work();
         if (spec_.post) second[s] = work();
       }
     for (int j = 0; j < spec_.evaluations(); ++j) {
@@ -159,11 +160,12 @@ class Backward {
 
   bool wants(Node n) const { return call_.node_grads[n] != nullptr; }
 
-  void evaluation(int i, int s) {
+  void through_evaluation(int i, int s) {
     const int j = pass_.evaluation(i, s);
     if (spec_.slot[j] != slot_) flush();
-    slot_ = spec_.slot[j], slot_evaluation_ = j;
+    slot_ = spec_.slot[j];
     const Theta<T>& theta = thetas_.at(j);
+    gain_ = theta.gain_value;
     pass_.ready_all(j);
     const bool normed = spec_.norm != Norm::none;
     range_.over_images([&](int64_t b) {
@@ -346,7 +348,6 @@ class Backward {
   // The sums of the slot so far, to the nodes.
   void flush() {
     if (slot_ < 0) return;
-    const Theta<T>& theta = thetas_.at(slot_evaluation_);
     const int64_t size = int64_t(9) * g_.channels * g_.channels;
     sums_.merge();
     const bool skip = !spec_.post && wants(kSkip);
@@ -356,16 +357,19 @@ class Backward {
         if (!wants(c ? kWeight2 : kWeight1) && !(c && skip)) continue;
         T* grad = grads.data() + c * size;
         kernels_.unpack(g_, sums_.weights(0, c), grad, thread_scratch<T>(int64_t(9) * g_.channels * g_.padded));
-        add_slot(c ? kWeight2 : kWeight1, grad, size, factor(theta, c));
+        add_slot(c ? kWeight2 : kWeight1, grad, size, factor(c));
       }
     });
-    for (int c = 0; c < 2; ++c) add_slot(c ? kBias2 : kBias1, sums_.bias(0, c), g_.channels, factor(theta, c));
+    for (int c = 0; c < 2; ++c) add_slot(c ? kBias2 : kBias1, sums_.bias(0, c), g_.channels, factor(c));
     if (skip) {
-      Buffer<T> combined(size);
+      Buffer<T> combined(size), biases(g_.padded);
+      const bool biased = call_.nodes[kBias2] != nullptr;
+      const T* bias =
+          biased ? combine_nodes(spec_.slots[slot_], call_.nodes[kBias2], g_.channels, biases.data()) : nullptr;
       const T* weights = combine_nodes(spec_.slots[slot_], call_.nodes[kWeight2], size, combined.data());
       double value = 0.0;
       for (int64_t i = 0; i < size; ++i) value += static_cast<double>(weights[i]) * grads.data()[size + i];
-      for (int c = 0; c < g_.channels; ++c) value += static_cast<double>(theta.bias[1][c]) * sums_.bias(0, 1)[c];
+      for (int c = 0; biased && c < g_.channels; ++c) value += static_cast<double>(bias[c]) * sums_.bias(0, 1)[c];
       add_skip(value);
     }
     sums_.clear_merged();
@@ -373,7 +377,7 @@ class Backward {
   }
 
   // In order "pre" the gain comes after the second convolution, and its sums are taken without it.
-  T factor(const Theta<T>& theta, int c) const { return c && !spec_.post ? theta.gain_value : T(1); }
+  T factor(int c) const { return c && !spec_.post ? gain_ : T(1); }
 
   void add_slot(Node node, const T* value, int64_t size, T factor) {
     T* grad = call_.node_grads[node];
@@ -397,7 +401,8 @@ class Backward {
   Buffer<T> memory_;
   Maps<T> state_grad_, rate_grad_, middle_;
   std::vector<Maps<T>> input_grad_;
-  int slot_ = -1, slot_evaluation_ = 0;
+  int slot_ = -1;
+  T gain_ = T(1);
 };
 
 }  // namespace

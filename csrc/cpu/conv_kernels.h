@@ -59,10 +59,15 @@ struct Conv {
 
   template <int S, std::size_t... I>
   static inline __attribute__((always_inline)) void exchange(V& a, V& b, std::index_sequence<I...>) {
+#ifdef __clang__
+    const V first = __builtin_shufflevector(a, b, ((I & S) ? I - S + L : I)...);
+    b = __builtin_shufflevector(a, b, ((I & S) ? I + L : I + S)...);
+#else
     using Index = decltype(V{} < V{});  // integers of the same width
     constexpr Index low = {((I & S) ? I - S + L : I)...}, high = {((I & S) ? I + L : I + S)...};
     const V first = __builtin_shuffle(a, b, low);
     b = __builtin_shuffle(a, b, high);
+#endif
     a = first;
   }
   template <int S>
@@ -311,8 +316,8 @@ struct Conv {
                                     c_step, c_next);
     };
     some(std::integral_constant<int, M>{}, M > 4 ? 4 : 0);
-    if (M > 8) some(std::integral_constant<int, 8>{}, 0);
-    if (M > 4) some(std::integral_constant<int, 4>{}, 0);
+    if constexpr (M > 8) some(std::integral_constant<int, 8>{}, 0);
+    if constexpr (M > 4) some(std::integral_constant<int, 4>{}, 0);
     some(std::integral_constant<int, 2>{}, 0);
     some(std::integral_constant<int, 1>{}, 0);
   }
@@ -334,7 +339,7 @@ struct Conv {
                                         tiles + c / L * panel, kTile, panel);
       };
       lines(std::integral_constant<int, kLines>{});
-      if (kLines > 2) lines(std::integral_constant<int, 2>{});
+      if constexpr (kLines > 2) lines(std::integral_constant<int, 2>{});
       lines(std::integral_constant<int, 1>{});
     }
   }
@@ -354,7 +359,7 @@ struct Conv {
                                      n, n, du + int64_t(ci) * g.padded + c, g.padded, L);
         };
         lines(std::integral_constant<int, kLines>{});
-        if (kLines > 2) lines(std::integral_constant<int, 2>{});
+        if constexpr (kLines > 2) lines(std::integral_constant<int, 2>{});
         lines(std::integral_constant<int, 1>{});
       }
   }
@@ -529,7 +534,8 @@ struct Conv {
       if (job.activation) activation.fill(g, *job.activation, unit, unit > first);
       fetch(g, job, unit, unit + 1 < last);
       for (int b = 0; b < parts; ++b) {
-        const int left = b * g.tiles_x / parts, count = (b + 1) * g.tiles_x / parts - left;
+        const int left = static_cast<int>(int64_t(b) * g.tiles_x / parts);
+        const int count = static_cast<int>(int64_t(b + 1) * g.tiles_x / parts) - left;
         transform_input(g, in, left, count, s.tiles);
         multiply(g, s.tiles, job.weights, count);
         transform_output(g, s.tiles, left, count, s.result);

@@ -2,40 +2,54 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <list>
 #include <mutex>
-
-#include "conv_theta.h"
+#include <optional>
+#include <utility>
+#include <vector>
 
 namespace contnet_fast {
 namespace {
 
 constexpr std::size_t kEntries = 32;
-constexpr int64_t kMostBytes = int64_t(64) << 20;
+constexpr int64_t kCacheBytes = int64_t(64) << 20;
 
-// What the weights were. A version counter misses writes that PyTorch does not count (through `.data`), so samples of the
-// values are compared too: all of them up to a thousand, and a thousand of more.
+// What the weights were. The storage is known by a reference that does not keep it alive, so that another one at the same
+// address is told apart. Version counters miss writes through `.data`: values are compared too, all of them in smaller
+// weights and four thousand in even steps of larger ones.
 template <typename T>
 struct Key {
+  static constexpr int64_t kAll = 65536, kSome = 4096;
   WeightId id;
   const void* kernels;
   bool both;
-  int channels, padded;
+  int channels;
   std::vector<std::vector<std::pair<int, double>>> slots;
-  std::vector<T> samples;
+  std::vector<T> values;
 
   Key(const SolveSpec& spec, const ConvKernels<T>& table, const T* nodes, WeightId weight, bool backward)
-      : id(weight), kernels(&table), both(backward), channels(spec.map.channels), padded(spec.map.padded),
-        slots(spec.slots) {
-    const int64_t n = spec.basis * 9 * channels * channels, step = std::max<int64_t>(1, n / 1000);
-    for (int64_t i = 0; i < n; i += step) samples.push_back(nodes[i]);
+      : id(std::move(weight)), kernels(&table), both(backward), channels(spec.map.channels), slots(spec.slots) {
+    const int64_t n = spec.basis * 9 * channels * channels, step = n <= kAll ? 1 : n / kSome;
+    if (step == 1) {
+      values.assign(nodes, nodes + n);
+    } else {
+      for (int64_t i = 0; i < n; i += step) values.push_back(nodes[i]);
+    }
+  }
+  bool same_weights(const Key& other) const {
+    return id.owner->storage() == other.id.owner->storage() && id.data == other.id.data;
   }
   bool serves(const Key& wanted) const {
-    return id.identity == wanted.id.identity && id.version == wanted.id.version && kernels == wanted.kernels &&
-           (both || !wanted.both) && channels == wanted.channels && padded == wanted.padded && slots == wanted.slots &&
-           samples.size() == wanted.samples.size() &&
-           std::memcmp(samples.data(), wanted.samples.data(), samples.size() * sizeof(T)) == 0;
+    return same_weights(wanted) && !id.owner->gone() && id.version == wanted.id.version && kernels == wanted.kernels &&
+           (both || !wanted.both) && channels == wanted.channels && slots == wanted.slots &&
+           values.size() == wanted.values.size() &&
+           std::memcmp(values.data(), wanted.values.data(), values.size() * sizeof(T)) == 0;
+  }
+  bool stale(const Key& latest) const {  // no call can want it any more
+    return id.owner->gone() || (same_weights(latest) && id.version != latest.id.version);
   }
 };
 
@@ -61,19 +75,21 @@ struct Cache {
   }
   void keep(Key<T> key, std::shared_ptr<const Packed<T>> packed, int64_t size) {
     std::lock_guard<std::mutex> lock(mutex);
-    for (auto i = entries.begin(); i != entries.end();)  // older versions of the same weights go first
-      if (i->key.id.identity == key.id.identity) {
-        bytes -= i->bytes;
-        i = entries.erase(i);
-      } else {
-        ++i;
-      }
+    for (auto i = entries.begin(); i != entries.end();) i = i->key.stale(key) ? drop(i) : std::next(i);
     entries.push_front({std::move(key), std::move(packed), size});
     bytes += size;
-    while (entries.size() > kEntries || bytes > kMostBytes) {
-      bytes -= entries.back().bytes;
-      entries.pop_back();
-    }
+    while (entries.size() > kEntries || bytes > kCacheBytes) drop(std::prev(entries.end()));
+  }
+  void clear() {
+    std::lock_guard<std::mutex> lock(mutex);
+    entries.clear();
+    bytes = 0;
+  }
+
+ private:
+  typename std::list<Entry>::iterator drop(typename std::list<Entry>::iterator entry) {
+    bytes -= entry->bytes;
+    return entries.erase(entry);
   }
 };
 
@@ -101,11 +117,11 @@ PackedPair<T> pack_all(const SolveSpec& spec, const ConvKernels<T>& kernels, con
   const T* const weights[2] = {nodes[kWeight1], nodes[kWeight2]};
   PackedPair<T> found;
   std::shared_ptr<Packed<T>> fresh[2];
-  std::vector<Key<T>> keys;
+  std::optional<Key<T>> keys[2];
   for (int c = 0; c < 2; ++c) {
-    if (ids[c].identity != nullptr) {
-      keys.emplace_back(spec, kernels, weights[c], ids[c], both);
-      found.conv[c] = cache<T>().find(keys.back());
+    if (ids[c].owner != nullptr) {
+      keys[c].emplace(spec, kernels, weights[c], ids[c], both);
+      found.conv[c] = cache<T>().find(*keys[c]);
     }
     if (found.conv[c] != nullptr) continue;
     fresh[c] = std::make_shared<Packed<T>>();
@@ -119,11 +135,16 @@ PackedPair<T> pack_all(const SolveSpec& spec, const ConvKernels<T>& kernels, con
     for (int64_t i = from; i < to; ++i)
       if (fresh[i % 2] != nullptr) pack_slot(spec, kernels, weights[i % 2], i / 2, *fresh[i % 2], i / 2);
   });
-  for (int c = 0; c < 2 && keys.size() == 2; ++c)
-    if (fresh[c] != nullptr)
-      cache<T>().keep(std::move(keys[c]), fresh[c],
+  for (int c = 0; c < 2; ++c)
+    if (fresh[c] != nullptr && keys[c])
+      cache<T>().keep(std::move(*keys[c]), fresh[c],
                       slots * (both ? 2 : 1) * fresh[c]->size * static_cast<int64_t>(sizeof(T)));
   return found;
+}
+
+void forget_packed_weights() {
+  cache<float>().clear();
+  cache<double>().clear();
 }
 
 template void pack_slot(const SolveSpec&, const ConvKernels<float>&, const float*, int64_t, const Packed<float>&, int64_t);

@@ -97,7 +97,7 @@ class Pass {
   // A rate that a later stage than the next reads.
   bool keeps_rate(int s) const {
     for (int r = s + 2; r < spec.stages; ++r)
-      if (spec.rows[r][s] != 0.0) return true;
+      if (moves(spec.rows[r][s])) return true;
     return false;
   }
 
@@ -272,13 +272,16 @@ class Pass {
     set_affine(j, norm, row);
   }
 
+  // Where the scheme moves at all, in the precision that it moves in.
+  static bool moves(double coefficient) { return static_cast<T>(coefficient) != T(0); }
+
   // next input, running update, and the rate where it is needed later. `k` where the rate is a map already.
   int destinations(const Places<T>& at, int i, int s, int64_t b, const T* k, Destination<T>* d) {
     Destination<T>* const start = d;
     const T* y = at.state[i](b);
     const T b_s = static_cast<T>(spec.update[s]);
     bool begun = false;
-    for (int r = 0; r < s; ++r) begun = begun || spec.update[r] != 0.0;
+    for (int r = 0; r < s; ++r) begun = begun || moves(spec.update[r]);
     auto begin = [&](T* out, T coefficient, const T* base) {
       d->out = out;
       d->own = k ? T(0) : coefficient;
@@ -292,7 +295,7 @@ class Pass {
     const auto& row = spec.rows[s + 1];
     begin(at.input[evaluation(i, s + 1)](b), static_cast<T>(row[s]), y);
     for (int r = 0; r < s; ++r)
-      if (row[r] != 0.0) d->add(at.rate[r](b), static_cast<T>(row[r]));
+      if (moves(row[r])) d->add(at.rate[r](b), static_cast<T>(row[r]));
     ++d;
     if (b_s != T(0) && !replay_) begin(at.total(b), b_s, begun ? at.total(b) : y), ++d;
     if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s](b);

@@ -12,15 +12,7 @@
 
 namespace contnet_fast {
 
-// Working memory of the calling thread; it outlives the call.
-template <typename T>
-T* thread_scratch(int64_t n) {
-  thread_local Buffer<T> buffer;
-  buffer.resize(n);
-  return buffer.data();
-}
-
-// Parameters at one t. Vectors have `padded` entries, zero beyond the channels (1 / std: one).
+// Parameters at one t. Vectors have `padded` entries, zero beyond the channels except 1 / std.
 template <typename T>
 struct Theta {
   const T *transformed[2], *backward[2];  // [16][ci][co], [16][co][ci]
@@ -37,7 +29,7 @@ class Thetas {
   Thetas(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids, bool backward)
       : spec_(spec), kernels_(kernels), nodes_(nodes) {
     const int64_t n = static_cast<int64_t>(spec.slots.size());
-    all_ = n * (backward ? 4 : 2) * spec.map.weights() * static_cast<int64_t>(sizeof(T)) <= kMostBytes;
+    all_ = n * (backward ? 4 : 2) * spec.map.weights() * static_cast<int64_t>(sizeof(T)) <= kAllSlotsBytes;
     if (all_) {
       packed_ = pack_all(spec, kernels, nodes, ids, backward);
     } else {
@@ -80,9 +72,9 @@ class Thetas {
   }
 
  private:
-  static constexpr int64_t kMostBytes = int64_t(128) << 20;
+  static constexpr int64_t kAllSlotsBytes = int64_t(128) << 20;
 
-  int64_t vectors() const { return int64_t(17) * spec_.map.padded; }
+  int64_t vectors() const { return int64_t(2 * 7 + 3) * spec_.map.padded; }  // of each convolution's norm, and the gain's
 
   void vector(int node, int slot, T missing, T* out) const {
     const int channels = spec_.map.channels;

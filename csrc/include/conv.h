@@ -133,10 +133,7 @@ struct ConvKernels {
   void (*store)(const Geometry&, const T* map, const Image<T>&);
 };
 
-// The kernels of an instruction set for maps of so many padded channels.
-template <typename T>
-using ChooseKernels = const ConvKernels<T>& (*)(int padded);
-
+// The kernels of each instruction set, for maps of so many padded channels.
 #define CONTNET_FAST_DECLARE(isa)              \
   namespace isa {                              \
   const ConvKernels<float>& conv_f32(int);     \

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -51,9 +52,15 @@ struct ImageBatch {  // [images] in any strides
   Image<T> at(int64_t b) const { return {data + b * image, channel, row, column}; }
 };
 
-// Whose weights these are, so that what is made from them can be used again; without identity it is not.
+// Whose weights these are, so that what is made from them can be used again; without owner it is not.
+struct WeightOwner {
+  virtual ~WeightOwner() = default;
+  virtual const void* storage() const = 0;  // an address that names nothing else while this is there
+  virtual bool gone() const = 0;
+};
 struct WeightId {
-  const void* identity = nullptr;
+  std::shared_ptr<const WeightOwner> owner;
+  const void* data = nullptr;
   int64_t version = 0;
 };
 
@@ -84,5 +91,8 @@ template <typename T>
 void conv_solve(const SolveSpec&, const ConvKernels<T>&, const ForwardCall<T>&);
 template <typename T>
 void conv_solve_backward(const SolveSpec&, const ConvKernels<T>&, const BackwardCall<T>&);
+
+// Let go of all transformed weights that are kept for later calls.
+void forget_packed_weights();
 
 }  // namespace contnet_fast

@@ -12,6 +12,10 @@ std::shared_ptr<void> take_memory(std::size_t bytes);
 std::size_t pooled_bytes();  // held and unused
 void release_pool();         // to the system
 
+// Working memory of the calling thread for one use at a time; it stays with the thread.
+template <typename T>
+T* thread_scratch(std::size_t n);
+
 // An array of working memory.
 template <typename T>
 class Buffer {
@@ -29,5 +33,12 @@ class Buffer {
   std::shared_ptr<void> memory_;
   std::size_t size_ = 0;
 };
+
+template <typename T>
+T* thread_scratch(std::size_t n) {
+  thread_local Buffer<T> buffer;
+  buffer.resize(n);
+  return buffer.data();
+}
 
 }  // namespace contnet_fast
