@@ -30,6 +30,7 @@ if _extension is not None and _extension.built_for_torch().split(".")[:2] != tor
 
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+AVX512 = _extension is not None and _extension.instruction_set() == "avx512"
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
@@ -120,15 +121,16 @@ def _slower(problem: Problem) -> str | None:
         return None
     batch, channels, height, width = problem.shape
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
-    if channels**2 > 20_000 * tiles:
+    limit, wide = (20_000, 256) if AVX512 else (9_000, 128)
+    if channels**2 > limit * tiles:
         return (
             f"auto leaves it: with {channels} channels on maps of {height}x{width}, reading the weights of F(2x2, 3x3) "
             "was measured to cost more than it saves"
         )
-    if problem.needs_grad and channels >= 256 and channels**2 > 1_000 * batch * tiles:
+    if (problem.needs_grad or not AVX512) and channels >= wide and channels**2 > 1_000 * batch * tiles:
         return (
             f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
-            "and their gradients was measured to cost more than it saves"
+            "and reading them was measured to cost more than it saves"
         )
     if NATIVE_BFLOAT16 and problem.dtype == torch.bfloat16 and channels >= 128:
         return (
