@@ -104,11 +104,13 @@ class CompiledSteps(nn.Module):
         return x
 
 
-def ours(case: Case, request: str, checkpoint: str = "none") -> Contender:
+def ours(case: Case, request: str, checkpoint: str = "none", memory_format: str = "nchw") -> Contender:
     """This package on the backend that was asked for."""
     model = make_model(case, backend=request, checkpoint=checkpoint)
     name = f"ours checkpoint={checkpoint}" if case.training else "ours"
-    return Contender(name, "ours", make_task(case, model), case.flops(), scheme=case.scheme, model=model)
+    name += "" if memory_format == "nchw" else f" {memory_format}"
+    task = make_task(case, model, memory_format=memory_format)
+    return Contender(name, "ours", task, case.flops(), scheme=case.scheme, model=model)
 
 
 def eager(case: Case, memory_format: str) -> Contender:

@@ -46,6 +46,8 @@ def _compare(case: Case, context: Context) -> Row:
     """Eval, train and net: ours against everything else."""
     policies = ("none", "step") if case.training else ("none",)
     mine = [ours(case, context.ours, policy) for policy in policies]
+    if case.part == "net":  # its stem and stitches are PyTorch's, which has a format that it prefers
+        mine.append(ours(case, context.ours, "none", "channels_last"))
     row = _checked(case, mine, context)
     others = _ready(case, baselines(case, context.without), context)
     times, gemm = _time([*mine, *others], context)

@@ -218,8 +218,9 @@ def test_auto_takes_it_where_it_was_measured_faster_and_says_why_not_elsewhere()
     assert select(facts()).backend == "cpu"
     assert select(facts(op="rk_combine_error")).backend == "cpu"
     assert select(facts(op="rk_solve")).backend == "cpu"
-    assert select(facts(op="conv_solve")).level == "solve"
-    assert select(facts(op="conv_solve", batch_statistics=True)).level == "stage"
+    conv = {"op": "conv_solve", "shape": (2, 4, 5, 5)}
+    assert select(facts(**conv)).level == "solve"
+    assert select(facts(**conv, batch_statistics=True)).level == "stage"
     for change in ({"op": "rk_solve", "stages": 2}, {"op": "rk_solve", "needs_grad": True}):
         plan = select(facts(**change))
         assert plan.backend == "reference"
