@@ -4,8 +4,8 @@ Outputs: largest error <= 2x that of eager + 1 ulp at the largest value. Gradien
 eager + 1e-6. A relu whose argument rounds across zero changes gradients by chance, and by up to some 1e-3: in a large
 batch it happens to everyone. So gradients are held to that rule on small batches, by the best of several inputs (a
 wrong gradient is wrong in all), and to 1e-2 more on the batch that is timed. In a network it happens in every batch:
-there the small batch is held to the rule in float64, which leaves no room for chance. Eager is contiguous here: statistics of
-batch norm in channels_last are less accurate.
+there the small batch is held to the rule in float64, which leaves no room for chance. Eager is contiguous here:
+statistics of batch norm in channels_last are less accurate.
 """
 
 from __future__ import annotations

@@ -142,3 +142,9 @@ def test_a_budget_of_time_ends_what_swallows_exceptions(bench):
 
     with pytest.raises(timing.OutOfTime), timing.time_budget(0.05):
         stubborn()
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_results(bench):
+    tables = bench("tables")
+    text = (BENCHMARKS.parent / "docs/performance.md").read_text(encoding="utf-8")
+    assert tables.document(tables.rows()) in text

@@ -14,6 +14,10 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 namespace contnet_fast::avx2 {
+#include "conv_vectors.h"
+
+#include "conv_domain.h"
+
 #include "conv_kernels.h"
 
 const ConvKernels<float>& conv_f32(int padded) { return padded == 4 ? Conv<float, 4>::table : Conv<float, 8>::table; }

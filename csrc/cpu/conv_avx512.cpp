@@ -14,6 +14,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 namespace contnet_fast::avx512 {
+#include "conv_vectors.h"
+
+#include "conv_domain.h"
+
 #include "conv_kernels.h"
 
 const ConvKernels<float>& conv_f32(int padded) {

@@ -7,6 +7,10 @@
 #include "../include/conv.h"
 
 namespace contnet_fast::portable {
+#include "conv_vectors.h"
+
+#include "conv_domain.h"
+
 #include "conv_kernels.h"
 
 const ConvKernels<float>& conv_f32(int) { return Conv<float, 4>::table; }

@@ -1,0 +1,81 @@
+// Vectors of L channels: loads, stores, sums over pixels, transposition. Part of the body that each conv_<isa>.cpp
+// compiles for its instruction set; included there after every other header.
+
+namespace {
+
+template <typename T, int L>
+struct Vectors {
+  typedef T V __attribute__((vector_size(sizeof(T) * L)));
+  typedef T Unaligned __attribute__((vector_size(sizeof(T) * L), aligned(sizeof(T)), may_alias));
+
+  static inline __attribute__((always_inline)) V load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static inline __attribute__((always_inline)) void store(T* p, V v) { *reinterpret_cast<Unaligned*>(p) = v; }
+  static inline __attribute__((always_inline)) V all(T x) { return x - V{}; }
+  static inline __attribute__((always_inline)) V load_or(const T* p, T x) { return p ? load(p) : all(x); }
+
+  // sum of f(pixel) over pixels, in four interleaved sums that do not wait for one another
+  template <typename F>
+  static inline __attribute__((always_inline)) V over_pixels(int64_t pixels, const F& f) {
+    V part[4] = {};
+    int64_t i = 0;
+    for (; i + 4 <= pixels; i += 4)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) part[k] += f(i + k);
+    for (; i < pixels; ++i) part[0] += f(i);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+  }
+
+  static int clip(int n) { return n < L ? n : L; }
+
+  // `columns` wide rows into vectors, zeros beyond what there is
+  static inline void load_block(const T* p, int64_t step, int rows, int columns, V* out) {
+    for (int i = 0; i < L; ++i) {
+      out[i] = V{};
+      if (i < rows && columns == L) out[i] = load(p + i * step);
+      for (int j = 0; i < rows && columns < L && j < columns; ++j) out[i][j] = p[i * step + j];
+    }
+  }
+  static inline void store_block(T* p, int64_t step, int rows, int columns, const V* in) {
+    for (int i = 0; i < rows; ++i) {
+      if (columns == L) store(p + i * step, in[i]);
+      for (int j = 0; columns < L && j < columns; ++j) p[i * step + j] = in[i][j];
+    }
+  }
+
+  template <int S, std::size_t... I>
+  static inline __attribute__((always_inline)) void exchange(V& a, V& b, std::index_sequence<I...>) {
+#ifdef __clang__
+    const V first = __builtin_shufflevector(a, b, ((I & S) ? I - S + L : I)...);
+    b = __builtin_shufflevector(a, b, ((I & S) ? I + L : I + S)...);
+#else
+    using Index = decltype(V{} < V{});  // integers of the same width
+    constexpr Index low = {((I & S) ? I - S + L : I)...}, high = {((I & S) ? I + L : I + S)...};
+    const V first = __builtin_shuffle(a, b, low);
+    b = __builtin_shuffle(a, b, high);
+#endif
+    a = first;
+  }
+  template <int S>
+  static inline __attribute__((always_inline)) void exchange_all(V* v) {
+    if constexpr (S < L) {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i)
+        if (!(i & S)) exchange<S>(v[i], v[i + S], std::make_index_sequence<L>{});
+      exchange_all<2 * S>(v);
+    }
+  }
+  static inline __attribute__((always_inline)) void transpose(V* v) { exchange_all<1>(v); }
+
+  // out[j][i] = in[i][j], zeros from `rows` up to `width` columns of out
+  static void transpose_matrix(const T* in, int64_t in_step, int rows, int columns, T* out, int64_t out_step, int width) {
+    for (int i = 0; i < width; i += L)
+      for (int j = 0; j < columns; j += L) {
+        V block[L];
+        load_block(in + i * in_step + j, in_step, rows - i < 0 ? 0 : clip(rows - i), clip(columns - j), block);
+        transpose(block);
+        store_block(out + j * out_step + i, out_step, clip(columns - j), clip(width - i), block);
+      }
+  }
+};
+
+}  // namespace
