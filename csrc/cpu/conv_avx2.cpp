@@ -7,12 +7,7 @@
 #include "../include/conv.h"
 
 #ifdef CONTNET_FAST_X86
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+#include "begin_avx2.h"
 namespace contnet_fast::avx2 {
 #include "conv_vectors.h"
 
@@ -23,9 +18,5 @@ namespace contnet_fast::avx2 {
 const ConvKernels<float>& conv_f32(int padded) { return padded == 4 ? Conv<float, 4>::table : Conv<float, 8>::table; }
 const ConvKernels<double>& conv_f64(int) { return Conv<double, 4>::table; }
 }  // namespace contnet_fast::avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_isa.h"
 #endif

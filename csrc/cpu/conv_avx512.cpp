@@ -7,12 +7,7 @@
 #include "../include/conv.h"
 
 #ifdef CONTNET_FAST_X86
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
-#endif
+#include "begin_avx512.h"
 namespace contnet_fast::avx512 {
 #include "conv_vectors.h"
 
@@ -27,9 +22,5 @@ const ConvKernels<double>& conv_f64(int padded) {
   return padded == 4 ? Conv<double, 4>::table : Conv<double, 8>::table;
 }
 }  // namespace contnet_fast::avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_isa.h"
 #endif

@@ -1,23 +1,13 @@
-// combine_block compiled for avx2. Headers come before the instruction set, so that no inline function of theirs is
-// compiled for it and chosen by the linker for CPUs that lack it.
+// combine_block compiled for avx2.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include "../include/rk_combine.h"
 
 #ifdef CONTNET_FAST_X86
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+#include "begin_avx2.h"
 namespace contnet_fast::avx2 {
 #include "rk_combine_block.h"
 }
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "end_isa.h"
 #endif
