@@ -230,7 +230,14 @@ def test_auto_takes_it_where_it_was_measured_faster_and_says_why_not_elsewhere()
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"device": "cuda"}, "the tensors are on cuda"), ({"dtype": torch.complex32}, "complex32 is not")],
+    [
+        ({"device": "cuda"}, "the tensors are on cuda"),
+        (
+            {"op": "conv_solve", "shape": (1, 4, 5, 5), "stages": 14, "device": "meta"},
+            "14 stages: kernels combine at most 13",
+        ),
+        ({"dtype": torch.complex32}, "complex32 is not"),
+    ],
 )
 def test_it_refuses_with_every_reason(change, words):
     with pytest.raises(cf.BackendUnavailable, match=words):

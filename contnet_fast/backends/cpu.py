@@ -31,6 +31,7 @@ if _extension is not None and _extension.built_for_torch().split(".")[:2] != tor
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 AVX512 = _extension is not None and _extension.instruction_set() == "avx512"
+MOST_STAGES = 13  # of dopri8; csrc/include/conv.h
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
@@ -110,6 +111,8 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     reasons = []
     if problem.compute_dtype != problem.dtype:
         reasons.append(f"autocast to {problem.compute_dtype}: convolutions run in float32 or float64 only")
+    if problem.stages > MOST_STAGES:
+        reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
     if level == "solve" and problem.batch_statistics:
         reasons.append("batch statistics couple the images of a batch: level stage serves that")
     return reasons
