@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # Triton kernels then run in its interpreter, which it asks for when imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from contnet_fast.backends import cpu
 

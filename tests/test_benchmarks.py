@@ -119,7 +119,7 @@ def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, c
     [
         (["--quik"], "[--quick]"),
         (["--part", "evl"], "'eval', 'train', 'net', 'memory', 'scaling'"),
-        (["--ours", "cpuu"], "accepted: auto, cpu, reference"),
+        (["--ours", "cpuu"], "accepted: auto, cpu, triton, reference"),
         (["--order", "per"], "'pre', 'post'"),
         (["--case", "17@32"], "eval/pre/16@32/euler-8"),
         (["--threads", "0"], "an int >= 1"),

@@ -249,7 +249,7 @@ def test_without_the_extension_the_package_works_and_says_why():
 import sys
 sys.modules["contnet_fast._C"] = None
 import torch, contnet_fast as cf
-assert cf.available_backends() == ("reference",)
+assert set(cf.available_backends()) <= {"triton", "reference"}
 assert "C++ extension is not there" in cf.info().backends["cpu"]
 y = torch.ones(2)
 assert cf.rk_combine(y, [y], [1.0]).tolist() == [2.0, 2.0]
@@ -268,11 +268,11 @@ def test_an_extension_built_for_another_torch_is_refused():
 import sys, types
 sys.modules["contnet_fast._C"] = types.SimpleNamespace(built_for_torch=lambda: "1.13.1")
 import torch, contnet_fast as cf
-assert cf.available_backends() == ("reference",)
+assert set(cf.available_backends()) <= {"triton", "reference"}
 assert "built for torch 1.13.1 and this is " + torch.__version__ in cf.info().backends["cpu"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_it_stands_before_the_reference():
-    assert list(REGISTRY) == ["cpu", "reference"]
+def test_it_stands_first_and_the_reference_last():
+    assert list(REGISTRY) == ["cpu", "triton", "reference"]

@@ -54,6 +54,7 @@ LAYERS = [  # each may import itself and what stands before it
     {"tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},
+    {"kernels"},
     {"backends"},
     {"ops", "states"},
     {"combine"},

@@ -21,8 +21,10 @@ from .registry import (
     strict,
     use_backend,
 )
+from .triton import TritonBackend
 
 register(CpuBackend())
+register(TritonBackend())
 register(ReferenceBackend())
 
 __all__ = [

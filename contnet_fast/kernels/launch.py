@@ -1,0 +1,54 @@
+"""Launching Triton kernels: the one place that does, so that launches can also be collected without running them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import triton
+
+INTERPRETED = bool(
+    triton.knobs.runtime.interpret
+)  # TRITON_INTERPRET=1 before triton was imported: kernels run in numpy
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch as data.
+
+    Attributes:
+        kernel: the function that ``@triton.jit`` made. grid: programs along each axis.
+        arguments: every argument by name, tensors and compile-time constants included.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+_collected: list[list[Launch]] = []
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 1, **arguments: Any) -> None:
+    """Launch ``kernel`` on the current stream of the current device; an empty grid launches nothing."""
+    if 0 in grid:
+        return
+    if _collected:
+        _collected[-1].append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        return
+    kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextmanager
+def collect_launches() -> Iterator[list[Launch]]:
+    """Within the block launches are collected instead of run, so host code works on ``device="meta"`` tensors."""
+    launches: list[Launch] = []
+    _collected.append(launches)
+    try:
+        yield launches
+    finally:
+        _collected.pop()
