@@ -250,6 +250,7 @@ def conv_solve(
             training=training,
             checkpoint=checkpoint,
             return_steps=return_steps,
+            compute_dtype=_compute_dtype(x),
         )
     return reference.conv_solve(
         x,

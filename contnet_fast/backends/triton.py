@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
-from .registry import Problem
+from .registry import Problem, record
 
 
 def _installed() -> bool:
@@ -24,6 +26,7 @@ INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 MOST_STAGES = 13  # of dopri8
+MOST_CHANNELS = 256  # kernels/tiles.py
 STATES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -37,7 +40,7 @@ class TritonBackend:
     """Solves of the convolutional field, and stage combinations of any field, as Triton kernels."""
 
     name = "triton"
-    levels: tuple[str, ...] = ("accumulate",)
+    levels: tuple[str, ...] = ("solve", "stage", "accumulate")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -51,6 +54,8 @@ class TritonBackend:
             for dtype in problem.leaf_dtypes or (problem.dtype,)
             if dtype not in STATES
         ]
+        if level != "accumulate":
+            reasons += _against_conv(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
@@ -73,8 +78,63 @@ class TritonBackend:
 
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """Every op, on CUDA; on CPU in the interpreter."""
-        return {}
+        key = "CPU" if INTERPRETED else "CUDA"
+        return {
+            "conv_solve": (conv_solve, key),
+            "conv_solve_backward": (conv_solve_backward, key),
+        }
 
     def native_log(self) -> None:
         """It is Python."""
         return
+
+
+def _against_conv(problem: Problem, level: str) -> list[str]:
+    """Reasons against a fused solve of the convolutional field."""
+    if problem.op != "conv_solve":
+        return [f"level {level} serves conv_solve, not {problem.op}"]
+    reasons = []
+    if problem.compute_dtype not in STATES:
+        reasons.append(f"products in {problem.compute_dtype} are not served")
+    if problem.stages > MOST_STAGES:
+        reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
+    if problem.shape[1] > MOST_CHANNELS:
+        reasons.append(f"{problem.shape[1]} channels: a program holds at most {MOST_CHANNELS} of a pixel")
+    if level == "solve" and problem.batch_statistics:
+        reasons.append("batch statistics couple the images of a batch: level stage serves that")
+    if level == "stage" and problem.field is not None and problem.field[1] in ("group", "layer"):
+        reasons.append("statistics are taken within an image: level solve serves that")
+    return reasons
+
+
+def conv_solve(
+    x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``contnet_fast::conv_solve_triton``."""
+    from ..kernels import forward, plan
+
+    *described, keep, level, return_steps = settings
+    record("conv_solve", "triton", level)
+    s = plan.describe(x, nodes, described)
+    with _on(x):
+        return forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=return_steps)
+
+
+def conv_solve_backward(
+    grad: torch.Tensor, x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
+) -> list[torch.Tensor]:
+    """``contnet_fast::conv_solve_backward_triton``."""
+    from ..kernels import backward, plan
+
+    *described, keep, level, moments, kept, wanted = settings
+    record("conv_solve_backward", "triton", level)
+    s = plan.describe(x, nodes, described)
+    with _on(x):
+        return backward.conv_solve_backward(
+            grad, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=wanted
+        )
+
+
+def _on(x: torch.Tensor) -> Any:
+    """Triton launches on the current device, which need not be that of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -25,11 +25,16 @@ def fused_conv_solve(
     training: bool,
     checkpoint: str,
     return_steps: bool,
+    compute_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, BatchStatistics | None]:
     """:func:`contnet_fast.functional.conv_solve` by the op of a backend that serves at level solve or stage."""
     if spec.norm == "none":
         absent = (name.startswith("norm") for name in nodes._fields)
         nodes = ConvNodes._make(None if out else node for out, node in zip(absent, nodes, strict=True))
+    if backend == "triton" and nodes.conv1_weight.dtype != compute_dtype:  # autocast
+        nodes = nodes._replace(
+            conv1_weight=nodes.conv1_weight.to(compute_dtype), conv2_weight=nodes.conv2_weight.to(compute_dtype)
+        )
     flat = grid.flat
     settings = (
         *(spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, training),

@@ -9,6 +9,7 @@ Each backend has an op name of its own, so profiler traces and captured graphs s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def padded_channels(channels: int) -> int:
 
 
 def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
-    """How many maps of the batch outlive the forward pass."""
+    """How many maps of the batch outlive the forward pass of the cpu backend."""
     states = n_steps - 1
     if keep == "step":
         return states
@@ -68,7 +69,37 @@ def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
     return states + n_steps * (stages - 1) + n_steps * stages * (2 if order == "post" else 1)
 
 
+def kept_on_cpu(
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moments of the norms and kept maps, both in the dtype of the sums and with padded channels."""
+    batch, channels, height, width = x.shape
+    dtype, padded = accumulation_dtype(x.dtype), padded_channels(channels)
+    rows = batch if norm in ("group", "layer") else 1 if training and norm == "batch" else 0
+    return (
+        x.new_empty((n_steps * stages, 2, 2, rows, padded), dtype=dtype),
+        x.new_empty((kept_maps(order, keep, n_steps, stages), batch, height, width, padded), dtype=dtype),
+    )
+
+
+def kept_by_triton(
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moments of the norms in float32, and kept maps in the dtype of the state (``kernels/forward.py``)."""
+    batch, channels, height, width = x.shape
+    rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
+    maps = n_steps * stages * (3 if order == "post" else 2) if keep == "none" else n_steps - 1 if keep == "step" else 0
+    return (
+        x.new_empty((n_steps * stages, 2, 2, rows, channels), dtype=torch.float32),
+        x.new_empty((maps, batch, height, width, channels)),
+    )
+
+
+KEPT = {"cpu": kept_on_cpu, "triton": kept_by_triton}
+
+
 def fake_conv_solve(
+    backend: str,
     x: torch.Tensor,
     nodes: Sequence[torch.Tensor | None],
     order: str,
@@ -88,16 +119,12 @@ def fake_conv_solve(
     return_steps: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """State or trajectory, batch statistics, moments of the norms, kept maps."""
-    batch, channels, height, width = x.shape
-    dtype = accumulation_dtype(x.dtype)
-    evaluations, padded = len(counts), padded_channels(channels)
     coupled = training and norm == "batch"
-    moment_rows = 1 if coupled else batch if norm in ("group", "layer") else 0
+    mean = nodes[6]
     return (
         x.new_empty((n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x),
-        x.new_empty((evaluations if coupled else 0, 4, channels)),
-        x.new_empty((evaluations, 2, 2, moment_rows, padded), dtype=dtype),
-        x.new_empty((kept_maps(order, keep, n_steps, len(update)), batch, height, width, padded), dtype=dtype),
+        (x if mean is None else mean).new_empty((len(counts) if coupled else 0, 4, x.shape[1])),
+        *KEPT[backend](x, order, norm, training, keep, n_steps, len(update)),
     )
 
 
@@ -112,7 +139,6 @@ def fake_conv_solve_backward(
 FAKES: dict[str, Callable] = {
     "rk_combine": fake_rk_combine,
     "rk_combine_error": fake_rk_combine_error,
-    "conv_solve": fake_conv_solve,
     "conv_solve_backward": fake_conv_solve_backward,
 }
 
@@ -121,7 +147,8 @@ def define(op: str, backend: str) -> str:
     """Define ``contnet_fast::<op>_<backend>`` with its fake and return its name."""
     name = f"{op}_{backend}"
     LIBRARY.define(name + SCHEMAS[op])
-    torch.library.register_fake(f"contnet_fast::{name}", FAKES[op], lib=LIBRARY)
+    fake = partial(fake_conv_solve, backend) if op == "conv_solve" else FAKES[op]
+    torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
     return name
 
 
