@@ -22,25 +22,25 @@ CONSTANT = tl.constexpr(0)  # not at all, or there is no norm
 BATCH = tl.constexpr(1)
 SAMPLE = tl.constexpr(2)
 
-UNITS = ["evaluation", "slot", "units", "units_per_program", "tiles", "rows", "images", "pixels", "count", "norm_eps"]
+UNITS = ["evaluation", "slot", "units", "units_per_program", "tiles", "sum_tiles", "rows", "images", "pixels", "count", "norm_eps"]
 
 
 @triton.jit
 def norm_terms(
-    sums, parameters, moments, evaluation, slot, image, tiles, rows, count, images, norm_eps, channels,
+    sums, parameters, moments, evaluation, slot, image, sum_tiles, rows, count, images, norm_eps, channels,
     NORM_INDEX: tl.constexpr, COUPLING: tl.constexpr, C: tl.constexpr, GROUP: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Per channel: weight, mean, 1/deviation, and the means of g and of g * normalised, g = weight * gradient.
 
     ``sums`` holds the sums of the gradient by the norm's result and of that times the normalised input: over the
-    batch in ``rows`` rows, or for a SAMPLE in ``tiles`` rows an image.
+    batch in ``rows`` rows, or for a SAMPLE in ``sum_tiles`` rows an image.
     """
     weight = vector(parameters + (slot * PARAMETERS + NORM_WEIGHT + 2 * NORM_INDEX) * C, channels, C)
     plain, with_value = tl.zeros_like(weight), tl.zeros_like(weight)
     if COUPLING == SAMPLE:
         mean, variance = moments_at(moments, evaluation, NORM_INDEX, image, images, channels, C)
-        plain = weight * row_sums(sums, image * tiles, (image + 1) * tiles, 0, channels, C, BLOCK_R)
-        with_value = weight * row_sums(sums, image * tiles, (image + 1) * tiles, 1, channels, C, BLOCK_R)
+        plain = weight * row_sums(sums, image * sum_tiles, (image + 1) * sum_tiles, 0, channels, C, BLOCK_R)
+        with_value = weight * row_sums(sums, image * sum_tiles, (image + 1) * sum_tiles, 1, channels, C, BLOCK_R)
         plain, with_value = over_group(plain, channels, GROUP), over_group(with_value, channels, GROUP)
     else:
         mean, variance = moments_at(moments, evaluation, NORM_INDEX, 0, 1, channels, C)
@@ -60,7 +60,7 @@ def through_norm(grad, value, weight, mean, rstd, plain, with_value):
 @triton.jit(do_not_specialize=UNITS)
 def norm_gradient(
     grad_in, value_in, sums, parameters, moments, target,
-    evaluation, slot, units, units_per_program, tiles, rows, images, pixels, count, norm_eps,
+    evaluation, slot, units, units_per_program, tiles, sum_tiles, rows, images, pixels, count, norm_eps,
     C: tl.constexpr, NORM_INDEX: tl.constexpr, COUPLING: tl.constexpr, GROUP: tl.constexpr, MASK: tl.constexpr,
     SCALED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +72,7 @@ def norm_gradient(
     c = tl.arange(0, BLOCK_C)
     if NORM_INDEX >= 0 and COUPLING != SAMPLE:
         weight, mean, rstd, plain, with_value = norm_terms(
-            sums, parameters, moments, evaluation, slot, 0, tiles, rows, count, images, norm_eps, c,
+            sums, parameters, moments, evaluation, slot, 0, sum_tiles, rows, count, images, norm_eps, c,
             NORM_INDEX, COUPLING, C, GROUP, BLOCK_R,
         )  # fmt: skip
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
@@ -84,7 +84,7 @@ def norm_gradient(
         if NORM_INDEX >= 0:
             if COUPLING == SAMPLE:
                 weight, mean, rstd, plain, with_value = norm_terms(
-                    sums, parameters, moments, evaluation, slot, unit // tiles, tiles, rows, count, images, norm_eps, c,
+                    sums, parameters, moments, evaluation, slot, unit // tiles, sum_tiles, rows, count, images, norm_eps, c,
                     NORM_INDEX, COUPLING, C, GROUP, BLOCK_R,
                 )  # fmt: skip
             grad = through_norm(grad, value, weight, mean, rstd, plain, with_value)
@@ -99,7 +99,7 @@ def norm_gradient(
 def stage_gradient(
     costate, upstream, grad_in, value_in, sums, parameters, moments, inputs, target,
     own_table, costate_table, start_table, index_table, weight_table,
-    evaluation, slot, stage, units, units_per_program, tiles, rows, images, pixels, count, plane, norm_eps,
+    evaluation, slot, stage, units, units_per_program, tiles, sum_tiles, rows, images, pixels, count, plane, norm_eps,
     C: tl.constexpr, COUPLING: tl.constexpr, GROUP: tl.constexpr, ADD: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
@@ -113,7 +113,7 @@ def stage_gradient(
     c = tl.arange(0, BLOCK_C)
     if COUPLING == BATCH:
         weight, mean, rstd, plain, with_value = norm_terms(
-            sums, parameters, moments, evaluation, slot, 0, tiles, rows, count, images, norm_eps, c,
+            sums, parameters, moments, evaluation, slot, 0, sum_tiles, rows, count, images, norm_eps, c,
             0, COUPLING, C, GROUP, BLOCK_R,
         )  # fmt: skip
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
@@ -125,7 +125,7 @@ def stage_gradient(
             value = tl.load(value_in + offsets, mask=mask, other=0.0).to(tl.float32)
             if COUPLING == SAMPLE:
                 weight, mean, rstd, plain, with_value = norm_terms(
-                    sums, parameters, moments, evaluation, slot, unit // tiles, tiles, rows, count, images, norm_eps, c,
+                    sums, parameters, moments, evaluation, slot, unit // tiles, sum_tiles, rows, count, images, norm_eps, c,
                     0, COUPLING, C, GROUP, BLOCK_R,
                 )  # fmt: skip
             grad = through_norm(grad, value, weight, mean, rstd, plain, with_value)
@@ -152,7 +152,7 @@ def rate_gradient(
 ):  # fmt: skip
     """target <- factor * grad_in; with SUMS, of order "post", whose field ends with the norm of ``value_in``, also
     a row a program of [3, C]: the sum of the target, and of the target times the normalised value.
-    """  # fmt: skip
+    """
     pid = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
     plain, with_value = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
