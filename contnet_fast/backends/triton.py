@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..reference.rk import norm_dtype
 from .registry import Problem, record
 
 
@@ -27,7 +28,7 @@ INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in (
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 MOST_STAGES = 13  # of dopri8
 MOST_CHANNELS = 256  # kernels/tiles.py
-STATES = (torch.float16, torch.bfloat16, torch.float32)
+STATES = (torch.float16, torch.bfloat16, torch.float32)  # of convolutional solves; combinations take float64 too
 
 
 @lru_cache(maxsize=16)
@@ -49,18 +50,23 @@ class TritonBackend:
             reasons.append("the package triton is not installed")
         if problem.device != "cuda" and not (problem.device == "cpu" and INTERPRETED):
             reasons.append(f"the tensors are on {problem.device}")
-        reasons += [
-            f"dtype {dtype} is not one of float16, bfloat16, float32"
-            for dtype in problem.leaf_dtypes or (problem.dtype,)
-            if dtype not in STATES
-        ]
+        served = (*STATES, torch.float64) if level == "accumulate" and problem.op != "conv_solve" else STATES
+        accepted = ", ".join(str(d).removeprefix("torch.") for d in served)
+        states = problem.leaf_dtypes or (problem.dtype,)
+        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
+        if problem.stages > MOST_STAGES:
+            reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
         if level != "accumulate":
             reasons += _against_conv(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
         """The interpreter is for tests."""
-        return "auto leaves it: Triton's interpreter is for tests" if INTERPRETED else None
+        if INTERPRETED:
+            return "auto leaves it: Triton's interpreter is for tests"
+        if level == "accumulate" and torch.compiler.is_compiling() and not problem.op.startswith("rk_combine"):
+            return "auto leaves it: the compiler fuses combinations that are no op of ours"
+        return None
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it."""
@@ -80,6 +86,8 @@ class TritonBackend:
         """Every op, on CUDA; on CPU in the interpreter."""
         key = "CPU" if INTERPRETED else "CUDA"
         return {
+            "rk_combine": (rk_combine, key),
+            "rk_combine_error": (rk_combine_error, key),
             "conv_solve": (conv_solve, key),
             "conv_solve_backward": (conv_solve_backward, key),
         }
@@ -96,8 +104,6 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     reasons = []
     if problem.compute_dtype not in STATES:
         reasons.append(f"products in {problem.compute_dtype} are not served")
-    if problem.stages > MOST_STAGES:
-        reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
     if problem.shape[1] > MOST_CHANNELS:
         reasons.append(f"{problem.shape[1]} channels: a program holds at most {MOST_CHANNELS} of a pixel")
     if level == "solve" and problem.batch_statistics:
@@ -105,6 +111,37 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     if level == "stage" and problem.field is not None and problem.field[1] in ("group", "layer"):
         reasons.append("statistics are taken within an image: level solve serves that")
     return reasons
+
+
+def rk_combine(
+    ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> list[torch.Tensor]:
+    """``contnet_fast::rk_combine_triton``."""
+    from ..kernels.rk_combine import combine
+
+    record("rk_combine", "triton", "accumulate")
+    with _on(ys[0]):
+        return combine(ys, ks, coefficients)[0]
+
+
+def rk_combine_error(
+    ys: Sequence[torch.Tensor],
+    ks: Sequence[torch.Tensor],
+    coefficients: Sequence[float],
+    error_coefficients: Sequence[float],
+    rtol: float,
+    atol: float,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """``contnet_fast::rk_combine_error_triton``."""
+    from ..kernels.rk_combine import combine
+
+    record("rk_combine_error", "triton", "accumulate")
+    with _on(ys[0]):
+        y1s, norm = combine(
+            ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys)
+        )
+    assert norm is not None
+    return y1s, norm
 
 
 def conv_solve(

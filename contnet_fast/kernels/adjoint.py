@@ -109,6 +109,7 @@ def stage_gradient(
     target = costate_table[stage] * costate + own_table[stage] * it + gradients of later stages from ``inputs``, by the
     columns of the tableau; at stage 0 the sum of all, to which ADD adds the gradient given for the state there.
     """
+    plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
     pid = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
     if COUPLING == BATCH:

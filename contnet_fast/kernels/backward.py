@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import adjoint, maps
+from . import adjoint
 from .forward import BLOCK_ELEMENTS, BLOCK_ROWS, Nodes, dense, like, prepared, run_solve
 from .launch import launch
 from .plan import PARAMETER_ROWS, Solve, Units, processors
@@ -147,19 +147,13 @@ class _Backward:
         each = -(-total // min(wanted, total))
         splits = -(-total // each)
         weight_sums, bias_sums = s.floats(stages, 2, splits, 9, c, c), s.floats(stages, 2, splits, c)
-        plain, relu, normed = maps.PLAIN.value, maps.RELU.value, maps.NORM_RELU.value
-        if s.post:
-            norm1, mode1, norm2, mode2 = -1, plain, 0 if s.normed else -1, maps.NORM.value if s.normed else plain
-        else:
-            norm1, norm2 = (0, 1) if s.normed else (-1, -1)
-            mode1 = mode2 = normed if s.normed else relu
         launch(
             weight_gradient, (splits, 3 * blocks, 2 * stages), num_warps=t.warps,
             tape=tape, grads=self.grads, parameters=self.p.parameters, moments=self.p.moments,
             slot_of=s.tables.slot_of, weight_sums=weight_sums, bias_sums=bias_sums,
             first=i * stages, stages=stages, units=total, units_per_program=each, splits=splits, tiles=per_image,
             images=s.batch, height=s.height, width=s.width, kind_distance=stages * s.plane, plane=s.plane,
-            norm_eps=s.norm_eps, C=c, NORM1=norm1, NORM2=norm2, MODE1=mode1, MODE2=mode2, SAMPLES=s.sample,
+            norm_eps=s.norm_eps, C=c, POST=s.post, NORMED=s.normed, SAMPLES=s.sample,
             PRECISION=s.precision, BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels,
         )  # fmt: skip
         nodes = len(s.grid.mix[0])

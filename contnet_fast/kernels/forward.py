@@ -221,6 +221,8 @@ def conv_solve_forward(
         (n * stages if s.coupled else 0, 4, s.channels), dtype=like_mean.dtype, device=s.device
     )  # fmt: skip
     start = dense(x)
+    if x.numel() == 0:
+        return _empty(s, x, nodes, statistics, keep=keep, return_steps=return_steps)
     p = prepared(s, start, nodes)
     tape = s.maps(n, s.kinds, stages) if keep == "none" else None
     kept = s.maps(n - 1) if keep == "step" else None
@@ -244,3 +246,18 @@ def conv_solve_forward(
     flat = tape.flatten(0, 2) if tape is not None else kept if kept is not None else s.maps(0)
     return result, statistics, p.moments, flat
 
+
+
+def _empty(
+    s: Solve, x: torch.Tensor, nodes: Nodes, statistics: torch.Tensor, *, keep: str, return_steps: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An empty batch has no statistics of its own: the running ones stand for them."""
+    n, stages = s.grid.n_steps, s.grid.stages
+    if s.coupled:
+        mix = s.tables.mix[s.tables.slot_of.long()].unsqueeze(-1)  # [evaluation, node, 1]
+        for i, place in enumerate((6, 7, 10, 11)):
+            statistics[:, i] = (mix * nodes[place]).sum(1)
+    moments = torch.zeros(n * stages, 2, 2, s.moment_rows, s.channels, dtype=torch.float32, device=s.device)
+    maps_kept = n * s.kinds * stages if keep == "none" else n - 1 if keep == "step" else 0
+    result = x.new_empty((n + 1, *x.shape)) if return_steps else torch.empty_like(x)
+    return result, statistics, moments, s.maps(maps_kept)

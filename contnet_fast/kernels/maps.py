@@ -32,7 +32,7 @@ def vector(pointer, channels, C: tl.constexpr):
 
 
 @triton.jit
-def moments_at(moments, evaluation, norm: tl.constexpr, row, rows, channels, C: tl.constexpr):
+def moments_at(moments, evaluation, norm, row, rows, channels, C: tl.constexpr):
     """Mean and biased variance of one norm from [evaluation, norm, (mean, variance), row, C]."""
     base = moments + tl.cast((evaluation * 2 + norm) * 2 * rows + row, tl.int64) * C
     return vector(base, channels, C), vector(base + rows * C, channels, C)
@@ -45,7 +45,7 @@ def reciprocal_deviation(variance, norm_eps):
 
 
 @triton.jit
-def scale_and_shift(parameters, slot, norm: tl.constexpr, mean, variance, norm_eps, channels, C: tl.constexpr):
+def scale_and_shift(parameters, slot, norm, mean, variance, norm_eps, channels, C: tl.constexpr):
     """The norm as one multiplication and one addition a channel."""
     row = parameters + (slot * PARAMETERS + NORM_WEIGHT + 2 * norm) * C
     scale = vector(row, channels, C) * reciprocal_deviation(variance, norm_eps)

@@ -176,8 +176,8 @@ class Solve:
 
     @property
     def plane(self) -> int:
-        """Elements of one map of the whole batch."""
-        return self.batch * self.pixels * self.channels
+        """Pixels of one map of the whole batch."""
+        return self.batch * self.pixels
 
     @property
     def post(self) -> bool:

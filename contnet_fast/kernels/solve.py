@@ -92,6 +92,10 @@ def conv_solve(
     in order post), and in order post that of the second. It is written if TAPE, and is scratch with strides of zero
     for norms of a SAMPLE.
     """
+    # multiples of C, which the compiler may see
+    plane, state_step = tl.cast(plane, tl.int64) * C, tl.cast(state_step, tl.int64) * C
+    tape_step, tape_kind = tl.cast(tape_step, tl.int64) * C, tl.cast(tape_kind, tl.int64) * C
+    tape_plane = tl.cast(tape_plane, tl.int64) * C
     image = tl.program_id(0)
     pixels = height * width
     here = tl.cast(image, tl.int64) * pixels * C

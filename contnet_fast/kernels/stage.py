@@ -71,6 +71,7 @@ def conv_stage(
     COMBINE: target = state + own * k + sum of earlier rates, k = eps * skip * conv; k is kept in ``rates`` if a later
     row of the tableau reads it. STATISTICS of the target go to ``partials_out``, a row a program.
     """
+    plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
     pid, n = tl.program_id(0), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     scale, shift = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
@@ -127,6 +128,7 @@ def post_combine(
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Order "post": the last norm of the field and the stage combination, as :func:`conv_stage` has them."""
+    plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
     pid = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)
     scale, shift = tl.full([BLOCK_C], 1.0, tl.float32), tl.zeros([BLOCK_C], tl.float32)

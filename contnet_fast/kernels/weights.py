@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .maps import PLAIN, apply, moments_at, scale_and_shift, tap_mask
+from .maps import moments_at, scale_and_shift, tap_mask
 
 
 @triton.jit(
@@ -17,8 +17,7 @@ from .maps import PLAIN, apply, moments_at, scale_and_shift, tap_mask
 def weight_gradient(
     tape, grads, parameters, moments, slot_of, weight_sums, bias_sums,
     first, stages, units, units_per_program, splits, tiles, images, height, width, kind_distance, plane, norm_eps,
-    C: tl.constexpr, NORM1: tl.constexpr, NORM2: tl.constexpr, MODE1: tl.constexpr, MODE2: tl.constexpr,
-    SAMPLES: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, POST: tl.constexpr, NORMED: tl.constexpr, SAMPLES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One step's gradients by both convolutions' weights, split over pixels.
@@ -26,57 +25,61 @@ def weight_gradient(
     A program takes a run of units (axis 0), one row of the 3x3 kernel and a block of output channels (axis 1), and one
     convolution of one stage (axis 2). It forms the products of the three taps of that row at once, as one matrix of
     4 * BLOCK_K rows of which the last BLOCK_K are empty.
-    tape [kind, stage, image, pixel, C] holds what the convolutions read, before prologue MODE1 or MODE2 with norm
-    NORM1 or NORM2; grads [conv, stage, image, pixel, C] the gradients by their results.
+    tape [kind, stage, image, pixel, C] holds what comes before the norm and relu (POST: the norm, and nothing before the
+    first) of the convolutions; grads [conv, stage, image, pixel, C] the gradients by their results.
     weight_sums [stage, conv, split, tap, C, C]; bias_sums [stage, conv, split, C].
     """
+    kind_distance = tl.cast(kind_distance, tl.int64) * C
+    plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
     split = tl.program_id(0)
     blocks: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     ky, n = tl.program_id(1) // blocks, (tl.program_id(1) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     stage, conv = tl.program_id(2) // 2, tl.program_id(2) % 2
-    m = tl.arange(0, 4 * BLOCK_K)
-    kx, k = m // BLOCK_K, m % BLOCK_K
-    used = (kx < 3) & (k < C)
+    kx, k = tl.arange(0, 4), tl.arange(0, BLOCK_K)
     slot = tl.load(slot_of + first + stage)
     source = tape + conv * kind_distance + tl.cast(stage, tl.int64) * plane
     result = grads + tl.cast(conv * stages + stage, tl.int64) * plane
+    norm = conv * 0 if POST else conv
     total = tl.zeros([4 * BLOCK_K, BLOCK_N], tl.float32)
     bias = tl.zeros([BLOCK_N], tl.float32)
+    scale, shift = tl.full([BLOCK_K], 1.0, tl.float32), tl.zeros([BLOCK_K], tl.float32)
+    if NORMED and not SAMPLES:
+        mean, variance = moments_at(moments, first + stage, norm, 0, 1, k, C)
+        scale, shift = scale_and_shift(parameters, slot, norm, mean, variance, norm_eps, k, C)
+        if POST:
+            scale, shift = tl.where(conv == 0, 1.0, scale), tl.where(conv == 0, 0.0, shift)
     for unit in range(split * units_per_program, tl.minimum(units, (split + 1) * units_per_program)):
         image = unit // tiles
         base = tl.cast(image, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         row, col = p // width, p % width
-        inside = tap_mask(row[:, None], col[:, None], ky - 1, kx[None, :] - 1, height, width) & used[None, :]
-        place = (p * C)[:, None] + ((ky - 1) * width * C + (kx - 1) * C + k)[None, :]
-        a = tl.load(source + base + place, mask=inside, other=0.0)
-        if MODE1 != PLAIN or MODE2 != PLAIN:
-            scale, shift = tl.zeros([4 * BLOCK_K], tl.float32), tl.zeros([4 * BLOCK_K], tl.float32)
-            image_row = image if SAMPLES else 0
-            rows = images if SAMPLES else 1
+        inside = tap_mask(row[:, None], col[:, None], ky - 1, (kx - 1)[None, :], height, width) & (kx < 3)[None, :]
+        inside = inside[:, :, None] & (k < C)[None, None, :]
+        pixel = p[:, None] + ((ky - 1) * width - 1) + kx[None, :]
+        a = tl.load(source + base + (pixel * C)[:, :, None] + k[None, None, :], mask=inside, other=0.0)
+        if NORMED or not POST:
+            if SAMPLES:
+                mean, variance = moments_at(moments, first + stage, norm, image, images, k, C)
+                scale, shift = scale_and_shift(parameters, slot, norm, mean, variance, norm_eps, k, C)
+                if POST:
+                    scale, shift = tl.where(conv == 0, 1.0, scale), tl.where(conv == 0, 0.0, shift)
             value = a.to(tl.float32)
-            if conv == 0:
-                if NORM1 >= 0:
-                    mean, variance = moments_at(moments, first + stage, NORM1, image_row, rows, k, C)
-                    scale, shift = scale_and_shift(parameters, slot, NORM1, mean, variance, norm_eps, k, C)
-                value = apply(value, scale, shift, MODE1)
-            else:
-                if NORM2 >= 0:
-                    mean, variance = moments_at(moments, first + stage, NORM2, image_row, rows, k, C)
-                    scale, shift = scale_and_shift(parameters, slot, NORM2, mean, variance, norm_eps, k, C)
-                value = apply(value, scale, shift, MODE2)
-            a = tl.where(inside, value, 0.0).to(grads.dtype.element_ty)
-        else:
-            a = a.to(grads.dtype.element_ty)
+            if NORMED:
+                value = value * scale[None, None, :] + shift[None, None, :]
+            if not POST:
+                value = tl.maximum(value, 0.0)
+            a = tl.where(inside, value, 0.0)
         g = tl.load(
             result + base + p[:, None] * C + n[None, :], mask=(row < height)[:, None] & (n < C)[None, :], other=0.0
         )
-        total = tl.dot(tl.trans(a), g, total, input_precision=PRECISION)
+        left = tl.reshape(a.to(g.dtype), [BLOCK_P, 4 * BLOCK_K])
+        total = tl.dot(tl.trans(left), g, total, input_precision=PRECISION)
         bias += tl.sum(g.to(tl.float32), 0)
     place = tl.cast((stage * 2 + conv) * splits + split, tl.int64)
-    tap = ky * 3 + kx
-    target = weight_sums + place * (9 * C * C) + (tap * C * C + k * C)[:, None] + n[None, :]
-    tl.store(target, total, mask=used[:, None] & (n < C)[None, :])
+    m = tl.arange(0, 4 * BLOCK_K)
+    tap, channel = ky * 3 + m // BLOCK_K, m % BLOCK_K
+    target = weight_sums + place * (9 * C * C) + (tap * C * C + channel * C)[:, None] + n[None, :]
+    tl.store(target, total, mask=((m // BLOCK_K < 3) & (channel < C))[:, None] & (n < C)[None, :])
     if ky == 0:
         tl.store(bias_sums + place * C + n, bias, mask=n < C)
 

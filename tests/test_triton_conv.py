@@ -1,0 +1,276 @@
+"""Convolutional solves by Triton kernels equal the reference; without a GPU they run in Triton's interpreter.
+
+The interpreter is wrong for bfloat16 products, so those are judged on a GPU only. It runs a program in about a
+millisecond, so maps are small and only one sample of each case is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conv_cases import Case, away_from_kinks, draw, scale, solve, truth, wanted
+
+import contnet_fast as cf
+from contnet_fast.backends import triton as backend_triton
+from contnet_fast.functional import conv_solve
+from contnet_fast.nn import ContinuousBlock, ConvField
+from contnet_fast.ops import lookup
+from contnet_fast.ops.conv import DIFFERENTIABLE
+from contnet_fast.testing import assert_within_budget
+
+pytestmark = pytest.mark.skipif("triton" not in cf.available_backends(), reason="needs triton, and a GPU or its interpreter")
+DEVICE = "cuda" if torch.cuda.is_available() and not backend_triton.INTERPRETED else "cpu"
+SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
+
+FIELDS = [
+    (order, norm, training)
+    for order in ("pre", "post")
+    for norm, training in (("none", False), ("batch", False), ("batch", True), ("group", False))
+]
+
+
+def levels(case: Case) -> list[str]:
+    if case.batch_statistics:
+        return ["stage"]
+    return ["solve"] if case.norm in ("group", "layer") else ["solve", "stage"]
+
+
+def judged(cases):
+    pairs = [(case, level) for case in dict.fromkeys(cases) for level in levels(case)]
+    return pytest.mark.parametrize(("case", "level"), [pytest.param(c, lv, id=f"{lv}-{c}") for c, lv in pairs])
+
+
+def check(case: Case, level: str) -> None:
+    """Every result of one sample within the error rule."""
+    if case.grads and case.dtype == torch.float32:
+        case = away_from_kinks(case)
+    got, (exact, runs) = solve(case, f"triton:{level}"), truth(case)
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        assert value.dtype == case.dtype, name
+        assert_within_budget(
+            value, exact[name], [run[name] for run in runs], name=name, gradient=name.startswith("d "),
+            factor=2.0 if value.numel() > 2000 else SMALL, scale=scale(case, name, [exact]),
+            evaluations=case.grid.n_evaluations,
+        )  # fmt: skip
+
+
+@judged(
+    Case(channels=8, size=(6, 7), order=order, norm=norm, training=training, skip=True, eps=1.5, grads="all")
+    for order, norm, training in FIELDS
+)
+def test_every_field(case, level):
+    check(case, level)
+
+
+@judged(
+    Case(order=order, norm=norm, training=True, n_steps=3, scheme="heun2", checkpoint=checkpoint, grads="all")
+    for order in ("pre", "post")
+    for norm in ("batch", "layer")
+    for checkpoint in ("none", "block")
+)
+def test_every_policy_of_what_backward_keeps(case, level):
+    check(case, level)
+
+
+@judged(
+    Case(channels=channels, size=size, batch=batch, order=order, norm="batch", training=True, n_steps=1, scheme="euler", grads="all")
+    for channels, size, batch, order in (
+        (8, (17, 9), 2, "pre"), (16, (16, 16), 2, "pre"), (24, (5, 5), 2, "post"), (32, (6, 3), 2, "pre"),
+        (48, (4, 4), 2, "pre"), (64, (8, 8), 1, "post"), (80, (3, 4), 2, "pre"), (128, (3, 3), 2, "pre"),
+        (3, (1, 1), 5, "post"), (5, (4, 3), 0, "pre"),
+    )
+)  # fmt: skip
+def test_every_shape(case, level):
+    check(case, level)
+
+
+@judged(
+    Case(channels=8, scheme=scheme, norm=norm, training=True, n_steps=1, grads=grads, size=(4, 5))
+    for scheme, norm, grads in (
+        ("rk4_classic", "batch", "all"), ("rk4", "none", "all"), ("dopri5", "batch", "all"), ("bosh3", "none", ""),
+        ("tsit5", "none", ""), ("dopri8", "none", ""), ("midpoint", "batch", "x"),
+    )
+)  # fmt: skip
+def test_schemes(case, level):
+    check(case, level)
+
+
+@judged(Case(basis=basis, n_basis=4, n_steps=3, norm="batch", training=True, skip=True, grads="all") for basis in ("hat", "polynomial"))
+def test_bases_that_mix_nodes(case, level):
+    check(case, level)
+
+
+@judged(
+    Case(channels=8, dtype=dtype, n_steps=1, norm=norm, training=True, grads="all")
+    for dtype, norm in ((torch.float16, "batch"), (torch.float16, "none"))
+)
+def test_float16(case, level):
+    check(case, level)
+
+
+@judged(
+    Case(layout=layout, upstream=upstream, norm="batch", training=training, n_steps=1, grads="all")
+    for layout, upstream, training in (
+        ("channels_last", "contiguous", True), ("slice", "expanded rows", True), ("expanded", "permuted", False),
+        ("permuted", "ones", True), ("channels_last", "channels_last", False),
+    )
+)  # fmt: skip
+def test_layouts(case, level):
+    check(case, level)
+
+
+@judged(Case(return_steps=True, norm="batch", training=training, n_steps=3, upstream=upstream, grads="all")
+        for training, upstream in ((True, "contiguous"), (False, "two states")))  # fmt: skip
+def test_trajectories(case, level):
+    check(case, level)
+
+
+@judged(Case(norm="batch", training=True, n_steps=1, grads=grads, skip=True, checkpoint="block")
+        for grads in ("x", "conv2_weight", "norm1_weight", "conv2_bias", "skip"))  # fmt: skip
+def test_only_some_inputs_ask_for_a_gradient(case, level):
+    check(case, level)
+
+
+def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
+    """Outputs and working memory start as NaN, between bands that must keep their value."""
+    from contnet_fast.kernels import forward, plan
+
+    whole = []
+
+    def guarded(shape, dtype, device):
+        size = torch.Size(shape).numel()
+        block = torch.full((size + 128,), float("nan"), dtype=dtype, device=device)
+        block[:64], block[-64:] = 7.0, 7.0
+        whole.append(block)
+        return block[64 : 64 + size].view(shape)
+
+    monkeypatch.setattr(plan, "allocate", guarded)
+    assert forward.Solve is plan.Solve
+    for case in (
+        Case(norm="batch", training=True, grads="all", skip=True, channels=5, scheme="heun3"),
+        Case(norm="group", order="post", grads="all", channels=6, checkpoint="block"),
+    ):
+        check(case, levels(case)[0])
+    assert whole
+    assert all((block[:64] == 7).all() and (block[-64:] == 7).all() for block in whole)
+
+
+def arguments(case: Case, keep: str, level: str, return_steps: bool = False):
+    x, nodes, _ = draw(case)
+    flat, spec = case.grid.flat, case.spec
+    settings = (spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, case.training)
+    settings += (flat.counts, flat.cells, flat.weights, flat.rows, case.grid.update, case.n_steps)
+    values = [None if t is None else t.to(case.dtype) for t in nodes]
+    return x.to(case.dtype), values, settings, (keep, level)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("norm", "keep", "level"), [("batch", "step", "stage"), ("group", "none", "solve"), ("none", "", "solve")])
+def test_opcheck(norm, keep, level, layout):
+    case = Case(norm=norm, training=True, n_steps=2, scheme="euler", size=(3, 4))
+    x, nodes, settings, rest = arguments(case, keep, level)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+    tests = ("test_schema", "test_faketensor")
+    for return_steps in (False, True):
+        torch.library.opcheck(lookup("conv_solve", "triton"), (x, nodes, *settings, *rest, return_steps), test_utils=tests)
+    if keep:
+        y, _, moments, kept = lookup("conv_solve", "triton")(x, nodes, *settings, *rest, False)
+        wanted_nodes = [i for i in DIFFERENTIABLE if nodes[i] is not None]
+        arguments_back = (torch.randn_like(y), x, nodes, *settings, *rest, moments, kept, wanted_nodes)
+        torch.library.opcheck(lookup("conv_solve_backward", "triton"), arguments_back, test_utils=tests)
+
+
+def test_same_bits_in_every_run():
+    case = Case(norm="batch", training=True, grads="all")
+    first, second = solve(case, "triton:stage"), solve(case, "triton:stage")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_block_under_autocast_trains_in_the_compute_dtype():
+    torch.manual_seed(0)
+    block = ContinuousBlock(ConvField(8, n_basis=1), scheme="euler", n_steps=1)
+    x = torch.randn(2, 8, 4, 4, device=DEVICE, requires_grad=True)
+    block = block.to(DEVICE)
+    results = {}
+    for name in ("triton", "reference"):
+        with cf.use_backend(name), torch.autocast(DEVICE, torch.float16):
+            y = block(x)
+        assert y.dtype == torch.float32
+        results[name] = [y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])]
+    for a, b in zip(*results.values(), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_blocks_compile_as_one_graph():
+    torch.manual_seed(0)
+    block = ContinuousBlock(ConvField(4, n_basis=1), scheme="euler", n_steps=1, backend="triton").to(DEVICE)
+    x = torch.randn(2, 4, 4, 4, device=DEVICE)
+    expected = block(x)
+    torch.testing.assert_close(torch.compile(block, backend="aot_eager", fullgraph=True)(x), expected)
+
+
+def launches(case: Case, level: str) -> tuple[list[str], list[str]]:
+    """Names of the kernels of a forward and a backward pass."""
+    from contnet_fast.kernels import backward, forward, plan
+    from contnet_fast.kernels.launch import collect_launches
+
+    x, nodes, settings, (keep, _) = arguments(case, "step", level)
+    x, nodes = x.to("meta"), [None if t is None else t.to("meta") for t in nodes]
+    s = plan.describe(x, nodes, settings)
+    with collect_launches() as first:
+        _, _, moments, kept = forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=False)
+    with collect_launches() as second:
+        backward.conv_solve_backward(
+            x, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=[0, 1, 2, 3]
+        )
+    return [one.kernel.__name__ for one in first], [one.kernel.__name__ for one in second]
+
+
+def test_launches_are_counted():
+    stages = Case(scheme="rk4_classic", n_steps=3).grid.n_evaluations
+    forward, backward = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch"), "solve")
+    assert forward == ["prepare", "conv_solve"]
+    forward, backward = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True), "stage")
+    assert len(forward) == 2 * stages + 1
+    assert len(backward) == 1 + 3 * 4 + 4 * stages  # of a step: maps, seed, weights, sum; of a stage: two convolutions, two norms
+    forward, _ = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True, order="post"), "stage")
+    assert len(forward) == 3 * stages + 1
+
+
+def test_what_ran_is_recorded():
+    x, nodes, inputs = *draw(Case(norm="none"))[:2], None
+    case = Case(norm="none", grads="all")
+    with cf.record_runs() as log:
+        solve(case, "triton:solve")
+    assert [(run.op, run.level) for run in log] == [("conv_solve", "solve"), ("conv_solve_backward", "solve")]
+    assert wanted(case, nodes)
+    assert x is not None
+    assert inputs is None
+
+
+REFUSALS = [
+    (replace(Case(norm="batch"), dtype=torch.float64), "triton", "float64 is not one of float16, bfloat16, float32"),
+    (Case(norm="batch", training=True), "triton:solve", "level stage serves that"),
+    (Case(norm="group"), "triton:stage", "level solve serves that"),
+    (Case(channels=257, size=(1, 2), norm="none"), "triton", "257 channels: a program holds at most 256"),
+]
+
+
+@pytest.mark.parametrize(("case", "backend", "words"), REFUSALS, ids=lambda value: str(value)[:40])
+def test_refusals_name_the_reason(case, backend, words):
+    x, nodes, _ = draw(case)
+    nodes = nodes._make(None if t is None else t.to(case.dtype) for t in nodes)
+    with pytest.raises(cf.BackendUnavailable, match=words):
+        conv_solve(x.to(case.dtype), nodes, spec=case.spec, grid=case.grid, training=case.training, backend=backend)
+
+
+def test_auto_leaves_the_interpreter_alone():
+    block = ContinuousBlock(ConvField(4, n_basis=1), scheme="euler", n_steps=1)
+    if DEVICE == "cpu":
+        assert "interpreter is for tests" in str(cf.explain(block, torch.randn(1, 4, 4, 4))) or (
+            cf.explain(block, torch.randn(1, 4, 4, 4)).units[0][1].backend == "cpu"
+        )
