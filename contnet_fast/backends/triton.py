@@ -137,9 +137,7 @@ def rk_combine_error(
 
     record("rk_combine_error", "triton", "accumulate")
     with _on(ys[0]):
-        y1s, norm = combine(
-            ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys)
-        )
+        y1s, norm = combine(ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys))
     assert norm is not None
     return y1s, norm
 

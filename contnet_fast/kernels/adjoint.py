@@ -22,7 +22,19 @@ CONSTANT = tl.constexpr(0)  # not at all, or there is no norm
 BATCH = tl.constexpr(1)
 SAMPLE = tl.constexpr(2)
 
-UNITS = ["evaluation", "slot", "units", "units_per_program", "tiles", "sum_tiles", "rows", "images", "pixels", "count", "norm_eps"]
+UNITS = [
+    "evaluation",
+    "slot",
+    "units",
+    "units_per_program",
+    "tiles",
+    "sum_tiles",
+    "rows",
+    "images",
+    "pixels",
+    "count",
+    "norm_eps",
+]
 
 
 @triton.jit
@@ -144,7 +156,9 @@ def stage_gradient(
         tl.store(target + offsets, total.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["evaluation", "units", "units_per_program", "tiles", "images", "pixels", "factor", "norm_eps"])
+@triton.jit(
+    do_not_specialize=["evaluation", "units", "units_per_program", "tiles", "images", "pixels", "factor", "norm_eps"]
+)
 def rate_gradient(
     grad_in, value_in, moments, target, sums,
     evaluation, units, units_per_program, tiles, images, pixels, factor, norm_eps,

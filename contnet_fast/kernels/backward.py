@@ -178,7 +178,7 @@ class _Backward:
         grads: dict[int, torch.Tensor] = {}
         if self.weights:
             shape = (len(s.grid.mix[0]), c, c, 3, 3)
-            grads[0], grads[2] = (g.reshape(shape) for g in self.weight_grads)
+            grads[0], grads[2] = (g.clone().reshape(shape) for g in self.weight_grads)  # results share no storage
             grads[1] = nodal(self.bias_grads[:, 0])
             grads[3] = nodal(self.bias_grads[:, 1] * (1.0 if s.post else factor))
         if s.normed or (s.skip and 12 in wanted):

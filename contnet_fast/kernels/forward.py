@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from ..spec import ConvNodes
 from . import maps, solve
 from .launch import launch
 from .plan import PARAMETER_ROWS, Solve
@@ -45,9 +47,10 @@ def prepared(s: Solve, x: torch.Tensor, nodes: Nodes, moments: torch.Tensor | No
     partials = s.floats(units.programs if statistics else 0, 3, c)
     weight_programs = 2 * slots * -(-9 * c * c // BLOCK_ELEMENTS)
     programs = weight_programs + slots + (evaluations if known else 0) + (units.programs if statistics else 0)
-    names = ("conv1_weight", "conv1_bias", "conv2_weight", "conv2_bias", "norm1_weight", "norm1_bias", "norm1_mean")
-    names += ("norm1_var", "norm2_weight", "norm2_bias", "norm2_mean", "norm2_var", "skip")
-    given = {name: x if node is None else node.contiguous() for name, node in zip(names, nodes, strict=True)}
+    names = ConvNodes._fields
+    given: dict[str, Any] = {
+        name: x if node is None else node.contiguous() for name, node in zip(names, nodes, strict=True)
+    }
     launch(
         prepare, (programs,), num_warps=4,
         packed=packed, parameters=parameters, moments=moments, partials=partials, **given,
@@ -108,7 +111,9 @@ class _Stages:
         self.units = s.units("stage")
         blocks = -(-s.channels // self.units.tile.channels)
         self.grid = (self.units.programs, blocks)
-        self.partials = [s.floats(self.units.programs, 3, s.channels) for _ in range(2)] if s.coupled else [p.partials] * 2
+        self.partials = (
+            [s.floats(self.units.programs, 3, s.channels) for _ in range(2)] if s.coupled else [p.partials] * 2
+        )
         self.source, self.rows = p.partials, p.rows  # of the statistics that the next launch merges
         self.rates = s.maps(s.grid.stages)
 
@@ -247,7 +252,6 @@ def conv_solve_forward(
     return result, statistics, p.moments, flat
 
 
-
 def _empty(
     s: Solve, x: torch.Tensor, nodes: Nodes, statistics: torch.Tensor, *, keep: str, return_steps: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -256,7 +260,9 @@ def _empty(
     if s.coupled:
         mix = s.tables.mix[s.tables.slot_of.long()].unsqueeze(-1)  # [evaluation, node, 1]
         for i, place in enumerate((6, 7, 10, 11)):
-            statistics[:, i] = (mix * nodes[place]).sum(1)
+            running = nodes[place]
+            assert running is not None
+            statistics[:, i] = (mix * running).sum(1)
     moments = torch.zeros(n * stages, 2, 2, s.moment_rows, s.channels, dtype=torch.float32, device=s.device)
     maps_kept = n * s.kinds * stages if keep == "none" else n - 1 if keep == "step" else 0
     result = x.new_empty((n + 1, *x.shape)) if return_steps else torch.empty_like(x)

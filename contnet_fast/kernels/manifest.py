@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -58,10 +59,10 @@ def launches(block: Block) -> list[Launch]:
     grid = time_grid(block.scheme, block.n_steps, Basis("piecewise_constant", k))
     weight, row = torch.empty(k, c, c, 3, 3, dtype=dtype, device="meta"), torch.empty(k, c, dtype=dtype, device="meta")
     normed, running = (row,) * 2, (row,) * 2 if block.norm == "batch" else (None,) * 2
-    nodes = ConvNodes(weight, row, weight, row, *normed, *running, *normed, *running)
+    nodes = ConvNodes._make([weight, row, weight, row, *normed, *running, *normed, *running, None])
     training = block.level == "stage"
     flat, groups = grid.flat, 8 if block.norm == "group" else 1
-    settings = (block.order, block.norm, groups, 8.0, 1e-5, training)
+    settings: tuple[Any, ...] = (block.order, block.norm, groups, 8.0, 1e-5, training)
     settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
     x = torch.empty(block.batch, c, block.size, block.size, dtype=dtype, device="meta")
     x = x.contiguous(memory_format=torch.channels_last)

@@ -156,7 +156,9 @@ def conv_solve(
                     tl.store(right + offsets, value.to(right.dtype.element_ty), mask=mask)
         tl.debug_barrier()
         if STATS == SAMPLE:
-            mean, variance = image_moments(middle, moments, evaluation, INNER, image, images, pixels, k, C, GROUP, BLOCK_P)
+            mean, variance = image_moments(
+                middle, moments, evaluation, INNER, image, images, pixels, k, C, GROUP, BLOCK_P
+            )
             scale, shift = scale_and_shift(parameters, slot, INNER, mean, variance, norm_eps, k, C)
             rewrite(middle, right, scale, shift, pixels, k, C, RIGHT, BLOCK_P)
             tl.debug_barrier()
@@ -201,7 +203,9 @@ def conv_solve(
             if POST and STATS == SAMPLE:
                 tl.debug_barrier()
                 # of the last map too: backward wants its statistics
-                mean, variance = image_moments(after, moments, evaluation, 1, image, images, pixels, k, C, GROUP, BLOCK_P)
+                mean, variance = image_moments(
+                    after, moments, evaluation, 1, image, images, pixels, k, C, GROUP, BLOCK_P
+                )
                 scale, shift = scale_and_shift(parameters, slot, 1, mean, variance, norm_eps, k, C)
                 for start in range(0, pixels, BLOCK_P):
                     p = start + tl.arange(0, BLOCK_P)

@@ -41,7 +41,7 @@ def norm_moments(
     In the latter case the ``first`` program writes them to ``moments`` and, unbiased, to ``statistics``.
     """
     if MERGE:
-        mean, variance, count = merged_moments(partials, rows, channels, C, BLOCK_R)
+        mean, variance, _ = merged_moments(partials, rows, channels, C, BLOCK_R)
         if first:
             base = (evaluation * 2 + norm) * 2 * C + channels
             tl.store(moments + base, mean, mask=channels < C)
@@ -85,7 +85,11 @@ def conv_stage(
     bias = vector(parameters + (slot * PARAMETERS + BIAS1 + CONV) * C, n, C)
     factor = vector(parameters + (slot * PARAMETERS + SKIP) * C, n, C) * eps
     weight = packed + tl.cast(slot, tl.int64) * (9 * C * C)
-    count, mean, squares = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    count, mean, squares = (
+        tl.zeros([BLOCK_N], tl.float32),
+        tl.zeros([BLOCK_N], tl.float32),
+        tl.zeros([BLOCK_N], tl.float32),
+    )
     if COMBINE:
         own, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
@@ -174,7 +178,11 @@ def conv_gradient(
     none = tl.zeros([BLOCK_K], tl.float32)
     weight = packed + tl.cast(slot, tl.int64) * (9 * C * C)
     factor = vector(parameters + (slot * PARAMETERS + SKIP) * C, n, C)
-    plain, with_value, with_operand = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    plain, with_value, with_operand = (
+        tl.zeros([BLOCK_N], tl.float32),
+        tl.zeros([BLOCK_N], tl.float32),
+        tl.zeros([BLOCK_N], tl.float32),
+    )
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
         image = tl.cast(unit // tiles, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
