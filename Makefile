@@ -2,9 +2,11 @@
 #
 #   PYTHON  the interpreter that .venv is made from           (python3)
 #   TORCH   the requirement that installs torch               (torch==2.13.0); e.g. TORCH=torch for the newest build
+#   TRITON  used where the installed torch brought no triton (triton==3.6.0)
 #   VENV    the virtual environment; `make gpu VENV=` uses PYTHON and the torch that is installed there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 VENV ?= .venv
 ARGS ?=
 
@@ -17,7 +19,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench bench-cpu gpu sanitize wheel clean FORCE
+.PHONY: help demo test lint bench bench-cpu aot gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +28,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     time the blocks against PyTorch     results go to benchmarks/results/"
 	@echo "make bench-cpu blocks and networks against eager, torch.compile and torchdiffeq, on an idle machine"
+	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
 	@echo "make gpu       GPU tests and benchmarks on this machine's NVIDIA GPU"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
@@ -50,9 +53,15 @@ bench: $(READY)
 bench-cpu: $(READY)
 	$(RUN) benchmarks/blocks.py $(ARGS)
 
+aot: $(READY)
+	$(RUN) -m contnet_fast.kernels.aot $(ARGS)
+
 gpu: $(READY)
 	@$(RUN) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: torch %s sees no CUDA device' % torch.__version__)"
+	CONTNET_FAST_BUILD=auto $(RUN) setup.py --quiet build_ext --inplace
+	$(RUN) -m contnet_fast.cli info
 	$(RUN) -m pytest -m gpu $(ARGS)
+	$(RUN) -m pytest tests/test_triton_conv.py tests/test_triton_combine.py $(ARGS)
 	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
 
 # C++ kernels under the address and undefined-behaviour sanitizers
@@ -77,7 +86,8 @@ $(VENV)/torch: FORCE
 
 $(VENV)/ready: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "installing contnet_fast and what its tests need"
-	@$(RUN) -m pip freeze --disable-pip-version-check | grep '^torch==' > $(VENV)/constraints.txt || true
+	@$(RUN) -m pip freeze --disable-pip-version-check | grep -E '^(torch|triton)==' > $(VENV)/constraints.txt || true
+	@grep -q '^triton==' $(VENV)/constraints.txt || echo "$(TRITON)" >> $(VENV)/constraints.txt
 	@$(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt --editable ".[dev]"
 	@touch $@
 

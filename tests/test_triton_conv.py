@@ -283,3 +283,10 @@ def test_auto_leaves_the_interpreter_alone():
         assert "interpreter is for tests" in str(cf.explain(block, torch.randn(1, 4, 4, 4))) or (
             cf.explain(block, torch.randn(1, 4, 4, 4)).units[0][1].backend == "cpu"
         )
+
+
+def test_first_use_inside_a_capture_is_refused_and_later_use_is_not():
+    with pytest.raises(RuntimeError, match="run the same call once before the capture"):
+        backend_triton.check_first_use(("conv_solve", "some block"), capturing=True)
+    backend_triton.check_first_use(("conv_solve", "some block"), capturing=False)
+    backend_triton.check_first_use(("conv_solve", "some block"), capturing=True)

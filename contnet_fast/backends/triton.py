@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,16 +24,9 @@ def _installed() -> bool:
 
 INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 MOST_STAGES = 13  # of dopri8
 MOST_CHANNELS = 256  # kernels/tiles.py
 STATES = (torch.float16, torch.bfloat16, torch.float32)  # of convolutional solves; combinations take float64 too
-
-
-@lru_cache(maxsize=16)
-def capability(index: int) -> tuple[int, int]:
-    """Compute capability of a device, asked once."""
-    return torch.cuda.get_device_capability(index)
 
 
 class TritonBackend:
@@ -151,6 +143,7 @@ def conv_solve(
     *described, keep, level, return_steps = settings
     record("conv_solve", "triton", level)
     s = plan.describe(x, nodes, described)
+    check_first_use(("conv_solve", s, keep, level, return_steps), _capturing(x))
     with _on(x):
         return forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=return_steps)
 
@@ -164,6 +157,7 @@ def conv_solve_backward(
     *described, keep, level, moments, kept, wanted = settings
     record("conv_solve_backward", "triton", level)
     s = plan.describe(x, nodes, described)
+    check_first_use(("conv_solve_backward", s, keep, level, *wanted), _capturing(x))
     with _on(x):
         return backward.conv_solve_backward(
             grad, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=wanted
@@ -173,3 +167,22 @@ def conv_solve_backward(
 def _on(x: torch.Tensor) -> Any:
     """Triton launches on the current device, which need not be that of ``x``."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+_used: set[tuple[Any, ...]] = set()
+
+
+def check_first_use(key: tuple[Any, ...], capturing: bool) -> None:
+    """Refuse what a CUDA graph cannot capture: compiling kernels and copying tables, which a first use does."""
+    if key in _used:
+        return
+    if capturing:
+        raise RuntimeError(
+            f"{key[0]} on backend 'triton' is used for the first time with these shapes and settings while a CUDA "
+            "graph is captured, which cannot compile kernels; run the same call once before the capture"
+        )
+    _used.add(key)
+
+
+def _capturing(x: torch.Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import adjoint
-from .forward import BLOCK_ELEMENTS, BLOCK_ROWS, Nodes, dense, like, prepared, run_solve
+from .forward import BLOCK_ELEMENTS, Nodes, dense, like, prepared, run_solve
 from .launch import launch
 from .plan import PARAMETER_ROWS, Solve, Units, processors
 from .stage import conv_gradient
@@ -71,7 +71,7 @@ class _Backward:
             "sum_tiles": sums.tiles, "rows": sums.programs, "images": s.batch, "pixels": s.pixels,
             "count": float(s.group * s.pixels if s.sample else s.batch * s.pixels), "norm_eps": s.norm_eps,
             "C": s.channels, "GROUP": s.group, "BLOCK_P": self.map_units.tile.pixels, "BLOCK_C": s.block_channels,
-            "BLOCK_R": BLOCK_ROWS,
+            "BLOCK_R": s.block_rows,
         }  # fmt: skip
 
     def norm(self, norm: int, evaluation: int, grad: Any, value: Any, target: Any, *, mask: bool, scaled: bool) -> None:

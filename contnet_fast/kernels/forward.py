@@ -17,7 +17,6 @@ from .solve import conv_solve
 from .stage import conv_stage, post_combine
 from .tiles import tile
 
-BLOCK_ROWS = 32  # rows of partial statistics that a program merges at once
 BLOCK_ELEMENTS = 1024
 
 Nodes = Sequence[torch.Tensor | None]
@@ -142,7 +141,7 @@ class _Stages:
             eps=s.eps, norm_eps=s.norm_eps, unbiased=unbiased(s),
             C=s.channels, CONV=conv, MODE=mode.value, NORM_INDEX=norm if s.normed else -1, MERGE=s.coupled,
             RELU_AFTER=relu, COMBINE=combine, STATISTICS=statistics, PRECISION=s.precision,
-            BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels, BLOCK_R=BLOCK_ROWS, STAGES=t.stages,
+            BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels, BLOCK_R=s.block_rows, STAGES=t.stages,
         )  # fmt: skip
         if statistics:
             self.source, self.rows = out, self.units.programs
@@ -160,7 +159,7 @@ class _Stages:
             rows_in=self.rows, units=units.total, units_per_program=units.per_program, tiles=units.tiles,
             pixels=s.pixels, plane=s.plane, eps=s.eps, norm_eps=s.norm_eps, unbiased=unbiased(s),
             C=s.channels, NORMED=s.normed, MERGE=s.coupled,
-            BLOCK_P=units.tile.pixels, BLOCK_C=s.block_channels, BLOCK_R=BLOCK_ROWS,
+            BLOCK_P=units.tile.pixels, BLOCK_C=s.block_channels, BLOCK_R=s.block_rows,
         )  # fmt: skip
 
 

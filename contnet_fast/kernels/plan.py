@@ -219,6 +219,11 @@ class Solve:
         """Channels of an operand's block."""
         return block_channels(self.channels)
 
+    @property
+    def block_rows(self) -> int:
+        """Rows of partial sums that a program reads at once: few registers, and no more than 32."""
+        return max(4, min(32, 512 // self.block_channels))
+
     def maps(self, *leading: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Uninitialised maps of the batch."""
         shape = (*leading, self.batch, self.height, self.width, self.channels)

@@ -150,8 +150,8 @@ def conv_solve(
                 if STATS != SAMPLE:
                     scale_n, shift_n = nothing, nothing
                     if NORMED:
-                        mean, variance = moments_at(moments, evaluation, INNER, 0, 1, n, C)
-                        scale_n, shift_n = scale_and_shift(parameters, slot, INNER, mean, variance, norm_eps, n, C)
+                        mean_n, variance_n = moments_at(moments, evaluation, INNER, 0, 1, n, C)
+                        scale_n, shift_n = scale_and_shift(parameters, slot, INNER, mean_n, variance_n, norm_eps, n, C)
                     value = apply(rounded.to(tl.float32), scale_n, shift_n, RIGHT)
                     tl.store(right + offsets, value.to(right.dtype.element_ty), mask=mask)
         tl.debug_barrier()

@@ -29,11 +29,11 @@ TABLE: dict[str, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
         (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
     ),
     "stage": (
-        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 4), Tile(64, 64, 8)),
+        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 8), Tile(64, 64, 8)),
         (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
     ),
     "gradient": (
-        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 4), Tile(64, 64, 8)),
+        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 8), Tile(64, 64, 8)),
         (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
     ),
     "weights": (

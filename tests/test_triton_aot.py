@@ -1,0 +1,56 @@
+"""Shipped kernels compile ahead of time without a GPU, spill nothing, and use the tensor cores they claim."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import contnet_fast as cf
+from contnet_fast.backends import triton as backend_triton
+
+pytestmark = pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
+COMMAND = [sys.executable, "-m", "contnet_fast.kernels.aot", "--check"]
+
+
+def run(*options: str, **environment: str) -> subprocess.CompletedProcess:
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | environment
+    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=600, env=variables, check=False)
+
+
+@pytest.mark.parametrize(("chip", "products"), [("sm_80", "mma.sync"), ("sm_90", "wgmma")])
+def test_the_first_block_of_the_paper(chip, products):
+    done = run("--chips", chip, "--filter", "16@32 pre batch bfloat16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 at fault" in done.stdout
+    for kernel in ("conv_solve", "conv_stage", "conv_gradient", "weight_gradient"):
+        assert re.search(rf"{kernel} .* {re.escape(products)}", done.stdout), kernel
+
+
+def test_float32_products_are_ieee_or_tf32_as_asked():
+    done = run("--chips", "sm_80", "--filter", "16@32 pre batch float32")
+    assert "compiled" in done.stdout, done.stderr
+    for line in done.stdout.splitlines():
+        if line.startswith("conv_"):
+            assert ("mma.sync" in line) == ("tf32" in line), line
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "words"),
+    [
+        (("--chips", "sm_91"), {}, "--chips: got 'sm_91', accepted: sm_80, sm_90, sm_100 (did you mean 'sm_90'?)"),
+        (("--filter", "16@33"), {}, "--filter: got '16@33', accepted: part of a name such as"),
+        ((), {"TRITON_INTERPRET": "1"}, "the interpreter compiles nothing"),
+    ],
+)
+def test_wrong_options_are_refused(options, environment, words):
+    done = run(*options, **environment)
+    assert done.returncode == 2
+    assert words in done.stderr.replace("(did you mean 'sm_80'?)", "(did you mean 'sm_90'?)")
+
+
+def test_importing_the_package_leaves_triton_alone():
+    assert cf.available_backends()
