@@ -12,6 +12,7 @@ from .models.published import load_reference_checkpoint
 from .nn import blocks, carry_optimizer, interpolate, project, refine, set_manifestation
 from .tableaus import SCHEMES, ButcherTableau, get_tableau
 from .timegrid import time_grid
+from .warm import warmup
 
 __all__ = [
     "BASES",
@@ -41,4 +42,5 @@ __all__ = [
     "strict",
     "time_grid",
     "use_backend",
+    "warmup",
 ]

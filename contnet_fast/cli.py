@@ -1,4 +1,4 @@
-"""``contnet-fast train | eval | explain | recipes | info | demo``.
+"""``contnet-fast train | eval | explain | tune | recipes | info | demo``.
 
 Bad input ends with one line on standard error and exit status 2, a run that diverges with status 1.
 """
@@ -103,6 +103,15 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     explain.add_argument("--batch-size", default="128")
     explain.add_argument("--device", default="auto")
     explain.add_argument("--training", action="store_true", help="as in training, not in evaluation")
+
+    tune = add("tune", "time tiles of the Triton kernels on this GPU and write the best to a file", _tune)
+    tune.add_argument("--out", metavar="FILE", type=Path, default=Path("tiles.json"), help="(default: tiles.json)")
+    tune.add_argument("--kernels", nargs="+", metavar="KERNEL", help="solve, stage, gradient, weights, pointwise (all)")
+    tune.add_argument("--operands", nargs="+", metavar="WIDTH", help="16-bit, 32-bit (both)")
+    tune.add_argument("--channels", nargs="+", metavar="C", help="16, 32, 64, 128, 256 (all)")
+    tune.add_argument("--batch-size", default="128")
+    tune.add_argument("--trials", default="24", help="most tiles tried for each entry")
+    tune.add_argument("--dry-run", action="store_true", help="tiny blocks in Triton's interpreter, without a GPU")
 
     recipes = add("recipes", "list the presets, or show one as TOML", _recipes)
     recipes.add_argument("recipe", nargs="?", help="preset to show")
@@ -238,6 +247,21 @@ def _explain(arguments: argparse.Namespace) -> int:
     net, record = load_net(run, device=device)
     print(f"{_title(run)}, weights of epoch {record['epoch']}, on {device.type}")
     print(explain(net.train(arguments.training), torch.zeros(batch, *run.image_shape, device=device)))
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from .tune import tune_tiles
+
+    tune_tiles(
+        arguments.out,
+        kernels=arguments.kernels,
+        operands=arguments.operands,
+        channels=arguments.channels and [_count("channels", c) for c in arguments.channels],
+        batch=_count("batch_size", arguments.batch_size),
+        trials=_count("trials", arguments.trials),
+        dry_run=arguments.dry_run,
+    )
     return 0
 
 

@@ -50,7 +50,7 @@ print("ok")
 
 
 LAYERS = [  # each may import itself and what stands before it
-    {"_C", "errors", "_version", "files", "testing"},
+    {"_C", "costs", "errors", "_version", "files", "testing"},
     {"tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},
@@ -61,7 +61,8 @@ LAYERS = [  # each may import itself and what stands before it
     {"functional"},
     {"nn"},
     {"models"},
-    {"explain", "info"},
+    {"explain", "info", "tune"},
+    {"warm"},
     {"analysis"},
     {"training"},
     {"demo"},
@@ -107,6 +108,7 @@ def test_names_of_the_design_are_public():
         "explain",
         "record_runs",
         "info",
+        "warmup",
     ]:
         assert callable(getattr(cf, name))
     assert isinstance(cf.available_backends(), tuple)

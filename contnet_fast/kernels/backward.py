@@ -17,7 +17,6 @@ from .forward import BLOCK_ELEMENTS, Nodes, dense, like, prepared, run_solve
 from .launch import launch
 from .plan import PARAMETER_ROWS, Solve, Units, processors
 from .stage import conv_gradient
-from .tiles import tile
 from .weights import add_up, weight_gradient
 
 BIAS2, NORM_WEIGHT2, NORM_BIAS2, SKIP = 1, 4, 5, 6  # rows of the parameter table (maps.py)
@@ -140,7 +139,7 @@ class _Backward:
     def weight_gradients(self, i: int, tape: torch.Tensor) -> None:
         """All weight and bias gradients of a step."""
         s, c, stages = self.s, self.s.channels, self.s.grid.stages
-        t = tile("weights", c, s.pixels, s.compute)
+        t = s.tile("weights")
         per_image = -(-s.pixels // t.pixels)
         total, blocks = s.batch * per_image, -(-c // t.channels)
         wanted = max(1, 2 * processors(s.device) // (3 * blocks * 2 * stages))

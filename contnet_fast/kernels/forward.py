@@ -15,7 +15,6 @@ from .plan import PARAMETER_ROWS, Solve
 from .prepare import prepare
 from .solve import conv_solve
 from .stage import conv_stage, post_combine
-from .tiles import tile
 
 BLOCK_ELEMENTS = 1024
 
@@ -75,7 +74,7 @@ def run_solve(
     kept = states is not None and len(states) > 0
     if states is None or not kept:
         states = s.maps(1) if s.grid.n_steps > 1 and not recompute else x
-    t, table = tile("solve", s.channels, s.pixels, s.compute), s.tables
+    t, table = s.tile("solve"), s.tables
     launch(
         conv_solve, (s.batch,), num_warps=t.warps,
         x=x, y=y, states=states, packed=p.packed, parameters=p.parameters, moments=p.moments,

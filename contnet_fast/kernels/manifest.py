@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ..spec import ConvNodes
 from ..timegrid import time_grid
 from . import backward, forward, plan
 from .launch import Launch, collect_launches
+from .rk_combine import combine
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,21 @@ class Block:
         return f"{self.channels}@{self.size} {self.order} {self.norm} {dtype} {what}"
 
 
+@dataclass(frozen=True)
+class Combination:
+    """A stage combination of one leaf of 64 MB, with or without the error norm."""
+
+    terms: int
+    dtype: str
+    error: bool = False
+
+    def __str__(self) -> str:
+        return f"combination of {self.terms} {self.dtype}{' with error norm' if self.error else ''}"
+
+
 PAPER = ((16, 32), (32, 16), (64, 8))  # the three blocks of the paper's network of width 16
 WIDE = ((64, 32), (128, 16), (256, 8))
-BLOCKS = (
+BLOCKS: tuple[Block | Combination, ...] = (
     *(Block(c, size, "solve") for c, size in PAPER),
     *(Block(c, size, "stage", backward=True) for c, size in PAPER),
     *(Block(c, size, "stage", order="post", backward=True) for c, size in PAPER),
@@ -50,36 +63,75 @@ BLOCKS = (
     *(Block(16, 32, level, dtype="float32", backward=level == "stage") for level in ("solve", "stage")),
     *(Block(c, s, "stage", dtype="float32", precision="tf32", backward=True) for c, s in (PAPER[0], PAPER[2])),
     *(Block(c, s, "stage", dtype="float32", backward=True) for c, s in PAPER[1:]),
+    *(Combination(terms, dtype) for terms in (1, 4) for dtype in ("bfloat16", "float32")),
+    *(Combination(7, dtype, error=True) for dtype in ("float32", "float64")),
+    Combination(13, "float64", error=True),
 )
 
 
-def launches(block: Block) -> list[Launch]:
-    """Every launch of a forward (and backward) pass of ``block``, collected without running anything."""
-    dtype, c, k = getattr(torch, block.dtype), block.channels, 8
-    grid = time_grid(block.scheme, block.n_steps, Basis("piecewise_constant", k))
-    weight, row = torch.empty(k, c, c, 3, 3, dtype=dtype, device="meta"), torch.empty(k, c, dtype=dtype, device="meta")
-    normed, running = (row,) * 2, (row,) * 2 if block.norm == "batch" else (None,) * 2
-    nodes = ConvNodes._make([weight, row, weight, row, *normed, *running, *normed, *running, None])
-    training = block.level == "stage"
-    flat, groups = grid.flat, 8 if block.norm == "group" else 1
-    settings: tuple[Any, ...] = (block.order, block.norm, groups, 8.0, 1e-5, training)
-    settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
-    x = torch.empty(block.batch, c, block.size, block.size, dtype=dtype, device="meta")
-    x = x.contiguous(memory_format=torch.channels_last)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = block.precision == "tf32"
-    try:
-        solve = plan.describe(x, nodes, settings)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-    keep = "step" if block.backward else ""
+def launches(block: Block | Combination, chip: str) -> list[Launch]:
+    """Every launch of a forward (and backward) pass of ``block`` with the tiles of ``chip``, none of them run."""
     with collect_launches() as collected:
-        _, _, moments, kept = forward.conv_solve_forward(
+        if isinstance(block, Combination):
+            _combine(block)
+        else:
+            Pass(block, chip, torch.device("meta")).run()
+    return collected
+
+
+class Pass:
+    """A forward (and backward) pass of a block on tensors of its own.
+
+    Attributes:
+        x, nodes: the operands, random unless on the meta device.
+    """
+
+    def __init__(self, block: Block, chip: str, device: torch.device) -> None:
+        dtype, c, k = getattr(torch, block.dtype), block.channels, block.n_steps
+        self.block, self.chip = block, chip
+        generator = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(shape, generator=generator, device=device).mul(scale).to(dtype)
+
+        weights = [normal(k, c, c, 3, 3, scale=(9 * c) ** -0.5) for _ in range(2)]
+        row, one = normal(k, c, scale=0.1), torch.ones(k, c, dtype=dtype, device=device)
+        norm = (one, row)
+        running = (row, one) if block.norm == "batch" else (None,) * 2
+        self.nodes = ConvNodes._make([weights[0], row, weights[1], row, *norm, *running, *norm, *running, None])
+        self.x = normal(block.batch, c, block.size, block.size).contiguous(memory_format=torch.channels_last)
+
+    def run(self) -> list[torch.Tensor]:
+        """The result, and the gradients if the block has a backward pass."""
+        block, x, nodes = self.block, self.x, self.nodes
+        flat = (grid := time_grid(block.scheme, block.n_steps, Basis("piecewise_constant", block.n_steps))).flat
+        groups = 8 if block.norm == "group" else 1
+        settings: tuple[Any, ...] = (block.order, block.norm, groups, 1.0, 1e-5, block.level == "stage")
+        settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = block.precision == "tf32"
+        try:
+            solve = replace(plan.describe(x, nodes, settings), family=self.chip)
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
+        keep = "step" if block.backward else ""
+        y, _, moments, kept = forward.conv_solve_forward(
             x, nodes, solve, keep=keep, level=block.level, return_steps=False
         )
-        if block.backward:
-            wanted = [i for i in range(10) if i not in (6, 7)]
-            backward.conv_solve_backward(
-                x, x, nodes, solve, keep=keep, level=block.level, moments=moments, kept=kept, wanted=wanted
-            )
-    return collected
+        if not block.backward:
+            return [y]
+        wanted = [i for i in range(10) if i not in (6, 7)]
+        grads = backward.conv_solve_backward(
+            x, x, nodes, solve, keep=keep, level=block.level, moments=moments, kept=kept, wanted=wanted
+        )
+        return [y, *grads]
+
+
+def _combine(block: Combination) -> None:
+    dtype = getattr(torch, block.dtype)
+    y = torch.empty(2**26 // dtype.itemsize, dtype=dtype, device="meta")
+    weights = [1.0 / (j + 1) for j in range(block.terms)]
+    if block.error:
+        combine([y], [y] * block.terms, weights, weights[::-1], rtol=1e-3, atol=1e-6, norm_dtype=dtype)
+    else:
+        combine([y], [y] * block.terms, weights)

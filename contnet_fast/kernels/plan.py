@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .launch import INTERPRETED
-from .tiles import Tile, block_channels, tile
+from .tiles import Tile, block_channels, family, tile
 
 PARAMETER_ROWS = 7  # of maps.py
 
@@ -163,6 +163,7 @@ class Solve:
     device: torch.device
     bias: bool
     skip: bool
+    family: str
 
     @property
     def tables(self) -> Tables:
@@ -233,9 +234,13 @@ class Solve:
         """Uninitialised float32."""
         return allocate(shape, torch.float32, self.device)
 
+    def tile(self, kernel: str) -> Tile:
+        """The tile of one of ``tiles.KERNELS``."""
+        return tile(kernel, self.channels, self.pixels, self.compute, self.family)
+
     def units(self, kernel: str, *, by_image: bool = False) -> Units:
         """How ``kernel`` shares the batch; ``by_image``: one unit a program, for sums that are merged by image."""
-        t = tile(kernel, self.channels, self.pixels, self.compute)
+        t = self.tile(kernel)
         per_image = -(-self.pixels // t.pixels)
         total = self.batch * per_image
         each = 1 if by_image else -(-total // (2 * processors(self.device)))
@@ -265,5 +270,5 @@ def describe(x: torch.Tensor, nodes: Sequence[torch.Tensor | None], settings: Se
     return Solve(
         grid=grid, order=order, norm=norm, groups=groups, eps=eps, norm_eps=norm_eps, training=training,
         batch=batch, height=height, width=width, channels=channels, dtype=x.dtype, compute=weight.dtype,
-        precision=precision(weight.dtype), device=x.device, bias=nodes[1] is not None, skip=nodes[12] is not None,
+        precision=precision(weight.dtype), device=x.device, bias=nodes[1] is not None, skip=nodes[12] is not None, family=family(x.device),
     )  # fmt: skip

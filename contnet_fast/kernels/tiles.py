@@ -1,15 +1,29 @@
 """Tile shapes as data: which block of pixels and channels a program takes, with how many warps.
 
-Chosen by counting registers, shared memory and traffic (docs/kernels.md), not yet by timing: ``source`` says which.
+``tiles.json`` has them by family of chips, kernel, width of the products' operands and input channels, and says where
+each family's come from: counted (docs/kernels.md) or timed. ``contnet-fast tune`` writes such a file on a machine with
+a GPU; ``CONTNET_FAST_TILES`` names one to use instead of the shipped one, read when kernels are first imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
 MOST_CHANNELS = 256  # a program holds all input channels of its pixels
+FAMILIES = ("sm_80", "sm_90", "sm_100")
+KERNELS = ("solve", "stage", "gradient", "weights", "pointwise")
+OPERANDS = ("16-bit", "32-bit")
+WIDTHS = (16, 32, 64, 128, 256)
+SHIPPED = Path(__file__).with_name("tiles.json")
 
 
 @dataclass(frozen=True)
@@ -22,30 +36,100 @@ class Tile:
     stages: int = 1
 
 
-# kernel -> (16-bit products, by input channels up to 16, 32, 64, 128, 256), (32-bit products, likewise)
-TABLE: dict[str, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
-    "solve": (
-        (Tile(256, 16, 8), Tile(256, 32, 8), Tile(64, 64, 4), Tile(64, 64, 4), Tile(64, 64, 8)),
-        (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
-    ),
-    "stage": (
-        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 8), Tile(64, 64, 8)),
-        (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
-    ),
-    "gradient": (
-        (Tile(256, 16, 8), Tile(128, 32, 4), Tile(64, 64, 4), Tile(64, 64, 8), Tile(64, 64, 8)),
-        (Tile(64, 16, 4), Tile(64, 32, 8), Tile(32, 32, 8), Tile(32, 32, 8), Tile(32, 16, 8)),
-    ),
-    "weights": (
-        (Tile(64, 16, 4), Tile(64, 32, 4), Tile(64, 64, 8), Tile(32, 64, 8), Tile(32, 32, 8)),
-        (Tile(32, 16, 4), Tile(32, 32, 8), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
-    ),
-    "pointwise": (
-        (Tile(256, 16, 4), Tile(128, 32, 4), Tile(64, 64, 4), Tile(32, 128, 4), Tile(16, 256, 4)),
-        (Tile(256, 16, 4), Tile(128, 32, 4), Tile(64, 64, 4), Tile(32, 128, 4), Tile(16, 256, 4)),
-    ),
-}
-SOURCE = "counted, not yet timed on a GPU"
+Key = tuple[str, str, str, int]  # family, kernel, operands, block of input channels
+
+
+@dataclass(frozen=True)
+class Table:
+    """All tiles. ``sources``: by family, where its tiles come from."""
+
+    tiles: Mapping[Key, Tile]
+    sources: Mapping[str, str]
+
+
+def parse(data: Any, name: object) -> Table:
+    """The table of a file's content.
+
+    Raises:
+        ValueError: an entry is missing, unknown or no tile; the message has its place.
+    """
+    tiles: dict[Key, Tile] = {}
+    sources: dict[str, str] = {}
+    for family in FAMILIES:
+        entry = _part(data, name, family)
+        sources[family] = str(entry.get("source", "unknown"))
+        for kernel in KERNELS:
+            for operands in OPERANDS:
+                for width in WIDTHS:
+                    place = (family, kernel, operands, str(width))
+                    tiles[family, kernel, operands, width] = _tile(_part(data, name, *place), width, f"{name}: {place}")
+    return Table(tiles, sources)
+
+
+def _part(data: Any, name: object, *keys: str) -> Any:
+    for depth, key in enumerate(keys):
+        if not isinstance(data, dict) or key not in data:
+            raise ValueError(f"{name}: {'/'.join(keys[: depth + 1])} is missing; contnet-fast tune writes such files")
+        data = data[key]
+    return data
+
+
+def _tile(value: Any, width: int, place: str) -> Tile:
+    whole = isinstance(value, list) and len(value) == 4 and all(type(v) is int and v > 0 for v in value)
+    if not whole or any(v & (v - 1) for v in value[:3]) or not 16 <= value[1] <= max(16, width) or value[2] > 32:
+        raise ValueError(
+            f"{place}: got {value!r}, accepted: [pixels, channels, warps, stages], the first three powers of two, "
+            f"channels from 16 to {width}, at most 32 warps"
+        )
+    return Tile(*value)
+
+
+def read(path: Path) -> Table:
+    """The table in a file.
+
+    Raises:
+        ValueError: it cannot be read, or is no table.
+    """
+    try:
+        return parse(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"tiles: {path} cannot be read: {error}") from error
+
+
+def as_data(table: Table) -> dict[str, Any]:
+    """The content of a file: what :func:`parse` takes."""
+    data: dict[str, Any] = {family: {"source": source} for family, source in table.sources.items()}
+    for (family, kernel, operands, width), tile in table.tiles.items():
+        data[family].setdefault(kernel, {}).setdefault(operands, {})[str(width)] = list(astuple(tile))
+    return data
+
+
+_table = read(Path(os.environ.get("CONTNET_FAST_TILES") or SHIPPED))
+
+
+def current() -> Table:
+    """The table in use."""
+    return _table
+
+
+@contextmanager
+def use(table: Table) -> Iterator[None]:
+    """Within the block kernels take their tiles from ``table``."""
+    global _table
+    before, _table = _table, table
+    try:
+        yield
+    finally:
+        _table = before
+
+
+@lru_cache(maxsize=16)
+def family(device: torch.device) -> str:
+    """Whose tiles a device uses. Chips from 12.0 on have the products of sm_80 and no tensor memory."""
+    if device.type != "cuda":
+        return "sm_90"
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def power_of_two(n: int) -> int:
@@ -58,10 +142,12 @@ def block_channels(channels: int) -> int:
     return max(16, power_of_two(channels))
 
 
-def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype) -> Tile:
+def key_of(kernel: str, channels: int, dtype: torch.dtype, family: str) -> Key:
+    """Where the tile of ``kernel`` for maps of ``channels`` stands, with products in ``dtype``."""
+    return family, kernel, OPERANDS[dtype == torch.float32], block_channels(channels)
+
+
+def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, family: str) -> Tile:
     """The tile of ``kernel`` for maps of ``channels`` and ``pixels``, with products in ``dtype``."""
-    width = block_channels(channels)
-    column = (16, 32, 64, 128, 256).index(width)
-    entry = TABLE[kernel][dtype == torch.float32][column]
-    most = max(16, power_of_two(pixels))
-    return Tile(min(entry.pixels, most), min(entry.channels, width), entry.warps, entry.stages)
+    entry = _table.tiles[key_of(kernel, channels, dtype, family)]
+    return Tile(min(entry.pixels, max(16, power_of_two(pixels))), entry.channels, entry.warps, entry.stages)
