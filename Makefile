@@ -29,7 +29,7 @@ help:
 	@echo "make bench     time the blocks against PyTorch     results go to benchmarks/results/"
 	@echo "make bench-cpu blocks and networks against eager, torch.compile and torchdiffeq, on an idle machine"
 	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
-	@echo "make gpu       GPU tests and benchmarks on this machine's NVIDIA GPU"
+	@echo "make gpu       tests, benchmarks and a training on this machine's NVIDIA GPU, results to benchmarks/results/"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
 	@echo "make clean     remove .venv and build outputs"
@@ -56,13 +56,9 @@ bench-cpu: $(READY)
 aot: $(READY)
 	$(RUN) -m contnet_fast.kernels.aot $(ARGS)
 
+# resumes where it stopped; make gpu VENV= ARGS='--out /tmp/results --minutes 5' uses the packages that are there
 gpu: $(READY)
-	@$(RUN) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make gpu: torch %s sees no CUDA device' % torch.__version__)"
-	CONTNET_FAST_BUILD=auto $(RUN) setup.py --quiet build_ext --inplace
-	$(RUN) -m contnet_fast.cli info
-	$(RUN) -m pytest -m gpu $(ARGS)
-	$(RUN) -m pytest tests/test_triton_conv.py tests/test_triton_combine.py $(ARGS)
-	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/gpu.json
+	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/gpu.py $(ARGS)
 
 # C++ kernels under the address and undefined-behaviour sanitizers
 sanitize: $(READY)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from gpu_cases import Setting
 
 import contnet_fast as cf
-from contnet_fast.training.data import load_data
 
 
 def compare(setting: Setting, *, tiny: bool, seconds: float, path: Path | None = None) -> dict[str, Any]:
@@ -52,6 +51,8 @@ def drawn(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def cifar(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised training images of CIFAR-10."""
+    from contnet_fast.training.data import load_data
+
     data = load_data("cifar10", str(path))
     images = data.train.images.float().div(255)
     return (images - data.mean.view(-1, 1, 1)) / data.std.view(-1, 1, 1), data.train.labels

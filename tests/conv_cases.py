@@ -60,7 +60,9 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "expanded": lambda x: x[:1].expand_as(x),
     "expanded rows": lambda x: x[:, :1, :1].expand_as(x),
     "ones": lambda x: x.new_ones(()).expand_as(x),  # what y.sum() sends back
-    "two states": lambda x: x * torch.eye(len(x), dtype=x.dtype)[[1, -1]].sum(0)[(..., *[None] * (x.dim() - 1))],
+    "two states": lambda x: (
+        x * torch.eye(len(x), dtype=x.dtype, device=x.device)[[1, -1]].sum(0)[(..., *[None] * (x.dim() - 1))]
+    ),
 }
 
 
@@ -159,13 +161,15 @@ def rearrange(name: str, value: torch.Tensor, axes: str) -> torch.Tensor:
     return value.flip([*(channels if "c" in axes else ()), *(space if "s" in axes else ())])
 
 
-def solve(case: Case, backend: str, dtype: torch.dtype | None = None, *, axes: str = "") -> dict[str, torch.Tensor]:
-    """The result "y", batch statistics, and gradients as "d x", "d conv1_weight", ..., by name."""
+def solve(
+    case: Case, backend: str, dtype: torch.dtype | None = None, *, axes: str = "", device: str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """The result "y", batch statistics, and gradients as "d x", "d conv1_weight", ..., by name, on the CPU."""
     x, nodes, dy = draw(case)
     names = wanted(case, nodes)
     inputs = {"x": x, **{n: t for n, t in zip(nodes._fields, nodes, strict=True) if t is not None}}
     inputs["x"] = LAYOUTS[case.layout](x)
-    inputs = {name: rearrange(name, t, axes).to(dtype or case.dtype) for name, t in inputs.items()}
+    inputs = {name: rearrange(name, t, axes).to(device, dtype or case.dtype) for name, t in inputs.items()}
     if backend.startswith("reference") and names and "x" not in names:
         # torch.group_norm crashes in backward on a channels_last input that asks for no gradient
         inputs["x"] = inputs["x"].contiguous()
@@ -187,12 +191,12 @@ def solve(case: Case, backend: str, dtype: torch.dtype | None = None, *, axes: s
     results = {"y": y.detach(), **(statistics._asdict() if statistics else {})}
     results = {name: rearrange(name, value, axes) for name, value in results.items()}
     if names:
-        upstream = LAYOUTS[case.upstream](dy.to(y.dtype))
+        upstream = LAYOUTS[case.upstream](dy.to(device, y.dtype))
         upstream = rearrange("dy", upstream, axes) if axes else upstream
         grads = torch.autograd.grad(y, leaves, upstream, materialize_grads=True)
         for name, grad in zip(names, grads, strict=True):
             results[f"d {name}"] = rearrange(name, grad, axes)
-    return results
+    return {name: value.cpu() for name, value in results.items()}
 
 
 class _Kinks(TorchDispatchMode):

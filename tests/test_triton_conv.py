@@ -26,6 +26,13 @@ pytestmark = pytest.mark.skipif(
 DEVICE = "cuda" if torch.cuda.is_available() and not backend_triton.INTERPRETED else "cpu"
 SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 
+
+@pytest.fixture(autouse=True)
+def float32_means_float32(monkeypatch):
+    """PyTorch lets its convolutions use TF32 by default, and so do these."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 FIELDS = [
     (order, norm, training)
     for order in ("pre", "post")
@@ -48,7 +55,7 @@ def check(case: Case, level: str) -> None:
     """Every result of one sample within the error rule."""
     if case.grads and case.dtype == torch.float32:
         case = away_from_kinks(case)
-    got, (exact, runs) = solve(case, f"triton:{level}"), truth(case)
+    got, (exact, runs) = solve(case, f"triton:{level}", device=DEVICE), truth(case)
     assert got.keys() == exact.keys()
     for name, value in got.items():
         assert value.dtype == case.dtype, name
@@ -113,9 +120,12 @@ def test_bases_that_mix_nodes(case, level):
 
 @judged(
     Case(channels=8, dtype=dtype, n_steps=1, norm=norm, training=True, grads="all")
-    for dtype, norm in ((torch.float16, "batch"), (torch.float16, "none"))
+    for dtype in (torch.float16, torch.bfloat16)[
+        : 2 if DEVICE == "cuda" else 1
+    ]  # the interpreter has no bfloat16 product
+    for norm in ("batch", "none")
 )
-def test_float16(case, level):
+def test_half_precision(case, level):
     check(case, level)
 
 
@@ -171,8 +181,8 @@ def arguments(case: Case, keep: str, level: str, return_steps: bool = False):
     flat, spec = case.grid.flat, case.spec
     settings = (spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, case.training)
     settings += (flat.counts, flat.cells, flat.weights, flat.rows, case.grid.update, case.n_steps)
-    values = [None if t is None else t.to(case.dtype) for t in nodes]
-    return x.to(case.dtype), values, settings, (keep, level)
+    values = [None if t is None else t.to(DEVICE, case.dtype) for t in nodes]
+    return x.to(DEVICE, case.dtype), values, settings, (keep, level)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -197,7 +207,7 @@ def test_opcheck(norm, keep, level, layout):
 
 def test_same_bits_in_every_run():
     case = Case(norm="batch", training=True, grads="all")
-    first, second = solve(case, "triton:stage"), solve(case, "triton:stage")
+    first, second = (solve(case, "triton:stage", device=DEVICE) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -225,8 +235,8 @@ def test_blocks_compile_as_one_graph():
     torch.testing.assert_close(torch.compile(block, backend="aot_eager", fullgraph=True)(x), expected)
 
 
-def launches(case: Case, level: str) -> tuple[list[str], list[str]]:
-    """Names of the kernels of a forward and a backward pass."""
+def collected(case: Case, level: str) -> tuple[list[str], list[str]]:
+    """Names of the kernels of a forward and a backward pass, none of them run."""
     from contnet_fast.kernels import backward, forward, plan
     from contnet_fast.kernels.launch import collect_launches
 
@@ -244,21 +254,37 @@ def launches(case: Case, level: str) -> tuple[list[str], list[str]]:
 
 def test_launches_are_counted():
     stages = Case(scheme="rk4_classic", n_steps=3).grid.n_evaluations
-    forward, backward = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch"), "solve")
+    forward, backward = collected(Case(scheme="rk4_classic", n_steps=3, norm="batch"), "solve")
     assert forward == ["prepare", "conv_solve"]
-    forward, backward = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True), "stage")
+    forward, backward = collected(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True), "stage")
     assert len(forward) == 2 * stages + 1
     assert (
         len(backward) == 1 + 3 * 4 + 4 * stages
     )  # of a step: maps, seed, weights, sum; of a stage: two convolutions, two norms
-    forward, _ = launches(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True, order="post"), "stage")
+    forward, _ = collected(Case(scheme="rk4_classic", n_steps=3, norm="batch", training=True, order="post"), "stage")
     assert len(forward) == 3 * stages + 1
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("level", ["solve", "stage"])
+def test_launches_are_recorded(order, level):
+    """Twice a stage and once for order pre, whatever the number of steps; two for a solve."""
+    case = Case(
+        order=order, norm="batch", training=level == "stage", n_steps=2, scheme="heun2", size=(3, 4), grads="all"
+    )
+    with cf.record_runs() as log:
+        solve(case, f"triton:{level}", device=DEVICE)
+    first, second = (run.launches for run in log)
+    stages = case.grid.n_evaluations
+    assert first == (2 if level == "solve" else 1 + stages * (2 if order == "pre" else 3))
+    assert (first, second) == tuple(map(len, collected(replace(case, checkpoint="step"), level)))
 
 
 def test_what_ran_is_recorded():
     with cf.record_runs() as log:
-        solve(Case(norm="none", grads="all"), "triton:solve")
+        solve(Case(norm="none", grads="all"), "triton:solve", device=DEVICE)
     assert [(run.op, run.level) for run in log] == [("conv_solve", "solve"), ("conv_solve_backward", "solve")]
+    assert log[0].launches == 2
 
 
 REFUSALS = [

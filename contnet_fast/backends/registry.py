@@ -101,11 +101,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One launch of a unit that really ran."""
+    """One call of a unit that really ran; ``launches``: of kernels on a GPU, where the backend counts them."""
 
     op: str
     backend: str
     level: str
+    launches: int | None = None
 
 
 @dataclass
@@ -248,12 +249,12 @@ def record_runs() -> Iterator[list[Run]]:
         _state.logs = [other for other in _state.logs if other is not log]
 
 
-def record(op: str, backend: str, level: str) -> None:
+def record(op: str, backend: str, level: str, launches: int | None = None) -> None:
     """Called by the units themselves."""
     if _state.logs:
         _drain()
         for log in _state.logs:
-            log.append(Run(op, backend, level))
+            log.append(Run(op, backend, level, launches))
 
 
 def _native_logs() -> Iterator[tuple[Backend, Any]]:

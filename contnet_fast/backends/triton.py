@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -111,8 +111,7 @@ def rk_combine(
     """``contnet_fast::rk_combine_triton``."""
     from ..kernels.rk_combine import combine
 
-    record("rk_combine", "triton", "accumulate")
-    with _on(ys[0]):
+    with _running("rk_combine", "accumulate", ys[0]):
         return combine(ys, ks, coefficients)[0]
 
 
@@ -127,8 +126,7 @@ def rk_combine_error(
     """``contnet_fast::rk_combine_error_triton``."""
     from ..kernels.rk_combine import combine
 
-    record("rk_combine_error", "triton", "accumulate")
-    with _on(ys[0]):
+    with _running("rk_combine_error", "accumulate", ys[0]):
         y1s, norm = combine(ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys))
     assert norm is not None
     return y1s, norm
@@ -141,10 +139,9 @@ def conv_solve(
     from ..kernels import forward, plan
 
     *described, keep, level, return_steps = settings
-    record("conv_solve", "triton", level)
     s = plan.describe(x, nodes, described)
     check_first_use(("conv_solve", s, keep, level, return_steps), _capturing(x))
-    with _on(x):
+    with _running("conv_solve", level, x):
         return forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=return_steps)
 
 
@@ -155,18 +152,23 @@ def conv_solve_backward(
     from ..kernels import backward, plan
 
     *described, keep, level, moments, kept, wanted = settings
-    record("conv_solve_backward", "triton", level)
     s = plan.describe(x, nodes, described)
     check_first_use(("conv_solve_backward", s, keep, level, *wanted), _capturing(x))
-    with _on(x):
+    with _running("conv_solve_backward", level, x):
         return backward.conv_solve_backward(
             grad, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=wanted
         )
 
 
-def _on(x: torch.Tensor) -> Any:
-    """Triton launches on the current device, which need not be that of ``x``."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+@contextmanager
+def _running(op: str, level: str, x: torch.Tensor) -> Iterator[None]:
+    """Launch on the device of ``x``, which need not be the current one, and record what ran."""
+    from ..kernels.launch import launches_so_far
+
+    before = launches_so_far()
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        yield
+    record(op, "triton", level, launches_so_far() - before)
 
 
 _used: set[tuple[Any, ...]] = set()

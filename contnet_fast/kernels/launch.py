@@ -31,15 +31,23 @@ class Launch:
 
 
 _collected: list[list[Launch]] = []
+_count = 0
+
+
+def launches_so_far() -> int:
+    """Kernels launched by this process."""
+    return _count
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 1, **arguments: Any) -> None:
     """Launch ``kernel`` on the current stream of the current device; an empty grid launches nothing."""
     if 0 in grid:
         return
+    global _count
     if _collected:
         _collected[-1].append(Launch(kernel, grid, arguments, num_warps, num_stages))
         return
+    _count += 1
     kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
 
 

@@ -1,0 +1,99 @@
+"""``make gpu`` goes through every phase, resumes, keeps what it has, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from contnet_fast.backends import triton as backend_triton
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+pytestmark = pytest.mark.skipif(not backend_triton.INTERPRETED, reason="needs triton's interpreter")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return importlib.import_module("gpu")
+
+
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "gpu-dry-run.jsonl").read_text().splitlines() if line]
+
+
+def test_a_dry_run_writes_rows_and_a_table_of_ratios(gpu, tmp_path, capsys):
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "environment", "combine", "blocks"]) == 0
+    found = rows(tmp_path)
+    assert [row["phase"] for row in found] == ["environment", "combine", "blocks", "blocks", "blocks"]
+    for row in found[2:]:
+        assert row["gate"]["worst"] <= 1.0
+        assert any("conv_solve triton" in line for line in row["ran"])
+        assert row["ratios"]
+    assert "| rk_combine/4/1MiB | bandwidth of ours / copy |" in capsys.readouterr().out
+    assert "best eager / ours" in (tmp_path / "gpu-dry-run.log").read_text()
+
+
+def test_what_is_done_is_not_run_again_unless_asked_for(gpu, tmp_path, capsys):
+    options = ["--dry-run", "--out", str(tmp_path), "--phases", "environment"]
+    assert gpu.main(options) == gpu.main(options) == 0
+    assert "done before" in capsys.readouterr().out
+    assert len(rows(tmp_path)) == 1
+    assert gpu.main([*options, "--again"]) == 0
+    assert len(rows(tmp_path)) == 2
+
+
+def test_a_row_that_was_cut_short_is_run_again(gpu, tmp_path):
+    options = ["--dry-run", "--out", str(tmp_path), "--phases", "environment"]
+    gpu.main(options)
+    path = tmp_path / "gpu-dry-run.jsonl"
+    path.write_text(path.read_text()[:-40])
+    assert gpu.main(options) == 0
+    last = path.read_text().splitlines()[-1]
+    assert json.loads(last)["phase"] == "environment"
+
+
+def test_a_wrong_kernel_gives_no_ratio_and_an_error(gpu, tmp_path, monkeypatch, capsys):
+    from contnet_fast.kernels import forward
+
+    true = forward.run_solve
+
+    def wrong(s, p, x, *, y, **options):
+        true(s, p, x, y=y, **options)
+        y.mul_(1.05)
+
+    monkeypatch.setattr(forward, "run_solve", wrong)
+    cases = importlib.import_module("gpu_cases")
+    first = cases.gpu_suite(tiny=True)[:1]
+    monkeypatch.setattr(cases, "gpu_suite", lambda tiny: first)
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "blocks"]) == 1
+    (row,) = rows(tmp_path)
+    assert row["error"].startswith("GateError: eval/pre/4@4/midpoint-1: y is off by")
+    assert "ratios" not in row
+    assert "FAILED blocks eval/pre/4@4/midpoint-1" in capsys.readouterr().out
+
+
+def test_when_time_is_up_nothing_more_begins(gpu, tmp_path, capsys):
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "combine", "--minutes", "1e-9"]) == 1
+    assert "no time left; the same command goes on from here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dry-runn"], "did you mean --dry-run?"),
+        (["--phases", "blok"], "invalid choice: 'blok'"),
+        (["--dry-run", "--minutes", "0"], "accepted: numbers above 0"),
+        (["--dry-run", "--minutes", "x"], "invalid float value: 'x'"),
+        (["--dry-run", "--out", "/proc/nowhere"], "--out: got /proc/nowhere, accepted: a writable folder"),
+        ([], "TRITON_INTERPRET is set"),
+    ],
+)
+def test_wrong_options_are_refused(gpu, options, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        gpu.main(options)
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
