@@ -106,7 +106,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     tune = add("tune", "time tiles of the Triton kernels on this GPU and write the best to a file", _tune)
     tune.add_argument("--out", metavar="FILE", type=Path, default=Path("tiles.json"), help="(default: tiles.json)")
-    tune.add_argument("--kernels", nargs="+", metavar="KERNEL", help="solve, stage, gradient, weights, pointwise (all)")
+    tune.add_argument(
+        "--kernels",
+        nargs="+",
+        metavar="KERNEL",
+        help="solve, stage, gradient, weights, pointwise, combine_on_load (all)",
+    )
     tune.add_argument("--operands", nargs="+", metavar="WIDTH", help="16-bit, 32-bit (both)")
     tune.add_argument("--channels", nargs="+", metavar="C", help="16, 32, 64, 128, 256 (all)")
     tune.add_argument("--batch-size", default="128")

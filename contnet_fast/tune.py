@@ -40,7 +40,7 @@ def tune_tiles(
     def chosen(name: str, given: Sequence[Any] | None, known: Sequence[Any]) -> list[Any]:
         return [check_choice(name, v, known) for v in given] if given else list(known)
 
-    wanted_kernels = chosen("kernels", kernels, tiles.KERNELS)
+    wanted_kernels = chosen("kernels", kernels, (*tiles.KERNELS, search.LOAD))
     wanted_operands = chosen("operands", operands, tiles.OPERANDS)
     for c in channels or ():
         if c not in tiles.WIDTHS:

@@ -152,6 +152,37 @@ def test_only_some_inputs_ask_for_a_gradient(case, level):
     check(case, level)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(channels=8, size=(6, 7), order="post", norm="batch", training=True, skip=True, eps=1.5, grads="all"),
+        Case(order="post", norm="batch", training=True, scheme="heun3", checkpoint="none", grads="all"),
+        Case(
+            order="post", norm="batch", training=True, scheme="rk4_classic", n_steps=1, checkpoint="block", grads="all"
+        ),
+        Case(order="post", norm="batch", scheme="rk4", n_steps=1, return_steps=True, grads="all"),
+        Case(channels=24, size=(3, 5), order="post", norm="none", scheme="dopri5", n_steps=1),
+        Case(
+            channels=48, size=(3, 3), order="post", norm="batch", training=True, bias=False, scheme="heun2", grads="x"
+        ),
+        Case(channels=80, size=(2, 3), order="post", norm="batch", training=True, n_steps=1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("load", [False, True])
+def test_order_post_combines_on_load_or_in_a_pass(case, load):
+    """Both are there for the tuner; on load saves a launch wherever a stage's input has one rate alone."""
+    from contnet_fast.kernels import tiles
+
+    table = tiles.current()
+    with tiles.use(replace(table, loads=dict.fromkeys(table.loads, load))):
+        check(case, "stage")
+        names, _ = collected(case, "stage")
+    stages, rows = case.grid.n_stages, case.grid.stage_rows
+    alone = sum(not any(rows[j][: j - 1]) for j in range(1, stages))
+    assert names.count("post_combine") == case.n_steps * (stages - load * alone)
+
+
 def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
     """Outputs and working memory start as NaN, between bands that must keep their value."""
     from contnet_fast.kernels import forward, plan
@@ -247,7 +278,15 @@ def collected(case: Case, level: str) -> tuple[list[str], list[str]]:
         _, _, moments, kept = forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=False)
     with collect_launches() as second:
         backward.conv_solve_backward(
-            x, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=[0, 1, 2, 3]
+            x,
+            x,
+            nodes,
+            s,
+            keep=keep,
+            level=level,
+            moments=moments,
+            kept=kept,
+            wanted=[i for i in range(4) if nodes[i] is not None],
         )
     return [one.kernel.__name__ for one in first], [one.kernel.__name__ for one in second]
 

@@ -115,15 +115,33 @@ class TestSearch:
 
 
 @needs_interpreter
+@pytest.mark.parametrize("faster", [False, True])
+def test_the_faster_way_of_order_post_is_taken(faster):
+    from contnet_fast.kernels import tiles, tune
+
+    key = ("sm_90", tune.LOAD, "32-bit", 16)
+
+    def timer(run):
+        return 1.0 if tiles.current().loads["sm_90", "32-bit", 16] == faster else 2.0
+
+    trials = []
+    options = {"device": torch.device("cpu"), "batch": 1, "tiny": True, "done": trials.append}
+    assert tune.tune_load(key, tiles.current(), timer, **options) is faster
+    assert [trial.seconds for trial in trials] == ([1.0, 2.0] if not faster else [2.0, 1.0])
+
+
+@needs_interpreter
 def test_the_command_writes_a_table_that_can_be_used(tmp_path, capsys):
     from contnet_fast.kernels import tiles
 
     out = tmp_path / "tiles.json"
-    options = ["--kernels", "solve", "--operands", "32-bit", "--channels", "16", "--trials", "2"]
+    options = ["--kernels", "solve", "combine_on_load", "--operands", "32-bit", "--channels", "16", "--trials", "2"]
     assert main(["tune", "--dry-run", "--out", str(out), *options]) == 0
     assert "solve 32-bit 16" in capsys.readouterr().out
     assert (
-        tiles.read(out).sources["sm_90"].startswith("timed on Triton's interpreter (no GPU): solve 32-bit 16; the rest")
+        tiles.read(out)
+        .sources["sm_90"]
+        .startswith("timed on Triton's interpreter (no GPU): solve 32-bit 16, combine_on_load 32-bit 16; the rest")
     )
     json.loads(out.read_text())
 

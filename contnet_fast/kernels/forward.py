@@ -15,6 +15,7 @@ from .plan import PARAMETER_ROWS, Solve
 from .prepare import prepare
 from .solve import conv_solve
 from .stage import conv_stage, post_combine
+from .tiles import combines_on_load
 
 BLOCK_ELEMENTS = 1024
 
@@ -117,12 +118,18 @@ class _Stages:
 
     def conv(
         self, conv: int, evaluation: int, source: torch.Tensor, target: torch.Tensor, state: torch.Tensor,
-        *, combine: bool, relu: bool, statistics: bool,
+        *, combine: bool, relu: bool, statistics: bool, load: bool = False, inputs: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Convolution ``conv`` of an evaluation, from ``source`` to ``target``."""
+        """Convolution ``conv`` of an evaluation, from ``source`` to ``target``.
+
+        ``load``: ``source`` is the last map of the evaluation before, from which the operand is combined on load and
+        written to ``inputs``, if any.
+        """
         s, t, table = self.s, self.units.tile, self.s.tables
         norm = (-1 if conv == 0 else 0) if s.post else conv
-        if s.post:
+        if load:
+            mode, norm = maps.COMBINED, 1
+        elif s.post:
             mode = maps.NORM if conv == 1 and s.normed else maps.PLAIN
         else:
             mode = maps.NORM_RELU if s.normed else maps.RELU
@@ -132,14 +139,15 @@ class _Stages:
             conv_stage, self.grid, num_warps=t.warps,
             source=source, packed=self.p.packed[conv], parameters=self.p.parameters, moments=self.p.moments,
             partials_in=self.source, statistics=self.statistics, target=target, partials_out=out,
-            state=state, rates=self.rates, own_table=table.forward.own, keep_table=table.keep,
+            state=state, rates=self.rates, inputs=target if inputs is None else inputs,
+            own_table=table.forward.own, keep_table=table.keep,
             start_table=table.forward.start, index_table=table.forward.index, weight_table=table.forward.weight,
-            evaluation=evaluation, slot=s.grid.slot_of[evaluation], stage=evaluation % s.grid.stages,
-            rows_in=self.rows, units=self.units.total, units_per_program=self.units.per_program,
+            evaluation=evaluation, slot=s.grid.slot_of[evaluation], slot_before=s.grid.slot_of[max(evaluation - 1, 0)],
+            stage=evaluation % s.grid.stages - load, rows_in=self.rows, units=self.units.total, units_per_program=self.units.per_program,
             tiles=self.units.tiles, height=s.height, width=s.width, plane=s.plane,
             eps=s.eps, norm_eps=s.norm_eps, unbiased=unbiased(s),
             C=s.channels, CONV=conv, MODE=mode.value, NORM_INDEX=norm if s.normed else -1, MERGE=s.coupled,
-            RELU_AFTER=relu, COMBINE=combine, STATISTICS=statistics, PRECISION=s.precision,
+            RELU_AFTER=relu, COMBINE=combine, WRITE=inputs is not None, STATISTICS=statistics, PRECISION=s.precision,
             BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels, BLOCK_R=s.block_rows, STAGES=t.stages,
         )  # fmt: skip
         if statistics:
@@ -168,6 +176,12 @@ def unbiased(s: Solve) -> float:
     return n / (n - 1) if n > 1 else 1.0
 
 
+def combined_on_load(s: Solve, stage: int) -> bool:
+    """Whether the input of a stage is combined as its first convolution loads it: state and one rate make it up."""
+    alone = not any(s.grid.rows[stage][: stage - 1])
+    return alone and combines_on_load(s.channels, s.compute, s.family)
+
+
 def run_stages(
     s: Solve, p: Prepared, x: torch.Tensor, statistics: torch.Tensor, states: list[torch.Tensor],
     tape: torch.Tensor | None,
@@ -179,7 +193,7 @@ def run_stages(
     for i in range(s.grid.n_steps):
         if tape is not None:
             tape[i, 0, 0].copy_(state)
-        source = state
+        source, load = state, False
         for j in range(stages):
             evaluation, last = i * stages + j, j == stages - 1
             if scratch is not None:
@@ -190,9 +204,14 @@ def run_stages(
             target = states[i] if last else scratch[0] if scratch is not None else tape[i, 0, j + 1]  # type: ignore[index]
             if source is target:  # neighbours of what is read must stay
                 raise AssertionError
-            run.conv(0, evaluation, source, middle, state, combine=False, relu=s.post, statistics=True)
+            run.conv(0, evaluation, source, middle, state, combine=False, relu=s.post, statistics=True,
+                     load=load, inputs=tape[i, 0, j] if load and tape is not None else None)  # fmt: skip
+            load = s.post and not last and combined_on_load(s, j + 1)
             if s.post:
                 run.conv(1, evaluation, middle, after, state, combine=False, relu=True, statistics=True)
+                if load:
+                    source = after
+                    continue
                 run.rate(evaluation, after, target, state)
             else:
                 final = i == s.grid.n_steps - 1 and last

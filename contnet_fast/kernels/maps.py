@@ -15,6 +15,7 @@ PLAIN = tl.constexpr(0)
 NORM = tl.constexpr(1)
 NORM_RELU = tl.constexpr(2)
 RELU = tl.constexpr(3)
+COMBINED = tl.constexpr(4)  # the state plus the scaled and shifted source, rounded as the state is
 
 # rows of the parameter table of a slot, [slot, row, channel] in float32 (written by prepare.py)
 BIAS1 = tl.constexpr(0)
@@ -71,14 +72,15 @@ def tap_mask(row, col, dy, dx, height, width):
 
 @triton.jit
 def convolve(
-    source, weight, pixels, n, scale, shift, height, width,
+    source, state, weight, pixels, n, scale, shift, height, width,
     C: tl.constexpr, MODE: tl.constexpr, FLIP: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The 3x3 convolution of one image at ``pixels`` and output channels ``n``, [BLOCK_P, BLOCK_N] in float32.
 
     Args:
-        source: the image, [pixel, C]. weight: [tap, input, output] in the dtype of the products.
+        source: the image, [pixel, C]. state: that of the state, for MODE COMBINED. weight: [tap, input, output] in the
+            dtype of the products.
         MODE: prologue; the zeros of the padding come after it.
         FLIP: the transposed convolution instead (the gradient by its input): taps backwards, input and output swapped.
     """
@@ -88,8 +90,13 @@ def convolve(
     for tap in tl.range(0, 9, num_stages=STAGES):
         dy, dx = tap // 3 - 1, tap % 3 - 1
         mask = tap_mask(row, col, dy, dx, height, width)[:, None] & (k < C)[None, :]
-        a = tl.load(source + ((pixels + dy * width + dx) * C)[:, None] + k[None, :], mask=mask, other=0.0)
-        if MODE != PLAIN:
+        place = ((pixels + dy * width + dx) * C)[:, None] + k[None, :]
+        a = tl.load(source + place, mask=mask, other=0.0)
+        if MODE == COMBINED:
+            y = tl.load(state + place, mask=mask, other=0.0)
+            sum = y.to(tl.float32) + (a.to(tl.float32) * scale[None, :] + shift[None, :])
+            a = tl.where(mask, sum.to(y.dtype), 0.0)
+        elif MODE != PLAIN:
             a = tl.where(mask, apply(a.to(tl.float32), scale, shift, MODE), 0.0)
         inside = (k < C)[:, None] & (n < C)[None, :]
         if FLIP:

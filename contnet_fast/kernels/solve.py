@@ -136,7 +136,7 @@ def conv_solve(
             for n0 in tl.static_range(0, C, BLOCK_N):
                 n = n0 + tl.arange(0, BLOCK_N)
                 value = convolve(
-                    left, weight, p, n, nothing, nothing, height, width,
+                    left, left, weight, p, n, nothing, nothing, height, width,
                     C, PLAIN, False, PRECISION, BLOCK_P, BLOCK_K, BLOCK_N, STAGES,
                 )  # fmt: skip
                 value += vector(parameters + (slot * PARAMETERS + BIAS1) * C, n, C)[None, :]
@@ -183,7 +183,7 @@ def conv_solve(
                 for n0 in tl.static_range(0, C, BLOCK_N):
                     n = n0 + tl.arange(0, BLOCK_N)
                     value = convolve(
-                        right, weight + conv2, p, n, nothing, nothing, height, width,
+                        right, right, weight + conv2, p, n, nothing, nothing, height, width,
                         C, PLAIN, False, PRECISION, BLOCK_P, BLOCK_K, BLOCK_N, STAGES,
                     )  # fmt: skip
                     value += vector(parameters + (slot * PARAMETERS + BIAS1 + 1) * C, n, C)[None, :]

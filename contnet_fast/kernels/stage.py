@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .maps import (
     BIAS1,
+    COMBINED,
     PARAMETERS,
     PLAIN,
     SKIP,
@@ -23,7 +24,19 @@ from .maps import (
 )
 
 FORWARD_RUNTIME = [
-    *("evaluation", "slot", "stage", "rows_in", "units", "units_per_program", "tiles", "height", "width", "plane"),
+    *(
+        "evaluation",
+        "slot",
+        "slot_before",
+        "stage",
+        "rows_in",
+        "units",
+        "units_per_program",
+        "tiles",
+        "height",
+        "width",
+        "plane",
+    ),
     *("eps", "norm_eps", "unbiased"),
 ]
 BACKWARD_RUNTIME = [
@@ -57,11 +70,11 @@ def norm_moments(
 @triton.jit(do_not_specialize=FORWARD_RUNTIME)
 def conv_stage(
     source, packed, parameters, moments, partials_in, statistics, target, partials_out,
-    state, rates, own_table, keep_table, start_table, index_table, weight_table,
-    evaluation, slot, stage, rows_in, units, units_per_program, tiles, height, width, plane,
+    state, rates, inputs, own_table, keep_table, start_table, index_table, weight_table,
+    evaluation, slot, slot_before, stage, rows_in, units, units_per_program, tiles, height, width, plane,
     eps, norm_eps, unbiased,
     C: tl.constexpr, CONV: tl.constexpr, MODE: tl.constexpr, NORM_INDEX: tl.constexpr, MERGE: tl.constexpr,
-    RELU_AFTER: tl.constexpr, COMBINE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
+    RELU_AFTER: tl.constexpr, COMBINE: tl.constexpr, WRITE: tl.constexpr, STATISTICS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """target <- conv(prologue(source)) + bias [relu], or with COMBINE the next stage's input (at the last the state).
@@ -70,17 +83,37 @@ def conv_stage(
     statistics of the launch before; then the first program also writes them to ``moments`` and ``statistics``.
     COMBINE: target = state + own * k + sum of earlier rates, k = eps * skip * conv; k is kept in ``rates`` if a later
     row of the tableau reads it. STATISTICS of the target go to ``partials_out``, a row a program.
+
+    MODE COMBINED (order "post", where a stage's input is the state plus one weight times the rate before it): source is
+    the second convolution's result of the evaluation before, whose norm and combination happen as it is loaded. That
+    rate is kept as above, and with WRITE the combined input goes to ``inputs``.
     """
     plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
     pid, n = tl.program_id(0), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     scale, shift = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
+    earlier = evaluation - 1 if MODE == COMBINED else evaluation
+    slot_of_norm = slot_before if MODE == COMBINED else slot
     if NORM_INDEX >= 0:
         first = (pid == 0) & (tl.program_id(1) == 0)
         mean, variance = norm_moments(
-            partials_in, rows_in, moments, statistics, evaluation, NORM_INDEX, unbiased, first, k, C, MERGE, BLOCK_R
+            partials_in, rows_in, moments, statistics, earlier, NORM_INDEX, unbiased, first, k, C, MERGE, BLOCK_R
         )
-        scale, shift = scale_and_shift(parameters, slot, NORM_INDEX, mean, variance, norm_eps, k, C)
+        scale, shift = scale_and_shift(parameters, slot_of_norm, NORM_INDEX, mean, variance, norm_eps, k, C)
+    scale_n, shift_n = tl.full([BLOCK_N], 1.0, tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    if MODE == COMBINED:
+        if NORM_INDEX >= 0:
+            mean_n, variance_n = norm_moments(
+                partials_in, rows_in, moments, statistics, earlier, NORM_INDEX, unbiased, False, n, C, MERGE, BLOCK_R
+            )
+            scale_n, shift_n = scale_and_shift(parameters, slot_before, NORM_INDEX, mean_n, variance_n, norm_eps, n, C)
+        else:
+            scale = tl.full([BLOCK_K], 1.0, tl.float32)
+        skip = parameters + (slot_before * PARAMETERS + SKIP) * C
+        step = tl.load(own_table + stage)
+        keep = tl.load(keep_table + stage)
+        scale, shift = scale * vector(skip, k, C) * eps * step, shift * vector(skip, k, C) * eps * step
+        scale_n, shift_n = scale_n * vector(skip, n, C) * eps, shift_n * vector(skip, n, C) * eps
 
     bias = vector(parameters + (slot * PARAMETERS + BIAS1 + CONV) * C, n, C)
     factor = vector(parameters + (slot * PARAMETERS + SKIP) * C, n, C) * eps
@@ -96,7 +129,7 @@ def conv_stage(
         image = tl.cast(unit // tiles, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         value = convolve(
-            source + image, weight, p, n, scale, shift, height, width,
+            source + image, state + image, weight, p, n, scale, shift, height, width,
             C, MODE, False, PRECISION, BLOCK_P, BLOCK_K, BLOCK_N, STAGES,
         )  # fmt: skip
         value += bias[None, :]
@@ -114,6 +147,17 @@ def conv_stage(
             value = combination(
                 own * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
             )
+        if MODE == COMBINED:
+            if WRITE or keep != 0:
+                rate = (
+                    tl.load(source + offsets, mask=mask, other=0.0).to(tl.float32) * scale_n[None, :] + shift_n[None, :]
+                )
+                if keep != 0:
+                    kept = rates + tl.cast(stage, tl.int64) * plane + offsets
+                    tl.store(kept, rate.to(rates.dtype.element_ty), mask=mask)
+                if WRITE:
+                    before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
+                    tl.store(inputs + offsets, (before + step * rate).to(inputs.dtype.element_ty), mask=mask)
         rounded = value.to(target.dtype.element_ty)
         tl.store(target + offsets, rounded, mask=mask)
         if STATISTICS:
@@ -123,7 +167,7 @@ def conv_stage(
         store_moments(partials_out, pid, count, mean, squares, n, C)
 
 
-@triton.jit(do_not_specialize=[*FORWARD_RUNTIME[:7], "pixels", *FORWARD_RUNTIME[9:]])
+@triton.jit(do_not_specialize=[*FORWARD_RUNTIME[:8], "pixels", *FORWARD_RUNTIME[10:]])
 def post_combine(
     after, parameters, moments, partials_in, statistics, target, state, rates,
     own_table, keep_table, start_table, index_table, weight_table,
@@ -187,7 +231,7 @@ def conv_gradient(
         image = tl.cast(unit // tiles, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         grad = convolve(
-            source + image, weight, p, n, none, none, height, width,
+            source + image, source + image, weight, p, n, none, none, height, width,
             C, PLAIN, True, PRECISION, BLOCK_P, BLOCK_K, BLOCK_N, STAGES,
         )  # fmt: skip
         mask = (p < height * width)[:, None] & (n < C)[None, :]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,16 @@ Key = tuple[str, str, str, int]  # family, kernel, operands, block of input chan
 
 @dataclass(frozen=True)
 class Table:
-    """All tiles. ``sources``: by family, where its tiles come from."""
+    """All tiles.
+
+    Attributes:
+        loads: by (family, operands, block of channels), whether order "post" combines a stage as the next convolution
+            loads it, where the tableau allows, or in a pass of its own.
+        sources: by family, where all that comes from.
+    """
 
     tiles: Mapping[Key, Tile]
+    loads: Mapping[tuple[str, str, int], bool]
     sources: Mapping[str, str]
 
 
@@ -54,16 +62,19 @@ def parse(data: Any, name: object) -> Table:
         ValueError: an entry is missing, unknown or no tile; the message has its place.
     """
     tiles: dict[Key, Tile] = {}
+    loads: dict[tuple[str, str, int], bool] = {}
     sources: dict[str, str] = {}
     for family in FAMILIES:
-        entry = _part(data, name, family)
-        sources[family] = str(entry.get("source", "unknown"))
-        for kernel in KERNELS:
-            for operands in OPERANDS:
-                for width in WIDTHS:
-                    place = (family, kernel, operands, str(width))
-                    tiles[family, kernel, operands, width] = _tile(_part(data, name, *place), width, f"{name}: {place}")
-    return Table(tiles, sources)
+        sources[family] = str(_part(data, name, family).get("source", "unknown"))
+        for operands, width in product(OPERANDS, WIDTHS):
+            place = (family, "combine_on_load", operands, str(width))
+            loads[family, operands, width] = choice = _part(data, name, *place)
+            if type(choice) is not bool:
+                raise ValueError(f"{name}: {place}: got {choice!r}, accepted: true, false")
+        for kernel, operands, width in product(KERNELS, OPERANDS, WIDTHS):
+            place = (family, kernel, operands, str(width))
+            tiles[family, kernel, operands, width] = _tile(_part(data, name, *place), width, f"{name}: {place}")
+    return Table(tiles, loads, sources)
 
 
 def _part(data: Any, name: object, *keys: str) -> Any:
@@ -101,6 +112,8 @@ def as_data(table: Table) -> dict[str, Any]:
     data: dict[str, Any] = {family: {"source": source} for family, source in table.sources.items()}
     for (family, kernel, operands, width), tile in table.tiles.items():
         data[family].setdefault(kernel, {}).setdefault(operands, {})[str(width)] = list(astuple(tile))
+    for (family, operands, width), choice in table.loads.items():
+        data[family].setdefault("combine_on_load", {}).setdefault(operands, {})[str(width)] = choice
     return data
 
 
@@ -151,3 +164,8 @@ def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, family: st
     """The tile of ``kernel`` for maps of ``channels`` and ``pixels``, with products in ``dtype``."""
     entry = _table.tiles[key_of(kernel, channels, dtype, family)]
     return Tile(min(entry.pixels, max(16, power_of_two(pixels))), entry.channels, entry.warps, entry.stages)
+
+
+def combines_on_load(channels: int, dtype: torch.dtype, family: str) -> bool:
+    """Whether order "post" combines a stage as the next convolution loads it, with products in ``dtype``."""
+    return _table.loads[family, OPERANDS[dtype == torch.float32], block_channels(channels)]

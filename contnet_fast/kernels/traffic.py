@@ -12,6 +12,7 @@ from typing import Any
 
 from ..costs import Cost
 from .launch import Launch
+from .maps import COMBINED
 
 Arguments = dict[str, Any]
 
@@ -59,7 +60,11 @@ def _maps(a: Arguments, *names: str) -> int:
 def _conv_stage(a: Arguments) -> Cost:
     images, pixels = _images(a), a["height"] * a["width"]
     flops, inner = _conv(a, images, pixels, a["packed"].element_size())
-    names = ["source", "target", *(("state", "rates") if a["COMBINE"] else ())]
+    combined = a["MODE"] == COMBINED.value
+    names = ["source", "target", *(("state", "rates") if a["COMBINE"] or combined else ())]
+    names += ["inputs"] if a["WRITE"] else []
+    if combined:  # each tap loads the state too
+        inner += 9.0 * images * pixels * a["C"] * a["state"].element_size() * -(-a["C"] // a["BLOCK_N"])
     elements = images * pixels * a["C"]
     weights = 9 * a["C"] ** 2 * a["packed"].element_size()
     return Cost(flops, elements * _maps(a, *names) + weights, 1, inner=inner)

@@ -25,6 +25,7 @@ from .tiles import Key, Table, Tile
 
 SIZES = {16: 32, 32: 16, 64: 8, 128: 16, 256: 8}  # side of the maps for a block of channels
 DTYPES = {"16-bit": "bfloat16", "32-bit": "float32"}
+LOAD = "combine_on_load"  # tuned like a kernel
 NEEDS_BACKWARD = ("gradient", "weights", "pointwise")
 Timer = Callable[[Callable[[], list[torch.Tensor]]], float]
 
@@ -135,6 +136,25 @@ def tune_key(
     return best
 
 
+def tune_load(
+    key: Key, table: Table, timer: Timer, *, device: torch.device, batch: int, tiny: bool, done: Callable[[Trial], None]
+) -> bool:  # fmt: skip
+    """Whether order "post" is faster with stages combined on load: a forward pass at level stage, both ways."""
+    family, _, operands, width = key
+    block = replace(block_of((family, "stage", operands, width), batch, tiny=tiny), order="post", scheme="heun2")
+    run, seconds, results = Pass(block, family, device), {}, []
+    for choice in (False, True):
+        with tiles.use(replace(table, loads={**table.loads, (family, operands, width): choice})):
+            results.append(run.run())
+            seconds[choice] = timer(run.run)
+        tile = table.tiles[family, "stage", operands, width]
+        done(Trial((family, f"{LOAD}={choice}", operands, width), tile, seconds[choice]))
+    first, second = results
+    if not close(second, first, operands):
+        raise RuntimeError(f"tune: order post of {key[2:]} differs between its two ways")
+    return seconds[True] < seconds[False]
+
+
 def tune(
     out: Path, wanted: Sequence[Key], timer: Timer, *, batch: int, device: torch.device, source: str,
     done: Callable[[Trial], None], tiny: bool = False, most: int = 24,
@@ -143,10 +163,15 @@ def tune(
     table = tiles.current()
     timed: list[str] = []
     for key in wanted:
-        block = block_of(key, batch, tiny=tiny)
-        found = tune_key(key, table, timer, block=block, device=device, done=done, most=most)
+        entries, loads = dict(table.tiles), dict(table.loads)
+        if key[1] == LOAD:
+            found = tune_load(key, table, timer, device=device, batch=batch, tiny=tiny, done=done)
+            loads[key[0], key[2], key[3]] = found
+        else:
+            block = block_of(key, batch, tiny=tiny)
+            entries[key] = tune_key(key, table, timer, block=block, device=device, done=done, most=most)
         timed.append(f"{key[1]} {key[2]} {key[3]}")
         sources = {**table.sources, key[0]: f"{source}: {', '.join(timed)}; the rest {tiles.current().sources[key[0]]}"}
-        table = Table({**table.tiles, key: found}, sources)
+        table = Table(entries, loads, sources)
         write_text(out, json.dumps(tiles.as_data(table), indent=1) + "\n")
     return table
