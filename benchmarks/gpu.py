@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PHASES = ("environment", "build", "tests", "combine", "blocks", "training", "sanitizer")
+PHASES = ("environment", "build", "tests", "combine", "blocks", "training", "sanitizer", "choice")
 TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")
 DRY_TESTS = ("tests/test_triton_combine.py",)
 SANITIZED = "tests/test_triton_gpu.py"
@@ -222,6 +222,22 @@ def sanitizer(run: Run) -> None:
 
     for tool in ("memcheck", "racecheck"):
         run.attempt("sanitizer", tool, lambda tool=tool: work(tool))  # type: ignore[misc]
+
+
+def choice(run: Run) -> None:
+    """Times that ``auto`` chooses by; the table is written once all of them are there."""
+    from gpu_choice import choice_cases, measure_choice, write_choice
+
+    cases = list(choice_cases(tiny=run.dry))
+    for case in cases:
+        run.attempt("choice", case.name, lambda case=case: measure_choice(case, _setting(run), tiny=run.dry))  # type: ignore[misc]
+    done = [row for row in run.rows() if row["phase"] == "choice" and "choice" in row]
+    if len({row["case"] for row in done}) == len(cases):
+        major = 9 if run.dry else torch.cuda.get_device_capability()[0]
+        family = {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
+        path = run.options.out / "choice-gpu.json"
+        count = write_choice(done, family, f"{run.name}, commit {run.commit[:8]}", path)
+        run.log(f"choice: {count} rows in {path}; copied to contnet_fast/backends/ auto goes by it")
 
 
 def _setting(run: Run) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import Problem, cpu, select
+from contnet_fast.backends import REGISTRY, Problem, choice, cpu, select, triton
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks/results/choice-cpu.jsonl"
 
@@ -93,3 +93,60 @@ def test_the_choice_is_explained(monkeypatch, change, words):
         assert plan.backend == "reference"
         assert any(words in str(refusal) and "auto leaves it" in str(refusal) for refusal in plan.refused)
     assert select(problem(row), "cpu").backend == "cpu"  # asked for, it serves
+
+
+class TestGpu:
+    """The Triton backend's levels: by prediction until there are measurements, and the plan says which."""
+
+    def case(self, shape, *, training=False):
+        return Problem(
+            op="conv_solve", device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16, shape=shape, stages=4,
+            n_steps=8, scheme="rk4_classic", field=("pre", "batch"), batch_statistics=training, needs_grad=training,
+            checkpoint="step",
+        )  # fmt: skip
+
+    def test_a_solve_wins_unless_few_images_leave_most_of_the_chip_idle(self):
+        levels = ("solve", "stage")
+        assert choice.choose(self.case((128, 16, 32, 32)), "sm_90", levels).faster("solve") is None
+        assert choice.choose(self.case((1, 256, 8, 8)), "sm_90", levels).faster("solve") == "stage"
+
+    def test_a_prediction_says_so_with_its_times(self):
+        words = choice.choose(self.case((128, 16, 32, 32)), "sm_90", ("solve", "stage")).words("solve")
+        assert words.startswith("predicted for H100: ")
+        assert " at level solve, " in words
+        assert words.endswith("at PyTorch's kernels")
+
+    def test_a_measurement_of_such_a_case_replaces_it(self, monkeypatch):
+        case = self.case((128, 16, 32, 32))
+        row = {
+            **choice.describe(case),
+            "batch": 96,
+            "height": 32,
+            "width": 32,
+            "ms": {"solve": 2.0, "stage": 1.0, "none": 9.0},
+        }
+        monkeypatch.setattr(choice, "measured", lambda: {"sm_90": {"source": "some GPU", "rows": [row]}})
+        found = choice.choose(case, "sm_90", ("solve", "stage"))
+        assert found.faster("solve") == "stage"
+        assert (
+            found.words("stage")
+            == "measured, some GPU: 1 ms at level stage, 2 ms at level solve, 9 ms at PyTorch's kernels"
+        )
+        # other chips, far sizes and other fields are not spoken for
+        for shape, family in (((128, 16, 32, 32), "sm_80"), ((1, 16, 32, 32), "sm_90"), ((128, 32, 32, 32), "sm_90")):
+            assert choice.choose(self.case(shape), family, ("solve", "stage")).source.startswith("predicted")
+
+    def test_auto_goes_by_it(self, monkeypatch):
+        backend = REGISTRY["triton"]
+        monkeypatch.setattr(triton, "INSTALLED", True)
+        monkeypatch.setattr(triton, "INTERPRETED", False)
+        case = self.case((1, 256, 8, 8))
+        assert backend.check(case, "solve") == ()
+        plan = select(case)
+        assert (plan.backend, plan.level) == ("triton", "stage")
+        assert "predicted for H100" in plan.why
+        assert any(r.level == "solve" and "auto leaves it: predicted" in str(r) for r in plan.refused)
+        slow = {"solve": 3.0, "stage": 2.0, "none": 1.0}
+        row = {**choice.describe(case), "batch": 1, "height": 8, "width": 8, "ms": slow}
+        monkeypatch.setattr(choice, "measured", lambda: {"sm_90": {"source": "some GPU", "rows": [row]}})
+        assert select(case).level == "accumulate"  # PyTorch's convolutions, and combinations in one pass
