@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,6 +19,25 @@ def ulp(value: float, dtype: torch.dtype) -> float:
     return info.eps * 2.0 ** (exponent - 1)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A result beside what it may be off by.
+
+    Attributes:
+        error, budget: of the measure that came nearest to its budget, or beyond it.
+        fault: what is wrong, in a sentence; empty if nothing is.
+    """
+
+    error: float
+    budget: float
+    fault: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Error over budget."""
+        return self.error / self.budget if self.budget else (math.inf if self.error else 0.0)
+
+
 def assert_within_budget(
     actual: torch.Tensor,
     exact: torch.Tensor,
@@ -29,7 +49,31 @@ def assert_within_budget(
     scale: float | None = None,
     evaluations: int = 1,
 ) -> None:
-    """Fail unless ``actual`` is as close to ``exact`` as PyTorch in the same precision, within a factor of two.
+    """Fail unless :func:`judge`, which has the same arguments, finds no fault.
+
+    Raises:
+        AssertionError: with error, budget and their ratio, and where the largest error lies.
+        TypeError: as :func:`judge`.
+    """
+    verdict = judge(
+        actual, exact, same_precision, name=name, gradient=gradient, factor=factor, scale=scale, evaluations=evaluations
+    )
+    if verdict.fault:
+        raise AssertionError(verdict.fault)
+
+
+def judge(
+    actual: torch.Tensor,
+    exact: torch.Tensor,
+    same_precision: torch.Tensor | Sequence[torch.Tensor] = (),
+    *,
+    name: str = "",
+    gradient: bool = False,
+    factor: float = 2.0,
+    scale: float | None = None,
+    evaluations: int = 1,
+) -> Verdict:
+    """Whether ``actual`` is as close to ``exact`` as PyTorch in the same precision, within a factor of two.
 
     max |actual - exact| <= 2 * max |same_precision - exact| + 1 ulp of ``actual``'s dtype at max |exact|.
 
@@ -52,7 +96,6 @@ def assert_within_budget(
         evaluations: evaluations of the field, for float64.
 
     Raises:
-        AssertionError: with error, budget and their ratio, and where the largest error lies.
         TypeError: ``exact`` not in float64, runs of another dtype than ``actual``, or none where one is needed.
     """
     runs = [same_precision] if isinstance(same_precision, torch.Tensor) else list(same_precision)
@@ -60,11 +103,11 @@ def assert_within_budget(
     label = name or "result"
     for run in (actual, *runs):
         if run.shape != exact.shape:
-            raise AssertionError(f"{label}: got shape {tuple(run.shape)}, expected {tuple(exact.shape)}")
+            return _wrong(f"{label}: got shape {tuple(run.shape)}, expected {tuple(exact.shape)}")
     if exact.numel() == 0:
-        return
+        return Verdict(0.0, 0.0)
     if not all(run.isfinite().all() for run in runs):
-        raise AssertionError(f"{label}: same_precision is not finite, so it says nothing about rounding")
+        return _wrong(f"{label}: same_precision is not finite, so it says nothing about rounding")
     difference = (actual.detach().double() - exact.detach()).abs()
     others = [run.detach().double() - exact.detach() for run in runs]
     magnitude = exact.abs().max().item() if scale is None else scale
@@ -75,32 +118,41 @@ def assert_within_budget(
     if not error <= budget:  # also catches NaN
         where = tuple(int(i) for i in torch.unravel_index(difference.nan_to_num(math.inf).argmax(), exact.shape))
         got, wanted = actual[where].item(), exact[where].item()
-        raise AssertionError(
-            f"{_verdict(label, 'largest error', error, budget)}; at {where} got {got:.9g}, exact {wanted:.9g}"
-        )
-    if gradient:
-        _assert_direction(label, actual, exact, runs, factor, slack)
+        words = f"{_words(label, 'largest error', error, budget)}; at {where} got {got:.9g}, exact {wanted:.9g}"
+        return Verdict(error, budget, words)
+    verdict = Verdict(error, budget)
+    if not gradient:
+        return verdict
+    return max(verdict, _direction(label, actual, exact, runs, factor, slack), key=lambda v: (bool(v.fault), v.ratio))
 
 
-def _assert_direction(
+def _wrong(words: str) -> Verdict:
+    return Verdict(math.inf, 0.0, words)
+
+
+def _direction(
     label: str, actual: torch.Tensor, exact: torch.Tensor, runs: list[torch.Tensor], factor: float, slack: float
-) -> None:
+) -> Verdict:
     length, others = exact.norm().item(), [(run.detach().double() - exact).norm().item() for run in runs]
     error, budget = (actual.detach().double() - exact).norm().item(), factor * max(others, default=0.0)
     budget += slack * math.sqrt(exact.numel())
+    unit = length or 1.0
     if not error <= budget:
-        unit = length or 1.0
-        raise AssertionError(_verdict(label, "relative L2 error", error / unit, budget / unit))
+        words = _words(label, "relative L2 error", error / unit, budget / unit)
+        return Verdict(error / unit, budget / unit, words)
     least = 1.0 - max(1.0 - LEAST_COSINE, factor**2 * (1.0 - min((_cosine(run, exact) for run in runs), default=1.0)))
     if length > budget and not _cosine(actual, exact) >= least:
-        raise AssertionError(f"{label}: cosine similarity {_cosine(actual, exact):.6f}, at least {least:.6f} expected")
+        cosine = _cosine(actual, exact)
+        words = f"{label}: cosine similarity {cosine:.6f}, at least {least:.6f} expected"
+        return Verdict(1.0 - cosine, 1.0 - least, words)
+    return Verdict(error / unit, budget / unit)
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a.detach().double().flatten(), b.detach().flatten(), dim=0).item()
 
 
-def _verdict(label: str, what: str, error: float, budget: float) -> str:
+def _words(label: str, what: str, error: float, budget: float) -> str:
     ratio = error / budget if budget else math.inf
     return f"{label}: {what} {error:.3e}, budget {budget:.3e}, ratio {ratio:.3g}"
 

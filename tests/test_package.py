@@ -64,7 +64,7 @@ LAYERS = [  # each may import itself and what stands before it
     {"explain", "info", "tune"},
     {"warm"},
     {"analysis"},
-    {"training"},
+    {"training", "validation"},
     {"demo"},
     {"cli"},
 ]

@@ -1,0 +1,1 @@
+"""Checks for users' own machines: every backend against the float64 reference, and what the domain promises."""
