@@ -1,4 +1,4 @@
-"""``contnet-fast train | eval | explain | tune | recipes | info | demo``.
+"""``contnet-fast train | eval | explain | validate | tune | recipes | info | demo``.
 
 Bad input ends with one line on standard error and exit status 2, a run that diverges with status 1.
 """
@@ -103,6 +103,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     explain.add_argument("--batch-size", default="128")
     explain.add_argument("--device", default="auto")
     explain.add_argument("--training", action="store_true", help="as in training, not in evaluation")
+
+    validate = add("validate", "every op on every backend of this machine against the float64 reference", _validate)
+    effort = validate.add_mutually_exclusive_group()
+    effort.add_argument("--quick", action="store_true", help="under a minute on two cores")
+    effort.add_argument("--full", action="store_true", help="more shapes, schemes and seeds")
+    validate.add_argument("--filter", default="", metavar="TEXT", help="only checks with this in 'op backend case'")
+    validate.add_argument("--out", metavar="DIR", type=Path, help="folder for validation.json and validation.md")
+    validate.add_argument("--inject", default="", help=argparse.SUPPRESS)
 
     tune = add("tune", "time tiles of the Triton kernels on this GPU and write the best to a file", _tune)
     tune.add_argument("--out", metavar="FILE", type=Path, default=Path("tiles.json"), help="(default: tiles.json)")
@@ -253,6 +261,14 @@ def _explain(arguments: argparse.Namespace) -> int:
     print(f"{_title(run)}, weights of epoch {record['epoch']}, on {device.type}")
     print(explain(net.train(arguments.training), torch.zeros(batch, *run.image_shape, device=device)))
     return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from .validation.report import validate
+
+    size = "quick" if arguments.quick else "full" if arguments.full else "normal"
+    results = validate(size=size, filter=arguments.filter, out=arguments.out, fault=arguments.inject)
+    return 1 if any(result.fault for result in results) else 0
 
 
 def _tune(arguments: argparse.Namespace) -> int:

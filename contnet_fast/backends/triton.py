@@ -47,6 +47,8 @@ class TritonBackend:
         accepted = ", ".join(str(d).removeprefix("torch.") for d in served)
         states = problem.leaf_dtypes or (problem.dtype,)
         reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
+        if INTERPRETED and torch.bfloat16 in (*states, problem.compute_dtype):
+            reasons.append("Triton's interpreter truncates to torch.bfloat16 where a GPU rounds")
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
         if level != "accumulate":

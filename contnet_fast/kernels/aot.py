@@ -96,6 +96,7 @@ class Specialisation:
     aligned: tuple[tuple[int, ...], ...]
     warps: int
     stages: int
+    most_registers: int
 
     @classmethod
     def of(cls, launch: Launch) -> Specialisation:
@@ -111,7 +112,13 @@ class Specialisation:
             else:
                 signature.append((name, _type(value, (place,), aligned)))
         return cls(
-            launch.kernel, tuple(signature), tuple(constants), tuple(aligned), launch.num_warps, launch.num_stages
+            launch.kernel,
+            tuple(signature),
+            tuple(constants),
+            tuple(aligned),
+            launch.num_warps,
+            launch.num_stages,
+            launch.maxnreg,
         )
 
     def compile(self, chip: str) -> Any:
@@ -120,7 +127,7 @@ class Specialisation:
             self.kernel, dict(self.signature), constexprs=dict(self.constants),
             attrs={place: [["tt.divisibility", 16]] for place in self.aligned},
         )  # fmt: skip
-        options = {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.most_registers or None}
         return triton.compile(source, target=GPUTarget("cuda", CHIPS[chip], 32), options=options)
 
 

@@ -52,7 +52,7 @@ class _Backward:
         s, t, pre = self.s, self.conv_units.tile, not self.s.post
         sums = (pre and (s.normed or (s.skip and conv == 1))) or (s.post and norm >= 0)
         launch(
-            conv_gradient, (self.conv_units.programs, -(-s.channels // t.channels)), num_warps=t.warps,
+            conv_gradient, (self.conv_units.programs, -(-s.channels // t.channels)), num_warps=t.warps, maxnreg=t.registers,
             source=source, packed=self.p.packed[conv], parameters=self.p.parameters, moments=self.p.moments,
             value_in=value, target=target, sums=self.sums[conv if pre else 0][evaluation],
             evaluation=evaluation, slot=s.grid.slot_of[evaluation], rows=s.moment_rows, **self._units(self.conv_units),
@@ -76,7 +76,7 @@ class _Backward:
     def norm(self, norm: int, evaluation: int, grad: Any, value: Any, target: Any, *, mask: bool, scaled: bool) -> None:
         """Through a norm, and in order post through the relu before it."""
         launch(
-            adjoint.norm_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps,
+            adjoint.norm_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps, maxnreg=self.map_units.tile.registers,
             grad_in=grad, value_in=value, target=target, **self._norm(norm, evaluation),
             NORM_INDEX=norm, COUPLING=self.coupling.value, MASK=mask, SCALED=scaled,
         )  # fmt: skip
@@ -88,7 +88,7 @@ class _Backward:
         s, table = self.s, self.s.tables
         coupling = adjoint.CONSTANT if s.post else self.coupling
         launch(
-            adjoint.stage_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps,
+            adjoint.stage_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps, maxnreg=self.map_units.tile.registers,
             costate=costate, upstream=costate if upstream is None else upstream, grad_in=grad, value_in=value,
             inputs=self.inputs, target=target, own_table=table.backward.own, costate_table=table.costate,
             start_table=table.backward.start, index_table=table.backward.index, weight_table=table.backward.weight,
@@ -100,7 +100,7 @@ class _Backward:
         """The gradient by a rate times eps, and in order post its sums."""
         s = self.s
         launch(
-            adjoint.rate_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps,
+            adjoint.rate_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps, maxnreg=self.map_units.tile.registers,
             grad_in=grad, value_in=value, moments=self.p.moments, target=target, sums=self.sums[1][evaluation],
             evaluation=evaluation, **self._units(self.map_units), images=s.batch, pixels=s.pixels, factor=factor,
             norm_eps=s.norm_eps, C=s.channels, SUMS=s.post, NORMED=s.normed, SAMPLES=s.sample,
@@ -147,7 +147,7 @@ class _Backward:
         splits = -(-total // each)
         weight_sums, bias_sums = s.floats(stages, 2, splits, 9, c, c), s.floats(stages, 2, splits, c)
         launch(
-            weight_gradient, (splits, 3 * blocks, 2 * stages), num_warps=t.warps,
+            weight_gradient, (splits, 3 * blocks, 2 * stages), num_warps=t.warps, maxnreg=t.registers,
             tape=tape, grads=self.grads, parameters=self.p.parameters, moments=self.p.moments,
             slot_of=s.tables.slot_of, weight_sums=weight_sums, bias_sums=bias_sums,
             first=i * stages, stages=stages, units=total, units_per_program=each, splits=splits, tiles=per_image,

@@ -77,7 +77,7 @@ def run_solve(
         states = s.maps(1) if s.grid.n_steps > 1 and not recompute else x
     t, table = s.tile("solve"), s.tables
     launch(
-        conv_solve, (s.batch,), num_warps=t.warps,
+        conv_solve, (s.batch,), num_warps=t.warps, maxnreg=t.registers,
         x=x, y=y, states=states, packed=p.packed, parameters=p.parameters, moments=p.moments,
         left=s.maps(dtype=s.compute), right=s.maps(dtype=s.compute), tape=tape,
         rates=s.maps(stages if any(_kept(s)) else 1),
@@ -136,7 +136,7 @@ class _Stages:
         statistics = statistics and s.coupled
         out = self.partials[1] if self.source is self.partials[0] else self.partials[0]
         launch(
-            conv_stage, self.grid, num_warps=t.warps,
+            conv_stage, self.grid, num_warps=t.warps, maxnreg=t.registers,
             source=source, packed=self.p.packed[conv], parameters=self.p.parameters, moments=self.p.moments,
             partials_in=self.source, statistics=self.statistics, target=target, partials_out=out,
             state=state, rates=self.rates, inputs=target if inputs is None else inputs,
@@ -157,7 +157,7 @@ class _Stages:
         """Order post: the second norm and the combination, in a pointwise launch."""
         s, table, units = self.s, self.s.tables, self.s.units("pointwise")
         launch(
-            post_combine, (units.programs,), num_warps=units.tile.warps,
+            post_combine, (units.programs,), num_warps=units.tile.warps, maxnreg=units.tile.registers,
             after=after, parameters=self.p.parameters, moments=self.p.moments, partials_in=self.source,
             statistics=self.statistics, target=target, state=state, rates=self.rates,
             own_table=table.forward.own, keep_table=table.keep,

@@ -28,6 +28,7 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int = 0
 
 
 _collected: list[list[Launch]] = []
@@ -39,16 +40,19 @@ def launches_so_far() -> int:
     return _count
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 1, **arguments: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 1, maxnreg: int = 0,
+    **arguments: Any,
+) -> None:  # fmt: skip
     """Launch ``kernel`` on the current stream of the current device; an empty grid launches nothing."""
     if 0 in grid:
         return
     global _count
     if _collected:
-        _collected[-1].append(Launch(kernel, grid, arguments, num_warps, num_stages))
+        _collected[-1].append(Launch(kernel, grid, arguments, num_warps, num_stages, maxnreg))
         return
     _count += 1
-    kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+    kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg or None)
 
 
 @contextmanager

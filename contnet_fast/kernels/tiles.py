@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 MOST_CHANNELS = 256  # a program holds all input channels of its pixels
+MOST_REGISTERS = 65536  # of a program
 FAMILIES = ("sm_80", "sm_90", "sm_100")
 KERNELS = ("solve", "stage", "gradient", "weights", "pointwise")
 OPERANDS = ("16-bit", "32-bit")
@@ -29,12 +30,19 @@ SHIPPED = Path(__file__).with_name("tiles.json")
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels and output channels of a program, its warps, and the depth of software pipelining over the taps."""
+    """What a program takes, and how it is compiled.
+
+    Attributes:
+        pixels, channels: output pixels and channels of a program. warps: of it.
+        stages: depth of software pipelining over the taps. registers: most of a thread, 0 to leave it to the assembler,
+            which at some tiles spills a few to fit one more program on a multiprocessor.
+    """
 
     pixels: int
     channels: int
     warps: int
     stages: int = 1
+    registers: int = 0
 
 
 Key = tuple[str, str, str, int]  # family, kernel, operands, block of input channels
@@ -86,11 +94,17 @@ def _part(data: Any, name: object, *keys: str) -> Any:
 
 
 def _tile(value: Any, width: int, place: str) -> Tile:
-    whole = isinstance(value, list) and len(value) == 4 and all(type(v) is int and v > 0 for v in value)
-    if not whole or any(v & (v - 1) for v in value[:3]) or not 16 <= value[1] <= max(16, width) or value[2] > 32:
+    whole = isinstance(value, list) and len(value) == 5 and all(type(v) is int for v in value) and min(value[:4]) > 0
+    if (
+        not whole
+        or any(v & (v - 1) for v in value[:3])
+        or not 16 <= value[1] <= max(16, width)
+        or (value[4] != 0 and not 32 <= value[4] <= min(255, MOST_REGISTERS // (32 * value[2])))
+        or value[2] > 32
+    ):
         raise ValueError(
-            f"{place}: got {value!r}, accepted: [pixels, channels, warps, stages], the first three powers of two, "
-            f"channels from 16 to {width}, at most 32 warps"
+            f"{place}: got {value!r}, accepted: [pixels, channels, warps, stages, registers], the first three powers of "
+            f"two, channels from 16 to {width}, at most 32 warps, registers 0 or from 32 to 255, {MOST_REGISTERS} in all"
         )
     return Tile(*value)
 
@@ -163,7 +177,7 @@ def key_of(kernel: str, channels: int, dtype: torch.dtype, family: str) -> Key:
 def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, family: str) -> Tile:
     """The tile of ``kernel`` for maps of ``channels`` and ``pixels``, with products in ``dtype``."""
     entry = _table.tiles[key_of(kernel, channels, dtype, family)]
-    return Tile(min(entry.pixels, max(16, power_of_two(pixels))), entry.channels, entry.warps, entry.stages)
+    return replace(entry, pixels=min(entry.pixels, max(16, power_of_two(pixels))))
 
 
 def combines_on_load(channels: int, dtype: torch.dtype, family: str) -> bool:

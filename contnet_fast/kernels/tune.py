@@ -1,7 +1,7 @@
 """Finding tiles by timing, offline: ``contnet-fast tune`` on a machine with a GPU writes a file of tiles.
 
 For each kernel, width of operands and block of channels it starts from the tile in use and moves to whichever
-neighbour (half or twice the pixels, channels or warps, one stage of pipelining more or less) is fastest, until none is.
+neighbour (half or twice the pixels, channels or warps, one stage of pipelining more or less, another limit of registers) is fastest, until none is.
 What is timed is the whole pass that the kernel stands in, replayed as a CUDA graph, so launch costs of Python are not
 part of it. A tile whose results differ from those of the first, or that does not compile, is left out and said so.
 """
@@ -26,6 +26,7 @@ from .tiles import Key, Table, Tile
 SIZES = {16: 32, 32: 16, 64: 8, 128: 16, 256: 8}  # side of the maps for a block of channels
 DTYPES = {"16-bit": "bfloat16", "32-bit": "float32"}
 LOAD = "combine_on_load"  # tuned like a kernel
+REGISTERS = (0, 128, 168, 255)
 NEEDS_BACKWARD = ("gradient", "weights", "pointwise")
 Timer = Callable[[Callable[[], list[torch.Tensor]]], float]
 
@@ -67,10 +68,12 @@ def neighbours(tile: Tile, width: int) -> list[Tile]:
         replace(tile, channels=tile.channels * 2), replace(tile, channels=tile.channels // 2),
         replace(tile, warps=tile.warps * 2), replace(tile, warps=tile.warps // 2),
         replace(tile, stages=tile.stages + 1), replace(tile, stages=tile.stages - 1),
+        *(replace(tile, registers=most) for most in REGISTERS if most != tile.registers),
     ]  # fmt: skip
     return [
         t for t in moves
         if 16 <= t.pixels <= 512 and 16 <= t.channels <= width and 1 <= t.warps <= 16 and 1 <= t.stages <= 4
+        and t.registers * 32 * t.warps <= tiles.MOST_REGISTERS
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ..bases import Basis
 from ..functional import conv_solve
 from ..spec import ConvNodes, ConvSpec
 from ..timegrid import TimeGrid, time_grid
+from .faults import after_solve, before_solve
 
 ORDERS = ("", "c", "s", "cs")  # of summation, for several samples of what rounding does
 FAR_FROM_KINKS = 2e-5  # no relu may see less: rounding would flip its derivative, which no budget allows
@@ -145,9 +146,18 @@ def rearrange(name: str, value: torch.Tensor, axes: str) -> torch.Tensor:
 
 
 def solve(
-    case: Case, backend: str, dtype: torch.dtype | None = None, *, axes: str = "", device: str = "cpu"
+    case: Case,
+    backend: str,
+    dtype: torch.dtype | None = None,
+    *,
+    axes: str = "",
+    device: str = "cpu",
+    fault: str = "",
 ) -> dict[str, torch.Tensor]:
-    """The result "y", batch statistics, and gradients as "d x", "d conv1_weight", ..., by name, on the CPU."""
+    """The result "y", batch statistics, and gradients as "d x", "d conv1_weight", ..., by name, on the CPU.
+
+    ``fault`` makes the result wrong in a known way (:mod:`contnet_fast.validation.faults`).
+    """
     x, nodes, dy = draw(case)
     names = wanted(case, nodes)
     inputs = {"x": x, **{n: t for n, t in zip(nodes._fields, nodes, strict=True) if t is not None}}
@@ -158,6 +168,7 @@ def solve(
         inputs["x"] = inputs["x"].contiguous()
     elif not axes:
         inputs["x"] = LAYOUTS[case.layout](inputs["x"])  # casts and flips gave it strides of their own
+    inputs = before_solve(fault, inputs)
     leaves = [inputs[name].requires_grad_() for name in names]
     with torch.set_grad_enabled(bool(names)):
         y, statistics = conv_solve(
@@ -179,7 +190,7 @@ def solve(
         grads = torch.autograd.grad(y, leaves, upstream, materialize_grads=True)
         for name, grad in zip(names, grads, strict=True):
             results[f"d {name}"] = rearrange(name, grad, axes)
-    return {name: value.cpu() for name, value in results.items()}
+    return after_solve(fault, {name: value.cpu() for name, value in results.items()})
 
 
 class _Kinks(TorchDispatchMode):
