@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contnet_fast.backends import triton as backend_triton
-from contnet_fast.costs import DEVICES, Cost, conv_solve_cost
+from contnet_fast.costs import DEVICES, Cost, conv_solve_cost, measured_cpu
 
 SHAPE = (128, 16, 32, 32)
 TWO_BYTES = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
@@ -40,6 +40,13 @@ def test_floors_and_predictions():
     assert Cost(bytes=9e12).predicted(h100, torch.float32, working_set=1e6) == (pytest.approx(1.0), "L2")
     assert Cost(flops=989e12).predicted(h100, torch.float16, share=0.5) == (pytest.approx(2.0), "products")
     assert Cost(launches=10).predicted(h100, torch.float16) == (pytest.approx(2e-5), "launches")
+
+
+def test_this_cpu_has_rates_of_its_own():
+    cpu = measured_cpu(0.01)
+    assert 1e8 < cpu.rate(torch.float64) <= 2 * cpu.rate(torch.float32) < 1e14
+    assert 1e8 < cpu.bandwidth < 1e13
+    assert solve().floor(cpu, torch.float32) == pytest.approx(solve().flops / cpu.rate(torch.float32))
 
 
 @pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
