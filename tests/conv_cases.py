@@ -16,9 +16,9 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.testing import assert_within_budget
-from contnet_fast.validation.solves import LAYOUTS, ORDERS, Case, away_from_kinks, draw, scale, solve, truth
+from contnet_fast.validation.solves import LAYOUTS, ORDERS, Case, away_from_kinks, draw, scale, solve, truth, wanted
 
-__all__ = ["LAYOUTS", "ORDERS", "Case", "away_from_kinks", "draw", "scale", "solve", "truth"]
+__all__ = ["LAYOUTS", "ORDERS", "Case", "away_from_kinks", "draw", "scale", "solve", "truth", "wanted"]
 
 OTHER = os.environ.get("CONTNET_FAST_TEST_BACKEND")
 SOLVE, STAGE = (OTHER, OTHER) if OTHER else ("cpu:solve", "cpu:stage")
