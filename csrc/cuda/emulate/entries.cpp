@@ -1,0 +1,25 @@
+// The launchers with C linkage, for tests without torch: each returns what went wrong, or null.
+
+#include "entries.h"
+
+#include "../launch.h"
+
+using namespace contnet_fast::cuda;
+
+extern "C" {
+
+void emulated_register(const char* name, void* data, int64_t bytes, bool written, bool writable) {
+  emulate::register_buffer(name, data, static_cast<size_t>(bytes), written, writable);
+}
+void emulated_forget() { emulate::forget_buffers(); }
+int64_t emulated_first_unwritten(const void* data) { return emulate::buffer_of(data)->first_unwritten(); }
+
+int64_t emulated_combine_blocks(const Combine* p) { return combine_blocks(*p); }
+const char* emulated_rk_combine(const Combine* p) {
+  return guarded([&] { rk_combine(*p); });
+}
+const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type) {
+  return guarded([&] { error_norm(partials, count, elements, out, static_cast<Scalar>(type), nullptr); });
+}
+
+}  // extern "C"

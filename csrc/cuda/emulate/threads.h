@@ -1,0 +1,13 @@
+// What memory.cpp needs to know of the thread that runs; inside the emulator only.
+#pragma once
+
+#include "machine.h"
+
+namespace contnet_fast::cuda::emulate {
+
+Access access(uint32_t era, Place place);
+int cluster_size();
+std::string describe(Place place);
+void begin_era(uint32_t era);  // of every registered buffer
+
+}  // namespace contnet_fast::cuda::emulate

@@ -1,0 +1,34 @@
+// What csrc/cuda offers to plain C++: launches on a stream, no torch types. They throw std::runtime_error.
+#pragma once
+
+#include <cstdint>
+
+namespace contnet_fast::cuda {
+
+enum class Scalar : int32_t { f32, f64, bf16, f16 };
+
+constexpr int kMostTerms = 13, kMostLeaves = 8;
+
+// y + sum_j c_j k_j of up to eight leaves of one dtype in one launch; with `partials` also the sums of squares of
+// e / (atol + rtol max(|y|, |out|)), e = sum_j error_j k_j, one a block (`combine_blocks`).
+struct Combine {
+  Scalar state, rate;  // rate: that of the state, or 16-bit beside a float32 state
+  int32_t leaves, terms;
+  const void* y[kMostLeaves];
+  const void* k[kMostLeaves][kMostTerms];
+  void* out[kMostLeaves];
+  int64_t size[kMostLeaves];
+  double coefficient[kMostTerms];
+  double error[kMostTerms];
+  double rtol, atol;
+  double* partials;  // or null
+  void* stream;
+};
+
+int64_t combine_blocks(const Combine&);
+void rk_combine(const Combine&);
+
+// out = sqrt(sum of partials / elements), summed in one fixed order; out is a double or a float.
+void error_norm(const double* partials, int64_t count, int64_t elements, void* out, Scalar type, void* stream);
+
+}  // namespace contnet_fast::cuda

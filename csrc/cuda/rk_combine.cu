@@ -1,0 +1,201 @@
+// Stage combinations y + sum_j c_j k_j of all leaves of a state, with the error norm in the same pass.
+//
+// Bound by memory: each operand is read once and the result written once, 16 bytes of state a thread, four rates at a
+// time so that their loads are in flight together.
+
+#include <cmath>
+
+#include "launch.h"
+#include "reduce.h"
+
+namespace contnet_fast::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename Y>
+constexpr int kWidth = 16 / static_cast<int>(sizeof(Y));  // values a thread
+template <typename Y>
+constexpr int64_t kBlockValues = static_cast<int64_t>(kThreads) * kWidth<Y>;
+
+template <typename Y, typename K>
+struct Leaves {
+  Global<const Y> y[kMostLeaves];
+  Global<const K> k[kMostLeaves][kMostTerms];
+  Global<Y> out[kMostLeaves];
+  int64_t size[kMostLeaves], blocks[kMostLeaves];
+  bool aligned[kMostLeaves];  // every pointer to whole vectors
+  Sum<Y> coefficient[kMostTerms], error[kMostTerms], rtol, atol;
+  Global<double> partials;
+  int leaves, terms;
+};
+
+template <typename A, typename T>
+DEVICE A widen(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+
+template <typename Y, typename A>
+DEVICE Y narrow(A x) {
+  if constexpr (std::is_same_v<Y, double>) {
+    return x;
+  } else {
+    return from_float<Y>(x);
+  }
+}
+
+// values [i, i + N), zeros from `size` on
+template <int N, typename T>
+DEVICE Vector<T, N> load_some(Global<const T> p, int64_t i, int64_t size, bool aligned) {
+  if (aligned && i + N <= size) return load<N>(p, i);
+  Vector<T, N> values{};
+  UNROLL
+  for (int n = 0; n < N; ++n)
+    if (i + n < size) values[n] = p[i + n];
+  return values;
+}
+
+template <typename Y, typename K, bool NORM>
+KERNEL(kThreads)
+combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
+  using A = Sum<Y>;
+  constexpr int N = kWidth<Y>;
+  int64_t block = block_index();
+  int leaf = 0;
+  while (block >= p.blocks[leaf]) block -= p.blocks[leaf++];
+  const int64_t size = p.size[leaf], first = (block * kThreads + thread_index()) * N;
+  const bool aligned = p.aligned[leaf];
+
+  const Vector<Y, N> start = load_some<N>(p.y[leaf], first, size, aligned);
+  A total[N], error[N];
+  UNROLL
+  for (int n = 0; n < N; ++n) {
+    total[n] = widen<A>(start[n]);
+    error[n] = A(0);
+  }
+  for (int j = 0; j < p.terms; j += 4) {
+    Vector<K, N> k[4];
+    UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (j + i < p.terms) k[i] = load_some<N>(p.k[leaf][j + i], first, size, aligned);
+    UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (j + i >= p.terms) continue;
+      const A c = p.coefficient[j + i], e = p.error[j + i];
+      if (c != A(0)) {  // a term of weight zero adds nothing, not even NaN
+        UNROLL
+        for (int n = 0; n < N; ++n) total[n] += c * widen<A>(k[i][n]);
+      }
+      if (NORM && e != A(0)) {
+        UNROLL
+        for (int n = 0; n < N; ++n) error[n] += e * widen<A>(k[i][n]);
+      }
+    }
+  }
+
+  Vector<Y, N> end;
+  UNROLL
+  for (int n = 0; n < N; ++n) end[n] = narrow<Y>(total[n]);
+  if (aligned && first + N <= size) {
+    store(p.out[leaf], first, end);
+  } else {
+    UNROLL
+    for (int n = 0; n < N; ++n)
+      if (first + n < size) p.out[leaf][first + n] = end[n];
+  }
+
+  if constexpr (NORM) {
+    A squares = A(0);
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      const A before = std::fabs(widen<A>(start[n])), after = std::fabs(widen<A>(end[n]));
+      const A ratio = error[n] / (p.atol + p.rtol * (before > after ? before : after));  // a NaN state makes `after` NaN
+      if (first + n < size) squares += ratio * ratio;
+    }
+    const A sum = block_sum<kThreads / 32>(squares, shared_array<A>(0, kThreads / 32));
+    if (thread_index() == 0) p.partials[block_index()] = static_cast<double>(sum);
+  }
+}
+
+template <typename T>
+KERNEL(kThreads)
+finish_norm(Global<const double> partials, int64_t count, double elements, Global<T> out) {
+  double sum = 0.0;
+  for (int64_t i = thread_index(); i < count; i += kThreads) sum += static_cast<double>(partials[i]);
+  sum = block_sum<kThreads / 32>(sum, shared_array<double>(0, kThreads / 32));
+  if (thread_index() == 0) out[0] = static_cast<T>(std::sqrt(sum / elements));
+}
+
+bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+template <typename Y, typename K>
+void combine(const Combine& p) {
+  constexpr size_t wide = sizeof(Vector<Y, kWidth<Y>>), rates = sizeof(Vector<K, kWidth<Y>>);
+  Leaves<Y, K> held{};
+  for (int i = 0; i < p.leaves; ++i) {
+    if (p.size[i] == 0) continue;
+    const int l = held.leaves++;
+    held.y[l] = static_cast<const Y*>(p.y[i]);
+    held.out[l] = static_cast<Y*>(p.out[i]);
+    held.size[l] = p.size[i];
+    held.blocks[l] = (p.size[i] + kBlockValues<Y> - 1) / kBlockValues<Y>;
+    held.aligned[l] = is_aligned(p.y[i], wide) && is_aligned(p.out[i], wide);
+    held.terms = 0;
+    for (int j = 0; j < p.terms; ++j) {
+      if (p.coefficient[j] == 0.0 && (p.partials == nullptr || p.error[j] == 0.0)) continue;
+      held.k[l][held.terms] = static_cast<const K*>(p.k[i][j]);
+      held.coefficient[held.terms] = static_cast<Sum<Y>>(p.coefficient[j]);
+      held.error[held.terms++] = static_cast<Sum<Y>>(p.error[j]);
+      held.aligned[l] = held.aligned[l] && is_aligned(p.k[i][j], rates);
+    }
+  }
+  held.rtol = static_cast<Sum<Y>>(p.rtol);
+  held.atol = static_cast<Sum<Y>>(p.atol);
+  held.partials = p.partials;
+  Grid grid{"rk_combine", combine_blocks(p), kThreads, 0, 1, p.stream};
+  if (p.partials == nullptr) {
+    launch(grid, combine_leaves<Y, K, false>, held);
+  } else {
+    grid.shared = kThreads / 32 * static_cast<int64_t>(sizeof(Sum<Y>));
+    launch(grid, combine_leaves<Y, K, true>, held);
+  }
+}
+
+}  // namespace
+
+int64_t combine_blocks(const Combine& p) {
+  const int64_t bytes = p.state == Scalar::f64 ? 8 : p.state == Scalar::f32 ? 4 : 2;
+  const int64_t values = kThreads * 16 / bytes;
+  int64_t blocks = 0;
+  for (int i = 0; i < p.leaves; ++i) blocks += (p.size[i] + values - 1) / values;
+  return blocks;
+}
+
+void rk_combine(const Combine& p) {
+  if (p.leaves > kMostLeaves || p.terms > kMostTerms) throw std::runtime_error("rk_combine: too many leaves or terms");
+  if (p.state == Scalar::f32 && p.rate == Scalar::bf16) return combine<float, bf16>(p);
+  if (p.state == Scalar::f32 && p.rate == Scalar::f16) return combine<float, f16>(p);
+  if (p.state != p.rate) throw std::runtime_error("rk_combine: rates in this dtype beside this state are not served");
+  switch (p.state) {
+    case Scalar::f32: return combine<float, float>(p);
+    case Scalar::f64: return combine<double, double>(p);
+    case Scalar::bf16: return combine<bf16, bf16>(p);
+    case Scalar::f16: return combine<f16, f16>(p);
+  }
+}
+
+void error_norm(const double* partials, int64_t count, int64_t elements, void* out, Scalar type, void* stream) {
+  const Grid grid{"error_norm", 1, kThreads, kThreads / 32 * static_cast<int64_t>(sizeof(double)), 1, stream};
+  const auto of = static_cast<double>(elements);
+  if (type == Scalar::f64) {
+    launch(grid, finish_norm<double>, partials, count, of, static_cast<double*>(out));
+  } else {
+    launch(grid, finish_norm<float>, partials, count, of, static_cast<float*>(out));
+  }
+}
+
+}  // namespace contnet_fast::cuda
