@@ -1,4 +1,5 @@
-"""Triton kernels, their tile tables and the host code that launches them. Nothing here knows autograd or dispatch.
+"""Triton kernels, their tile tables and the host code that launches them; the build of the CUDA C++ kernels.
 
-Importing a module of this package imports triton; ``contnet_fast`` itself does so at the first use alone.
+Nothing here knows autograd or dispatch. Importing a module of Triton kernels imports triton; ``contnet_fast`` itself does
+so at the first use alone.
 """

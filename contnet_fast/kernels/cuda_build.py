@@ -28,7 +28,17 @@ BUILD = ROOT / "build" / "cuda"
 CHIPS = ("sm_80", "sm_90a", "sm_100a")
 
 # without -U_FORTIFY_SOURCE some distributions refuse jumps between the stacks of fibers
-EMULATE = ["-std=c++17", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+EMULATE = [
+    "-std=c++17",
+    "-O2",
+    "-g0",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",
+]
 COMPILE = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v"]
 
 
@@ -182,7 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.exit(1, f"{error}\n")
             print(f"{source.name} for {chip}: {len(rows)} kernels in {time.perf_counter() - start:.1f} s")
             for r in rows:
-                print(f"  {r.kernel:56} {r.registers:4} registers {r.spills:5} spilled {r.stack:5} stack {r.shared:6} shared")
+                print(
+                    f"  {r.kernel:56} {r.registers:4} registers {r.spills:5} spilled {r.stack:5} stack {r.shared:6} shared"
+                )
             spilled += sum(r.spills > 0 for r in rows)
     print(f"{spilled} kernels spill")
     return 1 if spilled else 0

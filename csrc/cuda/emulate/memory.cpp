@@ -58,7 +58,7 @@ void Memory::read(ptrdiff_t offset, size_t bytes, Place place) {
   for (auto i = static_cast<size_t>(offset); i < static_cast<size_t>(offset) + bytes; ++i) {
     Shadow& s = shadow_[i];
     if (content_[i] == kUnwritten)
-      fault("reads byte " + std::to_string(i) + " of " + name + ", which was never written", place);
+      fault("reads byte " + std::to_string(i) + " of " + name + ", which nobody has written", place);
     if (content_[i] == kPending)
       fault("reads byte " + std::to_string(i) + " of " + name + ", the target of a cp.async of block " +
                 std::to_string(s.writer.block) + " thread " + std::to_string(s.writer.thread) + " at " +
