@@ -19,15 +19,15 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench bench-cpu aot gpu sanitize wheel clean FORCE
+.PHONY: help demo test lint bench report aot gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train a ContinuousNet on images, refine it, evaluate it on other graphs"
 	@echo "make test      run the tests                       make test ARGS='-k refine'"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     time the blocks against PyTorch     results go to benchmarks/results/"
-	@echo "make bench-cpu blocks and networks against eager, torch.compile and torchdiffeq, on an idle machine"
+	@echo "make bench     the benchmark suite on this machine     make bench ARGS=--quick takes a minute"
+	@echo "make report    tables and charts of the committed results into README and docs/"
 	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
 	@echo "make gpu       tests, benchmarks and a training on this machine's NVIDIA GPU, results to benchmarks/results/"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
@@ -46,12 +46,12 @@ lint: $(READY)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# appends to benchmarks/results/suite-<device>.jsonl; the machine should be idle
 bench: $(READY)
-	$(RUN) -m pytest benchmarks --benchmark-only --benchmark-json=benchmarks/results/latest.json $(ARGS)
+	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/run.py $(ARGS)
 
-# appends to benchmarks/results/blocks-cpu.jsonl; make bench-cpu ARGS='--quick --out quick.jsonl' only tries it
-bench-cpu: $(READY)
-	$(RUN) benchmarks/blocks.py $(ARGS)
+report: $(READY)
+	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/report.py $(ARGS)
 
 aot: $(READY)
 	$(RUN) -m contnet_fast.kernels.aot $(ARGS)

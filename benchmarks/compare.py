@@ -1,57 +1,64 @@
 """Two files of results side by side: what became slower or faster beyond the noise of both.
 
     python benchmarks/compare.py before.jsonl after.jsonl
-    python benchmarks/compare.py results/blocks-cpu.jsonl after.jsonl --contender "ours checkpoint=step"
+    python benchmarks/compare.py before.jsonl after.jsonl --contender "ours checkpoint=step"
 
-A time changed if the bands from the 20th to the 80th percentile do not meet and the medians are more than
-``--least`` apart, both as measured and as a ratio to the fastest baseline of the same run: what slowed down the whole
-machine is no change of ours. Exit status: 1 if something became slower, 2 if the files are not of one kind of machine
-or share no case.
+A time changed if the 95 % intervals of both medians do not meet and the medians are more than ``--least`` apart, both
+as measured and as a quotient to a yardstick that was timed round by round beside it: of the baselines and the matrix
+products the one that is steadiest in both files. So what slows down the whole machine is no change of ours, and neither
+is what speeds up a baseline. Exit status: 1 if something became slower, 2 if the files are not of one kind of machine or
+share no case.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from options import Parser
 from rich.console import Console
 from rich.table import Table
 from rows import read
 
-MACHINE = ("cpu", "threads", "torch", "device")
+MACHINE = ("device", "cpu", "threads", "torch")
 LEAST = 0.05
 
 
 @dataclass(frozen=True)
+class Band:
+    """A median and its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return (self.high - self.low) / self.median
+
+
+@dataclass(frozen=True)
 class Timed:
-    """Milliseconds of one contender in one case, and of the baseline timed beside it (1 if there was none)."""
+    """One contender in one case: milliseconds, and quotients to each yardstick timed beside it."""
 
-    ms: float
-    p20: float
-    p80: float
-    yardstick: float = 1.0
-
-    def scaled(self) -> Timed:
-        return Timed(self.ms / self.yardstick, self.p20 / self.yardstick, self.p80 / self.yardstick)
+    ms: Band
+    relative: dict[str, Band]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A contender of a case in both files; ``ratio``: after over before."""
+    """A contender of a case in both files; ``scaled``: after over before of the quotient to the yardstick ``to``."""
 
     case: str
     contender: str
-    before: Timed
-    after: Timed
+    before: Band
+    after: Band
+    to: str
+    scaled: float
     verdict: str
-
-    @property
-    def ratio(self) -> float:
-        return self.after.ms / self.before.ms
 
 
 def load(path: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Timed]]:
@@ -66,29 +73,29 @@ def load(path: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Timed]
         if "header" in row or "device" in row:
             machine = {name: about[name] for name in MACHINE if name in about}
             machines += [machine] if machine not in machines else []
-        contenders = row.get("contenders") or {}
-        others = [e["ms"] for name, e in contenders.items() if not name.startswith("ours")]
-        for name, entry in contenders.items():
-            if "p20_ms" in entry:
-                times[row["case"], name] = Timed(
-                    entry["ms"], entry["p20_ms"], entry["p80_ms"], min(others, default=1.0)
-                )
+        for name, entry in (row.get("contenders") or {}).items():
+            if "low_ms" in entry:
+                relative = {other: Band(*band) for other, band in entry.get("relative", {}).items()}
+                times[row["case"], name] = Timed(Band(entry["ms"], entry["low_ms"], entry["high_ms"]), relative)
     if not times:
         raise ValueError(f"{path}: has no times")
     return machines, times
 
 
-def judge(before: Timed, after: Timed, least: float) -> str:
-    """ "slower", "faster" or "" where both bands meet, as measured or beside the baseline of the same run."""
-    verdicts = set()
-    for a, b in ((before, after), (before.scaled(), after.scaled())):
-        if b.p20 > a.p80 and b.ms > (1 + least) * a.ms:
-            verdicts.add("slower")
-        elif b.p80 < a.p20 and a.ms > (1 + least) * b.ms:
-            verdicts.add("faster")
-        else:
-            verdicts.add("")
-    return verdicts.pop() if len(verdicts) == 1 else ""
+def judge(before: Timed, after: Timed, least: float) -> tuple[str, float, str]:
+    """The yardstick, the change beside it (after over before), and "slower", "faster" or ""."""
+    pairs = {name: (band, after.relative[name]) for name, band in before.relative.items() if name in after.relative}
+    to = min(pairs, key=lambda name: pairs[name][0].width + pairs[name][1].width, default="")
+    measured = (before.ms, after.ms)
+    verdicts = {_judge(a, b, least) for a, b in (measured, pairs.get(to, measured))}
+    first, second = pairs.get(to, measured)
+    return to, second.median / first.median, verdicts.pop() if len(verdicts) == 1 else ""
+
+
+def _judge(a: Band, b: Band, least: float) -> str:
+    if b.low > a.high and b.median > (1 + least) * a.median:
+        return "slower"
+    return "faster" if b.high < a.low and a.median > (1 + least) * b.median else ""
 
 
 def compare(before: Path, after: Path, *, contender: str = "ours", least: float = LEAST) -> list[Change]:
@@ -105,11 +112,11 @@ def compare(before: Path, after: Path, *, contender: str = "ours", least: float 
     shared = [key for key in old if key in new and key[1].startswith(contender)]
     if not shared:
         raise ValueError(f"{before} and {after} share no case of a contender that begins with {contender!r}")
-    return [Change(*key, old[key], new[key], judge(old[key], new[key], least)) for key in shared]
+    return [Change(*key, old[key].ms, new[key].ms, *judge(old[key], new[key], least)) for key in shared]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="compare.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    p = Parser("compare.py", __doc__)
     p.add_argument("before", type=Path)
     p.add_argument("after", type=Path)
     p.add_argument("--contender", default="ours", help='beginning of the names to compare, default "ours"')
@@ -121,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         changes = compare(args.before, args.after, contender=args.contender, least=args.least)
     except ValueError as error:
         p.exit(2, f"compare.py: error: {error}\n")
-    table = Table("case", "contender", "before ms", "after ms", "after / before", "verdict")
+    table = Table("case", "contender", "before ms", "after ms", "after / before", "yardstick", "beside it", "verdict")
     for change in changes:
-        values = (f"{change.before.ms:.3f}", f"{change.after.ms:.3f}", f"{change.ratio:.3f}")
-        table.add_row(change.case, change.contender, *values, change.verdict or "no change")
-    console = Console(width=None if sys.stdout.isatty() else 140)
+        bands = [f"{b.median:.3f} ({b.low:.3f} to {b.high:.3f})" for b in (change.before, change.after)]
+        ratio = f"{change.after.median / change.before.median:.3f}"
+        scaled = f"{change.scaled:.3f}" if change.to else ""
+        table.add_row(change.case, change.contender, *bands, ratio, change.to, scaled, change.verdict or "no change")
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)
     faster = sum(change.verdict == "faster" for change in changes)

@@ -12,7 +12,6 @@ interpreter and tiny shapes; its times tell nothing.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import re
@@ -24,9 +23,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from options import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("environment", "build", "tests", "combine", "blocks", "training", "sanitizer", "choice")
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.start = options, time.monotonic()
         self.dry = options.dry_run
-        self.device = torch.device("cpu" if self.dry else "cuda")
+        self.device = "cpu" if self.dry else "cuda"
         self.name = "dry-run" if self.dry else torch.cuda.get_device_name()
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         self.rows_file, self.log_file = (options.out / f"gpu-{slug}.{end}" for end in ("jsonl", "log"))
@@ -181,19 +181,20 @@ def _tests(run: Run, file: str) -> dict[str, Any]:
 
 def combine(run: Run) -> None:
     """Bandwidth of stage combinations."""
-    from gpu_cases import combinations
-
-    for mega in (1,) if run.dry else (1, 64, 512):
-        setting = _setting(run)
-        run.attempt("combine", f"{mega} MiB", lambda m=mega, s=setting: combinations(s, elements=m * 2**18))  # type: ignore[misc]
+    _suite(run, "combine", lambda case: case.part == "op")
 
 
 def blocks(run: Run) -> None:
     """Blocks and networks beside the baselines."""
-    from gpu_cases import gpu_suite, measure
+    _suite(run, "blocks", lambda case: case.part != "op")
 
-    for case in gpu_suite(tiny=run.dry):
-        run.attempt("blocks", case.name, lambda case=case: measure(case, _setting(run)))  # type: ignore[misc]
+
+def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
+    from cases import gpu_suite
+    from parts import measure
+
+    for case in filter(wanted, gpu_suite(tiny=run.dry)):
+        run.attempt(phase, case.name, lambda case=case: measure(case, _context(run)))  # type: ignore[misc]
 
 
 def training(run: Run) -> None:
@@ -201,7 +202,7 @@ def training(run: Run) -> None:
     from gpu_training import compare
 
     limit = min(60.0, run.left / 3)
-    run.attempt("training", "8-8-8", lambda: compare(_setting(run), tiny=run.dry, seconds=limit, path=run.options.data))
+    run.attempt("training", "8-8-8", lambda: compare(_context(run), tiny=run.dry, seconds=limit, path=run.options.data))
 
 
 def sanitizer(run: Run) -> None:
@@ -227,10 +228,12 @@ def sanitizer(run: Run) -> None:
 def choice(run: Run) -> None:
     """Times that ``auto`` chooses by; the table is written once all of them are there."""
     from gpu_choice import choice_cases, measure_choice, write_choice
+    from timing import TINY, Effort
 
+    effort = TINY if run.dry else Effort(rounds=30, seconds=0.0, cold_rounds=0)
     cases = list(choice_cases(tiny=run.dry))
     for case in cases:
-        run.attempt("choice", case.name, lambda case=case: measure_choice(case, _setting(run), tiny=run.dry))  # type: ignore[misc]
+        run.attempt("choice", case.name, lambda case=case: measure_choice(case, run.device, effort, tiny=run.dry))  # type: ignore[misc]
     done = [row for row in run.rows() if row["phase"] == "choice" and "choice" in row]
     if len({row["case"] for row in done}) == len(cases):
         major = 9 if run.dry else torch.cuda.get_device_capability()[0]
@@ -240,13 +243,16 @@ def choice(run: Run) -> None:
         run.log(f"choice: {count} rows in {path}; copied to contnet_fast/backends/ auto goes by it")
 
 
-def _setting(run: Run) -> Any:
-    from gpu_cases import Setting
+def _context(run: Run) -> Any:
+    from parts import Context
+    from rows import device_rates
+    from timing import TINY, Effort
 
     if run.dry:
-        return Setting(run.device, None, rounds=1, log=run.log)
+        return Context(TINY, "triton", 60.0, run.log, without=("compile", "torchdiffeq", "published loop"), seeds=(1,))
     torch.backends.cudnn.benchmark = True
-    return Setting(run.device, torch.bfloat16, compile_budget=min(run.options.compile_budget, run.left), log=run.log)
+    budget = min(run.options.compile_budget, run.left)
+    return Context(Effort(rounds=30, seconds=0.0), "triton", budget, run.log, device="cuda", rates=device_rates("cuda"))
 
 
 def summary(run: Run) -> None:
@@ -254,10 +260,10 @@ def summary(run: Run) -> None:
     lines = ["", f"{run.name}, commit {run.commit[:8]}", "", "| case | what | ratio |", "|---|---|---|"]
     latest = {(row["phase"], row["case"]): row for row in run.rows()}
     for (_, case), row in latest.items():
-        lines += [f"| {case} | {name} | {value:.2f} |" for name, value in row.get("ratios", {}).items()]
-    left_out = [
-        f"{case}: {name}: {why}" for (_, case), row in latest.items() for name, why in row.get("left_out", {}).items()
-    ]
+        for name, value in row.get("ratios", {}).items():
+            pairs = {f"{kind} / {name}": v for kind, v in value.items()} if isinstance(value, dict) else {name: value}
+            lines += [f"| {case} | {what} | {ratio:.2f} |" for what, ratio in pairs.items()]
+    left_out = [f"{case}: {name}" for (_, case), row in latest.items() for name in row.get("left_out", ())]
     run.log("\n".join([*lines, *(f"left out: {line}" for line in left_out), *(f"FAILED {f}" for f in run.failed)]))
     run.log(f"rows in {run.rows_file}, log in {run.log_file}")
 
@@ -273,17 +279,9 @@ def _output(words: Sequence[str]) -> str:
         return "unknown"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if found := re.search(r"unrecognized arguments: (-\S+)", message):
-            near = difflib.get_close_matches(found[1], self._option_string_actions, n=1)
-            message += f" (did you mean {near[0]}?)" if near else ""
-        super().error(message)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
-    p = _Parser(prog="gpu.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    p = Parser("gpu.py", __doc__)
     p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", metavar="DIR", help="folder of results")
     p.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE", help=", ".join(PHASES))
     p.add_argument("--minutes", type=float, default=9.0, help="no case is begun after these; default 9")

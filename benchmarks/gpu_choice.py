@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_cases import Runner, Setting, interleave
+from contenders import Contender
+from timing import Effort, interleave
 
 from contnet_fast.backends import record_plans
 from contnet_fast.backends.choice import MEASURED, describe
@@ -47,14 +48,14 @@ def choice_cases(*, tiny: bool = False) -> Iterator[ChoiceCase]:
                 yield from (ChoiceCase(channels, side, batch, order, training) for training in (False, True))
 
 
-def measure_choice(case: ChoiceCase, setting: Setting, *, tiny: bool = False) -> dict[str, Any]:
-    """One row: milliseconds by level, as called from Python."""
+def measure_choice(case: ChoiceCase, device: str, effort: Effort, *, tiny: bool = False) -> dict[str, Any]:
+    """One row: milliseconds by level, as called from Python, in bfloat16 on a GPU."""
     torch.manual_seed(0)
-    dtype = setting.compute or torch.float32
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     graph: dict[str, Any] = {"scheme": "euler", "n_steps": 1} if tiny else {"scheme": "rk4_classic", "n_steps": 4}
     field = ConvField(case.channels, n_basis=graph["n_steps"], order=case.order)
-    block = ContinuousBlock(field, **graph).to(setting.device, dtype).train(case.training)
-    x = torch.randn(case.batch, case.channels, case.side, case.side, device=setting.device, dtype=dtype)
+    block = ContinuousBlock(field, **graph).to(device, dtype).train(case.training)
+    x = torch.randn(case.batch, case.channels, case.side, case.side, device=device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(case.training)
 
     def run(request: str) -> object:
@@ -71,11 +72,11 @@ def measure_choice(case: ChoiceCase, setting: Setting, *, tiny: bool = False) ->
         with record_plans() as plans:
             run(request)
         settings = settings or describe(plans[0].problem)
-        runners.append(Runner(level, lambda request=request: run(request)))  # type: ignore[misc]
-    times = interleave(runners, setting)
+        runners.append(Contender(level, "ours", lambda request=request: run(request), 0.0))  # type: ignore[arg-type,misc]
+    times = interleave(runners, effort, device=device)
     assert settings is not None
     row = {**settings, "batch": case.batch, "height": case.side, "width": case.side}
-    ms = {name: entry["ms"] for name, entry in times.items()}
+    ms = {name: round(1e3 * t.median, 4) for name, t in times.items()}
     best = min(ms[name] for name in ms if name != "none")
     return {"choice": {**row, "ms": ms}, "ratios": {"PyTorch / best level": round(ms["none"] / best, 3)}}
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpu_cases import Setting
+from parts import Context
 
 import contnet_fast as cf
 
 
-def compare(setting: Setting, *, tiny: bool, seconds: float, path: Path | None = None) -> dict[str, Any]:
+def compare(context: Context, *, tiny: bool, seconds: float, path: Path | None = None) -> dict[str, Any]:
     """Train with the reference and with Triton for as many steps as the slower one does in ``seconds``.
 
     ``path`` is where CIFAR-10 is; without it the images are drawn. Accuracy is of the last training batches.
@@ -23,7 +23,7 @@ def compare(setting: Setting, *, tiny: bool, seconds: float, path: Path | None =
     steps, batch = (2, 2) if tiny else (200, 128)
     rows: dict[str, Any] = {}
     for backend in ("reference", "triton"):
-        rows[backend] = _train(setting, backend, steps=steps, batch=batch, data=data, tiny=tiny, seconds=seconds)
+        rows[backend] = _train(context, backend, steps=steps, batch=batch, data=data, tiny=tiny, seconds=seconds)
         steps = min(steps, rows[backend]["steps"])
     first, second = rows["reference"]["losses"], rows["triton"]["losses"]
     n = min(len(first), len(second))
@@ -59,7 +59,7 @@ def cifar(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _train(
-    setting: Setting, backend: str, *, data: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int, tiny: bool,
+    context: Context, backend: str, *, data: tuple[torch.Tensor, torch.Tensor], steps: int, batch: int, tiny: bool,
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(0)
@@ -67,18 +67,16 @@ def _train(
     graph: dict[str, Any] = {"n_basis": 1, "n_steps": 1} if tiny else {"n_basis": 8, "n_steps": 8}
     net = cf.models.ContinuousNet(
         images.shape[1], 10, width=4 if tiny else 16, scheme="rk4_classic", order="pre", backend="auto", **graph
-    ).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
-    images, labels = images.to(setting.device), labels.to(setting.device)
+    images, labels = images.to(context.device), labels.to(context.device)
     generator = torch.Generator().manual_seed(1)
     losses, right, seen, taken, begin = [], 0, 0, 0.0, time.perf_counter()
     with cf.use_backend(backend), cf.record_runs() as log:
         for step in range(steps):
-            pick = torch.randint(len(images), (batch,), generator=generator).to(setting.device)
+            pick = torch.randint(len(images), (batch,), generator=generator).to(context.device)
             start = time.perf_counter()
-            with torch.autocast(
-                setting.device.type, setting.compute or torch.bfloat16, enabled=setting.compute is not None
-            ):
+            with torch.autocast(context.device, torch.bfloat16, enabled=context.device == "cuda"):
                 logits = net(images[pick])
             loss = F.cross_entropy(logits.float(), labels[pick])
             optimiser.zero_grad(set_to_none=True)

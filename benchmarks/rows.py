@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +15,22 @@ import torch
 from rich.table import Table
 
 import contnet_fast as cf
+from contnet_fast.costs import DEVICES, Device, measured_cpu
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
 
 
-def header(options: dict[str, Any]) -> dict[str, Any]:
-    """Where and with what the rows below it were measured."""
+def header(options: dict[str, Any], *, device: str = "cpu", rates: Device | None = None) -> dict[str, Any]:
+    """Where and with what the rows below it were measured; ``rates``: of the device, by which floors are counted."""
     status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    known = (
+        {} if rates is None else {"rates": {"of": rates.name, "flops": dict(rates.flops), "bandwidth": rates.bandwidth}}
+    )
     return {
         "header": {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": device_name(device),
             "commit": _git("rev-parse", "HEAD"),
             "dirty": status != "" if status is not None else None,
             "of_this_checkout": {name: _is_here(name) for name in ("contnet_fast", "contnet_fast._C")},
@@ -32,7 +39,47 @@ def header(options: dict[str, Any]) -> dict[str, Any]:
             "torch": torch.__version__,
             "options": options,
             "info": cf.info().as_dict(),
+            **(_gpu() if device == "cuda" else {}),
+            **known,
         }
+    }
+
+
+def device_name(device: str) -> str:
+    """As its maker calls it."""
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+
+
+def results_file(device: str, stem: str = "suite") -> Path:
+    """Where results of this machine's device are kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / f"{stem}-{slug}.jsonl"
+
+
+def device_rates(device: str) -> Device | None:
+    """Of this machine's CPU, measured, or of its GPU, by the datasheet; ``None`` if that is not at hand."""
+    if device == "cpu":
+        return measured_cpu()
+    return next((d for name, d in DEVICES.items() if name in device_name(device)), None)
+
+
+def _gpu() -> dict[str, Any]:
+    """What tells one GPU machine from another."""
+    properties = torch.cuda.get_device_properties(0)
+    query = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+        "--format=csv,noheader",
+    ]
+    try:
+        smi = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        smi = "unknown"
+    return {
+        "capability": list(torch.cuda.get_device_capability()),
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "driver, clocks, power": smi,
     }
 
 
@@ -61,7 +108,8 @@ def table(row: dict[str, Any]) -> Table:
 
 
 def _times_table(row: dict[str, Any]) -> Table:
-    lines = [f"ran {', '.join(row['ran'])}; sgemm {row['sgemm_gflops']:.1f} GFLOP/s"]
+    floor = "" if row.get("floor_ms") is None else f"; floor {row['floor_ms']:.3f} ms"
+    lines = [f"ran {', '.join(row['ran'])}; matrix products {row['product_gflops']:.1f} GFLOP/s{floor}"]
     for name, ratios in row.get("ratios", {}).items():
         lines += [f"{name}: " + ", ".join(f"{other} / ours {ratio:.2f}" for other, ratio in ratios.items())]
     if "left_out" in row:
@@ -76,9 +124,12 @@ def _times_table(row: dict[str, Any]) -> Table:
         "median ms": lambda t: f"{t['ms']:.3f}",
         "p20": lambda t: f"{t['p20_ms']:.3f}",
         "p80": lambda t: f"{t['p80_ms']:.3f}",
-        "GFLOP/s": lambda t: f"{t['gflops']:.1f}",
-        "of sgemm": lambda t: f"{t['of_sgemm']:.0%}",
+        "cold ms": lambda t: f"{t['cold_ms']:.3f}" if "cold_ms" in t else "",
+        "GFLOP/s": lambda t: f"{t['gflops']:.1f}" if "gflops" in t else "",
+        "of product": lambda t: f"{t['of_product']:.0%}" if "of_product" in t else "",
+        "GB/s": lambda t: str(t.get("gb_per_s", "")),
         "images/s": lambda t: str(t.get("images_per_s", "")),
+        "peak MiB": lambda t: str(t.get("peak_mib", "")),
         "compile s": lambda t: str(t.get("compile_s", "")),
     }
     cells = {name: [show(t) for t in row["contenders"].values()] for name, show in columns.items()}
@@ -109,7 +160,7 @@ def _is_here(name: str) -> bool | None:
 
 
 def _empty_table(row: dict[str, Any], caption: str) -> Table:
-    title = f"{row['case']} batch {row['batch']}"
+    title = row["case"] + (f" batch {row['batch']}" if "batch" in row else "")
     shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     shown.add_column("contender", no_wrap=True)
     return shown

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from cases import Case
+from cases import DTYPES, Case
 from torch import nn
 
 from contnet_fast.models import ContinuousNet
@@ -118,10 +118,11 @@ def make_model(
     backend: str,
     checkpoint: str = "none",
     scheme: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    edge: str = "left",
+    dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> nn.Module:
-    """The block or network of a case, with its seeded weights."""
+    """The block or network of a case, with its seeded weights: in ``dtype``, by default as the case has them."""
     torch.manual_seed(0)
     graph: dict[str, Any] = {"scheme": scheme or case.scheme, "n_steps": case.n_steps, "backend": backend}
     model: nn.Module
@@ -131,9 +132,16 @@ def make_model(
         )
     else:
         field = ConvField(case.channels, n_basis=case.n_steps, order=case.order)
-        model = ContinuousBlock(field, checkpoint=checkpoint, **graph)
+        model = ContinuousBlock(field, checkpoint=checkpoint, edge=edge, **graph)
     perturb(model)
-    return model.train(case.training).to(device, dtype)
+    parameters = torch.float32 if autocast_dtype(case, device) else DTYPES[case.dtype]
+    return model.train(case.training).to(device, dtype or parameters)
+
+
+def autocast_dtype(case: Case, device: str) -> torch.dtype | None:
+    """That of the field's products where parameters stay float32: 16-bit cases on a GPU."""
+    dtype = DTYPES[case.dtype]
+    return dtype if device == "cuda" and dtype.itemsize == 2 else None
 
 
 def to_format(model: nn.Module, memory_format: str) -> None:
@@ -146,23 +154,41 @@ def make_task(
     run: Callable[..., Any] | None = None,
     *,
     memory_format: str = "nchw",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     seed: int = 1,
 ) -> Task:
-    """What is timed for a case: ``run`` (default: the model itself) on the seeded input, with ``owner``'s weights."""
+    """What is timed for a case: ``run`` (default: the model itself) on the seeded input, with ``owner``'s weights.
+
+    Args:
+        dtype: of the input and of everything, without autocast; by default as the case says.
+    """
     layout, random = FORMATS[memory_format], torch.Generator().manual_seed(seed)
     to_format(owner, memory_format)
     device = next(owner.parameters()).device
+    compute = autocast_dtype(case, device.type) if dtype is None else None
     channels = 3 if case.part == "net" else case.channels
+    state = dtype or (torch.float32 if case.part == "net" and compute else DTYPES[case.dtype])
 
     def draw() -> torch.Tensor:
         values = torch.randn(case.batch, channels, case.side, case.side, generator=random, dtype=torch.float32)
-        return values.to(device, dtype).contiguous(memory_format=layout)
+        return values.to(device, state).contiguous(memory_format=layout)
 
     x = draw()
     if case.part == "net":
         target = torch.randint(10, (case.batch,), generator=random).to(device)
-        return TrainingStep(WithLoss(owner) if run is None else run, owner, x, target)
+        return TrainingStep(_under(compute, WithLoss(owner) if run is None else run), owner, x, target)
+    call = _under(compute, owner if run is None else run)
     if case.training:
-        return ForwardBackward(owner if run is None else run, owner, x.requires_grad_(), draw())
-    return Forward(owner if run is None else run, x)
+        return ForwardBackward(call, owner, x.requires_grad_(), draw())
+    return Forward(call, x)
+
+
+def _under(compute: torch.dtype | None, call: Callable[..., Any]) -> Callable[..., Any]:
+    if compute is None:
+        return call
+
+    def inner(*arguments: Any) -> Any:
+        with torch.autocast("cuda", compute):
+            return call(*arguments)
+
+    return inner

@@ -1,8 +1,9 @@
-"""Interleaved timing in one process, single-precision matrix products as the yardstick, and a budget of time."""
+"""Interleaved timing in one process on a CPU or a GPU, matrix products as the yardstick, and a budget of time."""
 
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +14,54 @@ import numpy as np
 import torch
 from contenders import Contender
 
-SGEMM_SIZES = (256, 512, 1024)
+PRODUCT_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
+EVICTED_BYTES = 2**28  # more than any cache of a GPU
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: a case goes on until both ``rounds`` and ``seconds`` have passed."""
+    """How long to measure: a case goes on until both ``rounds`` and ``seconds`` have passed.
+
+    Attributes:
+        cold_rounds: rounds more, on a GPU, in which the caches are overwritten before each call.
+    """
 
     rounds: int = 15
     seconds: float = 20.0
     warm_up_seconds: float = 0.3
     warm_up_calls: int = 3
+    cold_rounds: int = 15
 
 
-QUICK = Effort(rounds=3, seconds=0.0, warm_up_seconds=0.0, warm_up_calls=1)
+QUICK = Effort(rounds=5, seconds=2.0, warm_up_seconds=0.1, warm_up_calls=2, cold_rounds=3)
+TINY = Effort(rounds=3, seconds=0.0, warm_up_seconds=0.0, warm_up_calls=1, cold_rounds=0)
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call over the rounds."""
+    """Seconds of each call, in the order of the rounds; ``cold``: after the caches were overwritten."""
 
-    median: float
-    p20: float
-    p80: float
-    rounds: int
+    samples: tuple[float, ...]
+    cold: tuple[float, ...] = ()
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.samples))
+
+    @property
+    def rounds(self) -> int:
+        return len(self.samples)
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.samples, q))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence, whatever the distribution: order statistics n/2 -+ 0.98 sqrt(n)."""
+    ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
+    middle = len(values) / 2
+    low, high = math.floor(middle - half) - 1, math.ceil(middle + half)
+    return ordered[max(low, 0)], ordered[min(high, len(ordered) - 1)]
 
 
 class OutOfTime(BaseException):
@@ -102,21 +127,27 @@ class Product:
         return {"y": self()}
 
 
-def sgemm(threads: int | None = None) -> list[Contender]:
-    """Square products of float32 matrices, timed among the contenders."""
+def products(device: str, dtype: torch.dtype, threads: int | None = None) -> list[Contender]:
+    """Square matrix products, timed among the contenders."""
 
     def one(size: int) -> Contender:
-        work = Product(torch.randn(size, size), torch.randn(size, size), torch.empty(size, size))
-        name = f"sgemm {size}" if threads is None else f"sgemm {size} threads={threads}"
-        return Contender(name, "sgemm", work, 2.0 * size**3, threads=threads)
+        a, b, out = (torch.rand(size, size, device=device).to(dtype) for _ in range(3))
+        name = f"product {size}" if threads is None else f"product {size} threads={threads}"
+        return Contender(name, "product", Product(a, b, out), 2.0 * size**3, threads=threads)
 
-    return [one(size) for size in SGEMM_SIZES]
+    return [one(size) for size in PRODUCT_SIZES[device]]
 
 
 def interleave(
-    contenders: Sequence[Contender], effort: Effort, advance: Callable[[float], None] = lambda fraction: None
+    contenders: Sequence[Contender],
+    effort: Effort,
+    advance: Callable[[float], None] = lambda fraction: None,
+    *,
+    device: str = "cpu",
 ) -> dict[str, Times]:
     """Time all contenders in turn, one call each a round, the order rotated by one from round to round.
+
+    On a GPU by events around each call; what is queued before is waited for.
 
     Args:
         advance: called after each round with the fraction of the work that it was.
@@ -128,26 +159,59 @@ def interleave(
             contender.call()
             calls += 1
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    cold: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     begin, done, rounds = time.perf_counter(), 0.0, 0
     gc.disable()
     try:
         while rounds < effort.rounds or time.perf_counter() - begin < effort.seconds:
             gc.collect()
-            turn = rounds % len(contenders)
-            for contender in (*contenders[turn:], *contenders[:turn]):
+            for contender in _rotated(contenders, rounds):
                 if _set_threads(contender):
                     contender.call()
-                start = time.perf_counter()
-                contender.call()
-                seconds[contender.name].append(time.perf_counter() - start)
+                seconds[contender.name].append(once(contender.call, device))
             rounds += 1
             elapsed = (time.perf_counter() - begin) / effort.seconds if effort.seconds else 1.0
             reached = min(rounds / effort.rounds, elapsed, 1.0)
             advance(reached - done)
             done = reached
+        for turn in range(effort.cold_rounds if device == "cuda" else 0):
+            for contender in _rotated(contenders, turn):
+                torch.empty(EVICTED_BYTES, dtype=torch.uint8, device=device).zero_()
+                cold[contender.name].append(once(contender.call, device))
     finally:
         gc.enable()
-    return {name: _summary(values) for name, values in seconds.items()}
+    return {name: Times(tuple(values), tuple(cold[name])) for name, values in seconds.items()}
+
+
+def once(call: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    torch.cuda.synchronize()
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    call()
+    last.record()
+    last.synchronize()
+    return 1e-3 * float(first.elapsed_time(last))
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Of one call on the GPU, beyond what was allocated before it."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def _rotated(contenders: Sequence[Contender], turn: int) -> tuple[Contender, ...]:
+    shift = turn % len(contenders)
+    return (*contenders[shift:], *contenders[:shift])
 
 
 def _set_threads(contender: Contender) -> bool:
@@ -156,8 +220,3 @@ def _set_threads(contender: Contender) -> bool:
         return False
     torch.set_num_threads(contender.threads)
     return True
-
-
-def _summary(values: list[float]) -> Times:
-    p20, median, p80 = np.percentile(values, [20, 50, 80])
-    return Times(float(median), float(p20), float(p80), len(values))

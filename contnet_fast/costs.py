@@ -173,3 +173,13 @@ def conv_solve_cost(
     kept = {"none": 2 * evaluations + 1, "step": n_steps, "block": 1}[checkpoint] * map_bytes
     again = cost if checkpoint != "none" else Cost()
     return cost + again + Cost(2 * forward, (3 + 2 * maps) * map_bytes + 2 * weights, max(1, 2 * launches), kept)
+
+
+def combine_cost(numel: int, *, terms: int, dtype: torch.dtype, error: bool = False) -> Cost:
+    """The floor of y + sum_j c_j k_j on ``numel`` values: y and every rate read once, the result written once.
+
+    Args:
+        error: with the norm of the embedded error from the same pass, which moves nothing more.
+    """
+    products = 2.0 * terms * numel * (2 if error else 1)
+    return Cost(products, float((terms + 2) * numel * dtype.itemsize), 2 if error else 1)

@@ -31,8 +31,9 @@ def run(bench, tmp_path):
         case = bench("cases").Case
         cases = [case(part, 4, 6, "rk4_classic", 2, label="2-2-2" if part == "net" else "") for part in parts]
         cases = [bench("cases").replace(case, sweep="steps") if case.part == "scaling" else case for case in cases]
-        options = ["--quick", "--threads", "1", "--without", "compile", "--ours", ours, "--out", str(path)]
-        status = bench("blocks").main(options, cases)
+        options = ["--threads", "1", "--without", "compile", "--backend", ours, "--out", str(path)]
+        options += ["--rounds", "3", "--seconds", "0", "--device", "cpu"]
+        status = bench("run").main(options, [bench("cases").small(case) for case in cases])
         return status, [json.loads(line) for line in path.read_text().splitlines()]
 
     return call
@@ -56,7 +57,7 @@ def test_every_part_writes_a_row_below_the_header(run):
     assert status == 0
     assert header["header"]["torch"] == torch.__version__
     assert header["header"]["threads"] == 1
-    assert header["header"]["options"]["ours"] == OURS
+    assert header["header"]["options"]["backend"] == OURS
     assert [row["part"] for row in rows] == ["eval", "train", "net", "memory", "scaling"]
     assert all(row["ran"] == ["rk_combine reference:accumulate"] for row in rows)
     train = rows[1]
@@ -108,7 +109,9 @@ def test_a_wrong_baseline_gets_no_row(run, bench, monkeypatch, capsys):
 def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, capsys):
     parts = bench("parts")
     right = parts.ours
-    monkeypatch.setattr(parts, "ours", lambda case, request, *policy: right(case, "reference:none", *policy))
+    monkeypatch.setattr(
+        parts, "ours", lambda case, request, *rest, **where: right(case, "reference:none", *rest, **where)
+    )
     status, rows = run("eval", "train")
     assert (status, len(rows)) == (1, 1)
     assert "asked for 'reference:accumulate', but reference:none ran" in capsys.readouterr().err
@@ -117,17 +120,17 @@ def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, c
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--quik"], "[--quick]"),
-        (["--part", "evl"], "'eval', 'train', 'net', 'memory', 'scaling'"),
-        (["--ours", "cpuu"], "accepted: auto, cpu, triton, reference"),
+        (["--quik"], "did you mean --quick?"),
+        (["--part", "evl"], "'eval', 'train', 'net', 'op', 'memory', 'scaling'"),
+        (["--backend", "cpuu"], "accepted: auto, cpu, triton, reference"),
         (["--order", "per"], "'pre', 'post'"),
-        (["--case", "17@32"], "eval/pre/16@32/euler-8"),
+        (["--case", "17@32", "--device", "cpu"], "eval/pre/16@32/euler-8"),
         (["--threads", "0"], "an int >= 1"),
     ],
 )
 def test_a_typo_is_refused_by_naming_what_is_accepted(bench, capsys, options, words):
     with pytest.raises(SystemExit) as stop:
-        bench("blocks").main(options)
+        bench("run").main(options)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
 
@@ -142,9 +145,3 @@ def test_a_budget_of_time_ends_what_swallows_exceptions(bench):
 
     with pytest.raises(timing.OutOfTime), timing.time_budget(0.05):
         stubborn()
-
-
-def test_the_tables_of_the_documentation_are_those_of_the_results(bench):
-    tables = bench("tables")
-    text = (BENCHMARKS.parent / "docs/performance.md").read_text(encoding="utf-8")
-    assert tables.document(tables.rows()) in text

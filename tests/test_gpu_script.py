@@ -30,10 +30,10 @@ def test_a_dry_run_writes_rows_and_a_table_of_ratios(gpu, tmp_path, capsys):
     found = rows(tmp_path)
     assert [row["phase"] for row in found] == ["environment", "combine", "blocks", "blocks", "blocks"]
     for row in found[2:]:
-        assert row["gate"]["worst"] <= 1.0
+        assert all(g["small_y_error"] <= g["small_y_allowed"] for g in row["gate"].values())
         assert any("conv_solve triton" in line for line in row["ran"])
         assert row["ratios"]
-    assert "| rk_combine/4/1MiB | bandwidth of ours / copy |" in capsys.readouterr().out
+    assert "| op/rk_combine/4 terms/1024/float32 | best eager / ours |" in capsys.readouterr().out
     assert "best eager / ours" in (tmp_path / "gpu-dry-run.log").read_text()
 
 
@@ -66,14 +66,14 @@ def test_a_wrong_kernel_gives_no_ratio_and_an_error(gpu, tmp_path, monkeypatch, 
         y.mul_(1.05)
 
     monkeypatch.setattr(forward, "run_solve", wrong)
-    cases = importlib.import_module("gpu_cases")
-    first = cases.gpu_suite(tiny=True)[:1]
+    cases = importlib.import_module("cases")
+    first = list(cases.gpu_suite(tiny=True))[:1]
     monkeypatch.setattr(cases, "gpu_suite", lambda tiny: first)
     assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "blocks"]) == 1
     (row,) = rows(tmp_path)
-    assert row["error"].startswith("GateError: eval/pre/4@4/midpoint-1: y is off by")
+    assert row["error"].startswith("GateError: eval/pre/2x4@4/midpoint-1: ours (small batch) is not the reference")
     assert "ratios" not in row
-    assert "FAILED blocks eval/pre/4@4/midpoint-1" in capsys.readouterr().out
+    assert "FAILED blocks eval/pre/2x4@4/midpoint-1" in capsys.readouterr().out
 
 
 def test_when_time_is_up_nothing_more_begins(gpu, tmp_path, capsys):
