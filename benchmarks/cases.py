@@ -110,6 +110,10 @@ class Solve:
     def name(self) -> str:
         return f"op/rk_solve/{self.scheme}/{self.numel}{'/backward' if self.backward else ''}"
 
+    def cost(self) -> Cost:
+        """The state and its result; twice that with the backward pass."""
+        return Cost(0.0, 2.0 * self.numel * DTYPES[self.dtype].itemsize * (2 if self.backward else 1), 1)
+
 
 AnyCase = Case | Combination | Solve
 

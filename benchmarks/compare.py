@@ -6,8 +6,8 @@
 A time changed if the 95 % intervals of both medians do not meet and the medians are more than ``--least`` apart, both
 as measured and as a quotient to a yardstick that was timed round by round beside it: of the baselines and the matrix
 products the one that is steadiest in both files. So what slows down the whole machine is no change of ours, and neither
-is what speeds up a baseline. Exit status: 1 if something became slower, 2 if the files are not of one kind of machine or
-share no case.
+is what speeds up a baseline. Exit status: 1 if something became slower, 2 if the files are not of one kind of machine
+or share no case.
 """
 
 from __future__ import annotations

@@ -103,6 +103,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     explain.add_argument("--batch-size", default="128")
     explain.add_argument("--device", default="auto")
     explain.add_argument("--training", action="store_true", help="as in training, not in evaluation")
+    explain.add_argument("--measure", action="store_true", help="time the forward pass of each block, over its floor")
+    explain.add_argument("--rates", metavar="DEVICE", help="floors by the rates of A100, H100, H200, B200 or cpu")
 
     validate = add("validate", "every op on every backend of this machine against the float64 reference", _validate)
     effort = validate.add_mutually_exclusive_group()
@@ -259,7 +261,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     batch = _count("batch_size", arguments.batch_size)
     net, record = load_net(run, device=device)
     print(f"{_title(run)}, weights of epoch {record['epoch']}, on {device.type}")
-    print(explain(net.train(arguments.training), torch.zeros(batch, *run.image_shape, device=device)))
+    images = torch.zeros(batch, *run.image_shape, device=device)
+    with torch.set_grad_enabled(arguments.training):
+        print(explain(net.train(arguments.training), images, device=arguments.rates, measure=arguments.measure))
     return 0
 
 

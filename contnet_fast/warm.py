@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from .explain import Plan, explain
+from .explain import Plan, buffers_kept, explain
 
 
 def warmup(call: Callable[..., Any], *inputs: Any, backward: bool | None = None) -> Plan:
@@ -35,7 +34,7 @@ def warmup(call: Callable[..., Any], *inputs: Any, backward: bool | None = None)
     parameters = [p for p in call.parameters() if p.requires_grad] if isinstance(call, nn.Module) else []
     given = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
     devices = sorted({t.device.index for t in (*given, *parameters) if t.is_cuda})
-    with torch.random.fork_rng(devices=devices), _buffers_kept(call):
+    with torch.random.fork_rng(devices=devices), buffers_kept(call):
         results = [t for t in tree_leaves(call(*inputs)) if isinstance(t, torch.Tensor) and t.requires_grad]
         if backward and not results:
             raise ValueError("backward: got True, but no result requires grad")
@@ -43,15 +42,3 @@ def warmup(call: Callable[..., Any], *inputs: Any, backward: bool | None = None)
             wanted = [*parameters, *(t for t in given if t.requires_grad)]
             torch.autograd.grad(results, wanted, [torch.zeros_like(t) for t in results], allow_unused=True)
     return plan
-
-
-@contextmanager
-def _buffers_kept(call: Callable[..., Any]) -> Iterator[None]:
-    buffers = list(call.buffers()) if isinstance(call, nn.Module) else []
-    before = [buffer.detach().clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
