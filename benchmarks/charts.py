@@ -185,7 +185,7 @@ def _memory(results: Results) -> Any:
             axis.text(a, b, f"{b:.3g}", ha="center", va="bottom", fontsize=7)
     names = [f"{r['channels']}@{r['side']}, {r['scheme']} N = {r['n_steps']}\nbatch {r['batch']}" for r in rows]
     axis.set_xticks(range(len(rows)), names)
-    axis.set_yscale("log")
+    axis.set_yscale("symlog", linthresh=1e-3)
     axis.set_ylabel("MiB held for backward")
     axis.margins(y=0.15)
     axis.grid(False, axis="x")

@@ -127,7 +127,8 @@ def memory(results: Results) -> str:
     body = []
     for row in results.of("memory"):
         held = row["saved_bytes"]
-        shares = (f"1/{held['eager'] / held[f'ours checkpoint={p}']:.0f}" for p in ("none", "step", "block"))
+        ours = (held[f"ours checkpoint={policy}"] for policy in ("none", "step", "block"))
+        shares = (f"1/{held['eager'] / kept:.0f}" if kept else "0" for kept in ours)
         body.append((label(row), f"{held['eager'] / 2**20:.0f}", *shares))
     return table(("held for backward", "eager, MiB", "ours: none", "step", "block"), body)
 

@@ -23,16 +23,17 @@ def bench(monkeypatch):
 
 
 @pytest.fixture
-def run(bench, tmp_path):
+def run(bench, tmp_path, monkeypatch):
     """Run tiny cases; the exit status and the rows of the file."""
     path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(bench("run"), "Effort", lambda: bench("timing").TINY)
 
     def call(*parts, ours=OURS):
         case = bench("cases").Case
         cases = [case(part, 4, 6, "rk4_classic", 2, label="2-2-2" if part == "net" else "") for part in parts]
         cases = [bench("cases").replace(case, sweep="steps") if case.part == "scaling" else case for case in cases]
         options = ["--threads", "1", "--without", "compile", "--backend", ours, "--out", str(path)]
-        options += ["--rounds", "3", "--seconds", "0", "--device", "cpu"]
+        options += ["--device", "cpu"]
         status = bench("run").main(options, [bench("cases").small(case) for case in cases])
         return status, [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -32,18 +32,8 @@ def results(bench, tmp_path, monkeypatch):
     small = [cases.Case(part, **block) for part in ("eval", "train", "memory")]
     suite = [*small, net, cases.Combination(100, 2), cases.Solve(100, "euler"), *sweeps]
     path = tmp_path / "suite-tiny.jsonl"
-    options = [
-        "--rounds",
-        "3",
-        "--seconds",
-        "0",
-        "--device",
-        "cpu",
-        "--threads",
-        "2",
-        "--backend",
-        "reference:accumulate",
-    ]
+    monkeypatch.setattr(bench("run"), "Effort", lambda: bench("timing").TINY)
+    options = ["--device", "cpu", "--threads", "1", "--backend", "reference:accumulate"]
     assert bench("run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
     return path
 
