@@ -75,10 +75,10 @@ class Odeint(nn.Module):
 class CompiledSteps(nn.Module):
     """The block with one step compiled and called N times: a small graph where the whole block is too large a one."""
 
-    def __init__(self, block: ContinuousBlock) -> None:
+    def __init__(self, block: ContinuousBlock, **options: Any) -> None:
         super().__init__()
         self.block = block
-        self.step = torch.compile(self._step, fullgraph=True, dynamic=False)
+        self.step = torch.compile(self._step, **{"fullgraph": True, "dynamic": False, **options})
 
     def _step(self, y: torch.Tensor, thetas: list[Any]) -> tuple[torch.Tensor, list[Any]]:
         grid, spec = self.block.grid, self.block.field.spec
@@ -127,22 +127,34 @@ def compiled(case: Case, memory_format: str) -> Contender:
     return Contender(f"compile {memory_format}", "compile", task, case.flops(), scheme=case.scheme)
 
 
+def in_steps(net: ContinuousNet, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward pass of a network with stem, stitches and single steps of its blocks compiled.
+
+    ``options`` are those of torch.compile.
+    """
+    options = {"fullgraph": True, "dynamic": False, **options}
+    parts: list[Callable[[torch.Tensor], torch.Tensor]] = [torch.compile(net.stem, **options)]
+    for module in net.stages:
+        whole = torch.compile(module, **options)
+        parts.append(CompiledSteps(module, **options) if isinstance(module, ContinuousBlock) else whole)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for part in parts:
+            x = part(x)
+        return net.classifier(net.head_norm(x).mean(dim=(2, 3)))
+
+    return forward
+
+
 def compiled_steps(case: Case, memory_format: str) -> Contender:
     """A network with stem, stitches and single steps of its blocks compiled: where one graph takes too long."""
     owner = make_model(case, backend="reference:none")
     assert isinstance(owner, ContinuousNet)
     to_format(owner, memory_format)
-    parts: list[Callable[[torch.Tensor], torch.Tensor]] = []
-    for module in owner.stages:
-        whole = torch.compile(module, fullgraph=True, dynamic=False)
-        parts.append(CompiledSteps(module) if isinstance(module, ContinuousBlock) else whole)
-    stem = torch.compile(owner.stem, fullgraph=True, dynamic=False)
+    forward = in_steps(owner)
 
     def run(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = stem(x)
-        for part in parts:
-            x = part(x)
-        logits = owner.classifier(owner.head_norm(x).mean(dim=(2, 3)))
+        logits = forward(x)
         return F.cross_entropy(logits, target), logits
 
     task = make_task(case, owner, run, memory_format=memory_format)
