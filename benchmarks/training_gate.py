@@ -9,8 +9,8 @@ baselines, logits may be off by 1e-3 more. So ours is checked in float64 too, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import nn
 from training_rows import LAYOUTS, Entrant
 
 import contnet_fast as cf
-from contnet_fast.training.build import amp_dtype
+from contnet_fast.training.build import amp_dtype, build_optimizer
 from contnet_fast.training.config import Config
 from contnet_fast.training.data import Data
 from contnet_fast.training.loop import train_epoch
@@ -51,11 +51,17 @@ Prepare = Callable[[Entrant, nn.Module], Forward]
 
 @dataclass(frozen=True)
 class Gate:
-    """The judge of one row: a config of eager PyTorch, data on their device, and how a contender runs its net."""
+    """The judge of one row.
+
+    Attributes:
+        config: of eager PyTorch. data: on their device. prepare: how a contender runs its net.
+        ready: nets that are prepared already, so that nothing is compiled twice; they get their state back.
+    """
 
     config: Config
     data: Data
     prepare: Prepare
+    ready: Mapping[str, tuple[nn.Module, Forward]] = field(default_factory=dict)
     _exact: dict[tuple[int, int], Results] = field(default_factory=dict)
     _eager: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
 
@@ -131,12 +137,28 @@ class Gate:
                 words = f"is {mine:.5f}, in float64 {right:.5f}, allowed +-{allowed:.5f}"
                 raise GateError(f"{one.name}: the loss of step {step} {words}")
 
-    def _session(self, one: Entrant, depth: int = 0) -> Session:
-        config = replace(self.config, **one.settings())
+    @contextmanager
+    def _session(
+        self, one: Entrant, depth: int = 0, *, double: bool = False, plain: bool = False
+    ) -> Iterator[tuple[Session, Forward]]:
+        """A fresh session, and how its net is run: as it is if ``plain`` or ``double``."""
+        config = replace(self.config, **one.settings(), **({"amp": "none"} if double else {}))
         session = Session.start(config, self.data, self.data.train.images.device)
         for _ in range(depth):
             session.net = deepened(session.net)
-        return session
+        if double or plain:
+            net = session.net.double() if double else session.net
+            yield session, (lambda x: net(x.double())) if double else net
+        elif depth or one.name not in self.ready:
+            yield session, self.prepare(one, session.net)
+        else:
+            net, forward = self.ready[one.name]
+            kept = {name: value.clone() for name, value in net.state_dict().items()}
+            net.load_state_dict(session.net.state_dict())
+            session.net, session.optimizer = net, build_optimizer(config, net)
+            yield session, forward
+            net.load_state_dict(kept)
+            net.zero_grad(set_to_none=True)
 
     def _results(
         self,
@@ -149,38 +171,31 @@ class Gate:
         reverse: bool = False,
     ) -> Results:
         """Logits, loss and gradients of the first ``images`` (default: a batch); ``plain``: of the net as it is."""
-        net = self._session(one, depth).net.train()
         dtype = None if double else amp_dtype(self.config)
-        run = net if double or plain else self.prepare(one, net)
         count = self.config.batch_size if images is None else images
         pixels, labels = self.data.normalise(self.data.train.images[:count]), self.data.train.labels[:count]
         if reverse:
             pixels, labels = pixels.flip(0), labels.flip(0)
         pixels = pixels.contiguous(memory_format=FORMATS[one.layout])
-        if double:
-            net.double()
-            pixels = pixels.double()
-        with torch.autocast(pixels.device.type, dtype=dtype) if dtype else nullcontext():
-            logits = run(pixels)
-        logits = logits if double else logits.float()
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        y = logits.detach()
-        return {"y": y.flip(0) if reverse else y, "loss": loss.detach(), **gradients(net)}
+        with self._session(one, depth, double=double, plain=plain) as (session, run):
+            session.net.train()
+            with torch.autocast(pixels.device.type, dtype=dtype) if dtype else nullcontext():
+                logits = run(pixels)
+            logits = logits if double else logits.float()
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            y = logits.detach()
+            return {"y": y.flip(0) if reverse else y, "loss": loss.detach(), **gradients(session.net)}
 
     def _losses(self, one: Entrant, *, double: bool = False, plain: bool = False) -> list[float]:
         """Of the first steps of training, by the training loop itself."""
-        session = self._session(one)
-        net = session.net.double() if double else session.net
-        if double:
-            session.config = replace(session.config, amp="none")
-        forward: Forward = net if plain else (lambda x: net(x.double())) if double else self.prepare(one, net)
         total, losses = 0.0, []
-        for step in range(min(STEPS, len(self.data.train) // self.config.batch_size)):
-            train_epoch(session, self.data, Path(), Silent(), forward=forward, until=step + 1)
-            now = session.totals["loss"]
-            losses.append((now - total) / self.config.batch_size)
-            total = now
+        with self._session(one, double=double, plain=plain) as (session, forward):
+            for step in range(min(STEPS, len(self.data.train) // self.config.batch_size)):
+                train_epoch(session, self.data, Path(), Silent(), forward=forward, until=step + 1)
+                now = session.totals["loss"]
+                losses.append((now - total) / self.config.batch_size)
+                total = now
         return [round(value, 6) for value in losses]
 
 

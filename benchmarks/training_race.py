@@ -79,7 +79,8 @@ class Race:
         left_out: dict[str, str] = {}
         with torch._dynamo.config.patch(recompile_limit=64):  # contenders share the code of one network
             racers = self._ready(contenders, folder, left_out)
-            gate = Gate(self.config, self.images.data, lambda one, net: compiled(one, net)[0])
+            ready = {r.entrant.name: (r.session.net, r.forward) for r in racers if not r.session.refinements}
+            gate = Gate(self.config, self.images.data, lambda one, net: compiled(one, net)[0], ready)
             checked = gate.check([racer.entrant for racer in racers])
             self._train(racers)
         return self._row(racers, checked, left_out)

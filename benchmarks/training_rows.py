@@ -162,7 +162,6 @@ class Images:
 
 
 DATASETS = ("cifar10", "gratings", "digits", "synthetic")
-_FEW = 2000  # images of validation and test in a run on a subset
 
 
 def load_images(name: str, path: Path | None, subset: int) -> Images:
@@ -176,7 +175,7 @@ def load_images(name: str, path: Path | None, subset: int) -> Images:
         return Images(data, "drawn noisy gratings of the shape of CIFAR-10, ten directions", (0.5, 0.7, 0.9, 0.95))
     data = load_data(name, path, limit=subset)
     if subset:
-        data = replace(data, valid=_first(data.valid), test=_first(data.test))
+        data = replace(data, valid=_first(data.valid, max(subset // 5, 200)), test=_first(data.test, 2000))
     if name != "cifar10":
         notes = {"digits": "scikit-learn's 8x8 digits", "synthetic": "drawn noisy 8x8 gratings, four directions"}
         return Images(data, notes[name], (0.5, 0.7, 0.9, 0.95))
@@ -203,8 +202,8 @@ def gratings(count: int, side: int = 32) -> Data:
     return Data("gratings", 10, train, valid, test, mean, std, pad=min(4, side // 4), flip=False)
 
 
-def _first(split: Split) -> Split:
-    return split.take(torch.arange(min(_FEW, len(split))))
+def _first(split: Split, count: int) -> Split:
+    return split.take(torch.arange(min(count, len(split))))
 
 
 def _is_jpeg(path: Path) -> bool:

@@ -78,7 +78,8 @@ def test_the_reference_compiled_is_a_contender(run, monkeypatch):
     assert "best compiled, an epoch" in row["ratios"]["reference:nchw"]
 
 
-def test_what_does_not_compile_in_its_budget_is_left_out_and_said(run, capsys):
+def test_what_does_not_compile_in_its_budget_is_left_out_and_said(bench, run, monkeypatch, capsys):
+    monkeypatch.setattr(bench("training_race"), "wait_until_idle", lambda limit: None)
     status, (_, row) = run("--compile-budget", "0.01", contenders=("reference:nchw", "compiled:nchw"))
     assert status == 0
     assert row["left_out"] == {"compiled:nchw": "not compiled in 0 s"}
@@ -96,6 +97,15 @@ def test_a_wrong_contender_gives_no_row_and_an_error(bench, run, monkeypatch, ca
     monkeypatch.setattr(bench("training_race"), "compiled", wrong)
     assert run() == (1, [])
     assert "no row: 2-2-2/euler, seed 1: reference:nchw: the first step is not" in capsys.readouterr().err
+
+
+@CPU
+def test_another_backend_than_the_row_says_gives_no_row(bench, run, monkeypatch, capsys):
+    entrant = bench("training_rows").Entrant
+    settings = entrant.settings
+    monkeypatch.setattr(entrant, "settings", lambda self: {**settings(self), "backend": "reference"})
+    assert run(contenders=("cpu:nchw",)) == (1, [])
+    assert "cpu:nchw: conv_solve reference:none ran" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_goes_on_and_ends_where_an_uninterrupted_one_does(bench, run, monkeypatch, capsys):
