@@ -4,7 +4,7 @@
     python benchmarks/train_cifar.py --data-path CIFAR --rows 2-2-2/euler --subset 5000 --epochs 8
     python benchmarks/train_cifar.py --data-path CIFAR --full
 
-Rows of the paper's table (arXiv 2008.02389, CIFAR-10), each trained by all contenders, an epoch each in turn. Without
+Rows of the paper's table (arXiv 2008.02389, CIFAR-10), each trained by all contenders, who take turns. Without
 ``--full`` the schedule is shrunk to ``--epochs`` and the images to ``--subset``. Results are appended as JSON lines
 below a header that says where they were measured; there is none of a row whose contenders do not equal the reference
 (exit status 1). After an interruption the same command goes on from the last epoch of each contender.

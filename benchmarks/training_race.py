@@ -1,4 +1,4 @@
-"""One training row: contenders train the same network from the same seed, an epoch each in turn.
+"""One training row: contenders train the same network from the same seed, a few batches each in turn.
 
 Seconds are those of the training loop (batches, augmentation, forward, backward, optimiser, reading the loss), without
 evaluation, checkpoints, compilation and warm-up. Each contender is a run in a folder of its own, with a checkpoint
@@ -7,6 +7,7 @@ after every epoch.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from torch import nn
 from training_gate import Forward, Gate, what_ran
 from training_rows import WHOLE_GRAPH, Entrant, Images, TrainingRow
 
+from contnet_fast.files import write_text
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import blocks
 from contnet_fast.tableaus import get_tableau
@@ -33,6 +35,7 @@ from contnet_fast.training.loop import Reporter, begin, deepen, finish_epoch, sc
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session
 
+TURN = {"cpu": 2, "cuda": 20}  # batches; short, so that a disturbance of the machine falls on all
 WARM_UP = 3  # steps; CUDA graphs are recorded in the second and third
 
 
@@ -49,6 +52,15 @@ class Racer:
     warm_up_s: float = 0.0
     peak_bytes: int | None = None
     resumed_at: int = 0
+    typical: dict[int, float] = field(default_factory=dict)  # by epoch: seconds of all its batches at their median
+
+    def recall(self) -> None:
+        """What the run that was interrupted had measured; a file that is not there was not written in time."""
+        path = self.folder / "race.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"typical": {}}
+        self.typical = {int(epoch): seconds for epoch, seconds in kept.pop("typical").items()}
+        for name, value in kept.items():
+            setattr(self, name, value)
 
 
 @dataclass
@@ -94,6 +106,7 @@ class Race:
             racer = Racer(one, session, place, session.net, resumed_at=session.epoch)
             if session.epoch:
                 self.log(f"{self.row.name}: {one.name} goes on after epoch {session.epoch}")
+                racer.recall()
             try:
                 with time_budget(self.budget) if one.who == "compiled" else nullcontext():
                     self._warm_up(racer)
@@ -107,33 +120,47 @@ class Race:
         return racers
 
     def _train(self, racers: list[Racer]) -> None:
-        """Epoch by epoch, the order rotated by one from epoch to epoch; who is ahead after an interruption waits."""
+        """Epoch by epoch; who is ahead after an interruption waits for the others."""
         data, start = self.images.data, time.perf_counter()
         done = sum(work(self.config, data, racer.session.epoch) for racer in racers)
         self.reporter.start(self.config, 0, len(racers) * work(self.config, data, self.config.epochs), done)
         for epoch in range(self.config.epochs):
             if epoch and time.perf_counter() - start > self.seconds:
                 return
-            turn = epoch % len(racers)
-            for racer in (*racers[turn:], *racers[:turn]):
-                if racer.session.epoch == epoch:
-                    self._epoch(racer)
+            self._epoch([racer for racer in racers if racer.session.epoch == epoch])
 
-    def _epoch(self, racer: Racer) -> None:
-        session, data, device = racer.session, self.images.data, self.images.data.train.images.device
-        net = session.net
-        deepen(session, data, racer.folder, self.reporter)
-        if session.net is not net:
-            self._warm_up(racer)
+    def _epoch(self, racers: list[Racer]) -> None:
+        """Turns of a few batches, the order rotated by one from turn to turn."""
+        data = self.images.data
+        for racer in racers:
+            net = racer.session.net
+            deepen(racer.session, data, racer.folder, self.reporter)
+            if racer.session.net is not net:
+                self._warm_up(racer)
+        size, count = TURN[data.train.images.device.type], len(data.train) // self.config.batch_size
+        times: list[list[float]] = [[] for _ in racers]
+        for turn, begun in enumerate(range(0, count, size)):
+            for i in range(len(racers)):
+                who = (turn + i) % len(racers)
+                times[who].append(self._turn(racers[who], min(begun + size, count)))
+        for racer, taken in zip(racers, times, strict=True):
+            racer.typical[racer.session.epoch] = round(count * statistics.median(taken), 4)
+            finish_epoch(racer.session, data, racer.folder, self.reporter)
+            kept = {name: getattr(racer, name) for name in ("typical", "warm_up_s", "peak_bytes")}
+            write_text(racer.folder / "race.json", json.dumps(kept))
+
+    def _turn(self, racer: Racer, until: int) -> float:
+        """Train to batch ``until``; seconds of a batch."""
+        session, device = racer.session, self.images.data.train.images.device
+        before, begun, held = session.totals.get("seconds", 0.0), session.batch, 0
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-        train_epoch(session, data, racer.folder, self.reporter, forward=racer.forward)
+            held = torch.cuda.memory_allocated(device)
+        train_epoch(session, self.images.data, racer.folder, self.reporter, forward=racer.forward, until=until)
         if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(device) - before
-            racer.peak_bytes = max(peak, racer.peak_bytes or 0)
-        finish_epoch(session, data, racer.folder, self.reporter)
+            racer.peak_bytes = max(torch.cuda.max_memory_allocated(device) - held, racer.peak_bytes or 0)
+        return (session.totals["seconds"] - before) / (session.batch - begun)
 
     def _warm_up(self, racer: Racer) -> None:
         """Compile, and let libraries choose their algorithms, by some steps without an update; nothing is changed."""
@@ -189,7 +216,8 @@ class Race:
             [round(sum(seconds[: i + 1]), 3), round(record["train_loss"], 5), round(record["valid_accuracy"], 5)]
             for i, record in enumerate(epochs)
         ]
-        typical = statistics.fmean if self.config.refine_epochs else statistics.median  # deeper epochs take longer
+        middle = statistics.fmean if self.config.refine_epochs else statistics.median  # deeper epochs take longer
+        typical = middle([racer.typical.get(record["epoch"], record["seconds"]) for record in epochs])
         images = len(data.train) // self.config.batch_size * self.config.batch_size
         peak = {} if racer.peak_bytes is None else {"peak_mib": round(racer.peak_bytes / 2**20, 1)}
         return {
@@ -198,8 +226,8 @@ class Race:
             **({"resumed_at": racer.resumed_at} if racer.resumed_at else {}),
             "warm_up_s": round(racer.warm_up_s, 2),
             "seconds": round(sum(seconds), 3),
-            "s_per_epoch": round(typical(seconds), 4),
-            "images_per_s": round(images / typical(seconds), 1),
+            "s_per_epoch": round(typical, 4),
+            "images_per_s": round(images / typical, 1),
             "to_accuracy": {f"{t:g}": next((s for s, _, a in curve if a >= t), None) for t in self.thresholds},
             "valid_accuracy": epochs[-1]["valid_accuracy"],
             "test_accuracy": score_split(session.net, data, data.test, session.config).accuracy,
