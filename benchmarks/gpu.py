@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -198,11 +199,30 @@ def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
 
 
 def training(run: Run) -> None:
-    """One short training with each backend from the same seed and images: losses, accuracy, time a step."""
-    from gpu_training import compare
+    """The paper's 8-8-8 in short, by eager PyTorch and by Triton: losses, accuracies, seconds (``train_cifar.py``)."""
+    run.attempt("training", "8-8-8/rk4_classic", lambda: _training(run))
 
-    limit = min(60.0, run.left / 3)
-    run.attempt("training", "8-8-8", lambda: compare(_context(run), tiny=run.dry, seconds=limit, path=run.options.data))
+
+def _training(run: Run) -> dict[str, Any]:
+    from training_race import Race
+    from training_rows import ROWS, Images, TrainingRow, entrants, gratings, load_images
+
+    if run.dry:
+        images, line = Images(gratings(4, 4), "drawn gratings", (0.5,)), TrainingRow(1, "euler")
+        config = line.config(epochs=1, data="synthetic", batch_size=2, width=4)
+    else:
+        images = load_images("cifar10" if run.options.data else "gratings", run.options.data, 4096)
+        line = ROWS["8-8-8/rk4_classic"]
+        config = line.config(epochs=6, data="synthetic", amp="bfloat16", device=run.device)
+    torch.backends.cudnn.benchmark = True
+    images = Images(images.data.to(run.device), images.note, images.thresholds)
+    race = Race(line, config, images, images.thresholds, log=run.log, seconds=min(60.0, run.left / 3))
+    with tempfile.TemporaryDirectory() as folder:
+        row = race.run(entrants(("reference:channels_last", "triton:channels_last")), Path(folder))
+    del row["case"]  # a row of this file has its own
+    ours = {name: found for name, found in row["ratios"].items() if not name.startswith("reference")}
+    row["ratios"] = {f"{what} / {name}": value for name, found in ours.items() for what, value in found.items()}
+    return row
 
 
 def sanitizer(run: Run) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from contenders import Contender
 
+LEAST_SECONDS = 1e-3  # shorter calls are repeated within a measurement, warm as they are in a loop
 PRODUCT_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
 EVICTED_BYTES = 2**28  # more than any cache of a GPU
 
@@ -147,17 +148,13 @@ def interleave(
 ) -> dict[str, Times]:
     """Time all contenders in turn, one call each a round, the order rotated by one from round to round.
 
-    On a GPU by events around each call; what is queued before is waited for.
+    Calls shorter than a millisecond are repeated until that is filled. On a GPU by events around the calls; what is
+    queued before is waited for.
 
     Args:
         advance: called after each round with the fraction of the work that it was.
     """
-    for contender in contenders:
-        _set_threads(contender)
-        start, calls = time.perf_counter(), 0
-        while calls < effort.warm_up_calls or time.perf_counter() - start < effort.warm_up_seconds:
-            contender.call()
-            calls += 1
+    repeats = {contender.name: _warm_up(contender, effort, device) for contender in contenders}
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     cold: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     begin, done, rounds = time.perf_counter(), 0.0, 0
@@ -168,7 +165,7 @@ def interleave(
             for contender in _rotated(contenders, rounds):
                 if _set_threads(contender):
                     contender.call()
-                seconds[contender.name].append(once(contender.call, device))
+                seconds[contender.name].append(once(contender.call, device, repeats[contender.name]))
             rounds += 1
             elapsed = (time.perf_counter() - begin) / effort.seconds if effort.seconds else 1.0
             reached = min(rounds / effort.rounds, elapsed, 1.0)
@@ -183,19 +180,31 @@ def interleave(
     return {name: Times(tuple(values), tuple(cold[name])) for name, values in seconds.items()}
 
 
-def once(call: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
+def _warm_up(contender: Contender, effort: Effort, device: str) -> int:
+    """How often the call must be repeated to fill the least time of a measurement."""
+    _set_threads(contender)
+    start, shortest, calls = time.perf_counter(), math.inf, 0
+    while calls < effort.warm_up_calls or time.perf_counter() - start < effort.warm_up_seconds:
+        shortest = min(shortest, once(contender.call, device))
+        calls += 1
+    return max(1, math.ceil(LEAST_SECONDS / max(shortest, 1e-6)))
+
+
+def once(call: Callable[[], object], device: str, repeats: int = 1) -> float:
+    """Seconds of one call, the mean of ``repeats``."""
     if device == "cpu":
         start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
     torch.cuda.synchronize()
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     first.record()
-    call()
+    for _ in range(repeats):
+        call()
     last.record()
     last.synchronize()
-    return 1e-3 * float(first.elapsed_time(last))
+    return 1e-3 * float(first.elapsed_time(last)) / repeats
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

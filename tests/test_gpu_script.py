@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from contnet_fast.backends import available_backends
 from contnet_fast.backends import triton as backend_triton
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -35,6 +36,19 @@ def test_a_dry_run_writes_rows_and_a_table_of_ratios(gpu, tmp_path, capsys):
         assert row["ratios"]
     assert "| op/rk_combine/4 terms/1024/float32 | best eager / ours |" in capsys.readouterr().out
     assert "best eager / ours" in (tmp_path / "gpu-dry-run.log").read_text()
+
+
+@pytest.mark.skipif("cpu" not in available_backends(), reason="needs the C++ extension")
+def test_the_training_phase_writes_a_row_and_ratios(gpu, tmp_path, monkeypatch, capsys):
+    data = importlib.import_module("training_rows")
+    right = data.entrants
+    # the interpreter would take half a minute for Triton
+    monkeypatch.setattr(data, "entrants", lambda names: right(tuple(name.replace("triton", "cpu") for name in names)))
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "training"]) == 0
+    (row,) = rows(tmp_path)
+    assert row["contenders"]["cpu:channels_last"]["ran"] == ["conv_solve cpu:stage", "conv_solve_backward cpu:stage"]
+    assert row["ratios"]["best reference, an epoch / cpu:channels_last"] > 0
+    assert "| 8-8-8/rk4_classic | best reference, an epoch / cpu:channels_last |" in capsys.readouterr().out
 
 
 def test_what_is_done_is_not_run_again_unless_asked_for(gpu, tmp_path, capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,40 +70,54 @@ def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: 
         ValueError: impossible settings, before anything is written; a damaged or foreign checkpoint.
         TrainingError: the loss is not finite.
     """
-    device = pick_device(config.device)
+    data = data.to(pick_device(config.device))
+    event_writer = _event_writer(config)
+    session = begin(config, data, out, resume=resume)
+    size = sum(p.numel() for p in session.net.parameters())
+    reporter.start(config, size, work(config, data, config.epochs), work(config, data, session.epoch))
+    writer = event_writer(str(out / "tensorboard")) if event_writer else None
+    while session.epoch < config.epochs:
+        deepen(session, data, out, reporter)
+        train_epoch(session, data, out, reporter)
+        record = finish_epoch(session, data, out, reporter)
+        if writer is not None:
+            _write_events(writer, record)
+    return _report(session, data, out)
+
+
+def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Session:
+    """The state of a run in the folder ``out``: at its start, or as the last checkpoint there left it.
+
+    Args:
+        data: on the device that trains.
+
+    Raises:
+        ValueError: as :func:`train`.
+    """
     if config.batch_size > len(data.train):
         raise ValueError(f"batch_size: got {config.batch_size}, accepted: up to the {len(data.train)} training images")
-    event_writer = _event_writer(config)
     torch.backends.cudnn.deterministic = config.deterministic
-    data = data.to(device)
-    session = Session.start(config, data, device)
+    session = Session.start(config, data, data.train.images.device)
     writable_folder("out", out)
     if resume and (out / "last.json").is_file():
         session.restore(*load_checkpoint(out, "last"))
     else:
         write_run(out, config, data)
     write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in session.history))
-    n_batches = len(data.train) // config.batch_size
-    size = sum(p.numel() for p in session.net.parameters())
-    reporter.start(config, size, _work(config, config.epochs, n_batches), _work(config, session.epoch, n_batches))
-    writer = event_writer(str(out / "tensorboard")) if event_writer else None
-    while session.epoch < config.epochs:
-        _deepen(session, data, out, reporter)
-        _train_epoch(session, data, out, reporter, n_batches)
-        _finish_epoch(session, data, out, reporter, writer)
-    return _report(session, data, out)
+    return session
 
 
-def _work(config: Config, epochs: int, n_batches: int) -> int:
-    return sum(n_batches * 2 ** config.refinements(epoch) for epoch in range(epochs))
+def work(config: Config, data: Data, epochs: int) -> int:
+    """Of the first ``epochs``, in the units of :class:`Reporter`."""
+    return sum(len(data.train) // config.batch_size * 2 ** config.refinements(epoch) for epoch in range(epochs))
 
 
 def _seed(config: Config, epoch: int, batch: int) -> int:
     return ((config.seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**62
 
 
-def _deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
-    """Refinements that are due before this epoch."""
+def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
+    """The refinements that are due before this epoch."""
     config = session.config
     while session.batch == 0 and session.refinements < config.refinements(session.epoch):
         torch.manual_seed(_seed(config, session.epoch, -1))
@@ -126,8 +141,27 @@ def _deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None
         _log(out, reporter, record)
 
 
-def _train_epoch(session: Session, data: Data, out: Path, reporter: Reporter, n_batches: int) -> None:
+def train_epoch(
+    session: Session,
+    data: Data,
+    out: Path,
+    reporter: Reporter,
+    *,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    until: int | None = None,
+) -> None:
+    """The batches that are left of this epoch.
+
+    Args:
+        forward: called instead of ``session.net``, whose weights it must use: the net compiled, say.
+        until: stop before this batch.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
     config, device = session.config, data.train.images.device
+    n_batches = len(data.train) // config.batch_size
+    end = n_batches if until is None else until
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(_seed(config, session.epoch, -2)))
     generator = torch.Generator(device)
     dtype = amp_dtype(config)
@@ -157,7 +191,8 @@ def _train_epoch(session: Session, data: Data, out: Path, reporter: Reporter, n_
         }
 
     session.net.train()
-    while session.batch < n_batches:
+    run = session.net if forward is None else forward
+    while session.batch < end:
         index = order[session.batch * config.batch_size : (session.batch + 1) * config.batch_size].to(device)
         seed = _seed(config, session.epoch, session.batch)
         torch.manual_seed(seed)
@@ -169,14 +204,14 @@ def _train_epoch(session: Session, data: Data, out: Path, reporter: Reporter, n_
         for group in session.optimizer.param_groups:
             group["lr"] = rate
         with context:
-            logits = session.net(_formatted(data.normalise(images), config))
+            logits = run(_formatted(data.normalise(images), config))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         _step(session, loss)
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum()
             totals += torch.stack([loss.double() * len(index), right.double(), right.new_tensor(len(index)).double()])
         session.batch += 1
-        last = session.batch == n_batches
+        last = session.batch == end
         status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
         reporter.batch(2**session.refinements, status)
         if config.save_every and session.batch % config.save_every == 0 and not last:
@@ -196,7 +231,8 @@ def _step(session: Session, loss: torch.Tensor) -> None:
     session.average()
 
 
-def _finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter, writer: Any) -> None:
+def finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Score the validation split, write the record of the epoch and the checkpoints; the record."""
     config, totals = session.config, session.totals
     valid = score_split(session.evaluated, data, data.valid, config)
     record = {
@@ -220,10 +256,13 @@ def _finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter, w
         save_checkpoint(out, "best", chosen, {"refinements": session.refinements, "record": record})
     save_checkpoint(out, "last", session.tensors(), session.state())
     _log(out, reporter, record)
-    if writer is not None:
-        for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "images_per_second"):
-            writer.add_scalar(name, record[name], record["epoch"])
-        writer.flush()
+    return record
+
+
+def _write_events(writer: Any, record: dict[str, Any]) -> None:
+    for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "images_per_second"):
+        writer.add_scalar(name, record[name], record["epoch"])
+    writer.flush()
 
 
 def _report(session: Session, data: Data, out: Path) -> Result:
