@@ -14,7 +14,7 @@ from contnet_fast.files import write_atomically
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator
 
 COLOURS = {"ours": "#0072B2", "compile": "#E69F00", "eager": "#009E73", "torchdiffeq": "#CC79A7",
            "published loop": "#7F7F7F"}  # fmt: skip
@@ -73,7 +73,7 @@ def _speedup(results: Results) -> Any:
         axis.invert_yaxis()
         axis.grid(False, axis="y")
         axis.axvline(1.0, color=COLOURS["ours"], linewidth=1.5)
-        axis.set_xlabel("time of the best of each kind / time of contnet_fast (line: as fast)")
+        axis.set_xlabel("time of the best of each kind / ours (line: 1)")
         axis.set_title({"eval": "evaluation", "train": "training step"}[part])
         axis.margins(x=0.1)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -115,7 +115,7 @@ def _roofline(results: Results) -> Any:
     axis.set_yscale("log")
     axis.set_xlabel("FLOP of the direct method / least bytes moved")
     axis.set_ylabel("GFLOP/s of the direct method")
-    axis.set_title(f"Roofline, {rates['of']}")
+    axis.set_title(f"{results.device}: operations and bytes")
     axis.legend(frameon=False, loc="lower right")
     return figure
 
@@ -154,7 +154,7 @@ def _scaling(results: Results) -> Any:
     threads.set_ylabel(f"speed with {count} threads / with one")
     threads.set_title("threads")
     threads.set_ylim(0, 1.35 * count)
-    threads.legend(frameon=False, loc="upper left", ncols=3, fontsize=7.5)
+    threads.legend(frameon=False, loc="upper left", ncols=3, fontsize=7, columnspacing=1.0, handlelength=1.2)
     figure.suptitle(results.device)
     return figure
 
@@ -165,10 +165,11 @@ def _decorate(axis: Any, x: str, y: str, title: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.set_title(title)
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_minor_locator(NullLocator())
     axis.legend(frameon=False, fontsize=7.5)
 
 
@@ -189,6 +190,7 @@ def _memory(results: Results) -> Any:
     axis.set_ylabel("MiB held for backward")
     axis.margins(y=0.15)
     axis.grid(False, axis="x")
+    axis.set_title(f"{results.device}: what a forward pass keeps")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
