@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,25 +25,26 @@ class Arithmetic:
     """
 
     def __init__(self, ys: Sequence[torch.Tensor], stages: int, *, graph: bool) -> None:
-        plan = select(
-            Problem(
-                op="odeint",
-                device=ys[0].device.type,
-                dtype=ys[0].dtype,
-                compute_dtype=ys[0].dtype,
-                shape=state_shape(ys),
-                leaf_dtypes=leaf_dtypes(ys),
-                stages=stages,
-                needs_grad=graph,
-            )
+        problem = Problem(
+            op="odeint",
+            device=ys[0].device.type,
+            dtype=ys[0].dtype,
+            compute_dtype=ys[0].dtype,
+            shape=state_shape(ys),
+            leaf_dtypes=leaf_dtypes(ys),
+            stages=stages,
+            needs_grad=graph,
         )
+        plan = select(problem)
+        norms = select(replace(problem, needs_grad=False)) if graph else plan  # norms stay out of the graph
         self.graph = graph
         self.backend = plan.backend
-        self.fused = plan.level != "none"
+        self.fused, self.fused_norms = plan.level != "none", norms.level != "none"
         if self.fused:
             self._combine = lookup("rk_combine", plan.backend)
-            self._update = lookup("rk_combine_error", plan.backend)
-        elif not torch.compiler.is_compiling():
+        if self.fused_norms:
+            self._update = lookup("rk_combine_error", norms.backend)
+        if not self.fused and not torch.compiler.is_compiling():
             record("odeint", plan.backend, plan.level)
 
     def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
@@ -65,7 +67,7 @@ class Arithmetic:
     ) -> tuple[Leaves, torch.Tensor]:
         """The end of a step, ``y1s`` where it is known, and the norm of its error as a 0-d tensor without a graph."""
         with torch.no_grad():
-            fused = self.fused and tolerance.by_leaf
+            fused = self.fused_norms and tolerance.by_leaf
             if fused and not self.graph and y1s is None:
                 return self._norms(ys, None, ks, method, h, tolerance)
         if y1s is None:
@@ -93,7 +95,7 @@ class Arithmetic:
                 ends.append(end)
                 norms.append(norm)
             elif y1s is None:
-                ends += self._combine([y], [ks[j][i] for j in used], b)
+                ends += self.combine([y], [[ks[j][i]] for j in used], tuple(enumerate(b)), 1.0)
         worst = norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
         return ends if y1s is None else y1s, worst
 

@@ -61,9 +61,8 @@ def replaying(module: torch.nn.Module | None, random: Sequence[torch.Tensor], de
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, held, strict=True):
-                buffer.copy_(value)
+        for buffer, value in zip(buffers, held, strict=True):
+            buffer.data.copy_(value)  # a graph of the replay may hold the buffer, which no derivative reads
         _set_random(now, device)
 
 
