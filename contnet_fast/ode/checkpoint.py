@@ -21,13 +21,14 @@ Step = FixedStep | AdaptiveStep
 
 
 class Kept(Record):
-    """The accepted steps, what every ``stride``-th started from, and the random state before each."""
+    """The accepted steps, what every ``stride``-th started from, and the random state before each and before all."""
 
     def __init__(self, random: bool, device: torch.device) -> None:
         super().__init__()
         self.starts: list[list[Leaves]] = []
         self.random: list[list[torch.Tensor]] = []
         self._wanted, self._device = random, device
+        self.before = random_state(device) if random else []
         self._pending: tuple[list[Leaves], list[torch.Tensor]] = ([], [])
 
     def start(self, tensors: list[Leaves]) -> None:
@@ -131,9 +132,8 @@ def _in_one_graph(
 ) -> list[torch.Tensor | None]:
     t, ys = saved[0], list(saved[1 : 1 + ctx.n])
     solver, steps, timed = _replayer(ctx, t)
-    first = ctx.record.random[0] if ctx.record.random else []
     total = [(ys, [g[0] for g in grads])]
-    with replaying(ctx.module, first, ctx.problem.device):
+    with replaying(ctx.module, ctx.record.before, ctx.problem.device):
         state = _start(solver, solver.s[0] if isinstance(solver, FixedGrid) else _signed(ctx, t)[0], ys, timed)
         row = 1
         for i, step in enumerate(steps):
@@ -193,7 +193,7 @@ def _step_by_step(
     if ahead is None:
         ahead = [[None] * ctx.n]
     if len(ahead) > 1 and not isinstance(solver, FixedGrid):  # the first evaluation, which the first step was given
-        with replaying(ctx.module, record.random[0], problem.device), torch.enable_grad():
+        with replaying(ctx.module, record.before, problem.device), torch.enable_grad():
             ys = [y.detach().requires_grad_() for y in saved[1 : 1 + ctx.n]]
             begin = _start(solver, _signed(ctx, t)[0], ys, timed)
         results = [x for leaves in begin[1:] for x in leaves]

@@ -26,7 +26,7 @@ class LeafNorm:
         if not norms:
             return torch.zeros(())
         if norms[0].requires_grad:  # the others must stay out of its graph: the square root has no slope at 0
-            return max(norms)  # type: ignore[type-var]
+            return max(norms)
         return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
 
 
