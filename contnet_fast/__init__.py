@@ -1,6 +1,6 @@
 """Fast continuous-depth networks for PyTorch."""
 
-from . import models, nn
+from . import models, nn, torchdiffeq
 from ._version import __version__
 from .backends import available_backends, record_runs, strict, use_backend
 from .bases import BASES, Basis
@@ -10,6 +10,7 @@ from .functional import rk_combine, rk_combine_error, rk_solve
 from .info import info
 from .models.published import load_reference_checkpoint
 from .nn import blocks, carry_optimizer, interpolate, project, refine, set_manifestation
+from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event
 from .tableaus import SCHEMES, ButcherTableau, get_tableau
 from .timegrid import time_grid
 from .warm import warmup
@@ -20,6 +21,7 @@ __all__ = [
     "BackendUnavailable",
     "Basis",
     "ButcherTableau",
+    "OdeintError",
     "Plan",
     "__version__",
     "available_backends",
@@ -32,6 +34,10 @@ __all__ = [
     "load_reference_checkpoint",
     "models",
     "nn",
+    "odeint",
+    "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "project",
     "record_runs",
     "refine",
@@ -41,6 +47,7 @@ __all__ = [
     "set_manifestation",
     "strict",
     "time_grid",
+    "torchdiffeq",
     "use_backend",
     "warmup",
 ]

@@ -59,6 +59,8 @@ LAYERS = [  # each may import itself and what stands before it
     {"ops", "states"},
     {"combine"},
     {"functional"},
+    {"ode"},
+    {"torchdiffeq"},
     {"nn"},
     {"models"},
     {"explain", "info", "tune"},

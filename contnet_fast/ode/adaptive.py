@@ -1,0 +1,340 @@
+"""Adaptive steps: the controller in host numbers, one device read for each attempted step."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .arithmetic import Arithmetic, Leaves
+from .fixed import nudge
+from .methods import Method, get_method, interpolation_weights
+from .options import AdaptiveOptions
+from .problem import InitialValueProblem
+from .tolerances import Tolerance
+
+
+@dataclass
+class Span:
+    """A step's start, size and end as 0-d tensors that carry a gradient, beside the host's numbers."""
+
+    start: torch.Tensor
+    size: torch.Tensor
+    end: torch.Tensor
+
+
+@dataclass
+class AdaptiveStep:
+    """One accepted step from s to s1 and the output times in it.
+
+    ``run`` maps the tensors that it starts from (the state, the carried rate, the clock's time where there is one) to
+    those it ends with, and to its outputs.
+    """
+
+    solver: Adaptive
+    s: Any
+    h: Any
+    s1: Any
+    exact_end: bool
+    jump: bool
+    outputs: list[Any]
+
+    def run(self, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+        """The same step again, in a graph where that is on."""
+        solver = self.solver
+        ys, k0, *clock = start
+        span = solver.span(clock[0][0], self.h, self.s1 if self.exact_end else None) if clock else None
+        y1s, ks = solver.stages(ys, k0, self.s, self.h, self.s1, span)
+        if y1s is None:
+            y1s = solver.arithmetic.combine(ys, ks, solver.method.update, solver.size(self.h, span))
+        outs = [solver.interpolate(t, ys, y1s, ks, self, span) for t in self.outputs]
+        carried = solver.after_jump(self.s1, y1s, span) if self.jump else ks[-1]
+        return [y1s, carried, *([[span.end]] if span is not None else [])], outs
+
+
+class Adaptive:
+    """Steps in s of chosen size; ``attempt`` takes one and accepts or rejects it.
+
+    Attributes:
+        s, s1: the last accepted step; y, k: state and carried rate at s1. last: that step, for outputs in it.
+    """
+
+    def __init__(
+        self,
+        problem: InitialValueProblem,
+        name: str,
+        options: AdaptiveOptions,
+        tolerance: Tolerance,
+        *,
+        graph: bool,
+        in_time_graph: bool = False,
+    ) -> None:
+        self.problem, self.options, self.tolerance = problem, options, tolerance
+        self.method: Method = get_method(name)
+        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph)
+        wide = torch.float32 if problem.device.type == "mps" else torch.float64  # mps has no float64
+        self.dtype = torch.promote_types(options.dtype or wide, problem.dtype)
+        if self.dtype not in (torch.float32, torch.float64):
+            self.dtype = torch.float32
+        self.number: Any = float if self.dtype == torch.float64 else np.float32
+        inner = [c for c in self.method.c[1:] if c != 1.0]
+        self._nodes = torch.tensor(inner, dtype=problem.dtype)
+        self._in_time_graph = in_time_graph
+        self.clock: torch.Tensor | None = None  # s1 in the graph of the times
+        self._size: torch.Tensor | None = None  # the first step size in its graph
+
+    # -- the start ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Evaluate the field at the start and choose the first step size."""
+        problem, options, number = self.problem, self.options, self.number
+        self.s = self.s1 = number(problem.times[0])
+        self.y = problem.leaves
+        if self._in_time_graph:
+            self.clock = problem.s[0].to(problem.device, self.dtype)
+        self.k = problem(self.time(self.s, self.clock), self.y)
+        self.last: AdaptiveStep | None = None
+        bad = problem.nonfinite("y0", self.y) if options.first_step is not None else None
+        if bad is None:
+            self.h = number(options.first_step) if options.first_step is not None else self._first_step()
+        else:
+            raise problem.failure("nonfinite", f"y0 is not finite: {bad}", self.s, self.y, 0.0, bad)
+        self._step_t, self._jump_t = self._stops("step_t"), self._stops("jump_t")
+        if options.land_on_end and problem.times[-1] not in (*self._step_t, *self._jump_t):
+            self._step_t = sorted([*self._step_t, number(problem.times[-1])])
+        if len({*self._step_t, *self._jump_t}) < len(self._step_t) + len(self._jump_t):
+            raise ValueError("options: step_t and jump_t repeat a time, accepted: each time once in both together")
+        self._next_step = bisect(self._step_t, self.s)
+        self._next_jump = bisect(self._jump_t, self.s)
+
+    def _stops(self, name: str) -> list[Any]:
+        value = getattr(self.options, name)
+        if value is None:
+            return []
+        times = [self.number(self.problem.sign * t) for t in value.detach().reshape(-1).tolist()]
+        return sorted(t for t in times if t >= self.s)
+
+    def _first_step(self) -> Any:
+        """The starting step of Hairer, Norsett, Wanner I, II.4; detached unless ``first_step_grad``."""
+        problem, tolerance, sign = self.problem, self.tolerance, self.problem.sign
+        keep = self.options.first_step_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(keep):
+            d0 = tolerance.norm(tolerance.weighted(self.y, self.y))
+            d1 = tolerance.norm(tolerance.weighted(self.k, self.y))
+            size, slope = torch.stack([d0.detach().double(), d1.detach().double()]).tolist()
+            if not math.isfinite(size) or not math.isfinite(slope):
+                self._refuse_start()
+            small = size < 1e-5 or slope < 1e-5
+            h0 = torch.full_like(d0, 1e-6) if small else 0.01 * d0 / d1
+            start = self.time(self.s, self.clock, offset=h0 if keep else h0.item())
+            y1s = self.arithmetic.combine(self.y, [self.k], ((0, 1.0),), sign * (h0 if keep else h0.item()))
+            k1 = problem(start, y1s)
+            change = [b - a for a, b in zip(self.k, k1, strict=True)]
+            d2 = tolerance.norm(tolerance.weighted(change, self.y)) / h0
+            bend = d2.item()
+            if slope <= 1e-15 and bend <= 1e-15:
+                h1 = torch.clamp(h0 * 1e-3, min=1e-6)
+            else:
+                h1 = (0.01 / (d2 if bend > slope else d1)) ** (1.0 / self.method.order)
+            first = torch.minimum(100 * h0, h1)
+        if keep:
+            self._size = first.to(self.dtype)
+        return self.number(first.item())
+
+    def _refuse_start(self) -> None:
+        problem = self.problem
+        for what, name, ys in (("y0", "y0", self.y), ("func(t[0], y0)", "func", self.k)):
+            bad = problem.nonfinite(name, ys)
+            if bad is not None:
+                raise problem.failure("nonfinite", f"{what} is not finite: {bad}", self.s, self.y, 0.0, bad)
+
+    # -- times ----------------------------------------------------------------------------------------------------
+
+    def time(self, s: Any, clock: torch.Tensor | None, *, offset: Any = 0.0, side: float = 0.0) -> torch.Tensor:
+        """What the field is given at s + offset: rounded to its dtype, then moved to the neighbour on one side."""
+        problem = self.problem
+        if clock is not None:
+            t = (clock + offset).to(problem.dtype)
+        else:
+            t = torch.tensor(float(s) + offset, dtype=problem.dtype)
+        if side:
+            t = nudge(t, side)
+        t = t if problem.sign > 0 else -t
+        return t if t.device == problem.device else problem.scalar(t.item())
+
+    def _stage_times(self, s: Any, h: Any, s1: Any, span: Span | None) -> list[torch.Tensor]:
+        """Of the stages after the first; those at the end are told the time just before it."""
+        problem = self.problem
+        if span is None:
+            inner = self._nodes.mul(float(h)).add_(float(s))
+            if problem.sign < 0:
+                inner.neg_()
+            times = (
+                list(inner.unbind()) if problem.device.type == "cpu" else [problem.scalar(t) for t in inner.tolist()]
+            )
+        else:
+            start, size = span.start.to(problem.dtype), span.size.to(problem.dtype)
+            times = [problem.sign * (start + c * size) for c in self._nodes.tolist()]
+        at_end = self.time(s1, None if span is None else span.end, side=-1.0)
+        found = iter(times)
+        return [at_end if c == 1.0 else next(found) for c in self.method.c[1:]]
+
+    def span(self, start: torch.Tensor, h: Any, stop: Any) -> Span:
+        """A step in the graph of the times: of a size, or up to a given time ``stop``."""
+        if stop is not None:
+            end = self.problem.scalar(float(stop), self.dtype)
+            return Span(start, end - start, end)
+        size = self._size if self._size is not None else self.problem.scalar(float(h), self.dtype)
+        return Span(start, size, start + size)
+
+    def size(self, h: Any, span: Span | None) -> float | torch.Tensor:
+        """The signed step size as the sums take it."""
+        return self.problem.sign * (float(h) if span is None else span.size.to(self.problem.dtype))
+
+    # -- a step ---------------------------------------------------------------------------------------------------
+
+    def stages(
+        self, ys: Leaves, k0: Leaves, s: Any, h: Any, s1: Any, span: Span | None
+    ) -> tuple[Leaves | None, list[Leaves]]:
+        """All rates of a step, and y1 where the last stage is evaluated there."""
+        ks, at = [k0], ys
+        size = self.size(h, span)
+        for time, row in zip(self._stage_times(s, h, s1, span), self.method.rows[1:], strict=True):
+            at = self.arithmetic.combine(ys, ks, row, size)
+            ks.append(self.problem(time, at))
+        return (at if self.method.last_row_is_update else None), ks
+
+    def after_jump(self, s1: Any, y1s: Leaves, span: Span | None) -> Leaves:
+        """The rate on the far side of a jump."""
+        return self.problem(self.time(s1, None if span is None else span.end, side=1.0), y1s)
+
+    def attempt(self) -> None:
+        """Take one step; accept it or choose a smaller one."""
+        problem, options, number = self.problem, self.options, self.number
+        low, high = number(options.min_step), number(options.max_step)
+        s, ys = self.s1, self.y
+        if not math.isfinite(self.h):
+            self.h, self._size = low, None
+        if not low <= self.h <= high:
+            self.h, self._size = min(max(self.h, low), high), None
+        h = self.h
+        problem.call_back("callback_step", s, ys, float(h), self.dtype)
+        if not s + h > s:
+            raise self._underflow(s, h)
+        s1, exact_end, jump = s + h, False, False
+        if self._next_step < len(self._step_t) and s < self._step_t[self._next_step] < s + h:
+            s1, exact_end = self._step_t[self._next_step], True
+            h = s1 - s
+        step_too = exact_end
+        if self._next_jump < len(self._jump_t) and s < self._jump_t[self._next_jump] < s + h:
+            s1, exact_end, jump, step_too = self._jump_t[self._next_jump], True, True, False
+            h = s1 - s
+
+        span = None if self.clock is None else self.span(self.clock, h, s1 if exact_end else None)
+        y1s, ks = self.stages(ys, self.k, s, h, s1, span)
+        if span is not None and y1s is None:
+            y1s = self.arithmetic.combine(ys, ks, self.method.update, self.size(h, span))
+        y1s, norm = self.arithmetic.update(ys, y1s, ks, self.method, problem.sign * float(h), self.tolerance)
+        ratio = norm.item()
+        forced = h <= low
+        if math.isnan(ratio) and low == 0.0:
+            raise self._not_finite(ks, y1s, s, h)
+        if ratio <= 1.0 or forced:
+            if (forced or self.tolerance.own_norm) and problem.nonfinite("y", y1s) is not None:
+                raise self._not_finite(ks, y1s, s, h)
+            problem.call_back("callback_accept_step", s, ys, float(h), self.dtype)
+            problem.accept(s, h)
+            self.last = AdaptiveStep(self, s, h, s1, exact_end, jump, [])
+            self._ends = (ys, y1s, ks, span)
+            self._next_step += step_too and self._next_step < len(self._step_t) - 1
+            self._next_jump += jump and self._next_jump < len(self._jump_t) - 1
+            self.s, self.s1, self.y = s, s1, y1s
+            self.k = self.after_jump(s1, y1s, span) if jump else ks[-1]
+            if span is not None:
+                self.clock = span.end
+        else:
+            problem.call_back("callback_reject_step", s, ys, float(h), self.dtype)
+            problem.stats.rejected += 1
+        self._size = None
+        self._failing = None if math.isfinite(ratio) else ks
+        self.h = self._next_size(h, ratio)
+
+    def _next_size(self, h: Any, ratio: float) -> Any:
+        """torchdiffeq's rule, in the dtype of time."""
+        options, number = self.options, self.number
+        grow = number(options.ifactor)
+        if ratio == 0.0:
+            factor = grow
+        elif math.isnan(ratio):
+            return number("nan")
+        else:
+            error = number(ratio)
+            shrink = number(1.0) if error < 1.0 else number(options.dfactor)
+            exponent = number(1.0) / number(self.method.order)
+            factor = min(grow, max(number(options.safety) / error**exponent, shrink))
+        return min(max(h * factor, number(options.min_step)), number(options.max_step))
+
+    def output(self, t: Any) -> Leaves:
+        """The state at a time in the last step: a number, or with a clock a tensor."""
+        assert self.last is not None
+        ys, y1s, ks, span = self._ends
+        return self.interpolate(t, ys, y1s, ks, self.last, span)
+
+    def interpolate(
+        self, t: Any, ys: Leaves, y1s: Leaves, ks: list[Leaves], step: AdaptiveStep, span: Span | None
+    ) -> Leaves:
+        """The quartic of a step at one time in it."""
+        if span is not None:
+            at = t if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+            x = ((at.to(span.start) - span.start) / span.size).to(self.problem.dtype)
+            size = self.size(step.h, span)
+            mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
+            return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
+        place = float((t - step.s) / (step.s1 - step.s))
+        if place == 1.0:
+            return y1s
+        signed = self.problem.sign * float(step.h)
+        return self.arithmetic.combine(ys, ks, interpolation_weights(place, self.method), signed)
+
+    # -- failures -------------------------------------------------------------------------------------------------
+
+    def _underflow(self, s: Any, h: Any) -> Exception:
+        what = f"the step size underflows: t + {float(h):.3g} is t"
+        component = None
+        for j, k in enumerate(getattr(self, "_failing", None) or ()):
+            component = self.problem.nonfinite("func", k)
+            if component is not None:
+                what += f" (stage {j} of the last attempt was not finite in {component})"
+                break
+        return self.problem.failure("underflow", what, s, self.y, h, component)
+
+    def _not_finite(self, ks: list[Leaves], y1s: Leaves, s: Any, h: Any) -> Exception:
+        """Which evaluation first gave NaN or an infinity, and where."""
+        for j, k in enumerate(ks):
+            component = self.problem.nonfinite("func", k)
+            if component is not None:
+                t = self.problem.sign * float(s + self.number(self.method.c[j]) * h)
+                what = f"func returned a value that is not finite: {component} of stage {j} at t = {t:.9g}"
+                return self.problem.failure("nonfinite", what, s, self.y, h, component)
+        component = self.problem.nonfinite("y", y1s) or "the norm of the error"
+        return self.problem.failure("nonfinite", f"{component} is not finite", s, self.y, h, component)
+
+
+def _quartic(
+    x: torch.Tensor,
+    y0: torch.Tensor,
+    y1: torch.Tensor,
+    mid: torch.Tensor,
+    f0: torch.Tensor,
+    f1: torch.Tensor,
+    h: float | torch.Tensor,
+) -> torch.Tensor:
+    """The polynomial of :func:`interpolation_weights` with a place x that is a tensor."""
+    x2 = x * x
+    x3, x4 = x2 * x, x2 * x2
+    ends = y0 + (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)
+    return ends + f0 * (h * (x - 4 * x2 + 5 * x3 - 2 * x4)) + f1 * (h * (x2 - 3 * x3 + 2 * x4))

@@ -1,0 +1,153 @@
+"""The continuous adjoint: an ODE for the gradients, solved backwards between the output times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .arithmetic import Leaves
+from .problem import CALLBACKS, InitialValueProblem
+from .solve import Settings, solve
+from .tolerances import LeafNorm
+
+
+class Backsolve(torch.autograd.Function):
+    """Outputs of a solve without a graph, whose gradient is the adjoint ODE's. Differentiable once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, forward: Callable[[], list[torch.Tensor]], adjoint: Adjoint, n: int, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """``forward`` returns the tables of the leaves, then the event time if there is one."""
+        with torch.no_grad():
+            outputs = forward()
+        ctx.adjoint, ctx.n, ctx.event = adjoint, n, len(outputs) > n
+        ctx.save_for_backward(*outputs, *tensors)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of t, y0 and the parameters."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "odeint_adjoint cannot be differentiated twice, which create_graph=True asks for; odeint can, also "
+                "with gradient='checkpoint'"
+            )
+        n, saved = ctx.n, ctx.saved_tensors
+        tables, rest = list(saved[:n]), saved[n:]
+        t = rest[0] if not ctx.event else rest[1]
+        params = rest[1 + ctx.event + n :]
+        times = t if not ctx.event else torch.stack([t[0], rest[0].to(t)])
+        t_grad, y_grads, p_grads = ctx.adjoint.solve(times, tables, list(grads[:n]), params, ctx.needs_input_grad[3])
+        if ctx.event and t_grad is not None:
+            t_grad = torch.cat([t_grad[:1], torch.zeros_like(t[1:])])
+        return None, None, None, t_grad, *y_grads, *p_grads
+
+
+class Adjoint:
+    """The augmented problem (dL/dt, y, dL/dy, dL/dparams), leaf by leaf.
+
+    Args:
+        problem: the forward problem. settings: of the backward solve. norm: of the forward state, or ``None``.
+    """
+
+    def __init__(self, problem: InitialValueProblem, settings: Settings, norm: Callable | None) -> None:
+        self.problem, self.settings = problem, settings
+        self.n = len(problem.leaves)
+        self.norm = self._norm(getattr(settings.options, "norm", None), norm)
+
+    def _norm(self, asked: Any, state_norm: Callable | None) -> Callable:
+        n = self.n
+        if callable(asked):
+            return asked
+        if asked not in (None, "seminorm"):
+            raise ValueError(f"adjoint_options['norm']: got {asked!r}, accepted: a callable on states, or 'seminorm'")
+        count = 1 + 2 * n if asked == "seminorm" else None
+        if state_norm is None:
+            return LeafNorm(count)
+        norm, state = state_norm, self.problem.state
+
+        def of_parts(leaves: Sequence[torch.Tensor]) -> Any:
+            parts = [leaves[0].abs(), *(norm(state(list(leaves[a : a + n]))) for a in (1, 1 + n))]
+            if count is None:
+                parts.append(LeafNorm()(leaves[1 + 2 * n :]))
+            return max(float(p) for p in parts)
+
+        return of_parts
+
+    def solve(
+        self, t: torch.Tensor, tables: Leaves, grads: Leaves, params: Sequence[torch.Tensor], with_t: bool
+    ) -> tuple[torch.Tensor | None, Leaves, Leaves]:
+        """Gradients of t, y0 and the parameters from those of the tables."""
+        n, problem = self.n, self.problem
+        field = self._field(params, with_t or not self.settings.fixed)  # norms look at dL/dt
+        first = torch.zeros((), dtype=problem.dtype, device=problem.device)
+        lambdas = [g[-1] for g in grads]
+        sums = [torch.zeros_like(p) for p in params]
+        by_time: list[torch.Tensor] = []
+        for i in range(len(t) - 1, 0, -1):
+            if with_t:
+                rate = problem(t[i].to(problem.device, problem.dtype), [y[i] for y in tables])
+                along = sum(torch.sum(f * g[i].conj()).real for f, g in zip(rate, grads, strict=True))
+                first = first - along
+                by_time.append(along.to(t))  # type: ignore[union-attr]
+            start = (first, *(y[i] for y in tables), *lambdas, *sums)
+            back = InitialValueProblem(field, start, t[i - 1 : i + 1].detach().flip(0))
+            options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
+            settings = Settings(self.settings.method, options, self.settings.rtol, self.settings.atol)
+            first, *ends = (table[-1] for table in solve(back, settings, graph=False))
+            lambdas = [x + g[i - 1] for x, g in zip(ends[n : 2 * n], grads, strict=True)]
+            sums = ends[2 * n :]
+        t_grad = torch.stack([first.to(t), *reversed(by_time)]) if with_t else None
+        return t_grad, lambdas, sums
+
+    def _field(self, params: Sequence[torch.Tensor], with_t: bool) -> Callable:
+        n, problem = self.n, self.problem
+
+        def augmented(t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            with torch.enable_grad():
+                time = t.detach().requires_grad_(with_t)
+                ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
+                rates = problem(time, ys)
+                inputs = [*([time] if with_t else []), *ys, *params]
+                pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
+                found = (
+                    torch.autograd.grad([f for f, _ in pairs], inputs, [-g for _, g in pairs], allow_unused=True)
+                    if pairs
+                    else [None] * len(inputs)
+                )
+            filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+            of_t = filled.pop(0) if with_t else torch.zeros_like(t)
+            return (of_t, *(f.detach() for f in rates), *filled)
+
+        for name in CALLBACKS:
+            own = getattr(problem.func, name + "_adjoint", None)
+            if own is not None:
+                setattr(augmented, name, own)
+        return augmented
+
+
+def adjoint_settings(
+    settings: Settings,
+    options: Mapping[str, Any] | None,
+    *,
+    rtol: Any,
+    atol: Any,
+    method: str | None,
+    given: Mapping[str, Any] | None,
+) -> tuple[str, dict[str, Any], Any, Any]:
+    """Method, options and tolerances of the backward solve: those of the forward one unless given."""
+    if method is not None and method != settings.method and options is not None and given is None:
+        raise ValueError(
+            f"adjoint_options: got None with adjoint_method = {method!r} and options of {settings.method!r}, accepted: "
+            "the options of the adjoint method"
+        )
+    chosen = {k: v for k, v in (options or {}).items() if k != "norm"} if given is None else dict(given)
+    return (
+        settings.method if method is None else method,
+        chosen,
+        settings.rtol if rtol is None else rtol,
+        settings.atol if atol is None else atol,
+    )

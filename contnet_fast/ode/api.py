@@ -1,0 +1,222 @@
+"""``odeint`` and what stands beside it, with torchdiffeq's signatures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..errors import check_choice
+from ..states import flatten
+from .adjoint import Adjoint, Backsolve, adjoint_settings
+from .checkpoint import KEEP, Checkpointed
+from .events import Event, link_gradient, solve_until
+from .methods import get_method
+from .options import AdaptiveOptions, read_options
+from .problem import InitialValueProblem, own_module
+from .solve import Settings, solve
+
+DEFAULT_METHOD = "dopri5"
+GRADIENTS = ("discrete", "checkpoint")
+
+
+def odeint(
+    func: Callable,
+    y0: Any,
+    t: torch.Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable | None = None,
+    gradient: str = "discrete",
+    params: Iterable[torch.Tensor] | None = None,
+    keep: str = "all",
+    return_stats: bool = False,
+    on_max_steps: str = "raise",
+    strict_options: bool = True,
+) -> Any:
+    """Solve dy/dt = func(t, y), y(t[0]) = y0 by an explicit method: torchdiffeq's call, with its numbers.
+
+    Args:
+        func: ``func(t, y)`` with ``t`` a 0-d tensor beside the state in the dtype of \\|y\\|; returns what ``y`` is.
+        y0: a floating-point or complex tensor of any shape and memory format, or a pytree of them on one device.
+        t: [T] times, strictly increasing or decreasing. Best on the CPU, wherever y0 is: they are read.
+        rtol, atol: numbers, tensors that broadcast to y0, or for a pytree one of those for each leaf.
+        method: ``"dopri5"`` unless given; euler, midpoint, heun2, heun3, ralston2, rk4 (the 3/8 rule), rk4_classic,
+            explicit_adams on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5, tsit5, dopri8 with chosen steps.
+        options: of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
+        event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
+            any later (or earlier) time.
+        gradient: ``"discrete"`` keeps the graph of the solve; ``"checkpoint"`` keeps the states of accepted steps and
+            runs each step again in backward, with the same gradients. ``params`` then are the tensors beside y0 and t
+            that ``func`` depends on (those of a module unless given); ``keep="sqrt"`` keeps about the square root of
+            the number of states and runs steps twice.
+        return_stats: return ``(solution, Stats)``.
+        on_max_steps: past ``max_num_steps`` ``"raise"`` an error or ``"return"`` NaN for the times not reached.
+        strict_options: an unknown option is an error, else a warning.
+
+    Returns:
+        [T, *y0.shape] for each leaf, in its dtype and memory format. With ``event_fn`` (event time, states at t[0] and
+        there).
+
+    Raises:
+        TypeError, ValueError: naming the argument. OdeintError: the solve cannot go on.
+    """
+    check_choice("gradient", gradient, GRADIENTS)
+    check_choice("keep", keep, KEEP)
+    settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
+    problem = InitialValueProblem(func, y0, t)
+    graph = torch.is_grad_enabled()
+    if event_fn is not None:
+        if gradient != "discrete":
+            raise ValueError(f"gradient: got {gradient!r} with event_fn, accepted: 'discrete'")
+        event_t, (start, end) = solve_until(problem, settings, event_fn, graph=graph)
+        tables = [torch.stack(pair) for pair in zip(start, end, strict=True)]
+        return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
+    if gradient == "checkpoint" and graph:
+        if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
+            raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
+        own = _parameters("params", func, params)
+        outputs = list(Checkpointed.apply(problem, settings, keep, len(problem.leaves), t, *problem.leaves, *own))
+    else:
+        outputs = solve(problem, settings, graph=graph)
+    solution = problem.state(outputs)
+    return (solution, problem.stats) if return_stats else solution
+
+
+def odeint_adjoint(
+    func: Callable,
+    y0: Any,
+    t: torch.Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    event_fn: Callable | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
+    adjoint_method: str | None = None,
+    adjoint_options: Mapping[str, Any] | None = None,
+    adjoint_params: Iterable[torch.Tensor] | None = None,
+    return_stats: bool = False,
+    on_max_steps: str = "raise",
+    strict_options: bool = True,
+) -> Any:
+    """:func:`odeint` whose gradient is that of the continuous adjoint (arXiv 1806.07366), at the memory of the outputs.
+
+    It is the gradient of the ODE, not of the steps that were taken, and differs from theirs by the order of the
+    solver's error; ``odeint(..., gradient="checkpoint")`` gives the exact one at the memory of the steps.
+
+    Args:
+        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward one,
+            without its norm, unless given. ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the
+            parameters, or a callable on ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
+        adjoint_params: the tensors that get a gradient beside y0 and t; those of a module unless given.
+
+    Raises:
+        RuntimeError: the gradient is differentiated again.
+    """
+    own = _parameters("adjoint_params", func, adjoint_params)
+    settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
+    name, chosen, back_rtol, back_atol = adjoint_settings(
+        settings, options, rtol=adjoint_rtol, atol=adjoint_atol, method=adjoint_method, given=adjoint_options
+    )
+    norm = chosen.pop("norm", None)
+    back, _ = read_options(get_method(name).name, chosen, strict=strict_options)
+    back.norm = norm
+    problem = InitialValueProblem(func, y0, t)
+    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm)
+    n = len(problem.leaves)
+
+    def forward() -> list[torch.Tensor]:
+        if event_fn is None:
+            return solve(problem, settings, graph=False)
+        event_t, (start, end) = solve_until(problem, settings, event_fn, graph=False)
+        return [*(torch.stack(pair) for pair in zip(start, end, strict=True)), event_t]
+
+    outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *own))
+    solution = problem.state(outputs[:n])
+    stats = [problem.stats] if return_stats else []
+    if event_fn is not None:
+        return (outputs[n].detach(), solution, *stats)
+    return (solution, *stats) if stats else solution
+
+
+def odeint_event(
+    func: Callable,
+    y0: Any,
+    t0: torch.Tensor,
+    *,
+    event_fn: Callable,
+    reverse_time: bool = False,
+    odeint_interface: Callable = odeint,
+    **arguments: Any,
+) -> tuple[torch.Tensor, Any]:
+    """The time and state at the first event after ``t0`` (before it with ``reverse_time``), with their gradients.
+
+    Args:
+        t0: a 0-d or one-element tensor. odeint_interface: :func:`odeint` or :func:`odeint_adjoint`; ``arguments`` go
+            there.
+
+    Returns:
+        The event time, which depends on y0, t0 and all parameters by the implicit function theorem, and the states at
+        t0 and at the event. Parameters of ``event_fn`` get their gradient too.
+    """
+    if not isinstance(t0, torch.Tensor) or t0.numel() != 1:
+        raise TypeError(f"t0: got {t0!r}, accepted: a tensor with one time")
+    start = t0.reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    event_t, solution, *stats = odeint_interface(func, y0, t, event_fn=event_fn, **arguments)
+    problem = InitialValueProblem(func, y0, t)
+    leaves, _ = flatten("solution", solution)
+    if not any(leaf.requires_grad for leaf in leaves):
+        return (event_t, solution, *stats)
+    ends = [leaf[-1] for leaf in leaves]
+    with torch.no_grad():
+        rates = problem(problem.scalar(event_t.item()), ends)
+    time, states = link_gradient(event_t, ends, Event(problem, event_fn), rates)
+    tables = [torch.cat([leaf[:-1], y[None]]) for leaf, y in zip(leaves, states, strict=True)]
+    return (time, problem.state(tables), *stats)
+
+
+def _settings(
+    method: str | None,
+    options: Mapping[str, Any] | None,
+    rtol: Any,
+    atol: Any,
+    event_fn: Callable | None,
+    on_max_steps: str,
+    strict_options: bool,
+) -> Settings:
+    """Method, options and tolerances, checked."""
+    name = get_method(DEFAULT_METHOD if method is None else method).name
+    read, chose_grid = read_options(name, options, strict=strict_options)
+    settings = Settings(name, read, rtol, atol, on_max_steps)
+    if settings.fixed and event_fn is None and not chose_grid and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{name} takes one step from each value of t to the next; options={{'step_size': h}} sets the step, "
+            "{'step_size': None} says that this is meant",
+            stacklevel=3,
+        )
+    return settings
+
+
+def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
+    """The tensors that want a gradient: those given, or the parameters of a module (of a replica, its attributes)."""
+    if given is not None:
+        found = list(given)
+    else:
+        module = own_module(func)
+        if module is None:
+            raise ValueError(
+                f"{name}: got None and a func that is no module, accepted: the tensors that func depends on, () if none"
+            )
+        found = list(module.parameters())
+        if getattr(module, "_is_replica", False):  # DataParallel keeps the parameters of a replica as attributes
+            found = [x for m in module.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
+    return [x for x in found if x.requires_grad]

@@ -1,0 +1,157 @@
+"""Sums over leaves of a state: stage combinations, the update with its error norm, and the table of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..backends import Problem, record, select
+from ..ops import RKCombine, distinct, lookup
+from ..reference.rk import accumulation_dtype
+from ..states import leaf_dtypes, state_shape
+from .methods import Method, Terms
+from .tolerances import Tolerance
+
+Leaves = list[torch.Tensor]
+
+
+class Arithmetic:
+    """y + h sum_j c_j k_j on lists of leaves, by the backend that serves them.
+
+    With a graph each call is differentiable any number of times. A step size that is a tensor stays in the graph.
+    """
+
+    def __init__(self, ys: Sequence[torch.Tensor], stages: int, *, graph: bool) -> None:
+        problem = Problem(
+            op="odeint",
+            device=ys[0].device.type,
+            dtype=ys[0].dtype,
+            compute_dtype=ys[0].dtype,
+            shape=state_shape(ys),
+            leaf_dtypes=leaf_dtypes(ys),
+            stages=stages,
+            needs_grad=graph,
+        )
+        plan = select(problem)
+        norms = select(replace(problem, needs_grad=False)) if graph else plan  # norms stay out of the graph
+        self.graph = graph
+        self.backend = plan.backend
+        self.fused, self.fused_norms = plan.level != "none", norms.level != "none"
+        if self.fused:
+            self._combine = lookup("rk_combine", plan.backend)
+        if self.fused_norms:
+            self._update = lookup("rk_combine_error", norms.backend)
+        if not self.fused and not torch.compiler.is_compiling():
+            record("odeint", plan.backend, plan.level)
+
+    def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
+        """y + h * sum of ``terms`` over ``ks``, leaf by leaf, in the dtype and memory format of ``ys``."""
+        if isinstance(h, torch.Tensor):
+            return [
+                _chain(y, [_chain(None, [ks[j][i] for j, _ in terms], [c for _, c in terms])], [h])
+                for i, y in enumerate(ys)
+            ]
+        coefficients = [h * c for _, c in terms]
+        if not self.fused:
+            return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
+        rates = ks[terms[0][0]] if len(terms) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
+        if self.graph:
+            return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
+        return self._combine(ys, rates, coefficients)
+
+    def update(
+        self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
+    ) -> tuple[Leaves, torch.Tensor]:
+        """The end of a step, ``y1s`` where it is known, and the norm of its error as a 0-d tensor without a graph."""
+        with torch.no_grad():
+            fused = self.fused_norms and tolerance.by_leaf
+            if fused and not self.graph and y1s is None:
+                return self._norms(ys, None, ks, method, h, tolerance)
+        if y1s is None:
+            y1s = self.combine(ys, ks, method.update, h)
+        with torch.no_grad():
+            if fused:
+                return y1s, self._norms(ys, y1s, ks, method, h, tolerance)[1]
+            errors = [
+                _chain(None, [ks[j][i] for j, _ in method.error], [h * e for _, e in method.error])
+                for i in range(len(ys))
+            ]
+            return y1s, tolerance.norm(tolerance.weighted(errors, ys, y1s))
+
+    def _norms(
+        self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
+    ) -> tuple[Leaves, torch.Tensor]:
+        """Update and error of each leaf in one pass over it; leaves that have no part in the norm are only updated."""
+        weights, errors = dict(method.update), dict(method.error)
+        used = sorted(weights.keys() | errors.keys())
+        b, e = [h * weights.get(j, 0.0) for j in used], [h * errors.get(j, 0.0) for j in used]
+        ends, norms, counted = [], [], tolerance.counted(len(ys))
+        for i, y in enumerate(ys):
+            if i in counted:
+                (end,), norm = self._update([y], [ks[j][i] for j in used], b, e, tolerance.rtol[i], tolerance.atol[i])
+                ends.append(end)
+                norms.append(norm)
+            elif y1s is None:
+                ends += self.combine([y], [[ks[j][i]] for j in used], tuple(enumerate(b)), 1.0)
+        worst = norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
+        return ends if y1s is None else y1s, worst
+
+
+def _chain(y: torch.Tensor | None, ks: Sequence[torch.Tensor], coefficients: Sequence[Any]) -> torch.Tensor:
+    """y + sum_j c_j k_j in plain PyTorch; without ``y`` the sum alone."""
+    state = ks[0] if y is None else y
+    dtype = accumulation_dtype(state.dtype)
+    start = 0
+    if y is None:
+        total, start = ks[0].to(dtype) * coefficients[0], 1
+    else:
+        total = y if y.dtype == dtype else y.to(dtype)
+    for k, c in zip(ks[start:], coefficients[start:], strict=True):
+        k = k if k.dtype == dtype else k.to(dtype)
+        total = total + k * c if isinstance(c, torch.Tensor) else torch.add(total, k, alpha=c)
+    return total if total.dtype == state.dtype else total.to(state.dtype)
+
+
+class Outputs:
+    """The states at the output times, [T, *y.shape] for each leaf, every one in the memory format of its ``y``."""
+
+    def __init__(self, ys: Leaves, length: int, *, graph: bool) -> None:
+        # what empty_like keeps of a memory format: dense strides in the order of those of y
+        self._strides = [torch.empty_like(y, device="meta").stride() for y in ys]
+        self._graph, self._like, self._length = graph, ys, length
+        self._states: list[Leaves] = []
+        self._tables: Leaves = []
+        if not graph:
+            self._tables = [
+                y.new_empty_strided((length, *y.shape), (y.numel(), *strides))
+                for y, strides in zip(ys, self._strides, strict=True)
+            ]
+
+    def append(self, ys: Leaves) -> None:
+        """Add the states at the next time."""
+        for table, y in zip(self._tables, ys, strict=True) if self._tables else ():
+            table[len(self._states)].copy_(y)
+        self._states.append(ys if self._graph else [])
+
+    def finish(self) -> Leaves:
+        """The tables; times that were not reached hold NaN."""
+        reached = len(self._states)
+        if not self._graph:
+            for table in self._tables:
+                table[reached:].fill_(float("nan"))
+            return self._tables
+        if reached < self._length:
+            absent = [torch.full_like(y, float("nan"), requires_grad=False) for y in self._like]
+            self._states += [absent] * (self._length - reached)
+        return [self._stack([s[i] for s in self._states], strides) for i, strides in enumerate(self._strides)]
+
+    @staticmethod
+    def _stack(states: Leaves, strides: Sequence[int]) -> torch.Tensor:
+        order = sorted(range(len(strides)), key=lambda d: -strides[d])
+        if order == list(range(len(strides))):
+            return torch.stack(states)
+        back = [0, *(1 + order.index(d) for d in range(len(order)))]
+        return torch.stack([y.permute(order) for y in states]).permute(back)

@@ -1,0 +1,249 @@
+"""Exact gradients at checkpoint memory: keep the state of accepted steps, run each step again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+import torch
+
+from .adaptive import Adaptive, AdaptiveStep
+from .arithmetic import Leaves
+from .fixed import FixedGrid, FixedStep
+from .problem import InitialValueProblem, own_module
+from .solve import Record, Settings, make_solver, solve
+
+KEEP = ("all", "sqrt")
+Step = FixedStep | AdaptiveStep
+
+
+class Kept(Record):
+    """The accepted steps, what every ``stride``-th started from, and the random state before each and before all."""
+
+    def __init__(self, random: bool, device: torch.device) -> None:
+        super().__init__()
+        self.starts: list[list[Leaves]] = []
+        self.random: list[list[torch.Tensor]] = []
+        self._wanted, self._device = random, device
+        self.before = random_state(device) if random else []
+        self._pending: tuple[list[Leaves], list[torch.Tensor]] = ([], [])
+
+    def start(self, tensors: list[Leaves]) -> None:
+        """Remember the start of a step that may be rejected."""
+        self._pending = (tensors, random_state(self._device) if self._wanted else [])
+
+    def took(self, step: Step) -> None:
+        """Keep the start of an accepted step."""
+        super().took(step)
+        self.starts.append([list(leaves) for leaves in self._pending[0]])
+        self.random.append(self._pending[1])
+
+    def thin(self) -> None:
+        """Drop all starts but about the square root of their number."""
+        stride = max(isqrt(len(self.starts)), 1)
+        self.starts = [s if i % stride == 0 else [] for i, s in enumerate(self.starts)]
+
+
+def random_state(device: torch.device) -> list[torch.Tensor]:
+    """Of the generators that a field on ``device`` draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+@contextmanager
+def replaying(module: torch.nn.Module | None, random: Sequence[torch.Tensor], device: torch.device) -> Iterator[None]:
+    """Within the block random numbers are drawn as before; afterwards generators and buffers are as they were."""
+    buffers = [] if module is None or not module.training else list(module.buffers())
+    held = [b.detach().clone() for b in buffers]
+    now = random_state(device) if random else []
+    _set_random(random, device)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, held, strict=True):
+            buffer.data.copy_(value)  # a graph of the replay may hold the buffer, which no derivative reads
+        _set_random(now, device)
+
+
+def _set_random(state: Sequence[torch.Tensor], device: torch.device) -> None:
+    if state:
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.cuda.set_rng_state(state[1], device)
+
+
+class Checkpointed(torch.autograd.Function):
+    """A solve without a graph whose backward runs the accepted steps again, the last first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: InitialValueProblem, settings: Settings, keep: str, n: int, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """``tensors``: t, the ``n`` leaves of y0, the parameters."""
+        module = own_module(problem.func)
+        record = Kept(module is None or module.training, problem.device)
+        outputs = solve(problem, settings, graph=False, record=record)
+        if keep == "sqrt":
+            record.thin()
+        ctx.problem, ctx.settings, ctx.record, ctx.n, ctx.module = problem, settings, record, n, module
+        ctx.save_for_backward(*tensors)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of the discrete solve; with ``create_graph`` the whole of it runs again in one graph."""
+        saved = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[4:])
+        if torch.is_grad_enabled():
+            found = _in_one_graph(ctx, saved, wanted, grads)
+        else:
+            found = _step_by_step(ctx, saved, wanted, grads)
+        return None, None, None, None, *found
+
+
+def _replayer(ctx: Any, t: torch.Tensor) -> tuple[FixedGrid | Adaptive, list[Step], bool]:
+    """A solver in the graph of ``t``, the accepted steps on it, and whether times carry a gradient."""
+    problem: InitialValueProblem = ctx.problem
+    timed = t.requires_grad
+    s = t if problem.sign > 0 else -t
+    solver = make_solver(problem, ctx.settings, graph=True, s=s)
+    if isinstance(solver, FixedGrid):
+        return solver, list(solver.steps()), timed
+    steps = []
+    for step in ctx.record.steps:
+        outputs = [s[i].to(solver.dtype) if timed else at for i, at in step.outputs]
+        steps.append(replace(step, solver=solver, outputs=outputs))
+    return solver, steps, timed
+
+
+def _start(solver: FixedGrid | Adaptive, s0: torch.Tensor, ys: Leaves, timed: bool) -> list[Leaves]:
+    """What the first step starts from, in a graph."""
+    if isinstance(solver, FixedGrid):
+        return [ys]
+    clock = s0.to(solver.problem.device, solver.dtype) if timed else None
+    k = solver.problem(solver.time(solver.number(solver.problem.times[0]), clock), ys)
+    return [ys, k, *([[clock]] if clock is not None else [])]
+
+
+def _in_one_graph(
+    ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    t, ys = saved[0], list(saved[1 : 1 + ctx.n])
+    solver, steps, timed = _replayer(ctx, t)
+    total = [(ys, [g[0] for g in grads])]
+    with replaying(ctx.module, ctx.record.before, ctx.problem.device):
+        state = _start(solver, solver.s[0] if isinstance(solver, FixedGrid) else _signed(ctx, t)[0], ys, timed)
+        row = 1
+        for i, step in enumerate(steps):
+            _set_random(ctx.record.random[i], ctx.problem.device)
+            state, outs = step.run(state)
+            for out in outs:
+                total.append((out, [g[row] for g in grads]))
+                row += 1
+    pairs = [(o, g) for outs, gs in total for o, g in zip(outs, gs, strict=True) if o.requires_grad]
+    asked = [x for x, need in zip(saved, wanted, strict=True) if need]
+    found = iter(
+        torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True, create_graph=True)
+    )
+    return [next(found) if need else None for need in wanted]
+
+
+def _signed(ctx: Any, t: torch.Tensor) -> torch.Tensor:
+    return t if ctx.problem.sign > 0 else -t
+
+
+def _step_by_step(
+    ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    problem, record = ctx.problem, ctx.record
+    t = saved[0].detach()
+    with torch.enable_grad():
+        t.requires_grad_(wanted[0])
+        solver, steps, timed = _replayer(ctx, t)
+    fixed_inputs = [
+        *([t] if timed else []),
+        *(p for p, w in zip(saved[1 + ctx.n :], wanted[1 + ctx.n :], strict=True) if w),
+    ]
+    sums: list[torch.Tensor | None] = [None] * len(fixed_inputs)
+    row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
+    ahead: list[list[torch.Tensor | None]] | None = None
+    for i in reversed(range(len(steps))):
+        begin = _begin(ctx, steps, i)
+        if timed and isinstance(solver, Adaptive):
+            begin = [*begin, [problem.scalar(float(record.steps[i].s), solver.dtype)]]
+        with replaying(ctx.module, record.random[i], problem.device), torch.enable_grad():
+            state = [[x.detach().requires_grad_(_differentiable(x)) for x in leaves] for leaves in begin]
+            end, outs = steps[i].run(state)
+        count = len(outs)
+        results = [o for out in outs for o in out]
+        cotangents: list[torch.Tensor | None] = [g[row - count + j] for j in range(count) for g in grads]
+        row -= count
+        if ahead is not None:
+            results += [x for leaves in end for x in leaves]
+            cotangents += [g for leaves in ahead for g in leaves]
+        inputs = [x for leaves in state for x in leaves]
+        found = _vjp(results, cotangents, [*inputs, *fixed_inputs])
+        split = iter(found)
+        ahead = [[next(split) for _ in leaves] for leaves in state]
+        _accumulate(sums, list(split))
+        del end, outs, results, found
+    start: list[torch.Tensor | None] = [g[0] for g in grads]
+    if ahead is None:
+        ahead = [[None] * ctx.n]
+    if len(ahead) > 1 and not isinstance(solver, FixedGrid):  # the first evaluation, which the first step was given
+        with replaying(ctx.module, record.before, problem.device), torch.enable_grad():
+            ys = [y.detach().requires_grad_() for y in saved[1 : 1 + ctx.n]]
+            begin = _start(solver, _signed(ctx, t)[0], ys, timed)
+        results = [x for leaves in begin[1:] for x in leaves]
+        found = _vjp(results, [g for leaves in ahead[1:] for g in leaves], [*ys, *fixed_inputs])
+        _accumulate(ahead[0], found[: ctx.n])
+        _accumulate(sums, found[ctx.n :])
+    _accumulate(ahead[0], start)
+    shared = iter(sums)
+    first = next(shared) if timed else None
+    return [first, *ahead[0], *(next(shared) if need else None for need in wanted[1 + ctx.n :])]
+
+
+def _outputs(step: Step) -> int:
+    return len(step.weights if isinstance(step, FixedStep) else step.outputs)
+
+
+def _differentiable(x: torch.Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _begin(ctx: Any, steps: list[Step], i: int) -> list[Leaves]:
+    """What step i started from; between the kept ones, from the last kept before it, once for the whole segment."""
+    starts, record = ctx.record.starts, ctx.record
+    if not starts[i]:
+        first = max(j for j in range(i) if starts[j])
+        state = starts[first]
+        with torch.no_grad():
+            for j in range(first, i):
+                with replaying(ctx.module, record.random[j], ctx.problem.device):
+                    state, _ = steps[j].run(state)
+                starts[j + 1] = state
+    begin = starts[i]
+    return begin
+
+
+def _vjp(
+    results: list[torch.Tensor], cotangents: list[torch.Tensor | None], inputs: list[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None and r.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    # times share a graph with every step
+    return list(
+        torch.autograd.grad([r for r, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, retain_graph=True)
+    )
+
+
+def _accumulate(sums: list[torch.Tensor | None], more: list[torch.Tensor | None]) -> None:
+    """Add in place what no one else holds."""
+    for i, g in enumerate(more):
+        if g is not None:
+            held = sums[i]
+            sums[i] = g if held is None else held + g

@@ -1,0 +1,175 @@
+"""Fixed grids: Runge-Kutta and Adams-Bashforth steps, outputs between grid points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .arithmetic import Arithmetic, Leaves
+from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
+from .options import AdamsOptions, FixedOptions
+from .problem import InitialValueProblem
+
+
+def nudge(t: torch.Tensor, direction: float) -> torch.Tensor:
+    """The next number of the dtype towards t + direction; the gradient passes as if it were t."""
+    with torch.no_grad():
+        step = torch.nextafter(t, t + direction) - t
+    return t + step
+
+
+@dataclass
+class FixedStep:
+    """One step of a grid and the outputs that lie in it; ``weights``: their places in the step, from 0 to 1.
+
+    ``run`` maps the tensors that a step starts from (the state, then the rates that Adams remembers) to those it ends
+    with, and to its outputs.
+    """
+
+    solver: FixedGrid
+    times: list[torch.Tensor]
+    end: Any
+    s: float
+    h: float
+    dt: float | torch.Tensor
+    weights: list[Any]
+
+    def run(self, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+        """The step from ``[ys, *remembered rates, the newest first]``."""
+        solver, problem, (ys, *known) = self.solver, self.solver.problem, start
+        dt = self.dt * problem.sign
+        solver.first = k0 = problem(self.times[0], ys)
+        if solver.adams:
+            known = [k0, *known][: solver.remembered]
+        if solver.adams and len(known) >= ADAMS_START:
+            y1s = solver.arithmetic.combine(ys, known, adams_weights(len(known)), dt)
+        else:
+            y1s = solver.stages(self.times, ys, k0, dt)
+        return [y1s, *known], [self.between(w, ys, k0, y1s) for w in self.weights]
+
+    def between(self, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
+        """Linear or cubic Hermite at the place ``w`` of the step; the cubic asks the field at its end each time."""
+        dt = self.dt * self.solver.problem.sign
+        if self.solver.options.interp == "linear":
+            if w is None:
+                return y1s
+            return [torch.lerp(y, y1, _like(w, y)) for y, y1 in zip(ys, y1s, strict=True)]
+        k1 = self.solver.problem(self.end, y1s)
+        w = 1.0 if w is None else w
+        mixed = [torch.lerp(y, y1, _like(w * w * (3 - 2 * w), y)) for y, y1 in zip(ys, y1s, strict=True)]
+        first, last = w * (1 - w) * (1 - w), w * w * (w - 1)
+        if isinstance(w, torch.Tensor):
+            mixed = self.solver.arithmetic.combine(mixed, [k0], ((0, 1.0),), dt * first)
+            return self.solver.arithmetic.combine(mixed, [k1], ((0, 1.0),), dt * last)
+        return self.solver.arithmetic.combine(mixed, [k0, k1], ((0, first), (1, last)), dt)
+
+
+def _like(w: Any, y: torch.Tensor) -> Any:
+    return w.to(y.dtype) if isinstance(w, torch.Tensor) else w
+
+
+class FixedGrid:
+    """The steps of a solve on a grid."""
+
+    def __init__(
+        self,
+        problem: InitialValueProblem,
+        name: str,
+        options: FixedOptions,
+        *,
+        graph: bool,
+        s: torch.Tensor | None = None,
+    ) -> None:
+        self.problem, self.options = problem, options
+        self.method: Method = get_method(name)
+        self.adams = self.method.name == ADAMS
+        self.remembered = options.max_order - 1 if isinstance(options, AdamsOptions) else 0
+        self.s = problem.s if s is None else s
+        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph)
+        self.first: Leaves = []  # the rate at the start of the last step
+
+    def grid(self) -> torch.Tensor:
+        """The grid in s, in the dtype and graph of ``t``."""
+        s, options, problem = self.s, self.options, self.problem
+        if options.step_size is not None:
+            count = torch.ceil((s[-1] - s[0]).detach() / options.step_size + 1).item()
+            steps = torch.arange(0, count, dtype=s.dtype, device=s.device) * options.step_size + s[0]
+            return torch.cat([steps[:-1], s[-1:]])
+        if options.grid_constructor is None:
+            return s
+        y0 = problem.state(problem.leaves)
+        grid = options.grid_constructor(problem.func, y0, s if problem.sign > 0 else -s)
+        if not isinstance(grid, torch.Tensor) or grid.dim() != 1:
+            raise TypeError(f"options['grid_constructor']: returned {type(grid).__name__}, accepted: a 1-d tensor")
+        grid = grid if problem.sign > 0 else -grid
+        ends = (grid[0].item(), grid[-1].item())
+        if ends != (problem.times[0], problem.times[-1]):
+            raise ValueError(
+                f"options['grid_constructor']: returned a grid from {ends[0]:g} to {ends[1]:g} (in increasing time), "
+                f"accepted: from {problem.times[0]:g} to {problem.times[-1]:g}"
+            )
+        return grid
+
+    def stage_times(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> list[torch.Tensor]:
+        """What the field is given as t at each stage, [n] for n steps, rounded as torchdiffeq rounds."""
+        c, last = self.method.c, len(self.method.c) - 1
+        columns = []
+        for j, node in enumerate(c):
+            if j == last and self.method.end_itself:
+                time = t1
+            else:
+                time = t0 if node == 0.0 else t0 + dt * node
+            time = time.to(self.problem.dtype)
+            if self.options.perturb and (j == 0 or node == 1.0):
+                time = nudge(time, 1.0 if j == 0 else -1.0)
+            columns.append(time if self.problem.sign > 0 else -time)
+        return columns
+
+    def steps(self) -> Iterator[FixedStep]:
+        """Every step with its outputs; times are resolved for all steps at once, on the device of ``t``."""
+        problem, grid = self.problem, self.grid()
+        t0, t1 = grid[:-1], grid[1:]
+        dt = t1 - t0
+        in_graph = grid.requires_grad
+        columns = [self._beside(column) for column in self.stage_times(t0, dt, t1)]
+        ends = self._beside(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
+        starts, sizes = t0.detach().tolist(), dt.detach().tolist()
+        marks, j = grid.detach().tolist(), 1
+        for i in range(len(starts)):
+            weights: list[Any] = []
+            while j < len(problem.times) and marks[i + 1] >= problem.times[j]:
+                weights.append(self._place(problem.times[j] == marks[i + 1], self.s[j], t0[i], t1[i], in_graph))
+                j += 1
+            times = [column[i] for column in columns]
+            size = dt[i].to(problem.device, problem.dtype) if in_graph else sizes[i]
+            yield FixedStep(self, times, ends[i], starts[i], sizes[i], size, weights)
+
+    def step(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> FixedStep:
+        """One step from [1]-shaped times."""
+        times = [column[0] for column in map(self._beside, self.stage_times(t0, dt, t1))]
+        end = self._beside(self.problem.sign * t1.to(self.problem.dtype))[0]
+        size = dt[0] if t0.requires_grad else dt.item()
+        return FixedStep(self, times, end, t0.item(), dt.item(), size, [])
+
+    def _place(self, at_end: bool, t: torch.Tensor, t0: torch.Tensor, t1: torch.Tensor, in_graph: bool) -> Any:
+        """Where in its step an output lies; ``None`` at the end of it."""
+        if at_end and (self.options.interp == "linear" or not in_graph):
+            return None
+        place = (t - t0) / (t1 - t0)
+        return place.to(self.problem.device) if in_graph else place.item()
+
+    def _beside(self, times: torch.Tensor) -> Any:
+        """Times as 0-d tensors beside the state."""
+        if times.device == self.problem.device or times.requires_grad:
+            return times.to(self.problem.device).unbind()
+        return [self.problem.scalar(t) for t in times.tolist()]
+
+    def stages(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> Leaves:
+        """y1 of a Runge-Kutta step."""
+        ks = [k0]
+        for time, row in zip(times[1:], self.method.rows[1:], strict=True):
+            ks.append(self.problem(time, self.arithmetic.combine(ys, ks, row, dt)))
+        return self.arithmetic.combine(ys, ks, self.method.update, dt)

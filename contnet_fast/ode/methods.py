@@ -1,0 +1,139 @@
+"""The methods of ``odeint`` as data: tableaus in floats, and where torchdiffeq does something of its own.
+
+Stage times, perturbations, carried rates and mid-point weights are those of torchdiffeq 0.2.5, so that a field is
+asked at the same times. A new Runge-Kutta method is a tableau in ``contnet_fast.tableaus`` and, if it is adaptive, a
+row of mid-point weights here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+
+from ..errors import choice_error
+from ..tableaus import ALIASES, SCHEMES
+
+Terms = tuple[tuple[int, float], ...]  # (stage, weight) of the weights that are not zero
+
+# y at the middle of the step is y0 + h sum_j mid_j k_j. dopri5: Shampine 1986; dopri8: the interpolant of Dormand and
+# Prince at 1/2; tsit5: that of Tsitouras 2011 at 1/2; the others: torchdiffeq's choice (of order 2)
+MID = {
+    "adaptive_heun": (0.5, 0.0),
+    "fehlberg2": (0.0, 0.5, 0.0),
+    "bosh3": (0.0, 0.5, 0.0, 0.0),
+    "dopri5": (
+        *(0.10013431883002395, 0.0, 0.3918321794184259, -0.02982460176594817),
+        *(0.05893268337240795, -0.04497888809104361, 0.023904308236133973),
+    ),
+    "tsit5": (
+        *(0.10741235230096871, 0.01135625, 0.39560903056045305, -0.34475214352593553),
+        *(1.3161853649581645, -1.0170608542936508, 0.03125),
+    ),
+    "dopri8": (
+        *(0.04103130360739393, 0.0, 0.0, 0.0, 0.0, 0.05100562801991382, 0.2388930677412202, 0.3096870143996103),
+        *(-0.2172325471755352, 0.07833405679331928, -0.0018614369715579948, 0.007072844202678841),
+        *(0.00690847373200576, -0.013838404349047373),
+    ),
+}
+ADAPTIVE = tuple(MID)
+FIXED = ("euler", "midpoint", "heun2", "heun3", "ralston2", "rk4", "rk4_classic")
+ADAMS = "explicit_adams"
+METHODS = (*FIXED, ADAMS, *ADAPTIVE)
+
+# torchdiffeq gives the last stage of rk4 the end of the step itself, heun2 the start plus the step
+END_ITSELF = ("rk4", "rk4_classic")
+IMPLICIT = ("implicit_adams", "fixed_adams", "scipy_solver", "implicit_euler", "implicit_midpoint", "trapezoid")
+ADAMS_START = 3  # explicit_adams takes rk4 steps until so many rates are known
+ADAMS_MAX_ORDER = 12
+
+
+@dataclass(frozen=True)
+class Method:
+    """A Runge-Kutta method in floats.
+
+    Attributes:
+        order: what the step-size rule of an adaptive method takes for its order.
+        c: nodes. rows: a_sj of each stage. update: b_j. error, mid: of an adaptive method, else empty.
+        last_row_is_update: y1 is the argument of the last stage. end_itself: the last stage is given t1, not t0 + h.
+        b: all b_j, zeros too.
+    """
+
+    name: str
+    order: int
+    c: tuple[float, ...]
+    rows: tuple[Terms, ...]
+    update: Terms
+    b: tuple[float, ...]
+    error: Terms = ()
+    mid: tuple[float, ...] = ()
+    last_row_is_update: bool = False
+    end_itself: bool = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it chooses its steps."""
+        return bool(self.mid)
+
+
+def _terms(weights: Iterable[Fraction]) -> Terms:
+    return tuple((j, float(w)) for j, w in enumerate(weights) if w)
+
+
+@cache
+def get_method(name: str) -> Method:
+    """The method of a name or alias; ``explicit_adams`` is given by the method that starts it.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one; an implicit method of torchdiffeq.
+    """
+    scheme = ALIASES.get(name, name) if isinstance(name, str) else name
+    if scheme not in METHODS:
+        error = choice_error("method", name, (*METHODS, *ALIASES))
+        if name in IMPLICIT:
+            raise ValueError(f"{error}; implicit methods are torchdiffeq's")
+        raise error
+    tableau = SCHEMES["rk4" if scheme == ADAMS else scheme]
+    adaptive = scheme in ADAPTIVE
+    return Method(
+        name=scheme,
+        order=tableau.order,
+        c=tuple(map(float, tableau.c)),
+        rows=tuple(map(_terms, tableau.a)),
+        update=_terms(tableau.b),
+        b=tuple(map(float, tableau.b)),
+        error=_terms(tableau.b_error) if adaptive and tableau.b_error else (),
+        mid=MID[scheme] if adaptive else (),
+        last_row_is_update=tableau.is_fsal,
+        end_itself=tableau.name in END_ITSELF,
+    )
+
+
+@cache
+def adams_weights(points: int) -> Terms:
+    """Adams-Bashforth weights on ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
+
+    w_j is the integral over [0, 1] of the Lagrange polynomial of node -j among the nodes 0, -1, ..., 1 - points.
+    """
+    weights = []
+    for j in range(points):
+        polynomial = [Fraction(1)]  # coefficients by ascending power
+        for m in range(points):
+            if m != j:
+                scale = Fraction(1, m - j)
+                shifted = [Fraction(0), *polynomial]
+                padded = [*polynomial, Fraction(0)]
+                polynomial = [scale * (x + m * y) for x, y in zip(shifted, padded, strict=True)]
+        weights.append(sum((x / (power + 1) for power, x in enumerate(polynomial)), Fraction(0)))
+    return _terms(weights)
+
+
+def interpolation_weights(x: float, method: Method) -> Terms:
+    """B_j(x) of y(t0 + x h) = y0 + h sum_j B_j(x) k_j, torchdiffeq's quartic through y0, y1, the middle, f0, f1."""
+    x2, x3, x4 = x * x, x * x * x, x * x * x * x
+    end, middle = -5 * x2 + 14 * x3 - 8 * x4, 16 * x2 - 32 * x3 + 16 * x4
+    weights = [end * b + middle * m for b, m in zip(method.b, method.mid, strict=True)]
+    weights[0] += x - 4 * x2 + 5 * x3 - 2 * x4
+    weights[-1] += x2 - 3 * x3 + 2 * x4
+    return tuple(enumerate(weights))

@@ -1,0 +1,143 @@
+"""The ``options`` of a method: names, defaults, kinds. An unknown name is an error that suggests the nearest."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from ..errors import check_choice, check_count, check_number, choice_error
+from .methods import ADAMS, ADAMS_MAX_ORDER, ADAPTIVE
+
+
+@dataclass
+class FixedOptions:
+    """Options of fixed grids.
+
+    Attributes:
+        step_size: of the grid from t[0], its last step cut to t[-1]. grid_constructor: ``(func, y0, t) -> grid``.
+            With neither the values of ``t`` are the grid.
+        perturb: the field sees the ends of a step from inside it. interp: of outputs between grid points.
+        norm: accepted and not used.
+    """
+
+    step_size: float | None = None
+    grid_constructor: Callable | None = None
+    perturb: bool = False
+    interp: str = "linear"
+    norm: Callable | None = None
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        check_choice("options['interp']", self.interp, ("linear", "cubic"))
+        if self.step_size is not None:
+            self.step_size = _number("step_size", self.step_size, positive=True)
+            if self.grid_constructor is not None:
+                raise ValueError("options: got step_size and grid_constructor, accepted: one of them")
+        if self.grid_constructor is not None and not callable(self.grid_constructor):
+            raise TypeError(f"options['grid_constructor']: got {self.grid_constructor!r}, accepted: a callable")
+        if not isinstance(self.perturb, bool):
+            raise TypeError(f"options['perturb']: got {self.perturb!r}, accepted: True or False")
+
+
+@dataclass
+class AdamsOptions(FixedOptions):
+    """Options of explicit_adams. ``max_iters`` and ``implicit`` are the corrector's, accepted and not used."""
+
+    max_order: int = ADAMS_MAX_ORDER
+    max_iters: int = 4
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind, warn of an order that rk4 serves."""
+        super().check()
+        if check_count("options['max_order']", self.max_order) > ADAMS_MAX_ORDER:
+            raise ValueError(f"options['max_order']: got {self.max_order}, accepted: at most {ADAMS_MAX_ORDER}")
+        if self.max_order < 4:
+            warnings.warn(f"explicit_adams with max_order = {self.max_order} < 4 is rk4", stacklevel=5)
+
+
+@dataclass
+class AdaptiveOptions:
+    """Options of adaptive methods, torchdiffeq's and two more.
+
+    Attributes:
+        first_step: the first step size; ``None`` estimates it with one more evaluation (Hairer, Norsett, Wanner I,
+            II.4). safety, ifactor, dfactor: h *= clip(safety / error^(1 / order), dfactor, ifactor).
+        min_step, max_step: bounds of the step size. max_num_steps: between two output times.
+        norm: of the weighted error, a callable on states. dtype: of time. step_t, jump_t: times to step on; at a
+            jump the field is evaluated again on its far side.
+        land_on_end: end on t[-1] instead of stepping over it. first_step_grad: keep the estimate of the first step
+            size in the graph, as torchdiffeq does.
+    """
+
+    first_step: float | None = None
+    safety: float = 0.9
+    ifactor: float = 10.0
+    dfactor: float = 0.2
+    min_step: float = 0.0
+    max_step: float = float("inf")
+    max_num_steps: int = 2**31 - 1
+    norm: Any = None
+    dtype: torch.dtype | None = None
+    step_t: Any = None
+    jump_t: Any = None
+    land_on_end: bool = False
+    first_step_grad: bool = False
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        for name in ("safety", "ifactor", "dfactor"):
+            setattr(self, name, _number(name, getattr(self, name), positive=True))
+        if self.first_step is not None:
+            self.first_step = _number("first_step", self.first_step, positive=True)
+        self.min_step = _number("min_step", self.min_step)
+        self.max_step = float(self.max_step)
+        if not self.max_step > 0 or self.min_step < 0:
+            raise ValueError(f"options: got min_step {self.min_step}, max_step {self.max_step}, accepted: >= 0 and > 0")
+        check_count("options['max_num_steps']", int(self.max_num_steps), minimum=0)
+        if self.dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            raise TypeError(f"options['dtype']: got {self.dtype!r}, accepted: a floating-point torch.dtype")
+        for name in ("step_t", "jump_t"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, torch.Tensor):
+                try:
+                    setattr(self, name, torch.as_tensor(value, dtype=torch.float64))
+                except (TypeError, ValueError, RuntimeError):
+                    raise TypeError(f"options[{name!r}]: got {value!r}, accepted: a 1-d tensor of times") from None
+
+
+Options = FixedOptions | AdaptiveOptions
+_ALIASES = {"enforce_openset": "perturb"}
+
+
+def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool) -> tuple[Options, bool]:
+    """The options of a method with their defaults, and whether any was given that chooses a grid.
+
+    Raises:
+        ValueError: an unknown name; without ``strict`` that is a warning, as in torchdiffeq.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options: got {type(options).__name__}, accepted: a dict or None")
+    kind = AdaptiveOptions if method in ADAPTIVE else AdamsOptions if method == ADAMS else FixedOptions
+    known = [f.name for f in fields(kind)]
+    given: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        own = _ALIASES.get(name, name)
+        if own in known:
+            given[own] = value
+        elif strict:
+            accepted = (*known, *(alias for alias, of in _ALIASES.items() if of in known))
+            raise choice_error(f"options of {method}", name, accepted)
+        else:
+            warnings.warn(f"{method}: unexpected option {name!r} is not used", stacklevel=4)
+    read = kind(**given)
+    read.check()
+    return read, "step_size" in given or "grid_constructor" in given
+
+
+def _number(name: str, value: Any, *, positive: bool = False) -> float:
+    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    return check_number(f"options[{name!r}]", number, positive=positive)

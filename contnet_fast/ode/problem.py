@@ -1,0 +1,190 @@
+"""One initial value problem, checked: the field on leaves, the direction of time, callbacks, counts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+
+Leaves = list[torch.Tensor]
+
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+class OdeintError(RuntimeError, AssertionError):
+    """A solve that cannot go on (torchdiffeq raises ``AssertionError`` there, which this is too).
+
+    Attributes:
+        reason: ``"nonfinite"``, ``"underflow"`` or ``"max_num_steps"``.
+        t, y: time and state of the last accepted step. step_size: of the step that failed. n_steps: accepted so far.
+        component: the first component that is not finite, as ``"y['v'][3]"``, or ``None``.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str, t: float, y: Any, step_size: float, n_steps: int, component: str | None
+    ) -> None:
+        super().__init__(message)
+        self.reason, self.t, self.y = reason, t, y
+        self.step_size, self.n_steps, self.component = step_size, n_steps, component
+
+
+@dataclass
+class Stats:
+    """What a solve did, from ``return_stats=True``.
+
+    Attributes:
+        nfe: evaluations of the field. accepted, rejected: steps. completed: every output time was reached.
+        times: where accepted steps start, in the caller's direction of time. step_sizes: their sizes, >= 0.
+    """
+
+    nfe: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    completed: bool = True
+    times: list[float] = field(default_factory=list)
+    step_sizes: list[float] = field(default_factory=list)
+
+
+class InitialValueProblem:
+    """dy/dt = func(t, y) from y0 at t[0], as the solvers see it.
+
+    Solvers run in s = sign * t, which increases, and step by sign * h; the field is asked at t and keeps its sign.
+
+    Attributes:
+        leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
+        times: the same as floats. dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+    """
+
+    def __init__(self, func: Callable, y0: Any, t: torch.Tensor, *, callbacks: Sequence[str] = CALLBACKS) -> None:
+        if not callable(func):
+            raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
+        self.func = func
+        self.leaves, self.structure = flatten("y0", y0)
+        self.t = _check_times(t)
+        values = t.detach().tolist()
+        _check_order(values)
+        self.sign = -1.0 if len(values) > 1 and values[1] < values[0] else 1.0
+        self.times = values if self.sign > 0 else [-v for v in values]
+        self.s = t if self.sign > 0 else -t
+        self.device = self.leaves[0].device
+        self.dtype = _real_dtype(self.leaves)
+        self.stats = Stats()
+        self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
+        self._callbacks = {
+            name: getattr(func, own) for name, own in zip(CALLBACKS, callbacks, strict=True) if hasattr(func, own)
+        }
+
+    def __call__(self, t: torch.Tensor, ys: Leaves) -> Leaves:
+        """The field at the caller's time, as leaves in the dtypes of the state."""
+        self.stats.nfe += 1
+        if self.structure is None:
+            k, y = self.func(t, ys[0]), ys[0]
+            if self.stats.nfe == 1 and not is_rate(k, y):
+                raise rate_error("func", k, y)
+            return [k if k.dtype == y.dtype else k.to(y.dtype)]
+        k = self.func(t, unflatten(ys, self.structure))
+        if self._flat_tuple and isinstance(k, (tuple, list)) and len(k) == len(ys):
+            ks = list(k)
+        else:
+            ks = flatten_as("func", k, self.structure)
+        if self.stats.nfe == 1:
+            for i, (rate, y) in enumerate(zip(ks, ys, strict=True)):
+                if not is_rate(rate, y):
+                    raise rate_error(leaf_name("func", self.structure, i), rate, y)
+        return [k if k.dtype == y.dtype else k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
+
+    def state(self, ys: Leaves) -> Any:
+        """Leaves in the caller's structure."""
+        return unflatten(ys, self.structure)
+
+    def scalar(self, value: float, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A 0-d tensor beside the state, written by a kernel: nothing waits for a device."""
+        return torch.full((), value, dtype=dtype or self.dtype, device=self.device)
+
+    def call_back(self, name: str, s: float, ys: Leaves, h: float, dtype: torch.dtype) -> None:
+        """Tell a callback of ``func`` about a step, in the caller's direction of time."""
+        if self._callbacks and name in self._callbacks:
+            self._callbacks[name](self.scalar(self.sign * s, dtype), self.state(ys), self.scalar(h, dtype))
+
+    def check_callbacks(self, method: str, served: Sequence[str]) -> None:
+        """Warn of callbacks that a method never calls."""
+        unknown = sorted(set(self._callbacks) - set(served))
+        if unknown:
+            warnings.warn(f"method {method!r} does not call {', '.join(unknown)}", stacklevel=4)
+
+    def accept(self, s: float, h: float) -> None:
+        """Count an accepted step."""
+        self.stats.accepted += 1
+        self.stats.times.append(self.sign * float(s))
+        self.stats.step_sizes.append(float(h))
+
+    def failure(
+        self, reason: str, what: str, s: float, ys: Leaves, h: float, component: str | None = None
+    ) -> OdeintError:
+        """The error that ends a solve at the last good state."""
+        t, n = self.sign * float(s), self.stats.accepted
+        state = self.state([y.detach() for y in ys])
+        return OdeintError(
+            f"{what}; at t = {t:.9g} after {n} accepted steps, step size {float(h):.3g}; the exception's y is the "
+            "last good state",
+            **{"reason": reason, "t": t, "y": state, "step_size": float(h), "n_steps": n, "component": component},
+        )
+
+    def nonfinite(self, name: str, ys: Leaves) -> str | None:
+        """The first component of leaves that is not finite, by name, or ``None``."""
+        for i, y in enumerate(ys):
+            bad = (~torch.isfinite(y.detach())).nonzero()
+            if len(bad):
+                where = bad[0].tolist()
+                return leaf_name(name, self.structure, i) + (str(where) if where else "")
+        return None
+
+
+def own_callbacks(adjoint: bool) -> tuple[str, ...]:
+    """The names by which ``func`` holds its callbacks."""
+    return tuple(name + "_adjoint" for name in CALLBACKS) if adjoint else CALLBACKS
+
+
+def own_module(func: Any) -> torch.nn.Module | None:
+    """The module that a callable is, is bound to, or is partial of."""
+    while isinstance(func, partial):
+        func = func.func
+    owner = getattr(func, "__self__", func)
+    return owner if isinstance(owner, torch.nn.Module) else None
+
+
+def _real_dtype(leaves: Leaves) -> torch.dtype:
+    dtype = leaves[0].dtype
+    for y in leaves[1:]:
+        dtype = torch.promote_types(dtype, y.dtype)
+    return torch.empty((), dtype=dtype, device="meta").abs().dtype if dtype.is_complex else dtype
+
+
+def _check_times(t: Any) -> torch.Tensor:
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"t: got {type(t).__name__}, accepted: a 1-d floating-point torch.Tensor")
+    if not t.is_floating_point():
+        raise TypeError(f"t: got dtype {t.dtype}, accepted: a floating-point dtype")
+    if t.dim() != 1 or len(t) == 0:
+        raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: [T] with at least one time")
+    return t
+
+
+def _check_order(values: list[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"t: got {next(v for v in values if not math.isfinite(v))}, accepted: finite times")
+    steps = [b - a for a, b in pairwise(values)]
+    if not (all(d > 0 for d in steps) or all(d < 0 for d in steps)):
+        i = next(i for i, d in enumerate(steps) if d == 0 or (d > 0) != (steps[0] > 0) or steps[0] == 0)
+        raise ValueError(
+            f"t: got t[{i}] = {values[i]:g} before t[{i + 1}] = {values[i + 1]:g}, accepted: times that strictly "
+            "increase or strictly decrease"
+        )

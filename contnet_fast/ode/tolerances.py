@@ -1,0 +1,123 @@
+"""Tolerances and norms of the error of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import TreeSpec
+
+from ..errors import check_number
+from ..states import flatten_as, leaf_name, unflatten
+
+Leaves = list[torch.Tensor]
+
+
+class LeafNorm:
+    """The largest root mean square of the leaves, torchdiffeq's norm; with ``count`` of the first ones alone."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+
+    def __call__(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A real 0-d tensor; leaves without elements count as 0."""
+        norms = [x.abs().square().mean().sqrt() for x in leaves[: self.count] if x.numel()]
+        if not norms:
+            return torch.zeros(())
+        if norms[0].requires_grad:  # the others must stay out of its graph: the square root has no slope at 0
+            return max(norms)
+        return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
+
+
+class Tolerance:
+    """What an error is divided by, atol + rtol * max(\\|y\\|, \\|y1\\|), and the norm of the quotient.
+
+    Args:
+        rtol, atol: numbers >= 0, tensors that broadcast to the state, or for a pytree one of those for each leaf.
+        norm: ``None`` for torchdiffeq's own, a :class:`LeafNorm`, or a callable on states that returns a number.
+    """
+
+    def __init__(self, rtol: Any, atol: Any, norm: Callable | None, leaves: Leaves, structure: TreeSpec | None) -> None:
+        self.rtol = _by_leaf("rtol", rtol, leaves, structure)
+        self.atol = _by_leaf("atol", atol, leaves, structure)
+        self._norm = LeafNorm() if norm is None else norm
+        if not callable(self._norm):
+            raise TypeError(f"options['norm']: got {norm!r}, accepted: a callable on states")
+        self._structure = structure
+        plain = all(isinstance(x, float) for x in (*self.rtol, *self.atol))
+        self.by_leaf = plain and isinstance(self._norm, LeafNorm) and leaves[0].numel() > 0
+
+    @property
+    def own_norm(self) -> bool:
+        """The norm is the caller's, and may look away from a component."""
+        return not isinstance(self._norm, LeafNorm)
+
+    def counted(self, leaves: int) -> range:
+        """The leaves that the norm of leaves looks at."""
+        count = self._norm.count if isinstance(self._norm, LeafNorm) else None
+        return range(leaves if count is None else min(count, leaves))
+
+    def norm(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The norm as a real 0-d tensor."""
+        if isinstance(self._norm, LeafNorm):
+            return self._norm(leaves)
+        value = self._norm(unflatten(leaves, self._structure))
+        return value.abs() if isinstance(value, torch.Tensor) else torch.as_tensor(float(value)).abs()
+
+    def weighted(self, errors: Leaves, ys: Leaves, y1s: Leaves | None = None) -> Leaves:
+        """Errors over the tolerated ones."""
+        sizes = (
+            [y.abs() for y in ys]
+            if y1s is None
+            else [torch.maximum(y.abs(), y1.abs()) for y, y1 in zip(ys, y1s, strict=True)]
+        )
+        return [
+            error / (atol + rtol * size)
+            for error, size, rtol, atol in zip(errors, sizes, self.rtol, self.atol, strict=True)
+        ]
+
+    def strictest(self) -> float:
+        """The smallest absolute tolerance, by which an event is located."""
+        return min(float(a.min()) if isinstance(a, torch.Tensor) else a for a in self.atol)
+
+
+def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
+    if structure is None or _is_single(value):
+        values = [value] * len(leaves)
+    elif len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
+        values = list(value)
+        if len(values) != len(leaves):
+            raise ValueError(
+                f"{name}: got {len(values)} values, accepted: one, or one for each of {len(leaves)} leaves"
+            )
+    else:
+        values = flatten_as(name, value, structure)
+    return [_one(leaf_name(name, structure, i), v, y) for i, (v, y) in enumerate(zip(values, leaves, strict=True))]
+
+
+def _is_single(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+
+
+def _one(name: str, value: Any, y: torch.Tensor) -> Any:
+    """A float, or a tensor that broadcasts to its leaf."""
+    if not isinstance(value, torch.Tensor):
+        number = check_number(name, value)
+    elif value.requires_grad:
+        raise ValueError(f"{name}: got a tensor that requires grad, accepted: one that does not")
+    elif value.numel() == 1 and value.dim() == 0:
+        number = float(value)
+    else:
+        try:
+            fits = torch.broadcast_shapes(value.shape, y.shape) == y.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}, accepted: one that broadcasts to {tuple(y.shape)}"
+            )
+        return value.to(y.device, torch.empty((), dtype=y.dtype, device="meta").abs().dtype)
+    if number < 0:
+        raise ValueError(f"{name}: got {number}, accepted: a number >= 0")
+    return number

@@ -1,0 +1,321 @@
+"""odeint by itself: orders, derivatives, states, options, failures, what it reads."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.ode import METHODS
+from contnet_fast.ode.methods import ADAPTIVE, FIXED
+
+D = torch.float64
+GRID = (*FIXED, "explicit_adams")
+TWO = torch.tensor([0.0, 1.0], dtype=D)
+
+
+def growth(t, y):
+    return y * torch.cos(3 * t) - 0.3 * y * y
+
+
+def steps_for(method, n):
+    if method in ADAPTIVE:
+        return {"first_step": 1 / n, "min_step": 1 / n, "max_step": 1 / n, "land_on_end": True}
+    return {"step_size": 1 / n, **({"max_order": 5} if method == "explicit_adams" else {})}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_orders_of_convergence_with_steps_forced(method):
+    y0 = torch.tensor([0.7, 1.3], dtype=D)
+    expected = 4 if method == "explicit_adams" else cf.get_tableau(method).order
+    truth = cf.odeint(growth, y0, TWO, method="dopri8", rtol=1e-13, atol=1e-14, options={"land_on_end": True})[-1]
+    n = {1: 64, 2: 32, 3: 16, 4: 16, 5: 16, 8: 4}[expected]
+    errors = []
+    for count in (n, 2 * n):
+        got = cf.odeint(growth, y0, TWO, method=method, rtol=1e9, atol=1e9, options=steps_for(method, count))
+        errors.append((got[-1] - truth).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) > expected - 0.35
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "bosh3", "dopri5"])
+def test_first_and_second_derivatives(method, gradient):
+    options = {"step_size": 0.25} if method in GRID else {"first_step": 0.3, "min_step": 0.3, "max_step": 0.3}
+    y0 = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
+    w = torch.tensor([0.4, -0.2], dtype=D, requires_grad=True)
+    t = torch.tensor([0.0, 0.4, 1.1], dtype=D, requires_grad=True)
+
+    def run(y0, w, t):
+        return cf.odeint(
+            lambda s, y: torch.sin(w * y + s) + y.roll(1) * w,
+            *(y0, t),
+            **{"method": method, "options": options, "rtol": 1e-2, "atol": 1e-2},
+            **{"gradient": gradient, "params": (w,)},
+        )
+
+    assert torch.autograd.gradcheck(run, (y0, w, t))
+    assert torch.autograd.gradgradcheck(run, (y0, w, t))
+
+
+def test_complex_states_and_their_derivatives():
+    y0 = torch.tensor([1.0 + 0.5j, -0.3 + 1j], dtype=torch.complex128, requires_grad=True)
+    for method, options in (
+        ("rk4", {"step_size": 0.25}),
+        ("dopri5", {"first_step": 0.3, "min_step": 0.3, "max_step": 0.3}),
+    ):
+
+        def run(y0, method=method, options=options):
+            return cf.odeint(lambda s, y: 1j * y * torch.cos(s), y0, TWO, method=method, options=options, rtol=1e-3)
+
+        assert torch.autograd.gradcheck(run, (y0,))
+    exact = y0 * torch.exp(1j * torch.sin(TWO[1]))
+    torch.testing.assert_close(cf.odeint(lambda s, y: 1j * y * torch.cos(s), y0, TWO)[-1], exact, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_pytrees_are_their_tensors(method):
+    options = {"step_size": 0.1} if method == "rk4" else None
+    state = {"x": torch.tensor([1.0, 2.0], dtype=D), "v": (torch.zeros(2, 1), [torch.tensor(0.5, dtype=D)])}
+
+    def field(t, s):
+        assert s["v"][0].dtype == torch.float32
+        return {"x": -s["x"] * s["v"][1][0], "v": (torch.cos(s["v"][0]), [-s["v"][1][0] * t])}
+
+    got = cf.odeint(field, state, TWO, method=method, options=options)
+    assert got["x"].shape == (2, 2)
+    assert got["v"][0].shape == (2, 2, 1)
+    assert got["v"][0].dtype == torch.float32
+    torch.testing.assert_close(got["v"][1][0][-1], 0.5 * torch.exp(torch.tensor(-0.5, dtype=D)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_memory_formats_survive(method, graph):
+    y0 = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_(graph)
+
+    def field(t, y):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        return torch.sin(y)
+
+    options = {"step_size": 0.3} if method == "rk4" else None
+    got = cf.odeint(field, y0, torch.tensor([0.0, 0.5, 1.0]), method=method, options=options)
+    assert all(y.is_contiguous(memory_format=torch.channels_last) for y in got)
+
+
+def test_a_graph_can_be_used_twice():
+    y0 = torch.ones(3, dtype=D, requires_grad=True)
+    for gradient in ("discrete", "checkpoint"):
+        out = cf.odeint(growth, y0, TWO, gradient=gradient, params=()).sum()
+        (first,) = torch.autograd.grad(out, y0, retain_graph=True)
+        (second,) = torch.autograd.grad(out, y0)
+        assert torch.equal(first, second)
+
+
+class Normed(torch.nn.Module):
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(3, 3, dtype=D), torch.nn.BatchNorm1d(3, dtype=D)
+        self.drop = torch.nn.Dropout(dropout)
+
+    def forward(self, t, y):
+        return self.drop(torch.tanh(self.norm(self.linear(y))))
+
+
+@pytest.mark.parametrize("keep", ["all", "sqrt"])
+@pytest.mark.parametrize("method", ["rk4", "adaptive_heun", "dopri5"])
+def test_checkpointed_gradients_are_exact_and_statistics_move_once(method, keep):
+    options = {"step_size": 0.05} if method == "rk4" else {"max_step": 0.1, "jump_t": [0.52]}
+    found = []
+    for gradient in ("discrete", "checkpoint"):
+        torch.manual_seed(0)
+        field = Normed(dropout=0.3)
+        y0 = torch.randn(8, 3, dtype=D, requires_grad=True)
+        t = torch.tensor([0.0, 0.33, 1.0], dtype=D)
+        more = {"gradient": gradient, "keep": keep}
+        out = cf.odeint(field, y0, t, method=method, options=options, rtol=10.0, atol=10.0, **more)
+        count = field.norm.num_batches_tracked.item()
+        grads = torch.autograd.grad(out.square().sum(), [y0, *field.parameters()])
+        assert field.norm.num_batches_tracked.item() == count
+        found.append([out, *grads, field.norm.running_mean, field.norm.running_var, torch.rand(2)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_land_on_end_asks_nothing_beyond():
+    times = []
+    for land in (False, True):
+        times.append([])
+
+        def field(t, y, seen=times[-1]):
+            seen.append(t.item())
+            return growth(t, y)
+
+        cf.odeint(field, torch.ones(2, dtype=D), TWO, options={"land_on_end": land})
+    assert max(times[0]) > 1.0
+    assert max(times[1]) <= 1.0
+
+
+def test_statistics():
+    calls = []
+
+    def field(t, y):
+        calls.append(t)
+        return torch.sin(20 * t) * y
+
+    for method in ("dopri5", "rk4"):
+        calls.clear()
+        options = {"step_size": 0.25} if method == "rk4" else {"first_step": 0.9}
+        out, stats = cf.odeint(
+            field, torch.ones(2, dtype=D), TWO.flip(0), method=method, options=options, return_stats=True
+        )
+        assert out.shape == (2, 2)
+        assert stats.nfe == len(calls)
+        assert stats.accepted == len(stats.times) == len(stats.step_sizes)
+        assert stats.times[0] == 1.0
+        assert stats.times[1] < 1.0
+        assert (stats.rejected > 0) == (method == "dopri5")
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_is_named_with_its_time_and_the_last_good_state():
+    def field(t, state):
+        bad = torch.where(t > 0.5, float("nan"), 0.0)
+        return {"x": -state["x"], "v": torch.stack([torch.zeros((), dtype=D), bad.to(D)])}
+
+    state = {"x": torch.ones(1, dtype=D), "v": torch.zeros(2, dtype=D)}
+    with pytest.raises(cf.OdeintError, match=r"func\['v'\]\[1\] of stage \d at t = 0\.\d+") as caught:
+        cf.odeint(field, state, TWO)
+    error = caught.value
+    assert error.reason == "nonfinite"
+    assert error.component == "func['v'][1]"
+    assert 0.0 < error.t <= 0.5
+    torch.testing.assert_close(error.y["x"], torch.exp(-torch.tensor([error.t], dtype=D)))
+    assert isinstance(error, AssertionError)
+
+
+@pytest.mark.parametrize("options", [{}, {"first_step": 0.1}])
+def test_a_nan_at_the_start_is_named(options):
+    with pytest.raises(cf.OdeintError, match=r"y0\[1\]"):
+        cf.odeint(growth, torch.tensor([1.0, float("nan")], dtype=D), TWO, options=options)
+
+
+def test_blow_up_ends_in_underflow():
+    with pytest.raises(cf.OdeintError, match="underflow") as caught:
+        cf.odeint(lambda t, y: y * y, torch.tensor([2.0], dtype=D), TWO)
+    assert caught.value.t == pytest.approx(0.5, abs=1e-3)
+    assert caught.value.reason == "underflow"
+
+
+def test_the_step_budget_raises_or_returns():
+    t = torch.tensor([0.0, 0.1, 50.0], dtype=D)
+    with pytest.raises(cf.OdeintError, match="max_num_steps") as caught:
+        cf.odeint(growth, torch.ones(2, dtype=D), t, options={"max_num_steps": 10})
+    assert caught.value.n_steps == 10
+    for graph in (False, True):
+        y0 = torch.ones(2, dtype=D, requires_grad=graph)
+        out, stats = cf.odeint(growth, y0, t, options={"max_num_steps": 10}, on_max_steps="return", return_stats=True)
+        assert not stats.completed
+        assert out[:2].isfinite().all()
+        assert out[2].isnan().all()
+
+
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "dopri6"}, ValueError, "did you mean 'dopri"),
+        ({"method": "implicit_adams"}, ValueError, "implicit methods are torchdiffeq's"),
+        ({"options": {"max_steps": 3}}, ValueError, "did you mean 'max_step'"),
+        ({"method": "rk4", "options": {"stepsize": 3}}, ValueError, "did you mean 'step_size'"),
+        ({"method": "rk4", "options": {"step_size": -1.0}}, ValueError, "step_size"),
+        ({"method": "rk4", "options": {"interp": "cubik"}}, ValueError, "did you mean 'cubic'"),
+        ({"t": torch.tensor([0.0, 1.0, 0.5])}, ValueError, "strictly"),
+        ({"t": torch.tensor([])}, ValueError, "at least one time"),
+        ({"t": torch.tensor([0, 1])}, TypeError, "t: got dtype torch.int64"),
+        ({"t": [0.0, 1.0]}, TypeError, "t: got list"),
+        ({"t": torch.tensor([0.0, float("inf")])}, ValueError, "finite times"),
+        ({"y0": torch.ones(2, dtype=torch.int64)}, TypeError, "y0: got dtype torch.int64"),
+        ({"func": lambda t, y: y[:1]}, ValueError, r"func: got torch.float32 \(1,\)"),
+        ({"func": lambda t, y: 1.0}, TypeError, "func: got float"),
+        ({"func": lambda t, y: (y[0], y[1][:1]), "y0": (ONES, ONES)}, ValueError, r"func\[1\]: got"),
+        ({"rtol": -1.0}, ValueError, "rtol: got -1.0"),
+        ({"rtol": torch.ones(3)}, ValueError, "rtol: got shape"),
+        ({"atol": torch.ones(2, requires_grad=True)}, ValueError, "requires grad"),
+        ({"y0": (ONES, ONES), "atol": (1e-3, 1e-3, 1e-3)}, ValueError, "atol: got 3 values"),
+        ({"gradient": "checkpont"}, ValueError, "did you mean 'checkpoint'"),
+        ({"gradient": "checkpoint"}, ValueError, "params: got None"),
+        ({"on_max_steps": "rais"}, ValueError, "did you mean 'raise'"),
+        ({"method": "rk4", "event_fn": lambda t, y: y}, ValueError, "step_size"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, message):
+    given = {"func": lambda t, y: y, "y0": ONES, "t": torch.tensor([0.0, 1.0]), **arguments}
+    with pytest.raises(error, match=message):
+        cf.odeint(given.pop("func"), given.pop("y0"), given.pop("t"), **given)
+
+
+def test_unknown_options_warn_where_torchdiffeq_stands():
+    t = torch.tensor([0.0, 1.0])
+    with pytest.warns(UserWarning, match="'stepsize' is not used"):
+        cf.torchdiffeq.odeint(growth, ONES, t, method="dopri5", options={"stepsize": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"step_size": 0.5, "enforce_openset": True}, {"step_size": None}):
+            cf.odeint(growth, ONES, t, method="rk4", options=options)
+    with pytest.warns(UserWarning, match="one step from each value of t"):
+        cf.odeint(growth, ONES, t, method="rk4")
+
+
+def test_the_adjoint_refuses_a_second_derivative():
+    y0 = torch.ones(2, requires_grad=True)
+    out = cf.odeint_adjoint(growth, y0, torch.tensor([0.0, 1.0]), adjoint_params=())
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        torch.autograd.grad(out.sum(), y0, create_graph=True)
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Values that Python reads from tensors."""
+    found = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+        own = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _own=own, _name=name):
+            found.append(_name)
+            return _own(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    return found
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("pair", [False, True])
+def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, pair, graph):
+    y = torch.linspace(0.5, 1.5, 6, dtype=D).requires_grad_(graph)
+    state = (y, y[:2] * 2) if pair else y
+
+    def field(t, s):
+        return tuple(x * torch.cos(9 * t) for x in s) if pair else s * torch.cos(9 * t)
+
+    counts = []
+    for end in (1.0, 4.0):
+        reads.clear()
+        _, stats = cf.odeint(field, state, torch.tensor([0.0, end], dtype=D), return_stats=True, rtol=1e-5)
+        counts.append((len(reads), stats.accepted + stats.rejected))
+    (few, n), (more, m) = counts
+    assert more - few == m - n > 5
+    for options in ({"step_size": 0.1}, {"step_size": 0.01}):
+        reads.clear()
+        cf.odeint(field, state, torch.tensor([0.0, 1.0], dtype=D), method="rk4", options=options)
+        counts.append(len(reads))
+    assert counts[-1] == counts[-2] <= 6
