@@ -17,7 +17,8 @@ from pathlib import Path
 from cases import NARROW
 from options import Parser
 from results_file import Results, Row, committed, load
-from rows import ROOT
+from rows import RESULTS, ROOT, read
+from training_report import chart, tables, training_rows
 
 from contnet_fast.files import writable_folder, write_text
 
@@ -184,8 +185,19 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
 }
 
 
+def trainings() -> dict[Path, list[Row]]:
+    """The rows of ``train_cifar.py`` that are committed, by file."""
+    found = {path: training_rows(read(path)) for path in sorted(RESULTS.glob("train-cifar-*.jsonl"))}
+    return {path: rows for path, rows in found.items() if rows}
+
+
 def section(name: str, everyone: Sequence[Results]) -> str:
     """One section for every device that has rows for it."""
+    if name == "time to accuracy":
+        caption = "Training loss and validation accuracy by seconds of training"
+        return "\n\n".join(
+            f"{tables(rows)}\n\n![{caption}](@images/bench-{path.stem}.svg)" for path, rows in trainings().items()
+        )
     found = []
     for results in everyone:
         text = charts(name, results) if name.startswith("charts") else SECTIONS[name](results)
@@ -248,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_text(path, after)
     if not args.check:
         draw(everyone, ROOT / "docs/images", formats=("svg",))
+        for path, rows in trainings().items():
+            chart(rows, ROOT / f"docs/images/bench-{path.stem}", ("svg",))
     print(f"{'not up to date' if args.check else 'changed'}: {', '.join(stale) or 'nothing'}")
     return 1 if args.check and stale else 0
 

@@ -103,11 +103,12 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{mean:,.{digits}f}{spread}"
 
 
-def chart(rows: Sequence[Row], path: Path) -> list[Path]:
+def chart(rows: Sequence[Row], path: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
     """Training loss and validation accuracy against seconds of training, a line of panels for each case.
 
-    Written as SVG and PNG beside each other, by ``path`` without its suffix; their paths. One line for each seed.
+    Written in each format by ``path`` without its suffix; their paths. One line for each seed.
     """
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -138,7 +139,9 @@ def chart(rows: Sequence[Row], path: Path) -> list[Path]:
     figure.legend(handles=list(names.values()), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     first = found[0][0]
     figure.suptitle(f"{first['data']}; {first['device']}", fontsize=9, x=0.01, ha="left")
-    written = [path.with_suffix(suffix) for suffix in (".svg", ".png")]
+    written = [path.with_suffix(f".{ending}") for ending in formats]
     for target in written:
-        write_atomically(target, lambda temporary: figure.savefig(temporary, dpi=150))
+        about = {"Date": None} if target.suffix == ".svg" else {}  # the same results are the same file
+        with mpl.rc_context({"svg.hashsalt": "contnet_fast"}):
+            write_atomically(target, lambda temporary, a=about: figure.savefig(temporary, dpi=150, metadata=a))  # type: ignore[misc]
     return written
