@@ -211,9 +211,9 @@ def charts(name: str, results: Results) -> str:
     from charts import CHARTS
 
     lines = []
-    for chart in name.split()[1:]:
-        if CHARTS[chart].wanted(results):
-            lines.append(f"![{CHARTS[chart].caption}](@images/bench-{results.slug}-{chart}.svg)")
+    for which in name.split()[1:]:
+        if CHARTS[which].wanted(results):
+            lines.append(f"![{CHARTS[which].caption}](@images/bench-{results.slug}-{which}.svg)")
     return "\n\n".join(lines)
 
 
@@ -270,9 +270,9 @@ def draw(everyone: Sequence[Results], folder: Path, formats: Sequence[str] = ("s
     from charts import CHARTS
 
     for results in everyone:
-        for name, chart in CHARTS.items():
-            if chart.wanted(results):
-                chart.save(results, folder / f"bench-{results.slug}-{name}", formats)
+        for name, picture in CHARTS.items():
+            if picture.wanted(results):
+                picture.save(results, folder / f"bench-{results.slug}-{name}", formats)
 
 
 if __name__ == "__main__":
