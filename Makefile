@@ -19,7 +19,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench report aot gpu sanitize wheel clean FORCE
+.PHONY: help demo test lint bench report aot aot-cuda gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make bench     the benchmark suite on this machine     make bench ARGS=--quick takes a minute"
 	@echo "make report    tables and charts of the committed results into README and docs/"
 	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
+	@echo "make aot-cuda  compile the CUDA C++ kernels for sm_80, sm_90a, sm_100a and write their table; needs nvcc, no GPU"
 	@echo "make gpu       tests, benchmarks and a training on this machine's NVIDIA GPU, results to benchmarks/results/"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
@@ -56,6 +57,9 @@ report: $(READY)
 aot: $(READY)
 	$(RUN) -m contnet_fast.kernels.aot $(ARGS)
 
+aot-cuda: $(READY)
+	$(RUN) -m contnet_fast.kernels.cuda_build --write $(ARGS)
+
 # resumes where it stopped; make gpu VENV= ARGS='--out /tmp/results --minutes 5' uses the packages that are there
 gpu: $(READY)
 	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/gpu.py $(ARGS)
@@ -80,7 +84,7 @@ $(VENV)/torch: FORCE
 	@[ "$$(cat $@ 2>/dev/null)" = "$(TORCH)" ] || \
 		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools ninja && echo "$(TORCH)" > $@; }
 
-$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*)
+$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py contnet_fast/kernels/nvcc.py $(wildcard csrc/*.cpp csrc/*/*)
 	@echo "installing contnet_fast and what its tests need"
 	@$(RUN) -m pip freeze --disable-pip-version-check | grep -E '^(torch|triton)==' > $(VENV)/constraints.txt || true
 	@grep -q '^triton==' $(VENV)/constraints.txt || echo "$(TRITON)" >> $(VENV)/constraints.txt

@@ -10,11 +10,15 @@ import torch
 
 from ._version import __version__
 from .backends import describe
+from .backends.extension import summary
 
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, and every backend with ``"available"`` or why not. ``print`` shows a table."""
+    """Versions, and every backend with ``"available"`` or why not. ``print`` shows a table.
+
+    ``extension``: what the C++ extension was built with and for which GPUs, or why it has no CUDA, or is not there.
+    """
 
     contnet_fast: str
     python: str
@@ -24,6 +28,7 @@ class Info:
     triton: str
     threads: int
     cpu_capability: str
+    extension: str
     backends: dict[str, str]
 
     def as_dict(self) -> dict[str, object]:
@@ -56,5 +61,6 @@ def info() -> Info:
         triton=triton,
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        extension=summary(),
         backends=describe(),
     )

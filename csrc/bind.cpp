@@ -10,7 +10,9 @@
 #include <tuple>
 #include <vector>
 
+#include "contnet_fast_build.h"
 #include "include/conv_solve.h"
+#include "include/leaves.h"
 #include "include/pool.h"
 #include "include/rk_combine.h"
 #include "include/runtime.h"
@@ -48,31 +50,18 @@ struct Leaf {
   int64_t scalars;
 };
 
-at::Tensor in_storage_order(const at::Tensor& t, const at::Tensor& like, at::ScalarType type) {
-  const bool plain = !t.is_conj() && !t.is_neg();
-  if (plain && t.scalar_type() == type && t.strides() == like.strides() && t.is_non_overlapping_and_dense()) return t;
-  return at::empty_like(like, like.options().dtype(type)).copy_(t);
-}
-
 // The rates of one leaf are every `leaves`-th of `ks`, which holds all leaves of the first term, then of the second ...
 Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients, size_t leaf, size_t leaves) {
   Leaf o;
   o.out = at::empty_like(y);
   o.y = in_storage_order(y, o.out, y.scalar_type());
-  // rates share one dtype: their own where that is a 16-bit float or float32 beside a float sum, else that of y
-  at::ScalarType type = ks.empty() ? y.scalar_type() : ks[leaf].scalar_type();
-  const bool narrow = type == at::kBFloat16 || type == at::kHalf || type == at::kFloat;
-  const bool float_sum = y.scalar_type() != at::kDouble && !y.is_complex();
-  for (size_t i = leaf; i < ks.size(); i += leaves)
-    if (ks[i].scalar_type() != type) type = at::kFloat;
-  if (!(narrow && float_sum)) type = y.scalar_type();
   o.ks.reserve(coefficients.size());
-  o.pointers.reserve(coefficients.size());
-  for (size_t i = leaf; i < ks.size(); i += leaves) {
-    const at::Tensor& k = ks[i];
-    TORCH_CHECK(k.sizes() == y.sizes(), "rk_combine_cpu: a rate of shape ", k.sizes(), " for a state of ", y.sizes());
-    o.ks.push_back(in_storage_order(k, o.out, type));
-    o.pointers.push_back(o.ks.back().const_data_ptr());
+  for (size_t i = leaf; i < ks.size(); i += leaves) o.ks.push_back(ks[i]);
+  const at::ScalarType type = rate_type(y, o.ks);
+  o.pointers.reserve(o.ks.size());
+  for (at::Tensor& k : o.ks) {
+    k = in_storage_order(k, o.out, type);
+    o.pointers.push_back(k.const_data_ptr());
   }
   o.scalars = y.numel() * (y.is_complex() ? 2 : 1);
   o.combination = {scalar_of(y.scalar_type()), scalar_of(type),   o.y.const_data_ptr(),
@@ -82,8 +71,7 @@ Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coeffi
 }
 
 std::vector<Leaf> prepare(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  TORCH_CHECK(ks.size() == ys.size() * coefficients.size(), "rk_combine_cpu: ", coefficients.size(),
-              " coefficients for ", ks.size(), " ks and ", ys.size(), " ys");
+  check_leaves("rk_combine_cpu", ys, ks, coefficients.size());
   std::vector<Leaf> leaves;
   leaves.reserve(ys.size());
   for (size_t i = 0; i < ys.size(); ++i) leaves.push_back(prepare(ys[i], ks, coefficients, i, ys.size()));
@@ -131,7 +119,7 @@ std::vector<at::Tensor> results(std::vector<Leaf>& leaves) {
 }
 
 std::vector<at::Tensor> rk_combine(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {
-  record("rk_combine", "accumulate");
+  record("rk_combine", "cpu", "accumulate");
   std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
   combine(leaves, nullptr);
   return results(leaves);
@@ -141,7 +129,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
                                                                  at::ArrayRef<double> coefficients,
                                                                  at::ArrayRef<double> errors, double rtol,
                                                                  double atol) {
-  record("rk_combine_error", "accumulate");
+  record("rk_combine_error", "cpu", "accumulate");
   TORCH_CHECK(errors.size() == coefficients.size(), "rk_combine_error_cpu: ", errors.size(),
               " error coefficients for ", coefficients.size(), " coefficients");
   std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
@@ -168,8 +156,13 @@ TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
+  m.def("interface", [] { return 2; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
+  m.def("cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },
+        "Compute capabilities of the CUDA code in it, \"+PTX\" for PTX; empty without CUDA.");
+  m.def("cuda_release", [] { return std::string(CONTNET_FAST_NVCC); }, "The release of nvcc that made that code.");
+  m.def("without_cuda", [] { return std::string(CONTNET_FAST_WITHOUT_CUDA); }, "Why it was built without CUDA.");
   m.def("instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); }, "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
@@ -177,5 +170,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("release_pool", [] { contnet_fast::forget_packed_weights(), contnet_fast::release_pool(); },
         "Give that memory back to the system, and that of transformed weights.");
   m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
-  m.def("take_runs", &contnet_fast::take_runs, "(op, level) of the runs since the last call, in order.");
+  m.def("take_runs", &contnet_fast::take_runs, "(op, backend, level, launches) of the runs since the last call, in order.");
 }

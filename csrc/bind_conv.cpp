@@ -168,7 +168,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
     double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
     at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
     bool return_steps) {
-  record("conv_solve", level.c_str());
+  record("conv_solve", "cpu", level.c_str());
   const SolveSpec spec = describe(
       x, nodes, {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
   const at::ScalarType type = compute_type(x);
@@ -206,7 +206,7 @@ std::vector<at::Tensor> conv_solve_backward_op(
     int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
     at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
     std::string keep, std::string level, const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
-  record("conv_solve_backward", "stage");
+  record("conv_solve_backward", "cpu", "stage");
   const SolveSpec spec = describe(
       x, nodes, {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
   TORCH_CHECK(kept.size(0) == spec.kept_maps(), "conv_solve_backward_cpu: ", kept.size(0), " maps kept, expected ",

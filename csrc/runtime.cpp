@@ -10,7 +10,7 @@ namespace {
 
 std::atomic<bool> recording{false};
 std::mutex log_mutex;
-std::vector<std::pair<std::string, std::string>> run_log;
+std::vector<Run> run_log;
 
 Isa widest() {
 #ifdef CONTNET_FAST_X86
@@ -50,15 +50,15 @@ void use_instruction_set(const std::string& wanted) {
   throw std::invalid_argument("instruction set: got '" + wanted + "', accepted: those of instruction_sets()");
 }
 
-void record(const char* op, const char* level) {
+void record(const char* op, const char* backend, const char* level, std::optional<int> launches) {
   if (!recording.load(std::memory_order_relaxed)) return;
   std::lock_guard<std::mutex> lock(log_mutex);
-  run_log.emplace_back(op, level);
+  run_log.emplace_back(op, backend, level, launches);
 }
 
 void start_recording(bool on) { recording = on; }
 
-std::vector<std::pair<std::string, std::string>> take_runs() {
+std::vector<Run> take_runs() {
   std::lock_guard<std::mutex> lock(log_mutex);
   return std::exchange(run_log, {});
 }

@@ -274,5 +274,17 @@ assert "built for torch 1.13.1 and this is " + torch.__version__ in cf.info().ba
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_an_extension_of_other_sources_is_refused():
+    code = """
+import sys, types, torch
+sys.modules["contnet_fast._C"] = types.SimpleNamespace(built_for_torch=lambda: torch.__version__)
+import contnet_fast as cf
+assert not set(cf.available_backends()) & {"cpu", "cuda"}
+assert "was built from other sources than those of this package" in cf.info().backends["cpu"]
+assert cf.info().extension.startswith("none: it was built from other sources")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_it_stands_first_and_the_reference_last():
-    assert list(REGISTRY) == ["cpu", "triton", "reference"]
+    assert list(REGISTRY) == ["cpu", "triton", "cuda", "reference"]

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
+
 import pytest
 
 from contnet_fast.kernels import cuda_build
+from contnet_fast.kernels.nvcc import release, toolkit
 
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
+
+
+compiled = lru_cache(maxsize=None)(cuda_build.resources)
 
 
 @pytest.mark.parametrize("chip", cuda_build.CHIPS)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
 def test_kernels_compile_and_spill_nothing(source, chip):
-    rows = cuda_build.resources(source, chip)
+    rows = compiled(source, chip)
     assert rows
     for row in rows:
         assert row.registers > 0
         assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
+
+
+def test_the_page_says_what_the_compiler_says():
+    rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
+    said, here = (
+        [line for line in text.splitlines() if line.startswith("|")]
+        for text in (cuda_build.DOCS.read_text().partition(cuda_build.BEGIN)[2], cuda_build.table(rows))
+    )
+    other = f"nvcc {release(cuda_build.nvcc())}." not in cuda_build.DOCS.read_text()
+    names = re.compile(r"\| (\S+ \| `.*?`)")  # another release takes other registers
+    assert [names.findall(line) if other else line for line in said] == [
+        names.findall(line) if other else line for line in here
+    ], "make aot-cuda writes the page anew"
 
 
 @pytest.mark.parametrize("chip", cuda_build.CHIPS)
@@ -29,7 +49,7 @@ def test_the_toolkit_is_found_behind_a_wrapper(tmp_path):
     wrapper = tmp_path / "nvcc"
     wrapper.write_text(f'#!/bin/sh\nexec {cuda_build.nvcc()} "$@"\n')
     wrapper.chmod(0o755)
-    assert (cuda_build.toolkit(str(wrapper)) / "include" / "cuda_runtime.h").exists()
+    assert (toolkit(str(wrapper)) / "include" / "cuda_runtime.h").exists()
 
 
 def test_spills_are_read():

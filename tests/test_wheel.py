@@ -71,7 +71,9 @@ def test_the_source_distribution_has_every_source(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = [p for folder in ("csrc", "contnet_fast") for p in (ROOT / folder).rglob("*") if p.is_file()]
-    sources = {p.relative_to(ROOT).as_posix() for p in wanted if p.suffix in (".py", ".pyi", ".typed", ".cpp", ".h")}
+    sources = {
+        p.relative_to(ROOT).as_posix() for p in wanted if p.suffix in (".py", ".pyi", ".typed", ".cpp", ".h", ".cu")
+    }
     assert "csrc/bind.cpp" in sources
     assert sources <= names
 

@@ -1,6 +1,7 @@
 """Backends: the registry, and one thin file for each. A new backend is one file and one line here."""
 
 from .cpu import CpuBackend
+from .cuda import CudaBackend
 from .reference import ReferenceBackend
 from .registry import (
     LEVELS,
@@ -25,6 +26,7 @@ from .triton import TritonBackend
 
 register(CpuBackend())
 register(TritonBackend())
+register(CudaBackend())
 register(ReferenceBackend())
 
 __all__ = [

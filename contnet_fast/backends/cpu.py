@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from math import prod
 from types import ModuleType
-from typing import Any
 
 import torch
 
+from . import extension
 from .registry import Problem
 
-_extension: Any = None
-_reason: str | None = None
-try:
-    _extension = import_module("contnet_fast._C")
-except ImportError as error:
-    _reason = (
-        f"the C++ extension is not there ({error}); in an environment with torch and a C++ compiler, "
-        "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation . builds it or shows why not"
-    )
-
-if _extension is not None and _extension.built_for_torch().split(".")[:2] != torch.__version__.split(".")[:2]:
-    _reason = (
-        f"the C++ extension was built for torch {_extension.built_for_torch()} and this is {torch.__version__}; "
-        "CONTNET_FAST_BUILD=cpu pip install --no-build-isolation --force-reinstall --no-deps . builds it for this one"
-    )
-    _extension = None
+_extension, _reason = extension.module, extension.missing("cpu")
 
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

@@ -73,7 +73,7 @@ class Backend(Protocol):
         """op name -> (implementation, dispatch key); ``None`` where an extension registers it."""
 
     def native_log(self) -> Any:
-        """An extension that logs its own runs (``record(on)``, ``take_runs()``), or ``None``."""
+        """An extension that logs its own runs (``record(on)``, ``take_runs()``: arguments of ``Run``), or ``None``."""
 
 
 @dataclass(frozen=True)
@@ -257,22 +257,21 @@ def record(op: str, backend: str, level: str, launches: int | None = None) -> No
             log.append(Run(op, backend, level, launches))
 
 
-def _native_logs() -> Iterator[tuple[Backend, Any]]:
-    for backend in REGISTRY.values():
-        extension = backend.native_log()
-        if extension is not None:
-            yield backend, extension
+def _native_logs() -> list[Any]:
+    """Each extension once: backends may share one."""
+    extensions = [backend.native_log() for backend in REGISTRY.values()]
+    return list({id(extension): extension for extension in extensions if extension is not None}.values())
 
 
 def _log_natively(on: bool) -> None:
-    for _, extension in _native_logs():
+    for extension in _native_logs():
         extension.record(on)
 
 
 def _drain() -> None:
     """Move what extensions logged into the open logs, so that the order of runs is kept."""
-    for backend, extension in _native_logs():
-        runs = [Run(op, backend.name, level) for op, level in extension.take_runs()]
+    for extension in _native_logs():
+        runs = [Run(*run) for run in extension.take_runs()]
         for log in _state.logs:
             log.extend(runs)
 

@@ -12,7 +12,7 @@ constexpr int kMostTerms = 13, kMostLeaves = 8;
 // y + sum_j c_j k_j of up to eight leaves of one dtype in one launch; with `partials` also the sums of squares of
 // e / (atol + rtol max(|y|, |out|)), e = sum_j error_j k_j, one a block (`combine_blocks`).
 struct Combine {
-  Scalar state, rate;  // rate: that of the state, or 16-bit beside a float32 state
+  Scalar state, rate;  // rate: that of the state, or one of them float32 and the other 16-bit
   int32_t leaves, terms;
   const void* y[kMostLeaves];
   const void* k[kMostLeaves][kMostTerms];

@@ -1,6 +1,6 @@
 // Stage combinations y + sum_j c_j k_j of all leaves of a state, with the error norm in the same pass.
 //
-// Bound by memory: each operand is read once and the result written once, 16 bytes of state a thread, four rates at a
+// Bound by memory: each operand is read once and the result written once, at most 16 bytes of each a thread, four rates at a
 // time so that their loads are in flight together.
 
 #include <cmath>
@@ -13,10 +13,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <typename Y>
-constexpr int kWidth = 16 / static_cast<int>(sizeof(Y));  // values a thread
-template <typename Y>
-constexpr int64_t kBlockValues = static_cast<int64_t>(kThreads) * kWidth<Y>;
+constexpr int width(size_t state, size_t rate) { return 16 / static_cast<int>(state > rate ? state : rate); }
+
+template <typename Y, typename K>
+constexpr int kWidth = width(sizeof(Y), sizeof(K));  // values a thread
 
 template <typename Y, typename K>
 struct Leaves {
@@ -63,7 +63,7 @@ template <typename Y, typename K, bool NORM>
 KERNEL(kThreads)
 combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
   using A = Sum<Y>;
-  constexpr int N = kWidth<Y>;
+  constexpr int N = kWidth<Y, K>;
   int64_t block = block_index();
   int leaf = 0;
   while (block >= p.blocks[leaf]) block -= p.blocks[leaf++];
@@ -134,7 +134,8 @@ bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t
 
 template <typename Y, typename K>
 void combine(const Combine& p) {
-  constexpr size_t wide = sizeof(Vector<Y, kWidth<Y>>), rates = sizeof(Vector<K, kWidth<Y>>);
+  constexpr int64_t values = kThreads * kWidth<Y, K>;
+  constexpr size_t wide = sizeof(Vector<Y, kWidth<Y, K>>), rates = sizeof(Vector<K, kWidth<Y, K>>);
   Leaves<Y, K> held{};
   for (int i = 0; i < p.leaves; ++i) {
     if (p.size[i] == 0) continue;
@@ -142,7 +143,7 @@ void combine(const Combine& p) {
     held.y[l] = static_cast<const Y*>(p.y[i]);
     held.out[l] = static_cast<Y*>(p.out[i]);
     held.size[l] = p.size[i];
-    held.blocks[l] = (p.size[i] + kBlockValues<Y> - 1) / kBlockValues<Y>;
+    held.blocks[l] = (p.size[i] + values - 1) / values;
     held.aligned[l] = is_aligned(p.y[i], wide) && is_aligned(p.out[i], wide);
     held.terms = 0;
     for (int j = 0; j < p.terms; ++j) {
@@ -168,8 +169,8 @@ void combine(const Combine& p) {
 }  // namespace
 
 int64_t combine_blocks(const Combine& p) {
-  const int64_t bytes = p.state == Scalar::f64 ? 8 : p.state == Scalar::f32 ? 4 : 2;
-  const int64_t values = kThreads * 16 / bytes;
+  const auto bytes = [](Scalar type) -> size_t { return type == Scalar::f64 ? 8 : type == Scalar::f32 ? 4 : 2; };
+  const int64_t values = kThreads * width(bytes(p.state), bytes(p.rate));
   int64_t blocks = 0;
   for (int i = 0; i < p.leaves; ++i) blocks += (p.size[i] + values - 1) / values;
   return blocks;
@@ -179,6 +180,8 @@ void rk_combine(const Combine& p) {
   if (p.leaves > kMostLeaves || p.terms > kMostTerms) throw std::runtime_error("rk_combine: too many leaves or terms");
   if (p.state == Scalar::f32 && p.rate == Scalar::bf16) return combine<float, bf16>(p);
   if (p.state == Scalar::f32 && p.rate == Scalar::f16) return combine<float, f16>(p);
+  if (p.state == Scalar::bf16 && p.rate == Scalar::f32) return combine<bf16, float>(p);
+  if (p.state == Scalar::f16 && p.rate == Scalar::f32) return combine<f16, float>(p);
   if (p.state != p.rate) throw std::runtime_error("rk_combine: rates in this dtype beside this state are not served");
   switch (p.state) {
     case Scalar::f32: return combine<float, float>(p);

@@ -1,0 +1,96 @@
+"""The cuda backend: CUDA C++ kernels of the extension ``contnet_fast._C`` (``csrc/cuda``), which need no Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from ..kernels.nvcc import OLDEST, has_code
+from . import extension
+from .registry import Problem
+
+MOST_STAGES = 13  # of dopri8; csrc/cuda/launch.h
+STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+CHIPS: tuple[str, ...] = ()
+_reason = extension.missing("cuda")
+if _reason is None:
+    CHIPS = tuple(extension.module.cuda_chips())
+    if not CHIPS:
+        _reason = (
+            f"the C++ extension has no CUDA in it ({extension.module.without_cuda()}); in an environment with a CUDA "
+            "build of torch and nvcc, CONTNET_FAST_BUILD=cuda pip install --no-build-isolation . builds it or shows "
+            "why not"
+        )
+
+
+class CudaBackend:
+    """Stage combinations of any field in one pass over memory, with the error norm in the same pass."""
+
+    name = "cuda"
+    levels: tuple[str, ...] = ("accumulate",)
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason against."""
+        reasons = []
+        if _reason is not None:
+            reasons.append(_reason)
+        if problem.device != "cuda":
+            reasons.append(f"the tensors are on {problem.device}")
+        elif _reason is None:
+            reasons += _against_device()
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATES)
+        states = problem.leaf_dtypes or (problem.dtype,)
+        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in STATES]
+        if problem.stages > MOST_STAGES:
+            reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
+        return tuple(reasons)
+
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """Where the compiler does the same."""
+        if torch.compiler.is_compiling() and not problem.op.startswith("rk_combine"):
+            return "auto leaves it: the compiler fuses combinations that are no op of ours"
+        return None
+
+    def why(self, problem: Problem, level: str) -> str:
+        """What speaks for it."""
+        return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
+
+    def unavailable(self) -> str | None:
+        """Why nothing can run here; no CUDA context is made to find out."""
+        if _reason is not None:
+            return _reason
+        return None if torch.cuda.is_available() else _no_device()
+
+    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
+        """Registered by the extension itself."""
+        return dict.fromkeys(("rk_combine", "rk_combine_error"), (None, "CUDA")) if CHIPS else {}
+
+    def native_log(self) -> ModuleType | None:
+        """The extension, which logs its own runs."""
+        return extension.module
+
+
+def capability() -> tuple[int, int] | None:
+    """Compute capability of the current device, if there is one."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def _against_device() -> list[str]:
+    """Reasons against the current device."""
+    of = capability()
+    if of is None:
+        return [_no_device()]
+    if of < OLDEST:
+        return [f"compute capability {of[0]}.{of[1]}: kernels need {OLDEST[0]}.{OLDEST[1]}"]
+    if not has_code(CHIPS, of):
+        return [
+            f"compute capability {of[0]}.{of[1]}: the extension has code for {' '.join(CHIPS)}; "
+            "TORCH_CUDA_ARCH_LIST chooses when it is built"
+        ]
+    return []
+
+
+def _no_device() -> str:
+    return f"torch {torch.__version__} sees no CUDA device"

@@ -1,0 +1,196 @@
+"""The cuda backend says why it cannot serve, whatever the reason, and where it stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.backends import Problem, cuda, select
+from contnet_fast.kernels.nvcc import architectures, flags, has_code
+
+
+def facts(**change):
+    base = {"op": "rk_combine", "device": "cuda", "dtype": torch.float32, "compute_dtype": torch.float32}
+    return Problem(**{**base, "shape": (3,), "stages": 6, **change})
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """An extension with CUDA code, and a device of capability 9.0."""
+    monkeypatch.setattr(cuda, "_reason", None)
+    monkeypatch.setattr(cuda, "CHIPS", ("8.0", "9.0a", "10.0a", "10.0+PTX"))
+    monkeypatch.setattr(cuda, "capability", lambda: (9, 0))
+
+
+def reasons(**change):
+    with pytest.raises(cf.BackendUnavailable) as caught:
+        select(facts(**change), "cuda")
+    return str(caught.value)
+
+
+def test_it_serves_what_its_kernels_can(there):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        for op in ("rk_combine", "rk_combine_error", "rk_solve", "conv_solve"):
+            plan = select(facts(op=op, dtype=dtype, shape=(1, 4, 5, 5)), "cuda")
+            assert (plan.backend, plan.level) == ("cuda", "accumulate")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"device": "cpu"}, "the tensors are on cpu"),
+        ({"dtype": torch.complex64}, "dtype torch.complex64 is not one of float16, bfloat16, float32, float64"),
+        ({"leaf_dtypes": (torch.float32, torch.complex128)}, "dtype torch.complex128 is not one of"),
+        ({"stages": 14}, "14 stages: kernels combine at most 13"),
+    ],
+)
+def test_problems_it_refuses(there, change, words):
+    assert words in reasons(**change)
+
+
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        ((7, 5), "compute capability 7.5: kernels need 8.0"),
+        ((9, 1), "compute capability 9.1: the extension has code for 9.0a; TORCH_CUDA_ARCH_LIST chooses"),
+        (None, f"torch {torch.__version__} sees no CUDA device"),
+    ],
+)
+def test_devices_it_refuses(there, monkeypatch, of, words):
+    monkeypatch.setattr(cuda, "capability", lambda: of)
+    monkeypatch.setattr(cuda, "CHIPS", ("9.0a",))
+    assert words in reasons()
+
+
+def test_every_reason_is_said_at_once(there):
+    text = reasons(device="cpu", dtype=torch.complex64, stages=20)
+    assert text.count(";") == 2
+
+
+def of_extension(module: str) -> str:
+    """Import with another extension, on a torch that sees no CUDA device."""
+    code = f"""
+import sys, types, torch
+torch.cuda.is_available = lambda: False
+sys.modules["contnet_fast._C"] = {module}
+import contnet_fast as cf
+from contnet_fast.backends import cuda
+info = cf.info()
+assert "cuda" not in cf.available_backends()
+"""
+    return code
+
+
+WITHOUT = """types.SimpleNamespace(
+    interface=lambda: 2, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
+    without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
+    record=lambda on: None, take_runs=lambda: [])"""
+
+
+@pytest.mark.parametrize(
+    ("module", "checks"),
+    [
+        (
+            "None",
+            """
+assert "the C++ extension is not there" in info.backends["cuda"], info
+assert "CONTNET_FAST_BUILD=cuda pip install" in info.backends["cuda"]
+assert info.extension.startswith("none: ")""",
+        ),
+        (
+            WITHOUT,
+            """
+assert "has no CUDA in it (no nvcc on the path)" in info.backends["cuda"], info
+assert "CONTNET_FAST_BUILD=cuda pip install" in info.backends["cuda"]
+assert info.extension == "c++, portable; without CUDA: no nvcc on the path"
+y = torch.ones(2)
+with cf.use_backend("cuda"):
+    try:
+        cf.rk_combine(y, [y], [1.0])
+    except cf.BackendUnavailable as error:
+        assert "no nvcc on the path" in str(error) and "the tensors are on cpu" in str(error)
+    else:
+        raise AssertionError""",
+        ),
+        (
+            WITHOUT.replace("cuda_chips=lambda: []", 'cuda_chips=lambda: ["9.0a"]'),
+            """
+assert info.backends["cuda"] == "torch " + torch.__version__ + " sees no CUDA device"
+assert info.extension == "c++, portable; CUDA  for 9.0a"
+torch.ops.contnet_fast.rk_combine_cuda
+assert not torch.cuda.is_initialized()""",
+        ),
+    ],
+)
+def test_what_an_installation_has(module, checks):
+    subprocess.run([sys.executable, "-c", of_extension(module) + checks], check=True, timeout=120)
+
+
+def test_levels_that_it_does_not_have_are_refused_where_they_are_named():
+    with pytest.raises(ValueError, match=r"accepted: .*cuda:accumulate"), cf.use_backend("cuda:solve"):
+        pass
+
+
+def test_auto_prefers_triton_and_the_compilers_own_fusion(there, monkeypatch):
+    from contnet_fast.backends import triton
+
+    monkeypatch.setattr(triton, "INSTALLED", False)
+    plan = select(facts())
+    assert plan.backend == "cuda"
+    assert "not yet measured" in plan.why
+    assert "triton is not installed" in str(plan.refused)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert select(facts()).backend == "cuda"
+    assert select(facts(op="rk_solve")).backend == "reference"
+
+
+# ---- chips
+
+KNOWN = {"75", "80", "86", "89", "90", "100", "120"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chips"),
+    [
+        ("8.0;9.0a;10.0a+PTX", ["8.0", "9.0a", "10.0a", "10.0+PTX"]),
+        (" 8.0, 9.0+PTX ", ["8.0", "9.0", "9.0+PTX"]),
+        ("8.0+PTX 9.0a 8.0", ["8.0", "8.0+PTX", "9.0a"]),
+        ("7.5+PTX;8.6", ["8.6"]),
+        ("12.0f;13.0+PTX", ["12.0f", "12.0+PTX"]),
+    ],
+)
+def test_chips_that_are_built_for(wanted, chips):
+    assert architectures(wanted, KNOWN)[0] == chips
+
+
+@pytest.mark.parametrize("wanted", ["Hopper", "sm_90", "9", "", "8.0;x"])
+def test_chips_that_cannot_be_read(wanted):
+    with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST: got .*accepted: capabilities such as"):
+        architectures(wanted, KNOWN)
+
+
+def test_flags():
+    assert flags(["9.0a", "10.0+PTX"]) == [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=compute_100",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chips", "served", "refused"),
+    [
+        (("8.0",), [(8, 0), (8, 6), (8, 9)], [(7, 5), (9, 0)]),
+        (("8.6",), [(8, 6), (8, 9)], [(8, 0)]),
+        (("9.0a",), [(9, 0)], [(8, 9), (10, 0)]),
+        (("10.0f",), [(10, 0), (10, 3)], [(12, 0)]),
+        (("9.0+PTX",), [(9, 0), (10, 0), (12, 1)], [(8, 9)]),
+        (("8.0", "9.0a"), [(8, 6), (9, 0)], [(10, 0)]),
+    ],
+)
+def test_devices_that_code_runs_on(chips, served, refused):
+    assert all(has_code(chips, of) for of in served)
+    assert not any(has_code(chips, of) for of in refused)
