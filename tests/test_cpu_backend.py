@@ -208,6 +208,16 @@ def test_runs_are_logged_in_order_with_those_of_python():
     assert cpu._extension.take_runs() == []
 
 
+@built
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_wide_rates_beside_a_narrow_state_are_not_rounded_to_it(dtype):
+    y, k = torch.zeros(5, dtype=dtype), torch.full((5,), 1 + 2.0**-12, dtype=torch.float64)
+    got = cf.rk_combine(y, [k, k], [1.0, -1 + 2.0**-10], backend="cpu")  # 2^-10 of k, which is 2^-10 + 2^-22
+    assert torch.equal(got, cf.rk_combine(y, [k, k], [1.0, -1 + 2.0**-10], backend="reference"))
+    ones = cf.rk_combine(y - 1, [k], [1.0], backend="cpu")
+    assert torch.equal(ones, torch.full_like(y, 2.0**-12))
+
+
 def facts(**change):
     base = {"op": "rk_combine", "device": "cpu", "dtype": torch.float32, "compute_dtype": torch.float32}
     return Problem(**{**base, "shape": (3,), "stages": 6, **change})
