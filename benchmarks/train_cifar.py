@@ -201,6 +201,8 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
                 row["published"] = {"test_accuracy": accuracy, "minutes": minutes, "caveats": CAVEATS}
             append(plan.out, row)
             shutil.rmtree(folder)
+            if not any(folder.parent.iterdir()):
+                folder.parent.rmdir()
             written.append(row)
     if written:
         print(f"{tables(written)}\n\nrows in {plan.out}")

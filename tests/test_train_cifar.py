@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from contnet_fast.backends import describe
+from contnet_fast.training import train
+from contnet_fast.training.progress import Silent
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 CPU = pytest.mark.skipif(describe()["cpu"] != "available", reason="needs the C++ extension")
@@ -55,6 +57,19 @@ def test_a_quick_run_writes_a_row_below_the_header_and_a_table(run, capsys):
     mine = row["ratios"]["cpu:nchw"]["best reference, an epoch"]
     assert mine == pytest.approx(best / row["contenders"]["cpu:nchw"]["s_per_epoch"], rel=0.02)
     assert "| cpu:nchw |" in capsys.readouterr().out
+
+
+def test_contenders_train_as_the_training_loop_alone_does(bench, run, tmp_path):
+    """Neither the gate, nor warming up, nor taking turns leaves a trace."""
+    _, (_, row) = run(contenders=("reference",))
+    data = bench("training_rows")
+    small = {name: data.QUICK[name] for name in ("epochs", "batch_size", "width")}
+    images = data.load_images("synthetic", None, data.QUICK["subset"])
+    for one in data.entrants(("reference",)):
+        config = data.ROWS["2-2-2/euler"].config(**small, data="synthetic", device="cpu", **one.settings())
+        result = train(config, images.data, tmp_path / one.layout, reporter=Silent())
+        expected = [[round(record[name], 5) for name in ("train_loss", "valid_accuracy")] for record in result.history]
+        assert [point[1:] for point in row["contenders"][one.name]["curve"]] == expected
 
 
 @CPU
