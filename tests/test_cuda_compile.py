@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
+
 import pytest
 
 from contnet_fast.kernels import cuda_build
@@ -11,12 +14,25 @@ pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (C
 
 @pytest.mark.parametrize("chip", cuda_build.CHIPS)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
-def test_kernels_compile_and_spill_nothing(source, chip):
-    rows = cuda_build.resources(source, chip)
+def test_kernels_compile_and_spill_nothing(source, chip, tmp_path):
+    rows = cuda_build.resources(source, chip, tmp_path / "code.cubin")
     assert rows
     for row in rows:
         assert row.registers > 0
         assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
+
+    if source.stem == "conv_solve" and find_spec("triton"):
+        from contnet_fast.kernels import sass
+
+        code = sass.disassembly((tmp_path / "code.cubin").read_bytes())
+        kernels = re.split(r"\.section\s+\.text\.", code)[1:]
+        assert len(kernels) == len(rows)
+        for kernel in kernels:
+            loop = " ".join(sass.hot_loop(kernel))
+            assert "HMMA" in loop
+            assert "LDSM" in loop
+            assert "LDGSTS" in kernel
+            assert not re.search(r"\b(LDL|STL)\b", kernel)
 
 
 @pytest.mark.parametrize("chip", cuda_build.CHIPS)
