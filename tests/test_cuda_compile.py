@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from importlib.util import find_spec
 
 import pytest
 
@@ -24,6 +25,23 @@ def test_kernels_compile_and_spill_nothing(source, chip):
     for row in rows:
         assert row.registers > 0
         assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
+def test_the_hot_loop_of_solves_is_on_tensor_cores_and_touches_no_local_memory(tmp_path):
+    from contnet_fast.kernels import sass
+
+    source = next(path for path in cuda_build.kernels() if path.stem == "conv_solve")
+    rows = cuda_build.resources(source, "sm_90a", tmp_path / "code.cubin")
+    code = sass.disassembly((tmp_path / "code.cubin").read_bytes())
+    kernels = re.split(r"\.section\s+\.text\.", code)[1:]
+    assert len(kernels) == len(rows)
+    for kernel in kernels:
+        loop = " ".join(sass.hot_loop(kernel))
+        assert "HMMA" in loop
+        assert "LDSM" in loop
+        assert "LDGSTS" in kernel
+        assert not re.search(r"\b(LDL|STL)\b", kernel)
 
 
 def test_the_page_says_what_the_compiler_says():

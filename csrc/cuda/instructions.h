@@ -31,6 +31,12 @@ DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 DEVICE int block_row() { return static_cast<int>(blockIdx.y); }
 
+// x, of which the compiler knows nothing: what follows from it is computed again at each use and takes no register between
+DEVICE int afresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- barriers
 
 DEVICE void sync_threads() { __syncthreads(); }

@@ -22,4 +22,10 @@ const char* emulated_error_norm(const double* partials, int64_t count, int64_t e
   return guarded([&] { error_norm(partials, count, elements, out, static_cast<Scalar>(type), nullptr); });
 }
 
+
+void emulated_plan_solve(const ConvSolve* p, SolvePlan* plan) { *plan = plan_solve(*p); }
+const char* emulated_conv_solve(const ConvSolve* p) {
+  return guarded([&] { conv_solve(*p); });
+}
+
 }  // extern "C"

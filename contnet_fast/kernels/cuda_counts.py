@@ -1,0 +1,92 @@
+"""What one block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory, time.
+
+``python -m contnet_fast.kernels.cuda_counts`` prints the narrow blocks of the published networks. The counts follow
+``csrc/cuda/conv_taps.h``; a test holds them equal to what the launcher plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..costs import DEVICES, Device
+
+NARROW = ((16, 32), (32, 16), (64, 8))  # channels, height and width
+
+
+@dataclass(frozen=True)
+class SolveCount:
+    """A whole solve of maps [channels, side, side] in operands of ``size`` bytes, with norms of known statistics.
+
+    Attributes:
+        tiles: operands in shared memory, two where they fit.
+    """
+
+    channels: int
+    side: int
+    size: int = 2
+    tiles: int = 2
+
+    @property
+    def fragments(self) -> tuple[int, int]:
+        """Tiles of 16 pixels and of 8 channels that a warp holds."""
+        return (8, 2) if self.channels == 16 else (2, 4)
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        m, n = self.fragments
+        return -(-self.side * self.side // (16 * m)) * (self.channels // (8 * n))
+
+    @property
+    def values(self) -> int:
+        """Of a map a thread; three maps are in registers: the state, the running update, the sums of a convolution."""
+        m, n = self.fragments
+        return 4 * m * n
+
+    @property
+    def taps(self) -> int:
+        """Whose weights arrive together, in one of two buffers."""
+        tap = self.channels * (self.channels + 8) * self.size
+        return next(taps for taps in (9, 3, 1) if taps * tap <= 28 * 1024 or taps == 1)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory: operands with their border, two pieces of weights, vectors of channels."""
+        tile = (self.side + 2) ** 2 * (self.channels * self.size + 16)
+        weights = 2 * self.taps * self.channels * (self.channels + 8) * self.size
+        return self.tiles * tile + weights + 4 * 25 * self.channels
+
+    def inner(self, *, new_weights: bool = True) -> int:
+        """Bytes through shared memory for a convolution: fragments of both operands, the operand and weights written."""
+        m, n = self.fragments
+        depth = 9 * self.channels * self.size // 32  # products of 32 bytes of depth
+        read = self.warps * depth * (m * 512 + n * 256)
+        weights = 9 * self.channels**2 * self.size if new_weights or self.taps < 9 else 0
+        return read + self.side**2 * self.channels * self.size + weights
+
+    def seconds(self, device: Device, *, batch: int, evaluations: int) -> float:
+        """Predicted, one block a multiprocessor at a time: shared memory at 128 bytes a clock, or products."""
+        waves = -(-batch // device.multiprocessors)
+        shared = self.inner() / 128
+        flops = 2 * 9 * self.channels**2 * self.side**2
+        products = flops / (device.flops["bfloat16"] / device.multiprocessors / device.clock)
+        return device.launch * 2 + waves * 2 * evaluations * max(shared, products) / device.clock
+
+
+def main() -> None:
+    """Print the narrow blocks: batch 128, 8 steps of rk4_classic, bfloat16."""
+    for channels, side in NARROW:
+        count = SolveCount(channels, side)
+        times = ", ".join(
+            f"{name} {1e3 * count.seconds(DEVICES[name], batch=128, evaluations=32):.3f} ms"
+            for name in ("A100", "H100", "B200")
+        )
+        print(
+            f"{channels}@{side}: {count.warps * 32} threads x 3 x {count.values} registers of state"
+            f" ({3 * 4 * count.values * count.warps * 32 / 1024:.0f} of 256 KiB),"
+            f" {count.shared / 1024:.1f} KiB shared, {count.inner() / 1024:.0f} KiB through it a convolution; {times}"
+        )
+
+
+if __name__ == "__main__":
+    main()

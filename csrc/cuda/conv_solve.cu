@@ -1,0 +1,63 @@
+// Whole solves with 16-bit operands, what every whole solve needs of a block, and which are refused.
+
+#include "conv_solve.h"
+
+namespace contnet_fast::cuda {
+namespace {
+
+const char* refusal(const ConvSolve& p) {
+  if (p.channels % 8 != 0 || p.channels < 8 || p.channels > 64) return "channels must be a multiple of 8 up to 64";
+  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
+  if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
+  if (p.state != p.operand && p.state != Scalar::f32) return "the state has the dtype of the operands, or float32";
+  if (p.norm == Norm::sample && (p.group < 1 || p.channels % p.group != 0)) return "groups must divide the channels";
+  return nullptr;
+}
+
+bool keeps_rates(const ConvSolve& p) {
+  for (int s = 2; s < p.stages; ++s)
+    for (int j = 0; j < s - 1; ++j)
+      if (p.rows[s][j] != 0.f) return true;
+  return false;
+}
+
+}  // namespace
+
+SolvePlan plan_solve(const ConvSolve& p) {
+  SolvePlan plan{};
+  plan.refusal = refusal(p);
+  if (plan.refusal != nullptr) return plan;
+  plan.channels = p.channels <= 16 ? 16 : p.channels <= 32 ? 32 : 64;
+  const ConvLayout layout{plan.channels, p.operand == Scalar::f32 ? 4 : 2};
+  const int64_t pixels = static_cast<int64_t>(p.height) * p.width, rows = 16 * layout.m();
+  const int64_t warps_m = (pixels + rows - 1) / rows, threads = warps_m * layout.warps_n() * 32;
+  plan.values = layout.values();
+  plan.chunks = layout.chunks();
+  if (threads > kMostThreads) {
+    plan.refusal = "state and running update of an image exceed the registers of a multiprocessor";
+    return plan;
+  }
+  plan.threads = static_cast<int32_t>(threads);
+  const int64_t tile = static_cast<int64_t>(p.height + 2) * (p.width + 2) * layout.pixel() * layout.bytes;
+  int64_t vectors = 2 * kVectors + kParameterRows + kMoments;
+  if (p.norm == Norm::sample) vectors += warps_m + 4;
+  const int64_t rest = 2 * layout.chunk_bytes() + 4 * vectors * plan.channels;
+  plan.tiles = 2 * tile + rest <= p.shared_limit ? 2 : 1;
+  plan.shared = plan.tiles * tile + rest;
+  if (plan.shared > p.shared_limit) plan.refusal = "the operand of an image exceeds the shared memory of a block";
+  if (keeps_rates(p)) plan.scratch = int64_t{4} * p.images * p.stages * plan.values * plan.threads;
+  return plan;
+}
+
+void conv_solve(const ConvSolve& p) {
+  const SolvePlan plan = plan_solve(p);
+  if (plan.refusal != nullptr) throw std::runtime_error(std::string("conv_solve: ") + plan.refusal);
+  if (plan.scratch > 0 && p.rates == nullptr) throw std::runtime_error("conv_solve: this scheme needs scratch for rates");
+  switch (p.operand) {
+    case Scalar::bf16: return launch_solve<bf16, true>(p, plan);
+    case Scalar::f16: return launch_solve<f16, true>(p, plan);
+    default: return conv_solve_f32(p, plan);
+  }
+}
+
+}  // namespace contnet_fast::cuda

@@ -1,0 +1,255 @@
+"""Whole solves by the CUDA C++ kernel, emulated: the error rule, what is planned and refused, planted faults."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+
+import cuda_emulator as emulator
+import pytest
+import torch
+from conv_cases import Case, draw, truth
+from cuda_emulator import KernelFault, buffers, call
+
+from contnet_fast.kernels import cuda_counts
+from contnet_fast.testing import assert_within_budget
+
+pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
+SM_80, SM_90 = 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
+STAGES, ROWS = 13, 7
+SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
+HALVES = (torch.bfloat16, torch.float16)
+
+
+class ConvSolve(ctypes.Structure):
+    """Of csrc/cuda/launch.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "state", "operand", "tf32", "post", "norm",
+            "images", "height", "width", "channels", "group", "stages", "steps", "slots",
+        )),
+        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
+        ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
+        ("shared_limit", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in (
+            "x", "y", "states", "packed", "parameters", "moments", "slot_of", "rates", "stream",
+        )),
+    )  # fmt: skip
+
+
+class SolvePlan(ctypes.Structure):
+    """Of csrc/cuda/launch.h."""
+
+    _fields_ = (
+        ("refusal", ctypes.c_char_p),
+        *((name, ctypes.c_int32) for name in ("channels", "threads", "values", "tiles", "chunks")),
+        ("shared", ctypes.c_int64), ("scratch", ctypes.c_int64),
+    )  # fmt: skip
+
+
+def operands(case, nodes):
+    """What the preparation makes of the nodes: packed weights, parameters, moments, and slots of evaluations."""
+    weights = [w for step in case.grid.weights for w in step]
+    slots = list(dict.fromkeys(weights))
+
+    def mixed(name, at):
+        value = getattr(nodes, name)
+        return None if value is None else sum(value[k].to(case.dtype).float() * w for k, w in at)
+
+    c = case.channels
+    packed = torch.stack([
+        torch.stack([mixed(f"conv{i}_weight", at).permute(2, 3, 1, 0).reshape(9, c, c) for at in slots]) for i in (1, 2)
+    ])  # fmt: skip
+    names = ["conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip"]
+    parameters = torch.full((len(slots), ROWS, c), float("nan"))  # rows that are not read
+    for i, at in enumerate(slots):
+        for row, name in enumerate(names):
+            value = mixed(name, at)
+            if value is not None:
+                parameters[i, row] = value
+            elif row in (0, 1, ROWS - 1):
+                parameters[i, row] = 1.0 if name == "skip" else 0.0
+    moments = torch.empty(len(weights), 2, 2, case.batch if case.norm in ("group", "layer") else 1, c)
+    if case.norm == "batch":
+        for e, at in enumerate(weights):
+            for i in (1, 2):
+                moments[e, i - 1, 0], moments[e, i - 1, 1] = mixed(f"norm{i}_mean", at), mixed(f"norm{i}_var", at)
+    slot_of = torch.tensor([slots.index(at) for at in weights], dtype=torch.int32)
+    return packed.to(case.dtype).contiguous(), parameters, moments, slot_of
+
+
+def described(case, *, state=None, tf32=False, limit=SM_90):
+    grid, spec = case.grid, case.spec
+    p = ConvSolve(
+        emulator.SCALARS[state or case.dtype], emulator.SCALARS[case.dtype], tf32, case.order == "post",
+        {"none": 0, "batch": 1}.get(case.norm, 2), case.batch, *case.size, case.channels,
+        case.channels if case.norm == "layer" else case.channels // spec.groups,
+        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), spec.eps, spec.norm_eps,
+        shared_limit=limit,
+    )  # fmt: skip
+    p.update[: len(grid.update)] = grid.update
+    for s, row in enumerate(grid.stage_rows):
+        p.rows[s][: len(row)] = row
+    return p
+
+
+def plan(p):
+    found = SolvePlan()
+    emulator.library().emulated_plan_solve(ctypes.byref(p), ctypes.byref(found))
+    return found
+
+
+def solve(case, *, state=None, fault=None, **settings):
+    """All states [n_steps + 1, B, C, H, W], and the moments."""
+    p = described(case, state=state, **settings)
+    x, nodes, _ = draw(case)
+    start = x.to(case.dtype).to(state or case.dtype).permute(0, 2, 3, 1).contiguous()
+    packed, parameters, moments, slot_of = operands(case, nodes)
+    states = torch.empty(case.n_steps - 1, *start.shape, dtype=start.dtype)
+    y, scratch = torch.empty_like(start), torch.empty(plan(p).scratch // 4)
+    inputs = {"x": start, "packed": packed, "parameters": parameters, "slot_of": slot_of}
+    outputs = {"y": y, "states": states}
+    (outputs if p.norm == 2 else inputs)["moments"] = moments
+    for name, tensor in (inputs | outputs).items():
+        setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
+    entry = ("emulated_conv_solve", p) if fault is None else ("planted_conv_solve", ctypes.c_int(fault), p)
+    with buffers(outputs, **inputs):
+        if scratch.numel():
+            p.rates = scratch.data_ptr()
+            emulator.library().emulated_register(
+                b"rates", ctypes.c_void_p(p.rates), ctypes.c_int64(4 * scratch.numel()), False, True
+            )
+        call(*entry)
+    return torch.cat([start[None], states, y[None]]).permute(0, 1, 4, 2, 3), moments
+
+
+def check(case, *, factor=SMALL, **settings):
+    case = replace(case, return_steps=True)
+    exact, runs = truth(case)
+    got, moments = solve(case, **settings)
+    assert_within_budget(got.to(case.dtype), exact["y"], [run["y"] for run in runs], factor=factor)
+    return got, moments
+
+
+BASE = Case(channels=16, size=(9, 7), batch=2, order="pre", norm="batch", basis="piecewise_linear", n_basis=4,
+            scheme="rk4_classic", n_steps=2, skip=True, eps=0.75)  # fmt: skip
+NORMS = ("none", "batch", "group", "layer")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
+def test_orders_and_norms(order, norm, dtype):
+    check(replace(BASE, order=order, norm=norm, dtype=dtype, batch=1, scheme="midpoint"))
+
+
+@pytest.mark.parametrize("channels", [8, 24, 32, 40, 64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_channels(channels, dtype):
+    check(replace(BASE, channels=channels, dtype=dtype, size=(5, 8), batch=1, scheme="heun2", n_basis=2, norm="group"))
+    check(replace(BASE, channels=channels, dtype=dtype, size=(5, 8), batch=1, scheme="euler", order="post"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (17, 3), (11, 12)])
+def test_sizes(size):
+    check(replace(BASE, channels=8, size=size, dtype=torch.float32, scheme="euler"))
+    check(replace(BASE, channels=32, size=size, dtype=torch.float16, scheme="euler", order="post", norm="layer"))
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("scheme", ["euler", "midpoint", "heun2", "rk4_classic", "rk4_38"])
+def test_schemes(scheme, n_steps):
+    case = replace(BASE, scheme=scheme, n_steps=n_steps, channels=8, size=(4, 5), dtype=torch.float32)
+    check(case)
+    check(replace(case, dtype=torch.bfloat16, order="post"))
+
+
+def test_one_slot_keeps_its_weights():
+    check(replace(BASE, basis="piecewise_constant", n_basis=1, dtype=torch.bfloat16, bias=False, skip=False))
+
+
+def test_tf32_rounds_operands_alone():
+    case = replace(BASE, channels=32, size=(5, 4), batch=1, return_steps=True)
+    exact, _ = truth(case)
+    got, _ = solve(case, tf32=True)
+    error = (got.double() - exact["y"]).abs().max() / exact["y"].abs().max()
+    assert 2.0**-16 < error < 2.0**-9
+
+
+def test_a_float32_state_beside_16_bit_operands():
+    case = replace(BASE, dtype=torch.bfloat16)
+    wide, _ = check(case, state=torch.float32)
+    narrow, _ = solve(case)
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide.bfloat16(), narrow)
+
+
+def test_one_operand_in_shared_memory_where_two_do_not_fit():
+    case = replace(BASE, dtype=torch.float32, batch=1, scheme="euler")
+    least = plan(described(case)).shared
+    assert plan(described(case, limit=least - 1)).tiles == 1
+    assert torch.equal(solve(case)[0], solve(case, limit=least - 1)[0])
+
+
+def test_moments_are_those_of_the_image():
+    case = replace(BASE, norm="group", order="post", scheme="euler", n_steps=1, dtype=torch.float32)
+    _, moments = solve(case)
+    x, nodes, _ = draw(case)
+    weights = case.grid.weights[0][0]
+    w, b = (sum(value[k] * s for k, s in weights) for value in (nodes.conv1_weight, nodes.conv1_bias))
+    hidden = torch.nn.functional.conv2d(x, w, b, padding=1).relu().reshape(case.batch, case.spec.groups, -1)
+    each = case.channels // case.spec.groups
+    wanted = [hidden.mean(2).repeat_interleave(each, 1), hidden.var(2, correction=0).repeat_interleave(each, 1)]
+    torch.testing.assert_close(moments[0, 0].double(), torch.stack(wanted), rtol=1e-5, atol=1e-6)
+
+
+PLANTED = {1: "race|before copy_async_wait|cp.async", 4: "nobody has written|unwritten|never written"}
+
+
+@pytest.mark.parametrize(("fault", "words"), PLANTED.items(), ids=["missing barrier", "missing halo"])
+def test_the_emulator_catches(fault, words):
+    case = replace(BASE, dtype=torch.bfloat16, batch=1, n_steps=1, scheme="euler")
+    with pytest.raises(KernelFault, match=words):
+        solve(case, fault=fault)
+
+
+@pytest.mark.parametrize("fault", [2, 3], ids=["wrong halo", "dropped tap"])
+def test_the_comparison_catches(fault):
+    case = replace(BASE, dtype=torch.bfloat16, batch=1, n_steps=1, scheme="euler", return_steps=True)
+    exact, runs = truth(case)
+    for planted in (0, fault):
+        got, _ = solve(case, fault=planted)
+        try:
+            assert_within_budget(got, exact["y"], [run["y"] for run in runs])
+            found = 0
+        except AssertionError:
+            found = fault
+        assert found == planted
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"channels": 12}, b"a multiple of 8"),
+        ({"channels": 72}, b"up to 64"),
+        ({"size": (40, 40)}, b"registers"),
+        ({"size": (1, 900)}, b"shared memory"),
+    ],
+    ids=str,
+)
+def test_refusals(change, words):
+    refused = plan(described(replace(BASE, dtype=torch.float32, **change), limit=SM_80)).refusal
+    assert refused is not None
+    assert words in refused
+
+
+def test_narrow_blocks_fit_and_the_counts_are_those_of_the_plan():
+    for channels, side in cuda_counts.NARROW:
+        count = cuda_counts.SolveCount(channels, side)
+        found = plan(described(replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16), limit=SM_80))
+        assert (found.refusal, found.tiles) == (None, 2)
+        assert (found.threads, found.values, found.shared) == (32 * count.warps, count.values, count.shared)
+        assert found.chunks == 9 // count.taps
+        assert found.threads * found.values == channels * side * side
+        assert 4 * 3 * found.threads * found.values <= 192 * 1024  # of 256 KiB of registers
