@@ -74,7 +74,8 @@ def odeint(
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
-    problem = InitialValueProblem(func, y0, t)
+    constant = settings.fixed and event_fn is None and gradient == "discrete"
+    problem = InitialValueProblem(func, y0, t, constant=constant)
     graph = torch.is_grad_enabled()
     if batched:
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
