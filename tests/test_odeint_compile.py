@@ -1,4 +1,4 @@
-"""odeint under torch.compile: fixed grids in one graph, compiled fields in adaptive solves."""
+"""odeint under torch.compile: fixed grids in one graph, adaptive loops outside of it."""
 
 from __future__ import annotations
 
@@ -81,3 +81,23 @@ def test_a_compiled_field_is_compiled_once_in_an_adaptive_solve():
         torch.testing.assert_close(got, cf.odeint(rate, y, t, rtol=1e-5))
     assert stats.nfe > 20
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_adaptive_solve_breaks_the_graph_once(batched):
+    weight = torch.randn(3, 3, requires_grad=True)
+
+    def solve(y, t):
+        field = lambda t, y: torch.tanh(y @ weight)  # noqa: E731
+        return cf.odeint(field, 2 * y, t, rtol=1e-4, batched=batched).sin()
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled, y, frames = torch.compile(solve, backend=counter), torch.randn(4, 3, requires_grad=True), []
+    for end in (1.0, 2.0, 3.0):
+        t = torch.tensor([0.0, end])
+        got, want = compiled(y, t), solve(y, t)
+        torch.testing.assert_close(got, want)
+        for a, b in zip(*(torch.autograd.grad(x.sum(), (y, weight)) for x in (got, want)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1] <= 6

@@ -17,7 +17,7 @@ from .events import Event, link_gradient, solve_until
 from .methods import get_method
 from .options import AdaptiveOptions, read_options
 from .problem import InitialValueProblem, own_module
-from .solve import Settings, solve
+from .solve import Settings, in_python, solve
 
 DEFAULT_METHOD = "dopri5"
 GRADIENTS = ("discrete", "checkpoint")
@@ -81,7 +81,7 @@ def odeint(
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
             if value != plain:
                 raise ValueError(f"{name}: got {value!r} with batched=True, accepted: {plain!r}")
-        outputs, stats = solve_rows(problem, settings, graph=graph)
+        outputs, stats = in_python(solve_rows)(problem, settings, graph=graph)
         return (outputs[0], stats) if return_stats else outputs[0]
     if event_fn is not None:
         if gradient != "discrete":

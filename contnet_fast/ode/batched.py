@@ -59,7 +59,7 @@ def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool)
     ):
         if value:
             raise ValueError(f"options[{name!r}]: got one with batched=True, accepted: none")
-    problem.check_callbacks("batched", ())
+    problem.check_callbacks(f"{settings.method} with batched=True", ())
     rows = Rows(problem, settings, options, graph=graph)
     if len(problem.times) > 1:
         rows.begin()
