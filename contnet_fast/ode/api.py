@@ -11,12 +11,13 @@ import torch
 from ..errors import check_choice
 from ..states import flatten
 from .adjoint import Adjoint, Backsolve, adjoint_settings
+from .batched import solve_rows
 from .checkpoint import KEEP, Checkpointed
 from .events import Event, link_gradient, solve_until
 from .methods import get_method
 from .options import AdaptiveOptions, read_options
 from .problem import InitialValueProblem, own_module
-from .solve import Settings, solve
+from .solve import Settings, in_python, solve
 
 DEFAULT_METHOD = "dopri5"
 GRADIENTS = ("discrete", "checkpoint")
@@ -35,6 +36,7 @@ def odeint(
     gradient: str = "discrete",
     params: Iterable[torch.Tensor] | None = None,
     keep: str = "all",
+    batched: bool = False,
     return_stats: bool = False,
     on_max_steps: str = "raise",
     strict_options: bool = True,
@@ -55,7 +57,10 @@ def odeint(
             runs each step again in backward, with the same gradients. ``params`` then are the tensors beside y0 and t
             that ``func`` depends on (those of a module unless given); ``keep="sqrt"`` keeps about the square root of
             the number of states and runs steps twice.
-        return_stats: return ``(solution, Stats)``.
+        batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
+            acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
+            the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
+        return_stats: return ``(solution, Stats)``, with ``batched`` ``(solution, RowStats)``.
         on_max_steps: past ``max_num_steps`` ``"raise"`` an error or ``"return"`` NaN for the times not reached.
         strict_options: an unknown option is an error, else a warning.
 
@@ -69,8 +74,15 @@ def odeint(
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
-    problem = InitialValueProblem(func, y0, t)
+    constant = settings.fixed and event_fn is None and gradient == "discrete"
+    problem = InitialValueProblem(func, y0, t, constant=constant)
     graph = torch.is_grad_enabled()
+    if batched:
+        for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
+            if value != plain:
+                raise ValueError(f"{name}: got {value!r} with batched=True, accepted: {plain!r}")
+        outputs, stats = in_python(solve_rows)(problem, settings, graph=graph)
+        return (outputs[0], stats) if return_stats else outputs[0]
     if event_fn is not None:
         if gradient != "discrete":
             raise ValueError(f"gradient: got {gradient!r} with event_fn, accepted: 'discrete'")

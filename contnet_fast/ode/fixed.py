@@ -130,6 +130,19 @@ class FixedGrid:
 
     def steps(self) -> Iterator[FixedStep]:
         """Every step with its outputs; times are resolved for all steps at once, on the device of ``t``."""
+        if self.problem.constant and self.options.grid_constructor is None:
+            return iter(self._constant_steps())
+        return self._steps()
+
+    def _constant_steps(self) -> list[FixedStep]:
+        problem, options = self.problem, self.options
+        chosen = (self.method.name, options.step_size, options.perturb, options.interp)
+        return [
+            FixedStep(self, [problem.scalar(t) for t in times], end and problem.scalar(end[0]), s, h, h, list(weights))
+            for times, end, s, h, weights in _host_steps(problem.t, problem.dtype, *chosen)
+        ]
+
+    def _steps(self) -> Iterator[FixedStep]:
         problem, grid = self.problem, self.grid()
         t0, t1 = grid[:-1], grid[1:]
         dt = t1 - t0
@@ -173,3 +186,25 @@ class FixedGrid:
         for time, row in zip(times[1:], self.method.rows[1:], strict=True):
             ks.append(self.problem(time, self.arithmetic.combine(ys, ks, row, dt)))
         return self.arithmetic.combine(ys, ks, self.method.update, dt)
+
+
+def _host_steps(
+    t: torch.Tensor, dtype: torch.dtype, method: str, step_size: float | None, perturb: bool, interp: str
+) -> tuple[tuple[Any, ...], ...]:
+    """The times, end (in a tuple, empty where it is not asked for), s, h and weights of each step in host numbers.
+
+    Resolved once when a call is traced.
+    """
+    options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
+    problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype), t.detach().cpu())
+    return tuple(
+        (
+            tuple(time.item() for time in step.times),
+            () if step.end is None else (step.end.item(),),
+            *(step.s, step.h, tuple(step.weights)),
+        )
+        for step in FixedGrid(problem, method, options, graph=False)._steps()
+    )
+
+
+_host_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]

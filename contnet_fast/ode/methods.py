@@ -81,13 +81,21 @@ def _terms(weights: Iterable[Fraction]) -> Terms:
     return tuple((j, float(w)) for j, w in enumerate(weights) if w)
 
 
-@cache
 def get_method(name: str) -> Method:
     """The method of a name or alias; ``explicit_adams`` is given by the method that starts it.
 
     Raises:
         ValueError: an unknown name, with the nearest known one; an implicit method of torchdiffeq.
     """
+    return _method(name)
+
+
+# a compiler takes the weights once, when it traces a call
+get_method._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _method(name: str) -> Method:
     scheme = ALIASES.get(name, name) if isinstance(name, str) else name
     if scheme not in METHODS:
         error = choice_error("method", name, (*METHODS, *ALIASES))
@@ -110,12 +118,19 @@ def get_method(name: str) -> Method:
     )
 
 
-@cache
 def adams_weights(points: int) -> Terms:
     """Adams-Bashforth weights on ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
 
     w_j is the integral over [0, 1] of the Lagrange polynomial of node -j among the nodes 0, -1, ..., 1 - points.
     """
+    return _adams_weights(points)
+
+
+adams_weights._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _adams_weights(points: int) -> Terms:
     weights = []
     for j in range(points):
         polynomial = [Fraction(1)]  # coefficients by ascending power

@@ -138,6 +138,10 @@ def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool
     return read, "step_size" in given or "grid_constructor" in given
 
 
+# a compiler takes the options once, when it traces a call
+read_options._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _number(name: str, value: Any, *, positive: bool = False) -> float:
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     return check_number(f"options[{name!r}]", number, positive=positive)

@@ -60,16 +60,23 @@ class InitialValueProblem:
 
     Attributes:
         leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
-        times: the same as floats. dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+        times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
+        dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
     """
 
-    def __init__(self, func: Callable, y0: Any, t: torch.Tensor, *, callbacks: Sequence[str] = CALLBACKS) -> None:
+    def __init__(
+        self, func: Callable, y0: Any, t: torch.Tensor, *, callbacks: Sequence[str] = CALLBACKS, constant: bool = False
+    ) -> None:
         if not callable(func):
             raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
         self.func = func
         self.leaves, self.structure = flatten("y0", y0)
         self.t = _check_times(t)
-        values = t.detach().tolist()
+        self.constant = constant and torch.compiler.is_compiling() and not t.requires_grad
+        values = list(_constant_values(t)) if self.constant else t.detach().tolist()
+        if self.constant:
+            same = (t == torch.tensor(values, dtype=t.dtype, device=t.device)).all()
+            torch._assert_async(same, "t: got other times than torch.compile traced, accepted: the same")
         _check_order(values)
         self.sign = -1.0 if len(values) > 1 and values[1] < values[0] else 1.0
         self.times = values if self.sign > 0 else [-v for v in values]
@@ -176,6 +183,14 @@ def _check_times(t: Any) -> torch.Tensor:
     if t.dim() != 1 or len(t) == 0:
         raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: [T] with at least one time")
     return t
+
+
+def _constant_values(t: torch.Tensor) -> tuple[float, ...]:
+    """The times on the host, read once when a call is traced."""
+    return tuple(t.detach().tolist())
+
+
+_constant_values._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_order(values: list[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,11 @@ def make_solver(
     return Adaptive(problem, settings.method, settings.options, tolerance, graph=graph, in_time_graph=timed)
 
 
+def in_python(loop: Callable) -> Callable:
+    """A loop whose numbers change with every step, which a compiler leaves alone; a compiled field stays compiled."""
+    return torch.compiler.disable(loop) if torch.compiler.is_compiling() else loop
+
+
 def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, record: Record | None = None) -> Leaves:
     """The states at all times, [T, *y.shape] for each leaf."""
     get_method(settings.method)
@@ -74,7 +80,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
         if isinstance(solver, FixedGrid):
             _on_grid(solver, outputs, record)
         else:
-            _adaptively(solver, outputs, record, settings.on_max_steps)
+            in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
     return outputs.finish()
 
 
