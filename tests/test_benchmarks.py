@@ -123,7 +123,7 @@ def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, c
     [
         (["--quik"], "did you mean --quick?"),
         (["--part", "evl"], "'eval', 'train', 'net', 'op', 'memory', 'scaling'"),
-        (["--backend", "cpuu"], "accepted: auto, cpu, triton, reference"),
+        (["--backend", "cpuu"], "accepted: auto, cpu, triton, cuda, reference"),
         (["--order", "per"], "'pre', 'post'"),
         (["--case", "17@32", "--device", "cpu"], "eval/pre/16@32/euler-8"),
         (["--threads", "0"], "an int >= 1"),
