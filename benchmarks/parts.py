@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import BATCHES, CHANNELS, DTYPES, STEPS, AnyCase, Case, Combination, Solve
-from contenders import KINDS, Contender, baselines, compiled, eager, graphed, ours
+from contenders import KINDS, RECORDED_CALLS, Contender, baselines, compiled, eager, graphed, ours
 from gate import SEEDS, check_baseline, check_ours, check_run
 from ops import check_op, op_contenders
 from tasks import FORMATS, make_model, make_task
@@ -238,7 +238,7 @@ def _ready(case: Case, contenders: list[Contender], context: Context) -> list[Co
             start = time.perf_counter()
             try:
                 with time_budget(context.compile_budget):
-                    for _ in range(3 if context.device == "cuda" else 1):  # CUDA graphs are recorded in later calls
+                    for _ in range(RECORDED_CALLS if context.device == "cuda" else 1):
                         contender.call.results()
             except OutOfTime:
                 context.log(f"{case.name}: {contender.name} left out, not compiled in {context.compile_budget:.0f} s")
