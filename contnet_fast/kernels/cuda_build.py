@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,8 +78,9 @@ def emulated(extra: Sequence[Path] = ()) -> Path:
 
 
 def _object(compiler: str, source: Path) -> Path:
-    headers = [path.read_bytes() for path in sorted(SOURCES.rglob("*.h"))]
-    key = _digest(compiler.encode(), " ".join(EMULATE).encode(), source.read_bytes(), *headers)
+    listed = _run([compiler, *EMULATE, f"-I{SOURCES}", "-MM", "-x", "c++", str(source)])
+    read = sorted(set(shlex.split(listed.replace("\\\n", " ").split(":", 1)[1])))
+    key = _digest(compiler.encode(), " ".join(EMULATE).encode(), *(Path(path).read_bytes() for path in read))
     made = BUILD / f"{source.stem}-{key}.o"
     if not made.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
