@@ -30,7 +30,7 @@ from contnet_fast.testing import assert_within_budget
 pytestmark = built
 
 FIELD_CASES = [Case(order=order, norm=norm, training=training) for order, norm, training in FIELDS]
-CHANNELS = (1, 3, 4, 7, 8, 12, 16, 20, 33, 64)
+CHANNELS = (1, 3, 4, 7, 8, 12, 16, 20, 33, 64, 144, 200)
 SIZES = ((1, 1), (1, 5), (2, 2), (3, 3), (5, 7), (8, 8), (9, 4), (32, 32), (70, 1), (67, 2), (3, 101))
 
 

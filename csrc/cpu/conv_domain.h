@@ -125,7 +125,18 @@ struct Domain : Vectors<T, L> {
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) sum[m][n] = kAdd ? load(c + m * c_step + n * c_next) : V{};
+    // two short chains of sums round less than a long one
+    const int second = kAdd || depth <= kChain ? 0 : depth / 2 / panel * panel;
     for (int done = 0; done < depth; done += panel, a += a_panel) {
+      if (second && done == second) {
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) {
+            store(c + m * c_step + n * c_next, sum[m][n]);
+            sum[m][n] = V{};
+          }
+      }
       const T* p = a;
       const int steps = depth - done < panel ? depth - done : panel;
       for (int k = 0; k < steps; ++k, p += a_step, b += b_step) {
@@ -143,7 +154,10 @@ struct Domain : Vectors<T, L> {
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) store(c + m * c_step + n * c_next, sum[m][n]);
+      for (int n = 0; n < N; ++n) {
+        T* to = c + m * c_step + n * c_next;
+        store(to, second ? load(to) + sum[m][n] : sum[m][n]);
+      }
   }
 
   // The same for L rows and one vector of b, all of it held in registers: the loads are broadcasts and nothing else.
@@ -167,6 +181,7 @@ struct Domain : Vectors<T, L> {
   static constexpr bool kWide = sizeof(T) * L == 64;
   static constexpr int kLines = kWide ? 4 : 2;
   static constexpr int kHeld = 4;
+  static constexpr int kChain = 128;
   template <int N>
   static constexpr int rows_at_once() {
     return kWide ? (N == 1 ? 16 : N == 2 ? 8 : 4) : (N == 1 ? 12 : 6);
