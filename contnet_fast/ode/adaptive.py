@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,22 @@ class AdaptiveStep:
         y1s, ks = solver.stages(ys, k0, self.s, self.h, self.s1, span)
         if y1s is None:
             y1s = solver.arithmetic.combine(ys, ks, solver.method.update, solver.size(self.h, span))
-        outs = [solver.interpolate(t, ys, y1s, ks, self, span) for t in self.outputs]
+        taken = Taken(self, ys, y1s, ks, solver.size(self.h, span), span)
+        outs = [solver.interpolate(t, taken) for t in self.outputs]
         carried = solver.after_jump(self.s1, y1s, span) if self.jump else ks[-1]
         return [y1s, carried, *([[span.end]] if span is not None else [])], outs
+
+
+@dataclass
+class Taken:
+    """An accepted step with its tensors: y1 = ys + size * (a sum of ks)."""
+
+    step: AdaptiveStep
+    ys: Leaves
+    y1s: Leaves
+    ks: list[Leaves]
+    size: float | torch.Tensor
+    span: Span | None = None
 
 
 class Adaptive:
@@ -97,7 +111,7 @@ class Adaptive:
         if self._in_time_graph:
             self.clock = problem.s[0].to(problem.device, self.dtype)
         self.k = problem(self.time(self.s, self.clock), self.y)
-        self.last: AdaptiveStep | None = None
+        self.last: Taken | None = None
         bad = problem.nonfinite("y0", self.y) if options.first_step is not None else None
         if bad is None:
             self.h = number(options.first_step) if options.first_step is not None else self._first_step()
@@ -212,15 +226,33 @@ class Adaptive:
         """The rate on the far side of a jump."""
         return self.problem(self.time(s1, None if span is None else span.end, side=1.0), y1s)
 
-    def attempt(self) -> None:
-        """Take one step; accept it or choose a smaller one."""
-        problem, options, number = self.problem, self.options, self.number
-        low, high = number(options.min_step), number(options.max_step)
-        s, ys = self.s1, self.y
+    @property
+    def start(self) -> list[Leaves]:
+        """The tensors that the next step starts from."""
+        return [self.y, self.k, *([[self.clock]] if self.clock is not None else [])]
+
+    def advance(self, budget: int, record: Any) -> Iterator[Taken | None]:
+        """Go on by at least one attempt and at most ``budget``; each gives the step that it took, or ``None``."""
+        before, mark = self.last, record.start(self.start)
+        self.attempt()
+        taken = self.last if self.last is not before else None
+        if taken is not None:
+            record.took(taken.step, mark)
+        yield taken
+
+    def bound(self) -> None:
+        """Bring the next step size between its bounds."""
+        low, high = self.number(self.options.min_step), self.number(self.options.max_step)
         if not math.isfinite(self.h):
             self.h, self._size = low, None
         if not low <= self.h <= high:
             self.h, self._size = min(max(self.h, low), high), None
+
+    def attempt(self) -> None:
+        """Take one step; accept it or choose a smaller one."""
+        problem, low = self.problem, self.number(self.options.min_step)
+        s, ys = self.s1, self.y
+        self.bound()
         h = self.h
         problem.call_back("callback_step", s, ys, float(h), self.dtype)
         if not s + h > s:
@@ -248,8 +280,8 @@ class Adaptive:
                 raise self._not_finite(ks, y1s, s, h)
             problem.call_back("callback_accept_step", s, ys, float(h), self.dtype)
             problem.accept(s, h)
-            self.last = AdaptiveStep(self, s, h, s1, exact_end, jump, [])
-            self._ends = (ys, y1s, ks, span)
+            step = AdaptiveStep(self, s, h, s1, exact_end, jump, [])
+            self.last = Taken(step, ys, y1s, ks, self.size(h, span), span)
             self._next_step += step_too and self._next_step < len(self._step_t) - 1
             self._next_jump += jump and self._next_jump < len(self._jump_t) - 1
             self.s, self.s1, self.y = s, s1, y1s
@@ -281,24 +313,20 @@ class Adaptive:
     def output(self, t: Any) -> Leaves:
         """The state at a time in the last step: a number, or with a clock a tensor."""
         assert self.last is not None
-        ys, y1s, ks, span = self._ends
-        return self.interpolate(t, ys, y1s, ks, self.last, span)
+        return self.interpolate(t, self.last)
 
-    def interpolate(
-        self, t: Any, ys: Leaves, y1s: Leaves, ks: list[Leaves], step: AdaptiveStep, span: Span | None
-    ) -> Leaves:
-        """The quartic of a step at one time in it."""
+    def interpolate(self, t: Any, taken: Taken) -> Leaves:
+        """The quartic of a step at one time in it: a number, or with a clock a tensor."""
+        ys, y1s, ks, span, step, size = taken.ys, taken.y1s, taken.ks, taken.span, taken.step, taken.size
         if span is not None:
             at = t if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
             x = ((at.to(span.start) - span.start) / span.size).to(self.problem.dtype)
-            size = self.size(step.h, span)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
             return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))
         if place == 1.0:
             return y1s
-        signed = self.problem.sign * float(step.h)
-        return self.arithmetic.combine(ys, ks, interpolation_weights(place, self.method), signed)
+        return self.arithmetic.combine(ys, ks, interpolation_weights(place, self.method), size)
 
     # -- failures -------------------------------------------------------------------------------------------------
 

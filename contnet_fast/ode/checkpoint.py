@@ -24,22 +24,22 @@ class Kept(Record):
     """The accepted steps, what every ``stride``-th started from, and the random state before each and before all."""
 
     def __init__(self, random: bool, device: torch.device) -> None:
-        super().__init__()
+        self.steps: list[Step] = []
         self.starts: list[list[Leaves]] = []
         self.random: list[list[torch.Tensor]] = []
         self._wanted, self._device = random, device
         self.before = random_state(device) if random else []
-        self._pending: tuple[list[Leaves], list[torch.Tensor]] = ([], [])
 
-    def start(self, tensors: list[Leaves]) -> None:
-        """Remember the start of a step that may be rejected."""
-        self._pending = (tensors, random_state(self._device) if self._wanted else [])
+    def start(self, tensors: list[Leaves]) -> Any:
+        """The start of a step that may be rejected."""
+        return tensors, random_state(self._device) if self._wanted else []
 
-    def took(self, step: Step) -> None:
+    def took(self, step: Step, mark: Any) -> None:
         """Keep the start of an accepted step."""
-        super().took(step)
-        self.starts.append([list(leaves) for leaves in self._pending[0]])
-        self.random.append(self._pending[1])
+        tensors, random = mark
+        self.steps.append(step)
+        self.starts.append([list(leaves) for leaves in tensors])
+        self.random.append(random)
 
     def thin(self) -> None:
         """Drop all starts but about the square root of their number."""

@@ -50,7 +50,7 @@ def odeint_dense(
         before = solver.last  # type: ignore[union-attr]
         solver.attempt()  # type: ignore[union-attr]
         if solver.last is not before:  # type: ignore[union-attr]
-            steps.append((solver.last, solver._ends))  # type: ignore[union-attr]
+            steps.append(solver.last)  # type: ignore[union-attr]
             ends.append(float(solver.s1))  # type: ignore[union-attr]
 
     def at(t: float) -> Leaves:
@@ -58,8 +58,7 @@ def odeint_dense(
         if not problem.times[0] <= s <= ends[-1]:
             low, high = sorted((problem.sign * problem.times[0], problem.sign * ends[-1]))
             raise ValueError(f"t: got {t:g}, accepted: {low:g} to {high:g}")
-        step, (ys, y1s, ks, span) = steps[bisect_left(ends, s)]
-        return solver.interpolate(solver.number(s), ys, y1s, ks, step, span)  # type: ignore[union-attr]
+        return solver.interpolate(solver.number(s), steps[bisect_left(ends, s)])  # type: ignore[union-attr]
 
     def solution(t: Any) -> Any:
         if isinstance(t, torch.Tensor) and t.dim() == 1:

@@ -40,17 +40,13 @@ class Settings:
 
 
 class Record:
-    """What a later replay needs: every accepted step, and the tensors that each started from."""
+    """Told of every step; one that remembers them is in ``checkpoint.py``."""
 
-    def __init__(self) -> None:
-        self.steps: list[FixedStep | AdaptiveStep] = []
+    def start(self, tensors: list[Leaves]) -> Any:
+        """Called before a step may be taken, with the tensors that it starts from; what it returns goes to ``took``."""
 
-    def start(self, tensors: list[Leaves]) -> None:
-        """Called before a step may be taken, with the tensors that it starts from."""
-
-    def took(self, step: FixedStep | AdaptiveStep) -> None:
+    def took(self, step: FixedStep | AdaptiveStep, mark: Any) -> None:
         """Called after an accepted step."""
-        self.steps.append(step)
 
 
 def make_solver(
@@ -76,6 +72,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
     outputs = Outputs(problem.leaves, len(problem.times), graph=graph)
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
+        record = Record() if record is None else record
         solver = make_solver(problem, settings, graph=graph)
         if isinstance(solver, FixedGrid):
             _on_grid(solver, outputs, record)
@@ -84,47 +81,41 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
     return outputs.finish()
 
 
-def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record | None) -> None:
+def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
     for step in solver.steps():
         problem.call_back("callback_step", step.s, state[0], step.h, problem.t.dtype)
-        if record is not None:
-            record.start(state)
+        mark = record.start(state)
         state, outs = step.run(state)
         problem.accept(step.s, step.h)
-        if record is not None:
-            record.took(step)
+        record.took(step, mark)
         for out in outs:
             outputs.append(out)
 
 
-def _adaptively(solver: Adaptive, outputs: Outputs, record: Record | None, on_max_steps: str) -> None:
+def _adaptively(solver: Adaptive, outputs: Outputs, record: Record, on_max_steps: str) -> None:
     problem, limit = solver.problem, int(solver.options.max_num_steps)
+    times = [solver.number(t) for t in problem.times]
     solver.begin()
-    for i in range(1, len(problem.times)):
-        t, n = solver.number(problem.times[i]), 0
-        while t > solver.s1:
-            if n >= limit:
-                if on_max_steps == "return":
-                    problem.stats.completed = False
-                    return
-                raise problem.failure(
-                    "max_num_steps",
-                    f"max_num_steps: {n} steps did not reach t[{i}] = {problem.sign * problem.times[i]:.9g} "
-                    f"(max_num_steps exceeded ({n}>={limit}); on_max_steps='return' returns what was reached)",
-                    solver.s1,
-                    solver.y,
-                    solver.h,
-                )
-            if record is not None:
-                record.start([solver.y, solver.k, *([[solver.clock]] if solver.clock is not None else [])])
-            before = solver.last
-            solver.attempt()
-            if record is not None and solver.last is not before and solver.last is not None:
-                record.took(solver.last)
+    i, n = 1, 0  # the next output, and the attempts since the last one
+    while i < len(times):
+        if n >= limit:
+            if on_max_steps == "return":
+                problem.stats.completed = False
+                return
+            raise problem.failure(
+                "max_num_steps",
+                f"max_num_steps: {n} steps did not reach t[{i}] = {problem.sign * problem.times[i]:.9g} "
+                f"(max_num_steps exceeded ({n}>={limit}); on_max_steps='return' returns what was reached)",
+                solver.s1,
+                solver.y,
+                solver.h,
+            )
+        for taken in solver.advance(limit - n, record):
             n += 1
-        assert solver.last is not None
-        at = problem.s[i] if solver.clock is not None else t
-        solver.last.outputs.append((i, at))
-        outputs.append(solver.output(at))
+            while taken is not None and i < len(times) and times[i] <= taken.step.s1:
+                at = problem.s[i] if taken.span is not None else times[i]
+                taken.step.outputs.append((i, at))
+                outputs.append(solver.interpolate(at, taken))
+                i, n = i + 1, 0
