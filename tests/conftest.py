@@ -24,3 +24,18 @@ def isa(request):
     cpu._extension.use_instruction_set(request.param)
     yield request.param
     cpu._extension.use_instruction_set(before)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Values that Python reads from tensors."""
+    found = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy"):
+        own = getattr(torch.Tensor, name)
+
+        def counted(self, *args, _own=own, _name=name):
+            found.append(_name)
+            return _own(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    return found

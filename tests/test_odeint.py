@@ -283,21 +283,6 @@ def test_the_adjoint_refuses_a_second_derivative():
 # -- what is read -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def reads(monkeypatch):
-    """Values that Python reads from tensors."""
-    found = []
-    for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
-        own = getattr(torch.Tensor, name)
-
-        def counted(self, *args, _own=own, _name=name):
-            found.append(_name)
-            return _own(self, *args)
-
-        monkeypatch.setattr(torch.Tensor, name, counted)
-    return found
-
-
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("pair", [False, True])
 def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, pair, graph):

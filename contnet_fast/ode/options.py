@@ -71,6 +71,8 @@ class AdaptiveOptions:
             jump the field is evaluated again on its far side.
         land_on_end: end on t[-1] instead of stepping over it. first_step_grad: keep the estimate of the first step
             size in the graph, as torchdiffeq does.
+        steps_per_read: attempts between two reads of the host; beyond 1 the controller runs beside the state. Unless
+            given 4 on CUDA, without a graph, for a module whose buffers stay; else 1 (``contnet_fast/ode/device.py``).
     """
 
     first_step: float | None = None
@@ -85,6 +87,7 @@ class AdaptiveOptions:
     step_t: Any = None
     jump_t: Any = None
     land_on_end: bool = False
+    steps_per_read: int | None = None
     first_step_grad: bool = False
 
     def check(self) -> None:
@@ -97,6 +100,8 @@ class AdaptiveOptions:
         self.max_step = float(self.max_step)
         if not self.max_step > 0 or self.min_step < 0:
             raise ValueError(f"options: got min_step {self.min_step}, max_step {self.max_step}, accepted: >= 0 and > 0")
+        if self.steps_per_read is not None:
+            check_count("options['steps_per_read']", self.steps_per_read)
         check_count("options['max_num_steps']", int(self.max_num_steps), minimum=0)
         if self.dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"options['dtype']: got {self.dtype!r}, accepted: a floating-point torch.dtype")

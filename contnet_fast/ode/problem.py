@@ -41,13 +41,16 @@ class Stats:
     """What a solve did, from ``return_stats=True``.
 
     Attributes:
-        nfe: evaluations of the field. accepted, rejected: steps. completed: every output time was reached.
+        nfe: evaluations of the field. accepted, rejected: steps. wasted: attempts of a burst (``steps_per_read``) that
+            came after its end and changed nothing; their evaluations are in nfe. completed: every output time was
+            reached.
         times: where accepted steps start, in the caller's direction of time. step_sizes: their sizes, >= 0.
     """
 
     nfe: int = 0
     accepted: int = 0
     rejected: int = 0
+    wasted: int = 0
     completed: bool = True
     times: list[float] = field(default_factory=list)
     step_sizes: list[float] = field(default_factory=list)
@@ -115,6 +118,11 @@ class InitialValueProblem:
     def scalar(self, value: float, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A 0-d tensor beside the state, written by a kernel: nothing waits for a device."""
         return torch.full((), value, dtype=dtype or self.dtype, device=self.device)
+
+    @property
+    def has_callbacks(self) -> bool:
+        """``func`` wants to be told of steps."""
+        return bool(self._callbacks)
 
     def call_back(self, name: str, s: float, ys: Leaves, h: float, dtype: torch.dtype) -> None:
         """Tell a callback of ``func`` about a step, in the caller's direction of time."""

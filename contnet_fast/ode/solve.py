@@ -11,6 +11,7 @@ import torch
 from ..errors import check_choice
 from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import Leaves, Outputs
+from .device import Bursts, steps_per_read
 from .fixed import FixedGrid, FixedStep
 from .methods import get_method
 from .options import FixedOptions, Options
@@ -50,7 +51,12 @@ class Record:
 
 
 def make_solver(
-    problem: InitialValueProblem, settings: Settings, *, graph: bool, s: torch.Tensor | None = None
+    problem: InitialValueProblem,
+    settings: Settings,
+    *,
+    graph: bool,
+    s: torch.Tensor | None = None,
+    bursts: bool = False,
 ) -> FixedGrid | Adaptive:
     """The solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
@@ -58,6 +64,11 @@ def make_solver(
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s)
     tolerance = Tolerance(settings.rtol, settings.atol, settings.options.norm, problem.leaves, problem.structure)
     timed = graph and (problem.t.requires_grad or settings.options.first_step_grad)
+    per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
+    if bursts and per_read > 1 and not (timed or tolerance.own_norm or problem.has_callbacks):
+        solver = Bursts(problem, settings.method, settings.options, tolerance, graph=graph)
+        solver.per_read = per_read
+        return solver
     return Adaptive(problem, settings.method, settings.options, tolerance, graph=graph, in_time_graph=timed)
 
 
@@ -73,7 +84,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
-        solver = make_solver(problem, settings, graph=graph)
+        solver = make_solver(problem, settings, graph=graph, bursts=True)
         if isinstance(solver, FixedGrid):
             _on_grid(solver, outputs, record)
         else:
