@@ -105,8 +105,8 @@ def test_gradients_first_and_second(gradient):
 
 def test_what_a_rejected_attempt_saw_leaves_gradients_finite():
     y = torch.tensor([1.0], dtype=D, requires_grad=True)  # the root has an infinite slope where the attempt looks
-    t = torch.tensor([0.0, 0.05], dtype=D)
-    out, stats = solve(4, y, lambda t, y: -20 * y.clamp(min=0).sqrt(), t, options={"first_step": 0.5})
+    t = torch.tensor([0.0, 1.0], dtype=D)
+    out, stats = solve(4, y, lambda t, y: 2 - 20 * (y * (y > 0)).sqrt(), t, options={"first_step": 0.3})
     (grad,) = torch.autograd.grad(out[-1].sum(), y)
     assert stats.rejected > 0
     assert grad.isfinite().all()
@@ -127,6 +127,14 @@ def test_failures_are_the_host_s():
         assert one.n_steps == four.n_steps
         torch.testing.assert_close(four.y, one.y, rtol=1e-4, atol=0)
         assert four.t == pytest.approx(one.t, rel=1e-6)
+
+
+def test_a_forced_step_that_overflows_is_an_error():
+    forced = {"first_step": 0.1, "min_step": 0.1, "max_step": 0.1}
+    for m in (1, 4):  # the rate is constant, so the error is 0
+        with pytest.raises(cf.OdeintError, match="not finite") as caught:
+            solve(m, torch.full((2,), 1.6e308, dtype=D), lambda t, y: torch.full_like(y, 1e308), options=forced)
+        assert caught.value.n_steps == 1
 
 
 def test_the_step_budget_is_the_host_s():
