@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from odeint_report import work_chart
 from results_file import Results, Row
 
 from contnet_fast.files import write_atomically
@@ -216,5 +217,10 @@ CHARTS = {
         "Memory that waits for the backward pass, by checkpoint policy",
         lambda results: bool(results.of("memory")),
         _memory,
+    ),
+    "work": Chart(
+        "Error at the end by evaluations and by time: contnet_fast, torchdiffeq and SciPy's DOP853",
+        lambda results: bool(results.of("odeint work")),
+        work_chart,
     ),
 }

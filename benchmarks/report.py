@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cases import NARROW
+from odeint_report import SECTIONS as ODEINT_SECTIONS
 from options import Parser
 from results_file import Results, Row, committed, load
 from rows import RESULTS, ROOT, read
@@ -25,7 +26,7 @@ from contnet_fast.files import writable_folder, write_text
 KINDS = {"compile": "best compile", "eager": "best eager", "torchdiffeq": "best torchdiffeq",
          "published loop": "best published loop"}  # fmt: skip
 HEADS = [f"{kind} / ours" for kind in KINDS]
-DOCS = ("README.md", "docs/performance.md")
+DOCS = ("README.md", "docs/performance.md", "docs/odeint.md")
 MARK = re.compile(r"(<!-- results: ([\w ]+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 
 
@@ -182,6 +183,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "solves": solves,
     "memory": memory,
     "scaling": scaling,
+    **ODEINT_SECTIONS,
 }
 
 

@@ -64,5 +64,5 @@ def load(path: Path) -> Results:
 
 
 def committed() -> list[Path]:
-    """The suites' files of all devices."""
-    return sorted(RESULTS.glob("suite-*.jsonl"))
+    """The files of the suite and of ``odeint.py``, of all devices."""
+    return [*sorted(RESULTS.glob("suite-*.jsonl")), *sorted(RESULTS.glob("odeint-*.jsonl"))]
