@@ -23,9 +23,9 @@ class ConvPrepare(emulator.ConvProblem):
     )  # fmt: skip
 
 
-def prepare(case, *, state=None, processors=2):
+def prepare(case, *, state=None, vectors=None, processors=2):
     """Packed weights, parameters, moments and partial statistics, by name, and what they should be in float64."""
-    p = emulator.problem(case, ConvPrepare, state=state, processors=processors)
+    p = emulator.problem(case, ConvPrepare, state=state, vectors=vectors, processors=processors)
     x, nodes, _ = draw(case)
     c, weights = case.channels, [w for step in case.grid.weights for w in step]
     slots = list(dict.fromkeys(weights))
@@ -34,7 +34,11 @@ def prepare(case, *, state=None, processors=2):
         for k, share in at:
             mix[s, k] += share
     slot_of = torch.tensor([slots.index(at) for at in weights], dtype=torch.int32)
-    inputs = {name: t.to(case.dtype).contiguous() for name, t in nodes._asdict().items() if t is not None}
+    given = {name: t for name, t in nodes._asdict().items() if t is not None}
+    inputs = {
+        name: t.to(case.dtype if name in ("conv1_weight", "conv2_weight") else vectors or case.dtype).contiguous()
+        for name, t in given.items()
+    }
     for i, name in enumerate(nodes._fields):
         p.nodes[i] = inputs[name].data_ptr() if name in inputs else None
     start = x.to(state or case.dtype).permute(0, 2, 3, 1).contiguous()
@@ -82,6 +86,12 @@ def test_operands_are_mixed_and_packed(dtype, change):
     for name, value in wanted.items():
         eps = torch.finfo(got[name].dtype).eps
         torch.testing.assert_close(got[name].double(), value, rtol=2 * eps, atol=4e-7, msg=name)
+
+
+def test_vectors_keep_float32_beside_weights_of_16_bits():
+    got, wanted, _ = prepare(replace(BASE, dtype=torch.bfloat16), vectors=torch.float32)
+    for name in ("parameters", "moments"):
+        torch.testing.assert_close(got[name].double(), wanted[name], rtol=3e-7, atol=4e-7, msg=name)
 
 
 @pytest.mark.parametrize("channels", [8, 40, 72, 256])

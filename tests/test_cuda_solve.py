@@ -218,14 +218,32 @@ def test_the_comparison_catches(fault):
     ids=str,
 )
 def test_refusals(change, words):
-    refused = plan(described(replace(BASE, dtype=torch.float32, **change), limit=SM_80)).refusal
+    case = replace(BASE, dtype=torch.float32, **change)
+    refused = plan(described(case, limit=SM_80)).refusal
     assert refused is not None
     assert words in refused
+    assert counted(case)
+
+
+def counted(case):
+    return cuda_counts.refusals(
+        case.channels, *case.size, size=case.dtype.itemsize, sample=case.norm in ("group", "layer"), capability=(8, 0)
+    )
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_is_counted_in_python_is_what_is_planned(dtype, norm):
+    """Every chip's limit apart: the backend answers before anything is launched."""
+    for channels in (8, 16, 24, 64):
+        for size in ((8, 8), (11, 12), (16, 16), (19, 27), (22, 33), (32, 32), (1, 500)):
+            case = replace(BASE, channels=channels, size=size, dtype=dtype, norm=norm)
+            assert bool(counted(case)) == (plan(described(case, limit=SM_80)).refusal is not None), case
 
 
 def test_narrow_blocks_fit_and_the_counts_are_those_of_the_plan():
     for channels, side in cuda_counts.NARROW:
-        count = cuda_counts.SolveCount(channels, side)
+        count = cuda_counts.SolveCount(channels, side, side)
         found = plan(described(replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16), limit=SM_80))
         assert (found.refusal, found.tiles) == (None, 2)
         assert (found.threads, found.values, found.shared) == (32 * count.warps, count.values, count.shared)

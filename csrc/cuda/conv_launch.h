@@ -16,7 +16,8 @@ enum class Norm : int32_t { none, known, sample, batch };
 
 // One solve. Maps are dense [image, pixel, channel]. Evaluations that read the same theta(t) share a slot.
 struct ConvProblem {
-  Scalar state, operand;  // state: f32, or that of the operands; operand: bf16, f16 or f32
+  Scalar state, operand;  // state: f32, or that of the operands; operand, which weights have: bf16, f16 or f32
+  Scalar vectors;         // of the other nodes: f32, or that of the operands
   int32_t tf32;           // whether f32 operands may be rounded to TF32
   int32_t post;           // the order: norms after the convolutions
   Norm norm;              // sample: over groups of `group` channels
@@ -31,10 +32,12 @@ struct ConvProblem {
   void* stream;
 };
 
+DeviceFacts current_device();  // for `processors` and `shared_limit`
+
 // ---- what all passes read, mixed from the nodes in one launch
 
 struct ConvPrepare : ConvProblem {
-  const void* nodes[kNodes];  // ConvNodes in order, [basis, ...], contiguous, in the dtype of the operands; null if absent
+  const void* nodes[kNodes];  // ConvNodes in order, [basis, ...], contiguous; null if absent
   const float* mix;           // [slot, basis]
   int64_t basis;
   const void* x;              // the state whose statistics go to `partials`

@@ -15,26 +15,33 @@ constexpr int64_t kBlocksEach = 2;                         // a multiprocessor
 
 template <typename T>
 struct Operands {
-  Global<const T> nodes[kNodes];
+  Global<const unsigned char> nodes[kNodes];
   Global<const float> mix;
   Global<const int32_t> slot_of;
   Global<const unsigned char> x;
   Global<T> packed;
   Global<float> parameters, moments, partials;
-  Scalar state;
+  Scalar state, vectors;
   int slots, channels, basis, statistics, weights;  // blocks of the last two
   int64_t pixels, each;                             // of the batch; of a block's share of the statistics
 };
 
 // sum_k mix[slot, k] nodes[k]; basis functions of weight zero are not read
-template <typename T>
-DEVICE float mixed(const Operands<T>& p, int node, int slot, int64_t size, int64_t at) {
+template <typename N, typename T>
+DEVICE float mixed_from(const Operands<T>& p, int node, int slot, int64_t size, int64_t at) {
+  const Global<const N> from = pointer_cast<const N>(p.nodes[node]);
   float sum = 0.f;
   for (int k = 0; k < p.basis; ++k) {
     const float share = p.mix[slot * p.basis + k];
-    if (share != 0.f) sum += share * to_float(static_cast<T>(p.nodes[node][k * size + at]));
+    if (share != 0.f) sum += share * to_float(static_cast<N>(from[k * size + at]));
   }
   return sum;
+}
+
+// of a node that is not a convolution's weights
+template <typename T>
+DEVICE float mixed(const Operands<T>& p, int node, int slot, int64_t size, int64_t at) {
+  return p.vectors == Scalar::f32 ? mixed_from<float>(p, node, slot, size, at) : mixed_from<T>(p, node, slot, size, at);
 }
 
 template <typename T>
@@ -47,7 +54,7 @@ DEVICE void pack_weights(const Operands<T>& p, int block) {
     const int o = e / (9 * kInputs), rest = e % (9 * kInputs);
     if (output + o < c)
       tile[o * kLine + rest] =
-          mixed(p, 2 * conv, slot, int64_t{9} * c * c, (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
+          mixed_from<T>(p, 2 * conv, slot, int64_t{9} * c * c, (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
   }
   sync_threads();
   const Global<T> to = p.packed + static_cast<int64_t>(which) * 9 * c * c;
@@ -119,7 +126,7 @@ int64_t pixels_each(const ConvProblem& p) {
 template <typename T>
 void prepare(const ConvPrepare& p) {
   Operands<T> a{};
-  for (int i = 0; i < kNodes; ++i) a.nodes[i] = static_cast<const T*>(p.nodes[i]);
+  for (int i = 0; i < kNodes; ++i) a.nodes[i] = static_cast<const unsigned char*>(p.nodes[i]);
   a.mix = p.mix;
   a.slot_of = p.slot_of;
   a.x = static_cast<const unsigned char*>(p.x);
@@ -128,6 +135,7 @@ void prepare(const ConvPrepare& p) {
   a.moments = p.moments;
   a.partials = p.partials;
   a.state = p.state;
+  a.vectors = p.vectors;
   a.slots = p.slots;
   a.channels = p.channels;
   a.basis = static_cast<int>(p.basis);
