@@ -110,7 +110,8 @@ def problem(
     norm = BATCH if case.batch_statistics else NORMS.get(case.norm, 2)
     p = kind(
         *(SCALARS[dtype] for dtype in (state or case.dtype, case.dtype, vectors or case.dtype)),
-        tf32, case.order == "post", norm, case.batch, *case.size, case.channels, case.channels if case.norm == "layer" else case.channels // spec.groups,
+        tf32, case.order == "post", norm, case.batch, *case.size, case.channels,
+        case.channels if case.norm == "layer" else case.channels // spec.groups,
         len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), processors,
         spec.eps, spec.norm_eps, shared_limit=limit,
     )  # fmt: skip
