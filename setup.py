@@ -27,8 +27,8 @@ from setuptools import setup
 
 CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-CUDA_BINDING = "csrc/bind_cuda.cpp"
-SOURCES = [*sorted(set(glob("csrc/*.cpp")) - {CUDA_BINDING}), *sorted(glob("csrc/cpu/*.cpp"))]
+CUDA_BINDING = sorted(glob("csrc/bind_cuda*.cpp"))
+SOURCES = [*sorted(set(glob("csrc/*.cpp")) - set(CUDA_BINDING)), *sorted(glob("csrc/cpu/*.cpp"))]
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 ABOUT = Path("build", "temp", "contnet_fast_build.h")  # what the extension says of itself
 RELATED = ["setup.py", *HEADERS, *sorted(glob("csrc/cuda/*.cu")), str(ABOUT)]  # a change of these builds it anew
@@ -194,7 +194,7 @@ def extensions() -> dict[str, Any]:
         include_dirs=[str(ABOUT.parent.resolve())], depends=RELATED,
     )  # fmt: skip
     if cuda is not None:
-        extension.sources.append(CUDA_BINDING)
+        extension.sources += CUDA_BINDING
         extension.include_dirs += torch_includes(torch, cuda)
         extension.library_dirs.append(str(cuda.libraries))
         extension.libraries += ["c10_cuda", "cudart"]
@@ -244,14 +244,14 @@ def build_command(wanted: str, compiler: str, cuda: Cuda | None) -> type:
 
         def build_extensions(self) -> None:
             for extension in self.extensions:
-                if CUDA_BINDING in extension.sources:
+                if set(CUDA_BINDING) <= set(extension.sources):
                     extension.extra_objects = compile_kernels(cuda, Path(self.build_temp, "cuda"))
             super().build_extensions()
 
         def leave_cuda_out(self, reason: str) -> None:
             describe(compiler, None, reason)
             for extension in self.extensions:
-                extension.sources.remove(CUDA_BINDING)
+                extension.sources = [name for name in extension.sources if name not in CUDA_BINDING]
                 extension.libraries = [name for name in extension.libraries if name not in ("c10_cuda", "cudart")]
                 extension.extra_objects = []
 

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from conv_cases import Case
 
+from contnet_fast.backends.cuda import CHIPS
+from contnet_fast.files import write_atomically
 from contnet_fast.kernels import cuda_build
+from contnet_fast.ops import define
 
 MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-EXTRA = sorted((Path(__file__).parent / "cuda").glob("*.cu"))
+TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
+EXTRA = sorted(TESTS.glob("*.cu"))
+OPS = ("rk_combine", "rk_combine_error", "conv_solve")
+
+STAGES, SM_80, SM_90 = 13, 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
+NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
+BATCH = 3  # the norm of statistics of the batch
+
+
+class ConvProblem(ctypes.Structure):
+    """Of csrc/cuda/conv_launch.h; what derives from it appends its own fields."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "state", "operand", "vectors", "tf32", "post", "norm", "images", "height", "width", "channels", "group",
+            "stages", "steps", "slots", "processors",
+        )),
+        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
+        ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
+        ("shared_limit", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("slot_of", "slot_list", "stream")),
+    )  # fmt: skip
 
 
 class KernelFault(Exception):
@@ -29,6 +56,32 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+@lru_cache(maxsize=1)
+def binding() -> ctypes.CDLL:
+    """The ops of torch with their binding on the emulator, under the CPU key."""
+    from torch.utils.cpp_extension import include_paths
+
+    kernels = cuda_build.emulated(EXTRA)
+    read = [TESTS / "binding.cpp", *SOURCES.glob("bind_cuda*.cpp"), *(SOURCES / "include").glob("*.h")]
+    read += [*(SOURCES / "cuda").glob("*.h"), *TESTS.rglob("stubs/**/*.h")]
+    key = cuda_build._digest(torch.__version__.encode(), kernels.name.encode(), *(p.read_bytes() for p in sorted(read)))
+    made = cuda_build.BUILD / f"binding-{key}.so"
+    if not made.exists():
+        folders = [TESTS / "stubs", SOURCES, *include_paths()]
+        libraries = Path(torch.__file__).parent / "lib"
+        command = [
+            cuda_build.host_compiler(), "-std=c++20", "-O0", "-g0", "-fPIC", "-shared", "-Wall", "-Werror",
+            *(flag for folder in folders for flag in ("-isystem" if "torch" in str(folder) else "-I", str(folder))),
+            str(TESTS / "binding.cpp"), str(kernels), f"-L{libraries}", "-lc10", "-ltorch_cpu",
+        ]  # fmt: skip
+        write_atomically(made, lambda path: subprocess.run([*command, "-o", str(path)], check=True))
+    if not CHIPS:  # else the extension has the schemas
+        for op in OPS:
+            define(op, "cuda")
+    torch.ops.load_library(str(made))
+    return ctypes.CDLL(str(made))
+
+
 def call(name: str, *arguments: object) -> None:
     """Call an entry that returns null or what went wrong.
 
@@ -40,6 +93,32 @@ def call(name: str, *arguments: object) -> None:
     found = entry(*(_argument(value) for value in arguments))
     if found is not None:
         raise KernelFault(found.decode())
+
+
+def problem(
+    case: Case,
+    kind: type = ConvProblem,
+    *,
+    state: torch.dtype | None = None,
+    vectors: torch.dtype | None = None,
+    tf32: bool = False,
+    limit: int = SM_90,
+    processors: int = 2,
+) -> Any:
+    """The structure ``kind`` of a case, without its pointers."""
+    grid, spec = case.grid, case.spec
+    norm = BATCH if case.batch_statistics else NORMS.get(case.norm, 2)
+    p = kind(
+        *(SCALARS[dtype] for dtype in (state or case.dtype, case.dtype, vectors or case.dtype)),
+        tf32, case.order == "post", norm, case.batch, *case.size, case.channels,
+        case.channels if case.norm == "layer" else case.channels // spec.groups,
+        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), processors,
+        spec.eps, spec.norm_eps, shared_limit=limit,
+    )  # fmt: skip
+    p.update[: len(grid.update)] = grid.update
+    for s, row in enumerate(grid.stage_rows):
+        p.rows[s][: len(row)] = row
+    return p
 
 
 def _argument(value: object) -> object:

@@ -28,7 +28,7 @@ def there(monkeypatch):
 
 def reasons(**change):
     with pytest.raises(cf.BackendUnavailable) as caught:
-        select(facts(**change), "cuda")
+        select(facts(**change), "cuda:accumulate")
     return str(caught.value)
 
 
@@ -37,6 +37,42 @@ def test_it_serves_what_its_kernels_can(there):
         for op in ("rk_combine", "rk_combine_error", "rk_solve", "conv_solve"):
             plan = select(facts(op=op, dtype=dtype, shape=(1, 4, 5, 5)), "cuda")
             assert (plan.backend, plan.level) == ("cuda", "accumulate")
+
+
+def conv(**change):
+    base = {"op": "conv_solve", "dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "shape": (8, 16, 32, 32)}
+    return {**base, "field": ("pre", "batch"), "n_steps": 8, **change}
+
+
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (1, 32, 16, 16), (3, 64, 8, 8), (2, 24, 7, 5)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_it_serves_whole_solves_of_narrow_maps(there, shape, dtype):
+    plan = select(facts(**conv(shape=shape, dtype=dtype, compute_dtype=dtype)), "cuda")
+    assert (plan.backend, plan.level) == ("cuda", "solve")
+    assert select(facts(**conv(shape=shape, dtype=torch.float32)), "cuda:solve").level == "solve"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"needs_grad": True}, "level solve has no backward pass: it serves evaluation under torch.no_grad()"),
+        ({"batch_statistics": True}, "batch statistics couple the images of a batch"),
+        ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 64"),
+        ({"shape": (8, 128, 4, 4)}, "128 channels: a whole solve takes a multiple of 8 up to 64"),
+        ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 128 pixels of 64 channels"),
+        ({"shape": (8, 8, 1, 900), "dtype": torch.float32, "compute_dtype": torch.float32}, "KiB of shared memory of"),
+        ({"dtype": torch.float64, "compute_dtype": torch.float64}, "products in torch.float64 are not served"),
+        ({"dtype": torch.float16}, "a state of torch.float16 beside products in torch.bfloat16 is not served"),
+        ({"op": "rk_solve"}, "level solve serves conv_solve, not rk_solve"),
+    ],
+    ids=str,
+)
+def test_solves_it_refuses(there, monkeypatch, change, words):
+    monkeypatch.setattr(cuda, "capability", lambda: (8, 6))
+    monkeypatch.setattr(cuda, "CHIPS", ("8.0",))
+    with pytest.raises(cf.BackendUnavailable, match="cuda:solve") as caught:
+        select(facts(**conv(**change)), "cuda:solve")
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +167,7 @@ def test_what_an_installation_has(module, checks):
 
 
 def test_levels_that_it_does_not_have_are_refused_where_they_are_named():
-    with pytest.raises(ValueError, match=r"accepted: .*cuda:accumulate"), cf.use_backend("cuda:solve"):
+    with pytest.raises(ValueError, match=r"accepted: .*cuda:solve.*cuda:accumulate"), cf.use_backend("cuda:stage"):
         pass
 
 

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-from pathlib import Path
-
 import cuda_emulator as emulator
 import pytest
 import torch
 
-from contnet_fast.backends.cuda import CHIPS
-from contnet_fast.files import write_atomically
-from contnet_fast.kernels import cuda_build
-from contnet_fast.ops import define
 from contnet_fast.reference.rk import rk_combine, rk_error_norm
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 
 
 @pytest.fixture(scope="module")
 def launches():
     """Load the ops; the number of launches of the last run."""
-    from torch.utils.cpp_extension import include_paths
-
-    kernels = cuda_build.emulated(emulator.EXTRA)
-    read = [TESTS / "binding.cpp", SOURCES / "bind_cuda.cpp", *(SOURCES / "include").glob("*.h")]
-    read += [*(SOURCES / "cuda").glob("*.h"), *TESTS.rglob("stubs/**/*.h")]
-    key = cuda_build._digest(torch.__version__.encode(), kernels.name.encode(), *(p.read_bytes() for p in sorted(read)))
-    made = cuda_build.BUILD / f"binding-{key}.so"
-    if not made.exists():
-        folders = [TESTS / "stubs", SOURCES, *include_paths()]
-        libraries = Path(torch.__file__).parent / "lib"
-        command = [
-            cuda_build.host_compiler(), "-std=c++20", "-O0", "-g0", "-fPIC", "-shared", "-Wall", "-Werror",
-            *(flag for folder in folders for flag in ("-isystem" if "torch" in str(folder) else "-I", str(folder))),
-            str(TESTS / "binding.cpp"), str(kernels), f"-L{libraries}", "-lc10", "-ltorch_cpu",
-        ]  # fmt: skip
-        write_atomically(made, lambda path: subprocess.run([*command, "-o", str(path)], check=True))
-    if not CHIPS:  # else the extension has the schemas
-        define("rk_combine", "cuda")
-        define("rk_combine_error", "cuda")
-    torch.ops.load_library(str(made))
-    return ctypes.CDLL(str(made)).launches_of_last_run
+    return emulator.binding().launches_of_last_run
 
 
 def draw(*leaves, terms=3, rate=None):

@@ -7,12 +7,14 @@ from types import ModuleType
 
 import torch
 
+from ..kernels.cuda_counts import refusals
 from ..kernels.nvcc import OLDEST, has_code
 from . import extension
 from .registry import Problem
 
 MOST_STAGES = 13  # of dopri8; csrc/cuda/launch.h
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OPERANDS = STATES[:3]  # of convolutions
 CHIPS: tuple[str, ...] = ()
 _reason = extension.missing("cuda")
 if _reason is None:
@@ -26,10 +28,10 @@ if _reason is None:
 
 
 class CudaBackend:
-    """Stage combinations of any field in one pass over memory, with the error norm in the same pass."""
+    """Whole solves of the convolutional field forward, one block an image; stage combinations of any field."""
 
     name = "cuda"
-    levels: tuple[str, ...] = ("accumulate",)
+    levels: tuple[str, ...] = ("solve", "accumulate")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -40,21 +42,26 @@ class CudaBackend:
             reasons.append(f"the tensors are on {problem.device}")
         elif _reason is None:
             reasons += _against_device()
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATES)
+        served = OPERANDS if level == "solve" else STATES
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in served)
         states = problem.leaf_dtypes or (problem.dtype,)
-        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in STATES]
+        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
+        if level == "solve":
+            reasons += _against_solve(problem)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Where the compiler does the same."""
-        if torch.compiler.is_compiling() and not problem.op.startswith("rk_combine"):
+        if level == "accumulate" and torch.compiler.is_compiling() and not problem.op.startswith("rk_combine"):
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
         return None
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it."""
+        if level == "solve":
+            return "the state never leaves the chip: predicted faster than PyTorch (docs/cuda.md), not measured"
         return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
 
     def unavailable(self) -> str | None:
@@ -65,7 +72,8 @@ class CudaBackend:
 
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """Registered by the extension itself."""
-        return dict.fromkeys(("rk_combine", "rk_combine_error"), (None, "CUDA")) if CHIPS else {}
+        ops = ("rk_combine", "rk_combine_error", "conv_solve")
+        return dict.fromkeys(ops, (None, "CUDA")) if CHIPS else {}
 
     def native_log(self) -> ModuleType | None:
         """The extension, which logs its own runs."""
@@ -90,6 +98,26 @@ def _against_device() -> list[str]:
             "TORCH_CUDA_ARCH_LIST chooses when it is built"
         ]
     return []
+
+
+def _against_solve(problem: Problem) -> list[str]:
+    """Reasons against a whole solve of the convolutional field."""
+    if problem.op != "conv_solve":
+        return [f"level solve serves conv_solve, not {problem.op}"]
+    reasons = []
+    if problem.needs_grad:
+        reasons.append("level solve has no backward pass: it serves evaluation under torch.no_grad()")
+    if problem.compute_dtype not in OPERANDS:
+        reasons.append(f"products in {problem.compute_dtype} are not served")
+    elif problem.dtype not in (torch.float32, problem.compute_dtype):
+        reasons.append(f"a state of {problem.dtype} beside products in {problem.compute_dtype} is not served")
+    if problem.batch_statistics:
+        reasons.append("batch statistics couple the images of a batch")
+    _, channels, height, width = problem.shape
+    sample = problem.field is not None and problem.field[1] in ("group", "layer")
+    return reasons + refusals(
+        channels, height, width, size=problem.compute_dtype.itemsize, sample=sample, capability=capability() or OLDEST
+    )
 
 
 def _no_device() -> str:

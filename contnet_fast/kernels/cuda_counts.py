@@ -11,20 +11,32 @@ from dataclasses import dataclass
 from ..costs import DEVICES, Device
 
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels, height and width
+MOST_CHANNELS, MOST_WARPS = 64, 8
+SHARED = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}  # KiB a block may have
+LEAST_SHARED = 99  # of other chips
 
 
 @dataclass(frozen=True)
 class SolveCount:
-    """A whole solve of maps [channels, side, side] in operands of ``size`` bytes, with norms of known statistics.
+    """A whole solve of maps [channels, height, width] in operands of ``size`` bytes.
 
     Attributes:
+        channels: 16, 32 or 64; others are padded.
         tiles: operands in shared memory, two where they fit.
+        sample: norms take their statistics within an image.
     """
 
     channels: int
-    side: int
+    height: int
+    width: int
     size: int = 2
     tiles: int = 2
+    sample: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return self.height * self.width
 
     @property
     def fragments(self) -> tuple[int, int]:
@@ -32,10 +44,14 @@ class SolveCount:
         return (8, 2) if self.channels == 16 else (2, 4)
 
     @property
+    def warps_m(self) -> int:
+        """Of a block, beside one another along pixels."""
+        return -(-self.pixels // (16 * self.fragments[0]))
+
+    @property
     def warps(self) -> int:
         """Of a block."""
-        m, n = self.fragments
-        return -(-self.side * self.side // (16 * m)) * (self.channels // (8 * n))
+        return self.warps_m * (self.channels // (8 * self.fragments[1]))
 
     @property
     def values(self) -> int:
@@ -52,9 +68,10 @@ class SolveCount:
     @property
     def shared(self) -> int:
         """Bytes of shared memory: operands with their border, two pieces of weights, vectors of channels."""
-        tile = (self.side + 2) ** 2 * (self.channels * self.size + 16)
+        tile = (self.height + 2) * (self.width + 2) * (self.channels * self.size + 16)
         weights = 2 * self.taps * self.channels * (self.channels + 8) * self.size
-        return self.tiles * tile + weights + 4 * 25 * self.channels
+        vectors = 25 + (self.warps_m + 4 if self.sample else 0)
+        return self.tiles * tile + weights + 4 * vectors * self.channels
 
     def inner(self, *, new_weights: bool = True) -> int:
         """Bytes through shared memory for a convolution: fragments of both operands, the operand and weights written."""
@@ -62,21 +79,40 @@ class SolveCount:
         depth = 9 * self.channels * self.size // 32  # products of 32 bytes of depth
         read = self.warps * depth * (m * 512 + n * 256)
         weights = 9 * self.channels**2 * self.size if new_weights or self.taps < 9 else 0
-        return read + self.side**2 * self.channels * self.size + weights
+        return read + self.pixels * self.channels * self.size + weights
 
     def seconds(self, device: Device, *, batch: int, evaluations: int) -> float:
         """Predicted, one block a multiprocessor at a time: shared memory at 128 bytes a clock, or products."""
         waves = -(-batch // device.multiprocessors)
         shared = self.inner() / 128
-        flops = 2 * 9 * self.channels**2 * self.side**2
+        flops = 2 * 9 * self.channels**2 * self.pixels
         products = flops / (device.flops["bfloat16"] / device.multiprocessors / device.clock)
         return device.launch * 2 + waves * 2 * evaluations * max(shared, products) / device.clock
+
+
+def refusals(
+    channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int]
+) -> list[str]:
+    """Why a block of this chip cannot hold the solve of an image; empty if it can."""
+    if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
+        return [f"{channels} channels: a whole solve takes a multiple of 8 up to {MOST_CHANNELS}"]
+    padded = next(c for c in (16, 32, 64) if channels <= c)
+    count = SolveCount(padded, height, width, size, 1, sample)
+    if count.warps > MOST_WARPS:
+        most = MOST_WARPS * 32 * count.values // padded
+        return [f"maps of {height}x{width}: registers of a block hold {most} pixels of {padded} channels"]
+    limit = SHARED.get(capability, LEAST_SHARED)
+    if count.shared > limit * 1024:
+        return [
+            f"maps of {height}x{width}: an operand takes {count.shared / 1024:.0f} KiB of shared memory of {limit} KiB"
+        ]
+    return []
 
 
 def main() -> None:
     """Print the narrow blocks: batch 128, 8 steps of rk4_classic, bfloat16."""
     for channels, side in NARROW:
-        count = SolveCount(channels, side)
+        count = SolveCount(channels, side, side)
         times = ", ".join(
             f"{name} {1e3 * count.seconds(DEVICES[name], batch=128, evaluations=32):.3f} ms"
             for name in ("A100", "H100", "B200")

@@ -31,7 +31,7 @@ def fused_conv_solve(
     if spec.norm == "none":
         absent = (name.startswith("norm") for name in nodes._fields)
         nodes = ConvNodes._make(None if out else node for out, node in zip(absent, nodes, strict=True))
-    if backend == "triton" and nodes.conv1_weight.dtype != compute_dtype:  # autocast
+    if backend in ("triton", "cuda") and nodes.conv1_weight.dtype != compute_dtype:  # autocast
         nodes = nodes._replace(
             conv1_weight=nodes.conv1_weight.to(compute_dtype), conv2_weight=nodes.conv2_weight.to(compute_dtype)
         )

@@ -95,7 +95,20 @@ def kept_by_triton(
     )
 
 
-KEPT = {"cpu": kept_on_cpu, "triton": kept_by_triton}
+def kept_by_cuda(
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Moments of the norms in float32, and the states between steps (``csrc/bind_cuda_conv.cpp``)."""
+    batch, channels, height, width = x.shape
+    rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
+    maps = n_steps - 1 if keep in ("none", "step") else 0
+    return (
+        x.new_empty((n_steps * stages, 2, 2, rows, channels), dtype=torch.float32),
+        x.new_empty((maps, batch, height, width, channels)),
+    )
+
+
+KEPT = {"cpu": kept_on_cpu, "triton": kept_by_triton, "cuda": kept_by_cuda}
 
 
 def fake_conv_solve(

@@ -258,6 +258,14 @@ inline void check(cudaError_t status, const char* name) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
 }
 
+inline DeviceFacts device_facts() {
+  int device = 0, processors = 0, shared = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
+  return {processors, shared};
+}
+
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.blocks == 0 || grid.rows == 0) return;

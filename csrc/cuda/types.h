@@ -42,6 +42,12 @@ HOST_DEVICE To bit_cast(const From& from) {
 }
 
 // What a launch needs besides the kernel and its arguments.
+// What a launcher may ask of the current device.
+struct DeviceFacts {
+  int32_t processors;    // multiprocessors
+  int64_t shared_limit;  // bytes of shared memory that a block may have
+};
+
 struct Grid {
   const char* name;       // of the kernel, for messages
   int64_t blocks;         // along x

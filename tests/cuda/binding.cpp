@@ -1,14 +1,19 @@
-// csrc/bind_cuda.cpp on the emulator: its ops under the CPU key, each launch with the buffers that it says it touches.
+// csrc/bind_cuda*.cpp on the emulator: their ops under the CPU key, each launch with the buffers that it says it touches.
 #include <ATen/ATen.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <map>
+#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "cuda/conv_launch.h"
 #include "cuda/launch.h"
 #include "include/leaves.h"
 #include "include/runtime.h"
@@ -21,6 +26,8 @@ void emulated_register(const char* name, void* data, int64_t bytes, bool written
 void emulated_forget();
 int64_t emulated_first_unwritten(const void* data);
 const char* emulated_rk_combine(const Combine* p);
+const char* emulated_conv_prepare(const contnet_fast::cuda::ConvPrepare* p);
+const char* emulated_conv_solve(const contnet_fast::cuda::ConvSolve* p);
 const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type);
 
 static int launches = 0;
@@ -75,10 +82,49 @@ void emulated_norm(const double* partials, int64_t count, int64_t elements, void
   buffers.finish(emulated_error_norm(partials, count, elements, out, static_cast<int>(type)));
 }
 
+int64_t map_bytes(const ConvProblem& p) { return int64_t{1} * p.images * p.height * p.width * p.channels * size_of(p.state); }
+int64_t moment_bytes(const ConvProblem& p) {
+  return int64_t{16} * p.stages * p.steps * p.channels * (p.norm == Norm::sample ? p.images : 1);
+}
+int64_t packed_bytes(const ConvProblem& p) { return int64_t{18} * p.slots * p.channels * p.channels * size_of(p.operand); }
+int64_t parameter_bytes(const ConvProblem& p) { return int64_t{4} * p.slots * kParameterRows * p.channels; }
+
+void emulated_prepare(const ConvPrepare& p) {
+  Buffers buffers;
+  for (int i = 0; i < kNodes; ++i) {
+    const bool weight = i == 0 || i == 2;
+    const int64_t each = weight ? 9 * p.channels * p.channels : i == kNodes - 1 ? 1 : p.channels;
+    if (p.nodes[i] != nullptr) buffers.in(p.nodes[i], p.basis * each * size_of(weight ? p.operand : p.vectors));
+  }
+  buffers.in(p.mix, 4 * p.slots * p.basis);
+  buffers.in(p.slot_of, 4 * p.stages * p.steps);
+  buffers.out(p.packed, packed_bytes(p));
+  buffers.out(p.parameters, parameter_bytes(p));
+  if (p.moments != nullptr) buffers.out(p.moments, moment_bytes(p));
+  buffers.finish(emulated_conv_prepare(&p));
+}
+
+void emulated_solve(const ConvSolve& p) {
+  Buffers buffers;
+  buffers.in(p.x, map_bytes(p));
+  buffers.in(p.packed, packed_bytes(p));
+  buffers.in(p.parameters, parameter_bytes(p));
+  buffers.in(p.slot_of, 4 * p.stages * p.steps);
+  if (p.norm == Norm::known) buffers.in(p.moments, moment_bytes(p));
+  if (p.norm == Norm::sample) buffers.out(p.moments, moment_bytes(p));
+  buffers.out(p.y, map_bytes(p));
+  if (p.states != nullptr) buffers.out(p.states, (p.steps - 1) * map_bytes(p));
+  if (p.rates != nullptr) emulated_register("rates", p.rates, plan_solve(p).scratch, false, true);
+  buffers.finish(emulated_conv_solve(&p));
+}
+
 }  // namespace cuda
 }  // namespace contnet_fast
 
 #define CUDA CPU
 #define rk_combine emulated_combine
 #define error_norm emulated_norm
+#define conv_prepare emulated_prepare
+#define conv_solve emulated_solve
 #include "bind_cuda.cpp"
+#include "bind_cuda_conv.cpp"
