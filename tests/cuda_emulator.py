@@ -7,14 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from conv_cases import Case
 
 from contnet_fast.kernels import cuda_build
 
 MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 EXTRA = sorted((Path(__file__).parent / "cuda").glob("*.cu"))
+
+
+STAGES, SM_80, SM_90 = 13, 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
+NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
+BATCH = 3  # the norm of statistics of the batch
+
+
+class ConvProblem(ctypes.Structure):
+    """Of csrc/cuda/conv_launch.h; what derives from it appends its own fields."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "state", "operand", "tf32", "post", "norm", "images", "height", "width", "channels", "group", "stages",
+            "steps", "slots", "processors",
+        )),
+        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
+        ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
+        ("shared_limit", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("slot_of", "slot_list", "stream")),
+    )  # fmt: skip
 
 
 class KernelFault(Exception):
@@ -40,6 +62,23 @@ def call(name: str, *arguments: object) -> None:
     found = entry(*(_argument(value) for value in arguments))
     if found is not None:
         raise KernelFault(found.decode())
+
+
+def problem(case: Case, kind: type = ConvProblem, *, state: torch.dtype | None = None, tf32: bool = False,
+            limit: int = SM_90, processors: int = 2) -> Any:  # fmt: skip
+    """The structure ``kind`` of a case, without its pointers."""
+    grid, spec = case.grid, case.spec
+    norm = BATCH if case.batch_statistics else NORMS.get(case.norm, 2)
+    p = kind(
+        SCALARS[state or case.dtype], SCALARS[case.dtype], tf32, case.order == "post", norm,
+        case.batch, *case.size, case.channels, case.channels if case.norm == "layer" else case.channels // spec.groups,
+        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), processors,
+        spec.eps, spec.norm_eps, shared_limit=limit,
+    )  # fmt: skip
+    p.update[: len(grid.update)] = grid.update
+    for s, row in enumerate(grid.stage_rows):
+        p.rows[s][: len(row)] = row
+    return p
 
 
 def _argument(value: object) -> object:

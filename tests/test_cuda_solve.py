@@ -9,37 +9,27 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from conv_cases import Case, draw, truth
-from cuda_emulator import KernelFault, buffers, call
+from cuda_emulator import SM_80, KernelFault, buffers, call
 
 from contnet_fast.kernels import cuda_counts
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-SM_80, SM_90 = 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
-STAGES, ROWS = 13, 7
+ROWS = 7
 SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 HALVES = (torch.bfloat16, torch.float16)
 
 
-class ConvSolve(ctypes.Structure):
-    """Of csrc/cuda/launch.h."""
+class ConvSolve(emulator.ConvProblem):
+    """Of csrc/cuda/conv_launch.h."""
 
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in (
-            "state", "operand", "tf32", "post", "norm",
-            "images", "height", "width", "channels", "group", "stages", "steps", "slots",
-        )),
-        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
-        ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
-        ("shared_limit", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in (
-            "x", "y", "states", "packed", "parameters", "moments", "slot_of", "rates", "stream",
-        )),
-    )  # fmt: skip
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("x", "y", "states", "packed", "parameters", "moments", "rates")
+    )
 
 
 class SolvePlan(ctypes.Structure):
-    """Of csrc/cuda/launch.h."""
+    """Of csrc/cuda/conv_launch.h."""
 
     _fields_ = (
         ("refusal", ctypes.c_char_p),
@@ -79,19 +69,8 @@ def operands(case, nodes):
     return packed.to(case.dtype).contiguous(), parameters, moments, slot_of
 
 
-def described(case, *, state=None, tf32=False, limit=SM_90):
-    grid, spec = case.grid, case.spec
-    p = ConvSolve(
-        emulator.SCALARS[state or case.dtype], emulator.SCALARS[case.dtype], tf32, case.order == "post",
-        {"none": 0, "batch": 1}.get(case.norm, 2), case.batch, *case.size, case.channels,
-        case.channels if case.norm == "layer" else case.channels // spec.groups,
-        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), spec.eps, spec.norm_eps,
-        shared_limit=limit,
-    )  # fmt: skip
-    p.update[: len(grid.update)] = grid.update
-    for s, row in enumerate(grid.stage_rows):
-        p.rows[s][: len(row)] = row
-    return p
+def described(case, **settings):
+    return emulator.problem(case, ConvSolve, **settings)
 
 
 def plan(p):

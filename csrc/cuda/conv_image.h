@@ -2,7 +2,7 @@
 #pragma once
 
 #include "conv_taps.h"
-#include "launch.h"
+#include "conv_launch.h"
 
 namespace contnet_fast::cuda {
 namespace {

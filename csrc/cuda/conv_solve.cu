@@ -9,6 +9,7 @@ const char* refusal(const ConvSolve& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > 64) return "channels must be a multiple of 8 up to 64";
   if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
   if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
+  if (p.norm == Norm::batch) return "statistics of the batch couple its images";
   if (p.state != p.operand && p.state != Scalar::f32) return "the state has the dtype of the operands, or float32";
   if (p.norm == Norm::sample && (p.group < 1 || p.channels % p.group != 0)) return "groups must divide the channels";
   return nullptr;

@@ -2,7 +2,7 @@
 
 #include "entries.h"
 
-#include "../launch.h"
+#include "../conv_launch.h"
 
 using namespace contnet_fast::cuda;
 

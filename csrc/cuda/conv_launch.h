@@ -1,0 +1,123 @@
+// The passes of the convolutional field as plain C++ calls them: sizes, a time grid, pointers, a stream; no torch types.
+//
+// A pass is a structure and functions of it: `plan_*` says how it would run (`refusal`: null, or why it cannot; `workspace`:
+// bytes of device memory that it wants, aligned to 256), the other launches it on the stream. They throw std::runtime_error.
+#pragma once
+
+#include "launch.h"
+
+namespace contnet_fast::cuda {
+
+constexpr int kMostStages = 13, kParameterRows = 7, kNodes = 13;
+
+// known: statistics that the input does not change; sample: of an image, over groups of channels; batch: of the batch
+enum class Norm : int32_t { none, known, sample, batch };
+
+// One solve. Maps are dense [image, pixel, channel]. Evaluations that read the same theta(t) share a slot.
+struct ConvProblem {
+  Scalar state, operand;  // state: f32, or that of the operands; operand: bf16, f16 or f32
+  int32_t tf32;           // whether f32 operands may be rounded to TF32
+  int32_t post;           // the order: norms after the convolutions
+  Norm norm;              // sample: over groups of `group` channels
+  int32_t images, height, width, channels, group, stages, steps, slots;
+  int32_t processors;     // multiprocessors of the device
+  float eps, norm_eps;
+  float rows[kMostStages][kMostStages];  // h a_sj
+  float update[kMostStages];             // h b_j
+  int64_t shared_limit;                  // bytes of shared memory that a block may have on this device
+  const int32_t* slot_of;                // [evaluation], on the device
+  const int32_t* slot_list;              // the same on the host
+  void* stream;
+};
+
+// ---- what all passes read, mixed from the nodes in one launch
+
+struct ConvPrepare : ConvProblem {
+  const void* nodes[kNodes];  // ConvNodes in order, [basis, ...], contiguous, in the dtype of the operands; null if absent
+  const float* mix;           // [slot, basis]
+  int64_t basis;
+  const void* x;              // the state whose statistics go to `partials`
+  void* packed;               // [conv, slot, tap, input, output] in the dtype of the operands
+  float* parameters;          // [slot, kParameterRows, channel]: biases; weight and bias of norm 0, of norm 1; skip
+  float* moments;             // [evaluation, norm, (mean, variance), 1, channel]: written if norm is known; or null
+  float* partials;            // [partial_rows, partial_size], or null
+};
+
+// Rows of partial statistics of a map of the batch, one a block; a row is means, centred sums of squares, and the count.
+int64_t partial_rows(const ConvProblem&);
+constexpr int64_t partial_size(int64_t channels) { return 2 * channels + 4; }
+
+void conv_prepare(const ConvPrepare&);
+
+// ---- level solve: every step and stage of an image by one block
+
+struct ConvSolve : ConvProblem {  // of norm batch: refused
+  const void* x;
+  void* y;
+  void* states;             // state after each step but the last [steps - 1, ...], or null
+  const void* packed;       // as ConvPrepare
+  const float* parameters;  // as ConvPrepare
+  float* moments;           // [evaluation, norm, (mean, variance), images or 1, channel]: read if known, written if sample
+  void* rates;              // scratch of plan.scratch bytes, or null if there are none
+};
+
+struct SolvePlan {
+  const char* refusal;
+  int32_t channels;  // padded
+  int32_t threads, values;  // values of the state a thread
+  int32_t tiles;            // operands in shared memory: two, or one where only that fits
+  int32_t chunks;           // pieces that the weights of a convolution arrive in; of one piece they stay if slots repeat
+  int64_t shared, scratch;  // bytes: of a block, of the batch
+};
+
+SolvePlan plan_solve(const ConvSolve&);
+void conv_solve(const ConvSolve&);
+
+// ---- level stage: a launch for each convolution
+
+// Steps `first` .. `first + count - 1` from prepared operands. The backward pass makes a step's maps again so: of norm known,
+// with the moments of the forward pass, count 1, y null.
+struct ConvSteps : ConvProblem {  // of norm sample: refused
+  int64_t first, count;
+  const void* x;            // the state before them
+  const void* packed;       // as ConvPrepare
+  const float* parameters;  // as ConvPrepare
+  float* moments;           // [evaluation, norm, (mean, variance), 1, channel]: read if known, written if batch
+  void* statistics;         // of norm batch [evaluation, norm, (mean, unbiased variance), channel], dtype of the operands
+  const float* partials;    // of x, where `needs_partials`
+  void* y;                  // the state after them, or null: not wanted
+  void* states;             // the state after each of them but the last [count - 1, ...], or null
+  void* tape;               // [step, kind, stage, image, pixel, channel], dtype of the state, or null; kinds: the input of a
+                            // stage, the first convolution's result (post: after relu), post: the second's after relu
+  void* workspace;          // of plan.workspace bytes
+};
+
+struct StepsPlan {
+  const char* refusal;
+  int64_t workspace, launches;
+};
+
+inline bool needs_partials(const ConvProblem& p) { return p.norm == Norm::batch && p.post == 0; }
+inline int kinds(const ConvProblem& p) { return p.post != 0 ? 3 : 2; }
+
+StepsPlan plan_steps(const ConvSteps&);
+void conv_steps(const ConvSteps&);
+
+// The forward pass: conv_prepare, then all steps.
+struct ConvStages : ConvProblem {
+  const void* nodes[kNodes];  // as ConvPrepare
+  const float* mix;
+  int64_t basis;
+  const void* x;
+  float* moments;    // [evaluation, norm, (mean, variance), 1, channel]: written unless there is no norm
+  void* statistics;  // as ConvSteps, and the next three
+  void* y;
+  void* states;
+  void* tape;
+  void* workspace;
+};
+
+StepsPlan plan_stages(const ConvStages&);
+void conv_stages(const ConvStages&);
+
+}  // namespace contnet_fast::cuda
