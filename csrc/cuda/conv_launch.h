@@ -5,10 +5,11 @@
 #pragma once
 
 #include "launch.h"
+#include "types.h"
 
 namespace contnet_fast::cuda {
 
-constexpr int kMostStages = 13, kParameterRows = 7, kNodes = 13;
+constexpr int kMostStages = 13, kParameterRows = 7, kNodes = 13, kMostChannels = 256;
 
 // known: statistics that the input does not change; sample: of an image, over groups of channels; batch: of the batch
 enum class Norm : int32_t { none, known, sample, batch };
@@ -40,12 +41,12 @@ struct ConvPrepare : ConvProblem {
   void* packed;               // [conv, slot, tap, input, output] in the dtype of the operands
   float* parameters;          // [slot, kParameterRows, channel]: biases; weight and bias of norm 0, of norm 1; skip
   float* moments;             // [evaluation, norm, (mean, variance), 1, channel]: written if norm is known; or null
-  float* partials;            // [partial_rows, partial_size], or null
+  float* partials;            // [input_rows, partial_size], or null
 };
 
-// Rows of partial statistics of a map of the batch, one a block; a row is means, centred sums of squares, and the count.
-int64_t partial_rows(const ConvProblem&);
-constexpr int64_t partial_size(int64_t channels) { return 2 * channels + 4; }
+// A row of partial statistics of a map, one a block: means, centred sums of squares, the count. Of x there are input_rows.
+int64_t input_rows(const ConvProblem&);
+HOST_DEVICE constexpr int64_t partial_size(int64_t channels) { return 2 * channels + 4; }
 
 void conv_prepare(const ConvPrepare&);
 

@@ -22,6 +22,10 @@ const char* emulated_error_norm(const double* partials, int64_t count, int64_t e
   return guarded([&] { error_norm(partials, count, elements, out, static_cast<Scalar>(type), nullptr); });
 }
 
+int64_t emulated_input_rows(const ConvProblem* p) { return input_rows(*p); }
+const char* emulated_conv_prepare(const ConvPrepare* p) {
+  return guarded([&] { conv_prepare(*p); });
+}
 
 void emulated_plan_solve(const ConvSolve* p, SolvePlan* plan) { *plan = plan_solve(*p); }
 const char* emulated_conv_solve(const ConvSolve* p) {

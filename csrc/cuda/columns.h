@@ -1,0 +1,233 @@
+// Maps as matrices [pixel, channel], of which a thread has V neighbouring channels of every so many pixels: their sums by
+// channel, statistics of the batch as partial rows, and norms as one scale and one shift a channel.
+#pragma once
+
+#include <cmath>
+
+#include "conv_launch.h"
+#include "reduce.h"
+
+namespace contnet_fast::cuda {
+
+DEVICE float relu(float x) { return x < 0.f ? 0.f : x; }  // NaN stays
+
+DEVICE float reciprocal_deviation(float variance, float eps) {  // interpolated in depth a variance may dip below 0
+  return 1.f / std::sqrt((variance < 0.f ? 0.f : variance) + eps);
+}
+
+// ---- values of a map: `type` is f32 or a 16-bit type, i counts values
+
+template <int V>
+DEVICE void load_values(float (&v)[V], Global<const unsigned char> p, Scalar type, int64_t i) {
+  if (type == Scalar::f32) {
+    UNROLL
+    for (int j = 0; j < V; j += 4) {
+      const Vector<float, 4> some = load<4>(pointer_cast<const float>(p), i + j);
+      UNROLL
+      for (int k = 0; k < 4; ++k) v[j + k] = some[k];
+    }
+    return;
+  }
+  const Vector<uint32_t, V / 2> pairs = load<V / 2>(pointer_cast<const uint32_t>(p), i / 2);
+  UNROLL
+  for (int j = 0; j < V; j += 2) {
+    const uint32_t r = pairs[j / 2];
+    v[j] = type == Scalar::bf16 ? low_half<bf16>(r) : low_half<f16>(r);
+    v[j + 1] = type == Scalar::bf16 ? high_half<bf16>(r) : high_half<f16>(r);
+  }
+}
+
+// leaves in v what was stored: rounded
+template <int V>
+DEVICE void store_values(float (&v)[V], Global<unsigned char> p, Scalar type, int64_t i) {
+  if (type == Scalar::f32) {
+    UNROLL
+    for (int j = 0; j < V; j += 4)
+      store(pointer_cast<float>(p), i + j, Vector<float, 4>{{v[j], v[j + 1], v[j + 2], v[j + 3]}});
+    return;
+  }
+  Vector<uint32_t, V / 2> pairs;
+  UNROLL
+  for (int j = 0; j < V; j += 2) {
+    const uint32_t r = type == Scalar::bf16 ? pack<bf16>(v[j], v[j + 1]) : pack<f16>(v[j], v[j + 1]);
+    pairs[j / 2] = r;
+    v[j] = type == Scalar::bf16 ? low_half<bf16>(r) : low_half<f16>(r);
+    v[j + 1] = type == Scalar::bf16 ? high_half<bf16>(r) : high_half<f16>(r);
+  }
+  store(pointer_cast<uint32_t>(p), i / 2, pairs);
+}
+
+// ---- sums over the pixels of a block
+
+// The channels of a thread, and its place among those that have the same ones. Threads beyond whole rows have none.
+struct Columns {
+  int groups, group, row, rows;
+  DEVICE explicit Columns(int groups)
+      : groups(groups), group(thread_index() % groups), row(thread_index() / groups), rows(thread_count() / groups) {}
+  DEVICE bool active() const { return row < rows; }
+};
+
+// floats of scratch that column_sums takes
+HOST_DEVICE constexpr int column_scratch(int threads, int groups, int values) {
+  return threads / groups * groups * values + (threads > groups * values ? threads : groups * values);
+}
+
+// scratch[r * groups * V + channel] <- sum over the threads of a column of sums[r], in one order. It begins and ends with a
+// barrier of the block.
+template <int R, int V>
+DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<float> scratch) {
+  const int line = of.groups * V, width = R * line, slices = thread_count() > width ? thread_count() / width : 1;
+  const Shared<float> some = scratch + of.rows * width;
+  sync_threads();
+  if (of.active()) {
+    UNROLL
+    for (int r = 0; r < R; ++r) {
+      UNROLL
+      for (int j = 0; j < V; ++j) scratch[of.row * width + r * line + of.group * V + j] = sums[r][j];
+    }
+  }
+  sync_threads();
+  for (int e = thread_index(); e < width * slices; e += thread_count()) {
+    float sum = 0.f;
+    for (int row = e / width; row < of.rows; row += slices) sum += scratch[row * width + e % width];
+    some[e] = sum;
+  }
+  sync_threads();
+  for (int c = thread_index(); c < width; c += thread_count()) {
+    float sum = some[c];
+    for (int slice = 1; slice < slices; ++slice) sum += some[slice * width + c];
+    scratch[c] = sum;
+  }
+  sync_threads();
+}
+
+// ---- statistics
+
+// Sums of a thread's values and of their squares, both from its first value on, which is near the mean: no cancellation.
+template <int V>
+struct Shifted {
+  float n = 0.f, at[V] = {}, sums[2][V] = {};
+
+  DEVICE void add(const float (&v)[V]) {
+    UNROLL
+    for (int j = 0; j < V; ++j) {
+      at[j] = n == 0.f ? v[j] : at[j];
+      const float d = v[j] - at[j];
+      sums[0][j] += d;
+      sums[1][j] += d * d;
+    }
+    n += 1.f;
+  }
+
+  // a row of partials of `count` pixels of the block; its first row of threads has some of them
+  DEVICE void write(const Columns& of, float count, Shared<float> scratch, Global<float> partials, int64_t row, int first,
+                    int channels) {
+    const int width = of.groups * V;
+    sync_threads();
+    if (of.row == 0) {
+      UNROLL
+      for (int j = 0; j < V; ++j) scratch[of.group * V + j] = at[j];
+    }
+    sync_threads();
+    if (of.active() && n > 0.f) {
+      UNROLL
+      for (int j = 0; j < V; ++j) {
+        const float common = scratch[of.group * V + j], d = at[j] - common;
+        sums[1][j] += d * (2.f * sums[0][j] + n * d);
+        sums[0][j] += n * d;
+        at[j] = common;
+      }
+    }
+    column_sums<2, V>(sums, of, scratch);
+    const Global<float> to = partials + row * partial_size(channels);
+    if (of.row == 0) {
+      UNROLL
+      for (int j = 0; j < V; ++j) {
+        const int c = of.group * V + j;
+        if (first + c >= channels) continue;
+        const float sum = scratch[c], squares = scratch[width + c], rest = squares - sum * sum / count;
+        to[first + c] = at[j] + sum / count;
+        to[channels + first + c] = rest < 0.f ? 0.f : rest;
+      }
+    }
+    if (first == 0 && thread_index() < 4) to[2 * channels + thread_index()] = count;
+  }
+};
+
+// scratch[channel], scratch[channels + channel] <- mean and biased variance over all rows of partials: of `count` pixels
+DEVICE void merge_partials(Global<const float> partials, int rows, float count, int channels, Shared<float> scratch) {
+  const Columns of(channels / 4);
+  const int64_t size = partial_size(channels);
+  const int c = of.group * 4;
+  const Vector<float, 4> at = load<4>(partials, c);
+  float sums[2][4] = {};
+  if (of.active()) {
+    for (int row = of.row; row < rows; row += of.rows) {
+      const Vector<float, 4> mean = load<4>(partials, row * size + c), rest = load<4>(partials, row * size + channels + c);
+      const float n = partials[row * size + 2 * channels];
+      UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const float d = mean[j] - at[j];
+        sums[0][j] += n * d;
+        sums[1][j] += rest[j] + n * d * d;
+      }
+    }
+  }
+  column_sums<2, 4>(sums, of, scratch);
+  for (int i = thread_index(); i < channels; i += thread_count()) {
+    const float mean = scratch[i] / count, variance = scratch[channels + i] / count - mean * mean;
+    scratch[i] = partials[i] + mean;
+    scratch[channels + i] = variance < 0.f ? 0.f : variance;
+  }
+  sync_threads();
+}
+
+// Where the statistics of a norm come from, and where the first block writes them.
+struct NormSource {
+  Global<const float> partials;  // of the launch before, or null: from the moments
+  Global<float> moments;
+  Global<unsigned char> statistics;  // or null
+  Global<const float> parameters;    // of the slot: [kParameterRows, channel]
+  Scalar type;                       // of statistics
+  int rows, at;                      // rows of partials; of the norm, 2 evaluation + norm
+  float count, norm_eps;
+};
+
+// to[channel], to[padded + channel] <- scale and shift of norm at % 2; 0 from `channels` on. Ends with a barrier.
+DEVICE void fold_norm(const NormSource& p, int channels, int padded, bool first, Shared<float> scratch, Shared<float> to) {
+  if (p.partials) merge_partials(p.partials, p.rows, p.count, channels, scratch);
+  const int64_t base = static_cast<int64_t>(p.at) * 2 * channels;
+  for (int c = thread_index(); c < padded; c += thread_count()) {
+    float scale = 0.f, shift = 0.f;
+    if (c < channels) {
+      float mean, variance;
+      if (p.partials) {
+        mean = scratch[c];
+        variance = scratch[channels + c];
+        if (first) {
+          p.moments[base + c] = mean;
+          p.moments[base + channels + c] = variance;
+          const float whole[2] = {mean, variance * (p.count > 1.f ? p.count / (p.count - 1.f) : 1.f)};
+          UNROLL
+          for (int i = 0; p.statistics && i < 2; ++i) {
+            const int64_t place = base + i * channels + c;
+            if (p.type == Scalar::f32) pointer_cast<float>(p.statistics)[place] = whole[i];
+            if (p.type == Scalar::bf16) pointer_cast<bf16>(p.statistics)[place] = from_float<bf16>(whole[i]);
+            if (p.type == Scalar::f16) pointer_cast<f16>(p.statistics)[place] = from_float<f16>(whole[i]);
+          }
+        }
+      } else {
+        mean = p.moments[base + c];
+        variance = p.moments[base + channels + c];
+      }
+      const int row = 2 + 2 * (p.at % 2);
+      scale = p.parameters[row * channels + c] * reciprocal_deviation(variance, p.norm_eps);
+      shift = p.parameters[(row + 1) * channels + c] - mean * scale;
+    }
+    to[c] = scale;
+    to[padded + c] = shift;
+  }
+  sync_threads();
+}
+
+}  // namespace contnet_fast::cuda
