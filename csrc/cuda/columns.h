@@ -140,13 +140,14 @@ struct Shifted {
     }
     column_sums<2, V>(sums, of, scratch);
     const Global<float> to = partials + row * partial_size(channels);
+    const float share = 1.f / count;
     if (of.row == 0) {
       UNROLL
       for (int j = 0; j < V; ++j) {
         const int c = of.group * V + j;
         if (first + c >= channels) continue;
-        const float sum = scratch[c], squares = scratch[width + c], rest = squares - sum * sum / count;
-        to[first + c] = at[j] + sum / count;
+        const float sum = scratch[c], squares = scratch[width + c], rest = squares - sum * sum * share;
+        to[first + c] = at[j] + sum * share;
         to[channels + first + c] = rest < 0.f ? 0.f : rest;
       }
     }
@@ -174,8 +175,9 @@ DEVICE void merge_partials(Global<const float> partials, int rows, float count, 
     }
   }
   column_sums<2, 4>(sums, of, scratch);
+  const float share = 1.f / count;
   for (int i = thread_index(); i < channels; i += thread_count()) {
-    const float mean = scratch[i] / count, variance = scratch[channels + i] / count - mean * mean;
+    const float mean = scratch[i] * share, variance = scratch[channels + i] * share - mean * mean;
     scratch[i] = partials[i] + mean;
     scratch[channels + i] = variance < 0.f ? 0.f : variance;
   }

@@ -23,7 +23,7 @@ struct Operands {
   Global<float> parameters, moments, partials;
   Scalar state;
   int slots, channels, basis, statistics, weights;  // blocks of the last two
-  int64_t pixels;                                   // of the batch
+  int64_t pixels, each;                             // of the batch; of a block's share of the statistics
 };
 
 // sum_k mix[slot, k] nodes[k]; basis functions of weight zero are not read
@@ -84,8 +84,7 @@ DEVICE void write_moments(const Operands<T>& p, int evaluation) {
 template <typename T>
 DEVICE void take_statistics(const Operands<T>& p, int block) {
   const Columns of(p.channels / 8);
-  const int64_t each = (p.pixels + p.statistics - 1) / p.statistics, first = block * each;
-  const int64_t last = first + each < p.pixels ? first + each : p.pixels;
+  const int64_t first = block * p.each, last = first + p.each < p.pixels ? first + p.each : p.pixels;
   Shifted<8> found;
   if (of.active()) {
     for (int64_t pixel = first + of.row; pixel < last; pixel += of.rows) {
@@ -99,7 +98,7 @@ DEVICE void take_statistics(const Operands<T>& p, int block) {
 }
 
 template <typename T>
-KERNEL(kThreads)
+KERNEL_MIN_BLOCKS(kThreads, 4)
 prepare_operands(GRID_CONSTANT Operands<T> p) {
   int block = block_index();
   if (block < p.statistics) return take_statistics(p, block);
@@ -108,6 +107,13 @@ prepare_operands(GRID_CONSTANT Operands<T> p) {
   block -= p.weights;
   if (block < p.slots) return write_parameters(p, block);
   write_moments(p, block - p.slots);
+}
+
+int64_t pixels_of(const ConvProblem& p) { return int64_t{1} * p.images * p.height * p.width; }
+
+int64_t pixels_each(const ConvProblem& p) {
+  const int64_t least = std::max(1, 8 * kPixels / p.channels), blocks = kBlocksEach * p.processors;
+  return std::max(least, (pixels_of(p) + blocks - 1) / blocks);
 }
 
 template <typename T>
@@ -125,7 +131,8 @@ void prepare(const ConvPrepare& p) {
   a.slots = p.slots;
   a.channels = p.channels;
   a.basis = static_cast<int>(p.basis);
-  a.pixels = int64_t{1} * p.images * p.height * p.width;
+  a.pixels = pixels_of(p);
+  a.each = pixels_each(p);
   a.statistics = p.partials == nullptr ? 0 : static_cast<int>(input_rows(p));
   a.weights = 2 * p.slots * (p.channels / kInputs) * ((p.channels + kOutputs - 1) / kOutputs);
   const bool known = p.norm == Norm::known && p.moments != nullptr && p.nodes[6] != nullptr;
@@ -138,9 +145,7 @@ void prepare(const ConvPrepare& p) {
 }  // namespace
 
 int64_t input_rows(const ConvProblem& p) {
-  const int64_t pixels = int64_t{1} * p.images * p.height * p.width, least = std::max(1, 8 * kPixels / p.channels);
-  const int64_t each = std::max(least, (pixels + kBlocksEach * p.processors - 1) / (kBlocksEach * p.processors));
-  return (pixels + each - 1) / each;  // none of them is empty
+  return (pixels_of(p) + pixels_each(p) - 1) / pixels_each(p);  // none of them is empty
 }
 
 void conv_prepare(const ConvPrepare& p) {
