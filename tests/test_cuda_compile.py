@@ -28,10 +28,11 @@ def test_kernels_compile_and_spill_nothing(source, chip):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
-def test_the_hot_loop_of_solves_is_on_tensor_cores_and_touches_no_local_memory(tmp_path):
+@pytest.mark.parametrize("name", ["conv_solve", "conv_stage"])
+def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, tmp_path):
     from contnet_fast.kernels import sass
 
-    source = next(path for path in cuda_build.kernels() if path.stem == "conv_solve")
+    source = next(path for path in cuda_build.kernels() if path.stem == name)
     rows = cuda_build.resources(source, "sm_90a", tmp_path / "code.cubin")
     code = sass.disassembly((tmp_path / "code.cubin").read_bytes())
     kernels = re.split(r"\.section\s+\.text\.", code)[1:]

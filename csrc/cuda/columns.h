@@ -103,52 +103,54 @@ DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<flo
 
 // ---- statistics
 
-// Sums of a thread's values and of their squares, both from its first value on, which is near the mean: no cancellation.
+// Means and centred sums of squares of a thread's values (Welford 1962).
 template <int V>
-struct Shifted {
-  float n = 0.f, at[V] = {}, sums[2][V] = {};
+struct Moments {
+  float n = 0.f, mean[V] = {}, squares[V] = {};
 
   DEVICE void add(const float (&v)[V]) {
+    n += 1.f;
+    const float share = 1.f / n;
     UNROLL
     for (int j = 0; j < V; ++j) {
-      at[j] = n == 0.f ? v[j] : at[j];
-      const float d = v[j] - at[j];
-      sums[0][j] += d;
-      sums[1][j] += d * d;
+      const float d = v[j] - mean[j];
+      mean[j] += d * share;
+      squares[j] += d * (v[j] - mean[j]);
     }
-    n += 1.f;
   }
 
-  // a row of partials of `count` pixels of the block; its first row of threads has some of them
+  // A row of partials of `count` pixels of the block, of which its first row of threads has some: their mean first, then
+  // squares about it. `first`: the block's first channel.
   DEVICE void write(const Columns& of, float count, Shared<float> scratch, Global<float> partials, int64_t row, int first,
                     int channels) {
-    const int width = of.groups * V;
-    sync_threads();
-    if (of.row == 0) {
-      UNROLL
-      for (int j = 0; j < V; ++j) scratch[of.group * V + j] = at[j];
-    }
-    sync_threads();
-    if (of.active() && n > 0.f) {
-      UNROLL
-      for (int j = 0; j < V; ++j) {
-        const float common = scratch[of.group * V + j], d = at[j] - common;
-        sums[1][j] += d * (2.f * sums[0][j] + n * d);
-        sums[0][j] += n * d;
-        at[j] = common;
-      }
-    }
-    column_sums<2, V>(sums, of, scratch);
-    const Global<float> to = partials + row * partial_size(channels);
+    const int own = of.group * V;
     const float share = 1.f / count;
+    float sums[1][V], centre[V];
+    sync_threads();
     if (of.row == 0) {
       UNROLL
+      for (int j = 0; j < V; ++j) scratch[own + j] = mean[j];
+    }
+    sync_threads();
+    UNROLL
+    for (int j = 0; j < V; ++j) {
+      centre[j] = scratch[own + j];
+      sums[0][j] = n > 0.f ? n * (mean[j] - centre[j]) : 0.f;
+    }
+    column_sums<1, V>(sums, of, scratch);
+    UNROLL
+    for (int j = 0; j < V; ++j) {
+      centre[j] += scratch[own + j] * share;
+      const float d = mean[j] - centre[j];
+      sums[0][j] = n > 0.f ? squares[j] + n * d * d : 0.f;
+    }
+    column_sums<1, V>(sums, of, scratch);
+    const Global<float> to = partials + row * partial_size(channels);
+    if (of.row == 0 && first + own < channels) {
+      UNROLL
       for (int j = 0; j < V; ++j) {
-        const int c = of.group * V + j;
-        if (first + c >= channels) continue;
-        const float sum = scratch[c], squares = scratch[width + c], rest = squares - sum * sum * share;
-        to[first + c] = at[j] + sum * share;
-        to[channels + first + c] = rest < 0.f ? 0.f : rest;
+        to[first + own + j] = centre[j];
+        to[channels + first + own + j] = scratch[own + j];
       }
     }
     if (first == 0 && thread_index() < 4) to[2 * channels + thread_index()] = count;

@@ -98,7 +98,7 @@ struct ConvSteps : ConvProblem {  // of norm sample: refused
 
 struct StepsPlan {
   const char* refusal;
-  int64_t workspace, launches;
+  int64_t workspace;
 };
 
 inline bool needs_partials(const ConvProblem& p) { return p.norm == Norm::batch && p.post == 0; }

@@ -92,7 +92,7 @@ template <typename T>
 DEVICE void take_statistics(const Operands<T>& p, int block) {
   const Columns of(p.channels / 8);
   const int64_t first = block * p.each, last = first + p.each < p.pixels ? first + p.each : p.pixels;
-  Shifted<8> found;
+  Moments<8> found;
   if (of.active()) {
     for (int64_t pixel = first + of.row; pixel < last; pixel += of.rows) {
       float v[8];

@@ -27,6 +27,15 @@ const char* emulated_conv_prepare(const ConvPrepare* p) {
   return guarded([&] { conv_prepare(*p); });
 }
 
+void emulated_plan_stages(const ConvStages* p, StepsPlan* plan) { *plan = plan_stages(*p); }
+const char* emulated_conv_stages(const ConvStages* p) {
+  return guarded([&] { conv_stages(*p); });
+}
+void emulated_plan_steps(const ConvSteps* p, StepsPlan* plan) { *plan = plan_steps(*p); }
+const char* emulated_conv_steps(const ConvSteps* p) {
+  return guarded([&] { conv_steps(*p); });
+}
+
 void emulated_plan_solve(const ConvSolve* p, SolvePlan* plan) { *plan = plan_solve(*p); }
 const char* emulated_conv_solve(const ConvSolve* p) {
   return guarded([&] { conv_solve(*p); });
