@@ -49,7 +49,7 @@ Grid make_grid(const GridKey& key, at::Device device) {
   std::vector<float> flat;
   for (const auto& mix : mixes) flat.insert(flat.end(), mix.begin(), mix.end());
   grid.slot_of = at::tensor(grid.slots, at::kInt).to(device);
-  grid.mix = at::tensor(flat, at::kFloat).to(device);
+  grid.mix = at::tensor(flat, at::kFloat).to(device).view({grid.count, basis});
   return grid;
 }
 
@@ -110,16 +110,149 @@ at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   return result.strides() == wanted.strides() ? result : wanted.copy_(result);
 }
 
-void describe_scheme(cuda::ConvProblem& p, at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps) {
-  const size_t stages = update.size();
-  TORCH_CHECK(stages >= 1 && stages <= cuda::kMostStages && rows.size() == stages * stages && n_steps >= 1,
+// The arguments that both passes share, in the order of their schemas.
+struct Arguments {
+  std::string order, norm;
+  int64_t groups;
+  double eps, norm_eps;
+  bool training;
+  at::IntArrayRef counts, cells;
+  at::ArrayRef<double> weights, rows, update;
+  int64_t n_steps;
+  std::string keep, level;
+};
+
+void describe_scheme(cuda::ConvProblem& p, const Arguments& a) {
+  const size_t stages = a.update.size();
+  TORCH_CHECK(stages >= 1 && stages <= cuda::kMostStages && a.rows.size() == stages * stages && a.n_steps >= 1,
               "conv_solve_cuda: ", stages, " stages: kernels combine at most ", cuda::kMostStages);
+  TORCH_CHECK(a.counts.size() == a.n_steps * stages && a.cells.size() == a.weights.size(),
+              "conv_solve_cuda: a time grid of other sizes");
   p.stages = static_cast<int32_t>(stages);
-  p.steps = static_cast<int32_t>(n_steps);
+  p.steps = static_cast<int32_t>(a.n_steps);
   for (size_t s = 0; s < stages; ++s) {
-    p.update[s] = static_cast<float>(update[s]);
-    for (size_t j = 0; j < s; ++j) p.rows[s][j] = static_cast<float>(rows[s * stages + j]);
+    p.update[s] = static_cast<float>(a.update[s]);
+    for (size_t j = 0; j < s; ++j) p.rows[s][j] = static_cast<float>(a.rows[s * stages + j]);
   }
+}
+
+// One call: its tensors, and what the kernels are told of it.
+struct Call {
+  at::Tensor x, start;  // as given; dense
+  Nodes nodes;
+  Grid grid;
+  bool sample, stage;
+  cuda::ConvProblem problem{};
+
+  Call(const at::Tensor& x, const OptionalTensors& given, const Arguments& a)
+      : x(x), nodes(given, x.size(1)), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
+    const bool coupled = a.training && a.norm == "batch";
+    TORCH_CHECK(stage ? !sample : a.level == "solve" && !coupled, "conv_solve_cuda: level ", a.level, " with norm ", a.norm,
+                a.training ? " in training" : "");
+    TORCH_CHECK(a.groups > 0 && x.size(1) % a.groups == 0, "conv_solve_cuda: ", a.groups, " groups of ", x.size(1),
+                " channels");
+    cuda::ConvProblem& p = problem;
+    describe_scheme(p, a);
+    p.state = scalar_of(x.scalar_type(), "x");
+    p.operand = scalar_of(nodes.operand, "weights");
+    p.vectors = scalar_of(nodes.vectors, "nodes");
+    grid = grid_of({x.device().index(), nodes.basis, a.counts.vec(), a.cells.vec(), a.weights.vec()}, x.device());
+    start = dense(x);
+    p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN();
+    p.post = a.order == "post";
+    p.norm = a.norm == "none" ? cuda::Norm::none
+             : sample         ? cuda::Norm::sample
+             : coupled        ? cuda::Norm::batch
+                              : cuda::Norm::known;
+    p.images = static_cast<int32_t>(x.size(0));
+    p.height = static_cast<int32_t>(x.size(2));
+    p.width = static_cast<int32_t>(x.size(3));
+    p.channels = static_cast<int32_t>(x.size(1));
+    p.group = static_cast<int32_t>(a.norm == "layer" ? x.size(1) : x.size(1) / a.groups);
+    p.slots = grid.count;
+    const cuda::DeviceFacts device = cuda::current_device();
+    p.processors = device.processors;
+    p.shared_limit = device.shared_limit;
+    p.eps = static_cast<float>(a.eps);
+    p.norm_eps = static_cast<float>(a.norm_eps);
+    p.slot_of = grid.slot_of.const_data_ptr<int32_t>();
+    p.slot_list = grid.slots.data();
+    p.stream = c10::cuda::getCurrentCUDAStream().stream();
+  }
+
+  int64_t evaluations() const { return int64_t{1} * problem.steps * problem.stages; }
+  int64_t moment_rows() const { return sample ? x.size(0) : problem.norm == cuda::Norm::none ? 0 : 1; }
+  at::Tensor maps(int64_t count) const { return at::empty({count, x.size(0), x.size(2), x.size(3), x.size(1)}, x.options()); }
+  at::Tensor floats(at::IntArrayRef sizes) const { return at::empty(sizes, x.options().dtype(at::kFloat)); }
+  at::Tensor bytes(int64_t count) const { return at::empty({count}, x.options().dtype(at::kByte)); }
+
+  // fills the nodes and the grid of a structure that has them
+  template <typename P>
+  P with_nodes() const {
+    P p{problem};
+    for (int i = 0; i < cuda::kNodes; ++i) p.nodes[i] = nodes.data(i);
+    p.mix = grid.mix.const_data_ptr<float>();
+    p.basis = nodes.basis;
+    return p;
+  }
+};
+
+// Weights, parameters and known moments, mixed in one launch.
+struct Prepared {
+  at::Tensor packed, parameters;
+  Prepared(const Call& call, const at::Tensor& moments)
+      : packed(at::empty({2, call.grid.count, 9, call.x.size(1), call.x.size(1)}, call.x.options().dtype(call.nodes.operand))),
+        parameters(call.floats({call.grid.count, cuda::kParameterRows, call.x.size(1)})) {
+    auto p = call.with_nodes<cuda::ConvPrepare>();
+    p.packed = packed.mutable_data_ptr();
+    p.parameters = parameters.mutable_data_ptr<float>();
+    p.moments = call.problem.norm == cuda::Norm::known ? moments.mutable_data_ptr<float>() : nullptr;
+    cuda::conv_prepare(p);
+  }
+};
+
+// What a forward pass writes: dense maps; `states` between steps, or none.
+struct Results {
+  at::Tensor y, states, moments, statistics;
+};
+
+int run_solve(const Call& call, const Results& to) {
+  cuda::ConvSolve p{call.problem};
+  const cuda::SolvePlan plan = cuda::plan_solve(p);
+  TORCH_CHECK(plan.refusal == nullptr, "conv_solve_cuda: ", plan.refusal);
+  const Prepared prepared(call, to.moments);
+  const at::Tensor rates = call.bytes(plan.scratch);
+  p.x = call.start.const_data_ptr();
+  p.y = to.y.mutable_data_ptr();
+  p.states = to.states.numel() > 0 ? to.states.mutable_data_ptr() : nullptr;
+  p.packed = prepared.packed.const_data_ptr();
+  p.parameters = prepared.parameters.const_data_ptr<float>();
+  p.moments = to.moments.numel() > 0 ? to.moments.mutable_data_ptr<float>() : nullptr;
+  p.rates = plan.scratch > 0 ? rates.mutable_data_ptr() : nullptr;
+  cuda::conv_solve(p);
+  return 2;
+}
+
+int run_stages(const Call& call, const Results& to) {
+  auto p = call.with_nodes<cuda::ConvStages>();
+  const cuda::StepsPlan plan = cuda::plan_stages(p);
+  TORCH_CHECK(plan.refusal == nullptr, "conv_solve_cuda: ", plan.refusal);
+  const at::Tensor workspace = call.bytes(plan.workspace);
+  p.x = call.start.const_data_ptr();
+  p.y = to.y.mutable_data_ptr();
+  p.states = to.states.numel() > 0 ? to.states.mutable_data_ptr() : nullptr;
+  p.moments = to.moments.numel() > 0 ? to.moments.mutable_data_ptr<float>() : nullptr;
+  p.statistics = to.statistics.numel() > 0 ? to.statistics.mutable_data_ptr() : nullptr;
+  p.workspace = workspace.mutable_data_ptr();
+  cuda::conv_stages(p);
+  return static_cast<int>(1 + call.evaluations() * (p.post != 0 ? 3 : 2));
+}
+
+// An empty batch has no statistics of its own: the running ones stand for them.
+void running_statistics(const Call& call, const at::Tensor& out) {
+  const at::Tensor mix = call.grid.mix.index_select(0, call.grid.slot_of).unsqueeze(-1);  // [evaluation, node, 1]
+  constexpr int kinds[] = {6, 7, 10, 11};
+  for (int i = 0; i < 4; ++i) at::Tensor(out.select(1, i)).copy_((mix * call.nodes.tensors[kinds[i]]).sum(1));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
@@ -128,83 +261,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
     at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
     bool return_steps) {
   TORCH_CHECK(x.dim() == 4, "conv_solve_cuda: x of ", x.dim(), " dimensions");
-  TORCH_CHECK(level == "solve" && !(training && norm == "batch"), "conv_solve_cuda: level ", level, " with norm ", norm);
   const c10::cuda::CUDAGuard guard(x.device());
-  const int64_t batch = x.size(0), channels = x.size(1);
-  const Nodes nodes(given, channels);
-  const bool sample = norm == "group" || norm == "layer";
-  TORCH_CHECK(groups > 0 && channels % groups == 0, "conv_solve_cuda: ", groups, " groups of ", channels, " channels");
-
-  cuda::ConvProblem p{};
-  describe_scheme(p, rows, update, n_steps);
-  const int64_t evaluations = n_steps * p.stages;
-  TORCH_CHECK(static_cast<int64_t>(counts.size()) == evaluations && cells.size() == weights.size(),
-              "conv_solve_cuda: a time grid of other sizes");
-  const Grid grid = grid_of({x.device().index(), nodes.basis, counts.vec(), cells.vec(), weights.vec()}, x.device());
-  const cuda::DeviceFacts device = cuda::current_device();
-  p.state = scalar_of(x.scalar_type(), "x");
-  p.operand = scalar_of(nodes.operand, "weights");
-  p.vectors = scalar_of(nodes.vectors, "nodes");
-  p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN();
-  p.post = order == "post";
-  p.norm = norm == "none" ? cuda::Norm::none : sample ? cuda::Norm::sample : cuda::Norm::known;
-  p.images = static_cast<int32_t>(batch);
-  p.height = static_cast<int32_t>(x.size(2));
-  p.width = static_cast<int32_t>(x.size(3));
-  p.channels = static_cast<int32_t>(channels);
-  p.group = static_cast<int32_t>(norm == "layer" ? channels : channels / groups);
-  p.slots = grid.count;
-  p.processors = device.processors;
-  p.shared_limit = device.shared_limit;
-  p.eps = static_cast<float>(eps);
-  p.norm_eps = static_cast<float>(norm_eps);
-  p.slot_of = grid.slot_of.const_data_ptr<int32_t>();
-  p.slot_list = grid.slots.data();
-  p.stream = c10::cuda::getCurrentCUDAStream().stream();
-
-  const auto maps = [&](int64_t count) { return at::empty({count, batch, x.size(2), x.size(3), channels}, x.options()); };
-  const auto floats = [&](at::IntArrayRef sizes) { return at::empty(sizes, x.options().dtype(at::kFloat)); };
-  const int64_t kept_maps = keep == "none" || keep == "step" ? n_steps - 1 : 0;
-  const at::Tensor start = dense(x), kept = maps(kept_maps);
-  const at::Tensor moments = floats({evaluations, 2, 2, sample ? batch : norm == "none" ? 0 : 1, channels});
+  const Call call(x, given,
+                  {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const bool coupled = call.problem.norm == cuda::Norm::batch;
+  const std::optional<at::Tensor> mean = given.get(6);
+  const at::ScalarType type = mean.has_value() ? mean->scalar_type() : x.scalar_type();
+  const at::Tensor moments = call.floats({call.evaluations(), 2, 2, call.moment_rows(), x.size(1)});
   const at::Tensor statistics =
-      at::empty({0, 4, channels}, nodes.tensors[6].defined() ? nodes.tensors[6].options() : x.options());
+      at::empty({coupled ? call.evaluations() : 0, 4, x.size(1)}, x.options().dtype(coupled ? call.nodes.vectors : type));
+  const at::Tensor kept = call.maps(keep == "none" || keep == "step" ? n_steps - 1 : 0);
   if (x.numel() == 0) {
-    record("conv_solve", "cuda", "solve", 0);
-    const at::Tensor nothing = return_steps ? at::empty({n_steps + 1, batch, channels, x.size(2), x.size(3)}, x.options())
+    record("conv_solve", "cuda", level.c_str(), 0);
+    if (coupled) running_statistics(call, statistics);
+    const at::Tensor nothing = return_steps ? at::empty({n_steps + 1, x.size(0), x.size(1), x.size(2), x.size(3)}, x.options())
                                             : at::empty_like(x);
-    return {nothing, statistics, moments.zero_(), kept};
+    return {nothing, statistics.to(type), moments.zero_(), kept};
   }
-
-  cuda::ConvPrepare prepare{p};
-  const at::Tensor packed = at::empty({2, grid.count, 9, channels, channels}, x.options().dtype(nodes.operand));
-  const at::Tensor parameters = floats({grid.count, cuda::kParameterRows, channels});
-  for (int i = 0; i < cuda::kNodes; ++i) prepare.nodes[i] = nodes.data(i);
-  prepare.mix = grid.mix.const_data_ptr<float>();
-  prepare.basis = nodes.basis;
-  prepare.packed = packed.mutable_data_ptr();
-  prepare.parameters = parameters.mutable_data_ptr<float>();
-  prepare.moments = p.norm == cuda::Norm::known ? moments.mutable_data_ptr<float>() : nullptr;
-
-  cuda::ConvSolve solve{p};
-  const cuda::SolvePlan plan = cuda::plan_solve(solve);
-  TORCH_CHECK(plan.refusal == nullptr, "conv_solve_cuda: ", plan.refusal);
-  const at::Tensor steps = return_steps ? maps(n_steps) : kept, y = return_steps ? steps[n_steps - 1] : maps(1)[0];
-  const at::Tensor rates = at::empty({plan.scratch}, x.options().dtype(at::kByte));
-  solve.x = start.const_data_ptr();
-  solve.y = y.mutable_data_ptr();
-  solve.states = n_steps > 1 && (return_steps || kept_maps > 0) ? steps.mutable_data_ptr() : nullptr;
-  solve.packed = packed.const_data_ptr();
-  solve.parameters = parameters.const_data_ptr<float>();
-  solve.moments = norm == "none" ? nullptr : moments.mutable_data_ptr<float>();
-  solve.rates = plan.scratch > 0 ? rates.mutable_data_ptr() : nullptr;
-  cuda::conv_prepare(prepare);
-  cuda::conv_solve(solve);
-  record("conv_solve", "cuda", "solve", 2);
-  if (!return_steps) return {like(x, y), statistics, moments, kept};
-  if (kept_maps > 0) at::Tensor(kept).copy_(steps.slice(0, 0, n_steps - 1));
-  const at::Tensor all = at::cat({start.unsqueeze(0), steps}).permute({0, 1, 4, 2, 3}).contiguous();
-  return {all, statistics, moments, kept};
+  const at::Tensor steps = return_steps ? call.maps(n_steps) : at::Tensor();
+  const at::Tensor y = return_steps ? steps[n_steps - 1] : call.maps(1)[0];
+  const Results results{y, return_steps ? steps.slice(0, 0, n_steps - 1) : kept, moments, statistics};
+  const int launches = call.stage ? run_stages(call, results) : run_solve(call, results);
+  record("conv_solve", "cuda", level.c_str(), launches);
+  if (!return_steps) return {like(x, y), statistics.to(type), moments, kept};
+  if (kept.size(0) > 0) at::Tensor(kept).copy_(steps.slice(0, 0, n_steps - 1));
+  const at::Tensor all = at::cat({call.start.unsqueeze(0), steps}).permute({0, 1, 4, 2, 3}).contiguous();
+  return {all, statistics.to(type), moments, kept};
 }
 
 }  // namespace

@@ -52,11 +52,31 @@ def test_it_serves_whole_solves_of_narrow_maps(there, shape, dtype):
     assert select(facts(**conv(shape=shape, dtype=torch.float32)), "cuda:solve").level == "solve"
 
 
+@pytest.mark.parametrize("change", [{"shape": (8, 64, 32, 32)}, {"shape": (2, 256, 8, 8)}, {"batch_statistics": True}])
+def test_it_serves_wide_maps_and_training_statistics_stage_by_stage(there, change):
+    plan = select(facts(**conv(**change)), "cuda")
+    assert (plan.backend, plan.level) == ("cuda", "stage")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"needs_grad": True}, "level solve has no backward pass: it serves evaluation under torch.no_grad()"),
-        ({"batch_statistics": True}, "batch statistics couple the images of a batch"),
+        ({"field": ("pre", "group")}, "statistics are taken within an image: level solve serves that"),
+        ({"shape": (8, 264, 4, 4)}, "264 channels: level stage takes a multiple of 8 up to 256"),
+        ({"needs_grad": True}, "level stage has no backward pass"),
+    ],
+)
+def test_stages_it_refuses(there, change, words):
+    with pytest.raises(cf.BackendUnavailable) as caught:
+        select(facts(**conv(**change)), "cuda:stage")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"needs_grad": True}, "level solve has no backward pass: it serves forward passes under torch.no_grad()"),
+        ({"batch_statistics": True}, "batch statistics couple the images of a batch: level stage serves that"),
         ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 64"),
         ({"shape": (8, 128, 4, 4)}, "128 channels: a whole solve takes a multiple of 8 up to 64"),
         ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 128 pixels of 64 channels"),
@@ -167,7 +187,10 @@ def test_what_an_installation_has(module, checks):
 
 
 def test_levels_that_it_does_not_have_are_refused_where_they_are_named():
-    with pytest.raises(ValueError, match=r"accepted: .*cuda:solve.*cuda:accumulate"), cf.use_backend("cuda:stage"):
+    with (
+        pytest.raises(ValueError, match=r"accepted: .*cuda:solve.*cuda:stage.*cuda:accumulate"),
+        cf.use_backend("cuda:none"),
+    ):
         pass
 
 

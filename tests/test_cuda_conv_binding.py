@@ -1,4 +1,4 @@
-"""Whole solves as ops of torch: the binding of the CUDA kernels on the emulator, from tensors to tensors."""
+"""Solves as ops of torch: the binding of the CUDA kernels on the emulator, from tensors to tensors."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ def launches():
     return emulator.binding().launches_of_last_run
 
 
-def solve(case, *, x=None, nodes=None, state=None):
+def solve(case, *, x=None, nodes=None, state=None, level="solve"):
+    """The state or the trajectory, and batch statistics."""
     start, drawn, _ = draw(case)
     start = start.to(state or case.dtype) if x is None else x
     nodes = drawn._make(None if n is None else n.to(case.dtype) for n in drawn) if nodes is None else nodes
-    y, statistics = fused_conv_solve(
-        start, nodes, backend="cuda", level="solve", spec=case.spec, grid=case.grid, training=case.training,
+    return fused_conv_solve(
+        start, nodes, backend="cuda", level=level, spec=case.spec, grid=case.grid, training=case.training,
         checkpoint="step", return_steps=case.return_steps, compute_dtype=case.dtype,
     )  # fmt: skip
-    assert statistics is None
-    return y
 
 
 def check(case, **given):
     exact, runs = truth(case)
-    got = solve(case, **given)
+    got, statistics = solve(case, **given)
     assert_within_budget(got.to(case.dtype), exact["y"], [run["y"] for run in runs], factor=SMALL)
+    assert (statistics is not None) == case.batch_statistics
+    for name, value in {} if statistics is None else statistics._asdict().items():
+        scale = 1.0 + exact[name].abs().max().item()
+        assert_within_budget(value.to(case.dtype), exact[name], [r[name] for r in runs], factor=SMALL, scale=scale)
     return got
 
 
@@ -58,15 +61,15 @@ def test_trajectories(launches, channels):
     case = replace(BASE, channels=channels, return_steps=True, n_steps=3, bias=False, skip=False)
     got = check(case)
     assert torch.equal(got[0], draw(case)[0].float())
-    assert torch.equal(got[-1], solve(replace(case, return_steps=False)))
+    assert torch.equal(got[-1], solve(replace(case, return_steps=False))[0])
 
 
 def test_layouts_and_strides_are_kept(launches):
     x = draw(BASE)[0].float()
     wide = torch.cat([x, x], 2)
-    expected = solve(BASE)
+    expected, _ = solve(BASE)
     for given in (x.contiguous(memory_format=torch.channels_last), wide[:, :, : x.shape[2]], x.mT.contiguous().mT):
-        got = solve(BASE, x=given)
+        got, _ = solve(BASE, x=given)
         assert torch.equal(got, expected)
         assert got.stride() == torch.empty_like(given).stride()
 
@@ -78,21 +81,47 @@ def test_autocast_leaves_state_and_vectors_in_float32(launches):
     got = check(case, state=torch.float32, nodes=wide)
     assert got.dtype == torch.float32
     scaled = wide._replace(norm1_weight=wide.norm1_weight * (1 + 2.0**-12))  # lost in bfloat16
-    assert not torch.equal(solve(case, state=torch.float32, nodes=scaled), got)
+    assert not torch.equal(solve(case, state=torch.float32, nodes=scaled)[0], got)
 
 
 def test_float32_is_rounded_to_tf32_where_the_switch_of_torch_allows_it(launches, monkeypatch):
-    exact, got = truth(BASE)[0]["y"], solve(BASE)
+    exact, (got, _) = truth(BASE)[0]["y"], solve(BASE)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    rounded = (solve(BASE) - exact).abs().max()
+    rounded = (solve(BASE)[0] - exact).abs().max()
     assert 30 * (got - exact).abs().max() < rounded < 1e-2
 
 
 def test_a_batch_of_none(launches):
     case = replace(BASE, batch=0)
-    assert solve(case).shape == (0, 16, 5, 7)
-    assert solve(replace(case, return_steps=True)).shape == (3, 0, 16, 5, 7)
+    assert solve(case)[0].shape == (0, 16, 5, 7)
+    assert solve(replace(case, return_steps=True))[0].shape == (3, 0, 16, 5, 7)
     assert launches() == 0
+    _, statistics = solve(replace(case, training=True), level="stage")
+    _, nodes, _ = draw(case)
+    for i, share in enumerate(case.grid.weights[0]):
+        expected = sum(w * nodes.norm2_var[k] for k, w in share)
+        torch.testing.assert_close(statistics.norm2_var[i].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_stage_by_stage(launches, order, training, dtype):
+    case = replace(BASE, order=order, training=training, dtype=dtype, scheme="midpoint", return_steps=training)
+    check(case, level="stage")
+    assert launches() == 1 + 4 * (3 if order == "post" else 2)
+
+
+def test_statistics_keep_float32_beside_weights_of_16_bits(launches):
+    case = replace(BASE, dtype=torch.bfloat16, training=True, scheme="euler")
+    wide = draw(case)[1]._make(None if n is None else n.float() for n in draw(case)[1])
+    _, statistics = solve(case, state=torch.float32, nodes=wide, level="stage")
+    assert statistics.norm1_mean.dtype == torch.float32
+    assert not torch.equal(statistics.norm1_mean, statistics.norm1_mean.bfloat16().float())
+
+
+def test_wide_maps(launches):
+    check(replace(BASE, channels=72, size=(4, 3), scheme="euler", n_steps=1), level="stage")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +129,13 @@ def test_a_batch_of_none(launches):
     [
         ({"channels": 12}, "channels must be a multiple of 8 up to 64"),
         ({"size": (40, 40)}, "exceed the registers of a multiprocessor"),
-        ({"training": True}, "level solve with norm batch"),
+        ({"training": True}, "level solve with norm batch in training"),
+        ({"norm": "group", "level": "stage"}, "level stage with norm group"),
         ({"dtype": torch.float64}, "x of dtype Double: accepted are float16, bfloat16, float32"),
     ],
     ids=str,
 )
 def test_what_gets_past_the_backend_is_refused(launches, change, words):
+    level = change.pop("level", "solve")
     with pytest.raises(RuntimeError, match=words):
-        solve(replace(BASE, **change))
+        solve(replace(BASE, **change), level=level)

@@ -13,6 +13,7 @@ from . import extension
 from .registry import Problem
 
 MOST_STAGES = 13  # of dopri8; csrc/cuda/launch.h
+MOST_CHANNELS = 256  # at level stage; csrc/cuda/conv_launch.h
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERANDS = STATES[:3]  # of convolutions
 CHIPS: tuple[str, ...] = ()
@@ -28,10 +29,10 @@ if _reason is None:
 
 
 class CudaBackend:
-    """Whole solves of the convolutional field forward, one block an image; stage combinations of any field."""
+    """Solves of the convolutional field forward, whole or stage by stage; stage combinations of any field."""
 
     name = "cuda"
-    levels: tuple[str, ...] = ("solve", "accumulate")
+    levels: tuple[str, ...] = ("solve", "stage", "accumulate")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -42,14 +43,14 @@ class CudaBackend:
             reasons.append(f"the tensors are on {problem.device}")
         elif _reason is None:
             reasons += _against_device()
-        served = OPERANDS if level == "solve" else STATES
+        served = STATES if level == "accumulate" else OPERANDS
         accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in served)
         states = problem.leaf_dtypes or (problem.dtype,)
         reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
-        if level == "solve":
-            reasons += _against_solve(problem)
+        if level != "accumulate":
+            reasons += _against_conv(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
@@ -62,6 +63,8 @@ class CudaBackend:
         """What speaks for it."""
         if level == "solve":
             return "the state never leaves the chip: predicted faster than PyTorch (docs/cuda.md), not measured"
+        if level == "stage":
+            return "one launch a convolution and what is around it: expected faster than PyTorch, not yet measured"
         return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
 
     def unavailable(self) -> str | None:
@@ -100,21 +103,27 @@ def _against_device() -> list[str]:
     return []
 
 
-def _against_solve(problem: Problem) -> list[str]:
-    """Reasons against a whole solve of the convolutional field."""
+def _against_conv(problem: Problem, level: str) -> list[str]:
+    """Reasons against a fused solve of the convolutional field."""
     if problem.op != "conv_solve":
-        return [f"level solve serves conv_solve, not {problem.op}"]
+        return [f"level {level} serves conv_solve, not {problem.op}"]
     reasons = []
     if problem.needs_grad:
-        reasons.append("level solve has no backward pass: it serves evaluation under torch.no_grad()")
+        reasons.append(f"level {level} has no backward pass: it serves forward passes under torch.no_grad()")
     if problem.compute_dtype not in OPERANDS:
         reasons.append(f"products in {problem.compute_dtype} are not served")
     elif problem.dtype not in (torch.float32, problem.compute_dtype):
         reasons.append(f"a state of {problem.dtype} beside products in {problem.compute_dtype} is not served")
-    if problem.batch_statistics:
-        reasons.append("batch statistics couple the images of a batch")
     _, channels, height, width = problem.shape
     sample = problem.field is not None and problem.field[1] in ("group", "layer")
+    if level == "stage":
+        if sample:
+            reasons.append("statistics are taken within an image: level solve serves that")
+        if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
+            reasons.append(f"{channels} channels: level stage takes a multiple of 8 up to {MOST_CHANNELS}")
+        return reasons
+    if problem.batch_statistics:
+        reasons.append("batch statistics couple the images of a batch: level stage serves that")
     return reasons + refusals(
         channels, height, width, size=problem.compute_dtype.itemsize, sample=sample, capability=capability() or OLDEST
     )

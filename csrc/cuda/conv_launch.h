@@ -87,7 +87,7 @@ struct ConvSteps : ConvProblem {  // of norm sample: refused
   const void* packed;       // as ConvPrepare
   const float* parameters;  // as ConvPrepare
   float* moments;           // [evaluation, norm, (mean, variance), 1, channel]: read if known, written if batch
-  void* statistics;         // of norm batch [evaluation, norm, (mean, unbiased variance), channel], dtype of the operands
+  void* statistics;         // of norm batch [evaluation, norm, (mean, unbiased variance), channel], dtype of the vectors
   const float* partials;    // of x, where `needs_partials`
   void* y;                  // the state after them, or null: not wanted
   void* states;             // the state after each of them but the last [count - 1, ...], or null

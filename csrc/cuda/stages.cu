@@ -179,7 +179,7 @@ class Run {
         a.norm.partials = source;
         a.norm.rows = rows;
         a.norm.statistics = static_cast<unsigned char*>(p.statistics);
-        a.norm.type = p.operand;
+        a.norm.type = p.vectors;
       }
     }
     return a;

@@ -27,6 +27,7 @@ void emulated_forget();
 int64_t emulated_first_unwritten(const void* data);
 const char* emulated_rk_combine(const Combine* p);
 const char* emulated_conv_prepare(const contnet_fast::cuda::ConvPrepare* p);
+const char* emulated_conv_stages(const contnet_fast::cuda::ConvStages* p);
 const char* emulated_conv_solve(const contnet_fast::cuda::ConvSolve* p);
 const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type);
 
@@ -89,8 +90,8 @@ int64_t moment_bytes(const ConvProblem& p) {
 int64_t packed_bytes(const ConvProblem& p) { return int64_t{18} * p.slots * p.channels * p.channels * size_of(p.operand); }
 int64_t parameter_bytes(const ConvProblem& p) { return int64_t{4} * p.slots * kParameterRows * p.channels; }
 
-void emulated_prepare(const ConvPrepare& p) {
-  Buffers buffers;
+template <typename P>
+void in_nodes(Buffers& buffers, const P& p) {
   for (int i = 0; i < kNodes; ++i) {
     const bool weight = i == 0 || i == 2;
     const int64_t each = weight ? 9 * p.channels * p.channels : i == kNodes - 1 ? 1 : p.channels;
@@ -98,6 +99,11 @@ void emulated_prepare(const ConvPrepare& p) {
   }
   buffers.in(p.mix, 4 * p.slots * p.basis);
   buffers.in(p.slot_of, 4 * p.stages * p.steps);
+}
+
+void emulated_prepare(const ConvPrepare& p) {
+  Buffers buffers;
+  in_nodes(buffers, p);
   buffers.out(p.packed, packed_bytes(p));
   buffers.out(p.parameters, parameter_bytes(p));
   if (p.moments != nullptr) buffers.out(p.moments, moment_bytes(p));
@@ -118,6 +124,18 @@ void emulated_solve(const ConvSolve& p) {
   buffers.finish(emulated_conv_solve(&p));
 }
 
+void emulated_stages(const ConvStages& p) {
+  Buffers buffers;
+  in_nodes(buffers, p);
+  buffers.in(p.x, map_bytes(p));
+  buffers.out(p.y, map_bytes(p));
+  if (p.states != nullptr) buffers.out(p.states, (p.steps - 1) * map_bytes(p));
+  if (p.moments != nullptr) buffers.out(p.moments, moment_bytes(p));
+  if (p.statistics != nullptr) buffers.out(p.statistics, moment_bytes(p) / 4 * size_of(p.vectors));
+  emulated_register("workspace", p.workspace, plan_stages(p).workspace, false, true);
+  buffers.finish(emulated_conv_stages(&p));
+}
+
 }  // namespace cuda
 }  // namespace contnet_fast
 
@@ -126,5 +144,6 @@ void emulated_solve(const ConvSolve& p) {
 #define error_norm emulated_norm
 #define conv_prepare emulated_prepare
 #define conv_solve emulated_solve
+#define conv_stages emulated_stages
 #include "bind_cuda.cpp"
 #include "bind_cuda_conv.cpp"
