@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PHASES = ("environment", "build", "tests", "combine", "blocks", "training", "sanitizer", "choice")
 TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")
 DRY_TESTS = ("tests/test_triton_combine.py",)
-SANITIZED = ("tests/test_triton_gpu.py", "tests/test_cuda_gpu.py")
+SANITIZED = ("tests/test_triton_gpu.py", "tests/test_cuda_gpu.py", "tests/test_cuda_conv_gpu.py")
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "ninja", "scikit-learn", "rich", "torchdiffeq")
 
 

@@ -1,0 +1,78 @@
+"""What only a GPU can show of convolutional solves in CUDA C++: values, a whole block, graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conv_cases import SMALL, Case, solve, truth
+
+import contnet_fast as cf
+from contnet_fast.testing import assert_within_budget
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        "cuda" not in cf.available_backends(), reason="needs an NVIDIA GPU and the extension with CUDA in it"
+    ),
+]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32]
+BASE = Case(channels=16, size=(32, 32), norm="batch", basis="piecewise_linear", n_basis=4, scheme="rk4_38", skip=True)
+NARROW = [(16, (32, 32)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7))]
+WIDE = [(64, (32, 32)), (128, (16, 16)), (256, (8, 8))]
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def check(case, backend):
+    with cf.record_runs() as log:
+        got = solve(case, backend, device="cuda")
+    assert [f"{run.backend}:{run.level}" for run in log] == [backend]
+    exact, runs = truth(case)
+    assert_within_budget(got["y"], exact["y"], [run["y"] for run in runs], factor=SMALL)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("channels", "size"), NARROW)
+def test_whole_solves(channels, size, norm, order, dtype):
+    check(replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype), "cuda:solve")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("channels", "size"), [*NARROW, *WIDE])
+def test_stage_by_stage(channels, size, training, order, dtype):
+    check(replace(BASE, channels=channels, size=size, training=training, order=order, dtype=dtype), "cuda:stage")
+
+
+def test_small_set():
+    """Every kind of launch once, for compute-sanitizer."""
+    for order in ("pre", "post"):
+        for dtype in FLOATS:
+            case = replace(BASE, size=(5, 6), order=order, dtype=dtype, n_steps=1)
+            solve(case, "cuda:solve", device="cuda")
+            solve(replace(case, training=True), "cuda:stage", device="cuda")
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("level", ["solve", "stage"])
+def test_a_block_is_captured_as_a_graph(level):
+    torch.manual_seed(0)
+    field = cf.nn.ConvField(16, n_basis=2)
+    block = cf.nn.ContinuousBlock(field, scheme="rk4_classic", n_steps=2, backend=f"cuda:{level}").cuda().eval()
+    x = torch.randn(4, 16, 12, 12, device="cuda")
+    with torch.no_grad():
+        wanted = block(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = block(x)
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, wanted)
