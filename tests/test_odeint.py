@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.ode import METHODS
+from contnet_fast.ode import METHODS, checkpoint
 from contnet_fast.ode.methods import ADAPTIVE, FIXED
 
 D = torch.float64
@@ -40,9 +40,16 @@ def test_orders_of_convergence_with_steps_forced(method):
     assert math.log2(errors[0] / errors[1]) > expected - 0.35
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.fixture
+def least_taped(request, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LEAST_TAPED", request.param)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "least_taped"), [("discrete", 0), ("checkpoint", 0), ("checkpoint", 99)], indirect=["least_taped"]
+)
 @pytest.mark.parametrize("method", ["rk4", "explicit_adams", "bosh3", "dopri5"])
-def test_first_and_second_derivatives(method, gradient):
+def test_first_and_second_derivatives(method, gradient, least_taped):
     options = {"step_size": 0.25} if method in GRID else {"first_step": 0.3, "min_step": 0.3, "max_step": 0.3}
     y0 = torch.tensor([0.7, 1.3], dtype=D, requires_grad=True)
     w = torch.tensor([0.4, -0.2], dtype=D, requires_grad=True)
@@ -124,16 +131,20 @@ class Normed(torch.nn.Module):
         return self.drop(torch.tanh(self.norm(self.linear(y))))
 
 
-@pytest.mark.parametrize("keep", ["all", "sqrt"])
-@pytest.mark.parametrize("method", ["rk4", "adaptive_heun", "dopri5"])
-def test_checkpointed_gradients_are_exact_and_statistics_move_once(method, keep):
-    options = {"step_size": 0.05} if method == "rk4" else {"max_step": 0.1, "jump_t": [0.52]}
+@pytest.mark.parametrize(
+    ("keep", "least_taped", "dropout"),
+    [("all", 0, 0.3), ("sqrt", 0, 0.3), ("all", 0, 0.0), ("all", 999, 0.3)],
+    indirect=["least_taped"],
+)
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams", "adaptive_heun", "dopri5"])
+def test_checkpointed_gradients_are_exact_and_statistics_move_once(method, keep, least_taped, dropout):
+    options = {"step_size": 0.05} if method in GRID else {"max_step": 0.1, "jump_t": [0.52]}
     found = []
     for gradient in ("discrete", "checkpoint"):
         torch.manual_seed(0)
-        field = Normed(dropout=0.3)
+        field = Normed(dropout)
         y0 = torch.randn(8, 3, dtype=D, requires_grad=True)
-        t = torch.tensor([0.0, 0.33, 1.0], dtype=D)
+        t = torch.tensor([0.0, 1.0] if method in GRID else [0.0, 0.35, 0.36, 1.0], dtype=D)
         more = {"gradient": gradient, "keep": keep}
         out = cf.odeint(field, y0, t, method=method, options=options, rtol=10.0, atol=10.0, **more)
         count = field.norm.num_batches_tracked.item()
@@ -142,6 +153,47 @@ def test_checkpointed_gradients_are_exact_and_statistics_move_once(method, keep)
         found.append([out, *grads, field.norm.running_mean, field.norm.running_var, torch.rand(2)])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri8"])
+def test_checkpointed_states_of_any_kind(method, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LEAST_TAPED", 0)
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    state = (image, torch.randn(3, dtype=torch.complex128), torch.ones(2, dtype=D))
+    w = torch.tensor(0.7, dtype=D, requires_grad=True)
+
+    def field(t, s):  # the second leaf is its own rate, the third has a rate without a graph
+        return torch.sin(s[0]) * w.float(), s[1], torch.ones_like(s[2])
+
+    options = {"step_size": 0.25} if method == "rk4" else None
+    t = torch.linspace(0, 1, 2 if method == "rk4" else 40, dtype=D)  # dopri8 has more outputs than steps
+    found = []
+    for gradient in ("discrete", "checkpoint"):
+        y0 = tuple(y.clone(memory_format=torch.preserve_format).requires_grad_() for y in state)
+        out = cf.odeint(field, y0, t, method=method, options=options, gradient=gradient, params=(w,))
+        found.append(torch.autograd.grad(sum(y.abs().square().sum() for y in out), (*y0, w)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_adjoint_asks_for_parameters_where_their_integral_is_summed():
+    asked = []
+
+    def rate(t, y):
+        own = w.clone()
+        if own.requires_grad and torch.is_grad_enabled():
+            at = len(asked)
+            asked.append(0)
+            own.register_hook(lambda grad: asked.__setitem__(at, 1))
+        return own * y
+
+    w, y0 = torch.tensor(-0.5, dtype=D, requires_grad=True), torch.ones(2, dtype=D, requires_grad=True)
+    for method, of_step in (("midpoint", [0, 1]), ("heun3", [1, 0, 1]), ("rk4", [1, 1, 1, 1])):
+        asked.clear()
+        out = cf.odeint_adjoint(rate, y0, TWO, method=method, options={"step_size": 0.5}, adjoint_params=(w,))
+        out[-1].sum().backward()
+        assert asked == 2 * of_step
 
 
 def test_land_on_end_asks_nothing_beyond():

@@ -89,7 +89,10 @@ class Adaptive:
     ) -> None:
         self.problem, self.options, self.tolerance = problem, options, tolerance
         self.method: Method = get_method(name)
-        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph)
+        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph, read=problem.read)
+        self._summed = [bool(b or m) for b, m in zip(self.method.b, self.method.mid, strict=True)]
+        for j in (0, -1, *(j for j, _ in self.method.error)):  # the first and the last are carried and interpolated
+            self._summed[j] = True
         wide = torch.float32 if problem.device.type == "mps" else torch.float64  # mps has no float64
         self.dtype = torch.promote_types(options.dtype or wide, problem.dtype)
         if self.dtype not in (torch.float32, torch.float64):
@@ -217,9 +220,11 @@ class Adaptive:
         """All rates of a step, and y1 where the last stage is evaluated there."""
         ks, at = [k0], ys
         size = self.size(h, span)
-        for time, row in zip(self._stage_times(s, h, s1, span), self.method.rows[1:], strict=True):
-            at = self.arithmetic.combine(ys, ks, row, size)
-            ks.append(self.problem(time, at))
+        last = len(self.method.c) - 1 if self.method.last_row_is_update else None
+        for j, time in enumerate(self._stage_times(s, h, s1, span), 1):
+            combine = self.arithmetic.combine if j == last else self.arithmetic.stage
+            at = combine(ys, ks, self.method.rows[j], size)
+            ks.append(self.problem(time, at, summed=self._summed[j]))
         return (at if self.method.last_row_is_update else None), ks
 
     def after_jump(self, s1: Any, y1s: Leaves, span: Span | None) -> Leaves:

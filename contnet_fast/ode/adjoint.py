@@ -82,7 +82,9 @@ class Adjoint:
     ) -> tuple[torch.Tensor | None, Leaves, Leaves]:
         """Gradients of t, y0 and the parameters from those of the tables."""
         n, problem = self.n, self.problem
-        field = self._field(params, with_t or not self.settings.fixed)  # norms look at dL/dt
+        back = problem
+        # norms look at dL/dt
+        field = self._field(params, with_t or not self.settings.fixed, lambda: back.summed)
         first = torch.zeros((), dtype=problem.dtype, device=problem.device)
         lambdas = [g[-1] for g in grads]
         sums = [torch.zeros_like(p) for p in params]
@@ -94,7 +96,7 @@ class Adjoint:
                 first = first - along
                 by_time.append(along.to(t))  # type: ignore[union-attr]
             start = (first, *(y[i] for y in tables), *lambdas, *sums)
-            back = InitialValueProblem(field, start, t[i - 1 : i + 1].detach().flip(0))
+            back = InitialValueProblem(field, start, t[i - 1 : i + 1].detach().flip(0), read=1 + 2 * n)
             options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
             settings = Settings(self.settings.method, options, self.settings.rtol, self.settings.atol)
             first, *ends = (table[-1] for table in solve(back, settings, graph=False))
@@ -103,15 +105,18 @@ class Adjoint:
         t_grad = torch.stack([first.to(t), *reversed(by_time)]) if with_t else None
         return t_grad, lambdas, sums
 
-    def _field(self, params: Sequence[torch.Tensor], with_t: bool) -> Callable:
+    def _field(self, params: Sequence[torch.Tensor], with_t: bool, summed: Callable[[], bool]) -> Callable:
+        """Rates of the augmented state; those of the parameters' integrals are 0 where none ``summed`` them."""
         n, problem = self.n, self.problem
+        unread = [p.new_zeros(()).expand_as(p) for p in params]
 
         def augmented(t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             with torch.enable_grad():
                 time = t.detach().requires_grad_(with_t)
                 ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
                 rates = problem(time, ys)
-                inputs = [*([time] if with_t else []), *ys, *params]
+                own = params if summed() else ()
+                inputs = [*([time] if with_t else []), *ys, *own]
                 pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
                 found = (
                     torch.autograd.grad([f for f, _ in pairs], inputs, [-g for _, g in pairs], allow_unused=True)
@@ -120,7 +125,7 @@ class Adjoint:
                 )
             filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
             of_t = filled.pop(0) if with_t else torch.zeros_like(t)
-            return (of_t, *(f.detach() for f in rates), *filled)
+            return (of_t, *(f.detach() for f in rates), *filled, *([] if summed() else unread))
 
         for name in CALLBACKS:
             own = getattr(problem.func, name + "_adjoint", None)

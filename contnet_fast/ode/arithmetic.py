@@ -22,9 +22,11 @@ class Arithmetic:
     """y + h sum_j c_j k_j on lists of leaves, by the backend that serves them.
 
     With a graph each call is differentiable any number of times. A step size that is a tensor stays in the graph.
+    The field reads the first ``read`` leaves; the others are summed where a step ends.
     """
 
-    def __init__(self, ys: Sequence[torch.Tensor], stages: int, *, graph: bool) -> None:
+    def __init__(self, ys: Sequence[torch.Tensor], stages: int, *, graph: bool, read: int | None = None) -> None:
+        self._read = len(ys) if read is None else read
         problem = Problem(
             op="odeint",
             device=ys[0].device.type,
@@ -61,6 +63,13 @@ class Arithmetic:
         if self.graph:
             return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
         return self._combine(ys, rates, coefficients)
+
+    def stage(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
+        """:meth:`combine` of the leaves that the field reads, and the others as they are in ``ys``."""
+        n = self._read
+        if n == len(ys):
+            return self.combine(ys, ks, terms, h)
+        return [*self.combine(ys[:n], [k[:n] for k in ks], terms, h), *ys[n:]]
 
     def update(
         self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance

@@ -13,10 +13,13 @@ import torch
 from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import Leaves
 from .fixed import FixedGrid, FixedStep
+from .options import AdaptiveOptions
 from .problem import InitialValueProblem, own_module
 from .solve import Record, Settings, make_solver, solve
+from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
+LEAST_TAPED = 2**14  # elements from which a tape beats one graph for the step
 Step = FixedStep | AdaptiveStep
 
 
@@ -28,11 +31,19 @@ class Kept(Record):
         self.starts: list[list[Leaves]] = []
         self.random: list[list[torch.Tensor]] = []
         self._wanted, self._device = random, device
-        self.before = random_state(device) if random else []
+        self.before = self._latest = random_state(device) if random else []
 
     def start(self, tensors: list[Leaves]) -> Any:
         """The start of a step that may be rejected."""
-        return tensors, random_state(self._device) if self._wanted else []
+        return tensors, self._now()
+
+    def _now(self) -> list[torch.Tensor]:
+        """The random state, the same tensors as long as it is the same."""
+        if self._wanted:
+            now = random_state(self._device)
+            if not all(map(torch.equal, now, self._latest)):
+                self._latest = now
+        return self._latest
 
     def took(self, step: Step, mark: Any) -> None:
         """Keep the start of an accepted step."""
@@ -40,6 +51,11 @@ class Kept(Record):
         self.steps.append(step)
         self.starts.append([list(leaves) for leaves in tensors])
         self.random.append(random)
+
+    def finish(self) -> None:
+        """Forget random states if nothing was drawn."""
+        if self._now() is self.before:
+            self.before, self.random = [], [[] for _ in self.random]
 
     def thin(self) -> None:
         """Drop all starts but about the square root of their number."""
@@ -85,6 +101,7 @@ class Checkpointed(torch.autograd.Function):
         module = own_module(problem.func)
         record = Kept(module is None or module.training, problem.device)
         outputs = solve(problem, settings, graph=False, record=record)
+        record.finish()
         if keep == "sqrt":
             record.thin()
         ctx.problem, ctx.settings, ctx.record, ctx.n, ctx.module = problem, settings, record, n, module
@@ -103,12 +120,12 @@ class Checkpointed(torch.autograd.Function):
         return None, None, None, None, *found
 
 
-def _replayer(ctx: Any, t: torch.Tensor) -> tuple[FixedGrid | Adaptive, list[Step], bool]:
-    """A solver in the graph of ``t``, the accepted steps on it, and whether times carry a gradient."""
+def _replayer(ctx: Any, t: torch.Tensor, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, list[Step], bool]:
+    """A solver, in the graph of ``t``, the accepted steps on it, and whether times carry a gradient."""
     problem: InitialValueProblem = ctx.problem
     timed = t.requires_grad
     s = t if problem.sign > 0 else -t
-    solver = make_solver(problem, ctx.settings, graph=True, s=s)
+    solver = make_solver(problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
         return solver, list(solver.steps()), timed
     steps = []
@@ -157,61 +174,61 @@ def _signed(ctx: Any, t: torch.Tensor) -> torch.Tensor:
 def _step_by_step(
     ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    problem, record = ctx.problem, ctx.record
+    problem, record, timed = ctx.problem, ctx.record, wanted[0]
     t = saved[0].detach()
+    taped = not timed and _summed(ctx) and sum(y.numel() for y in problem.leaves) >= LEAST_TAPED
     with torch.enable_grad():
-        t.requires_grad_(wanted[0])
-        solver, steps, timed = _replayer(ctx, t)
-    fixed_inputs = [
-        *([t] if timed else []),
-        *(p for p, w in zip(saved[1 + ctx.n :], wanted[1 + ctx.n :], strict=True) if w),
-    ]
-    sums: list[torch.Tensor | None] = [None] * len(fixed_inputs)
+        solver, steps, _ = _replayer(ctx, t.requires_grad_(timed), graph=not taped)
+    params = [p for p, w in zip(saved[1 + ctx.n :], wanted[1 + ctx.n :], strict=True) if w]
+    shared = [*([t] if timed else []), *params]
+    transposed = Tape(solver, shared) if taped else Graph(shared)
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
-    ahead: list[list[torch.Tensor | None]] | None = None
+    ahead: list[Cotangents] | None = None
     for i in reversed(range(len(steps))):
         begin = _begin(ctx, steps, i)
         if timed and isinstance(solver, Adaptive):
             begin = [*begin, [problem.scalar(float(record.steps[i].s), solver.dtype)]]
-        with replaying(ctx.module, record.random[i], problem.device), torch.enable_grad():
-            state = [[x.detach().requires_grad_(_differentiable(x)) for x in leaves] for leaves in begin]
-            end, outs = steps[i].run(state)
+        with replaying(ctx.module, record.random[i], problem.device):
+            end, outs = transposed.run(steps[i].run, begin)
         count = len(outs)
         results = [o for out in outs for o in out]
-        cotangents: list[torch.Tensor | None] = [g[row - count + j] for j in range(count) for g in grads]
+        cotangents: Cotangents = [g[row - count + j] for j in range(count) for g in grads]
         row -= count
         if ahead is not None:
             results += [x for leaves in end for x in leaves]
             cotangents += [g for leaves in ahead for g in leaves]
-        inputs = [x for leaves in state for x in leaves]
-        found = _vjp(results, cotangents, [*inputs, *fixed_inputs])
-        split = iter(found)
-        ahead = [[next(split) for _ in leaves] for leaves in state]
-        _accumulate(sums, list(split))
-        del end, outs, results, found
-    start: list[torch.Tensor | None] = [g[0] for g in grads]
+        ahead = transposed.transpose(results, cotangents)
+        del end, outs, results
     if ahead is None:
         ahead = [[None] * ctx.n]
     if len(ahead) > 1 and not isinstance(solver, FixedGrid):  # the first evaluation, which the first step was given
-        with replaying(ctx.module, record.before, problem.device), torch.enable_grad():
-            ys = [y.detach().requires_grad_() for y in saved[1 : 1 + ctx.n]]
-            begin = _start(solver, _signed(ctx, t)[0], ys, timed)
-        results = [x for leaves in begin[1:] for x in leaves]
-        found = _vjp(results, [g for leaves in ahead[1:] for g in leaves], [*ys, *fixed_inputs])
-        _accumulate(ahead[0], found[: ctx.n])
-        _accumulate(sums, found[ctx.n :])
-    _accumulate(ahead[0], start)
-    shared = iter(sums)
-    first = next(shared) if timed else None
-    return [first, *ahead[0], *(next(shared) if need else None for need in wanted[1 + ctx.n :])]
+        with replaying(ctx.module, record.before, problem.device):
+            begin, _ = transposed.run(
+                lambda start: (_start(solver, _signed(ctx, t)[0], start[0], timed)[1:], []),
+                [list(saved[1 : 1 + ctx.n])],
+            )
+        (more,) = transposed.transpose([x for leaves in begin for x in leaves], [g for k in ahead[1:] for g in k])
+        ahead[0] = [_plus(a, b) for a, b in zip(ahead[0], more, strict=True)]
+    ahead[0] = [_plus(g[0], a) for g, a in zip(grads, ahead[0], strict=True)]
+    sums = iter(transposed.gradients.totals)
+    of_t = next(sums) if timed else None
+    return [of_t, *ahead[0], *(next(sums) if need else None for need in wanted[1 + ctx.n :])]
+
+
+def _summed(ctx: Any) -> bool:
+    """Whether all that a step does beside evaluations is sums."""
+    options = ctx.settings.options
+    if isinstance(options, AdaptiveOptions):
+        return True
+    return options.interp == "linear" and all(w is None for step in ctx.record.steps for w in step.weights)
 
 
 def _outputs(step: Step) -> int:
     return len(step.weights if isinstance(step, FixedStep) else step.outputs)
 
 
-def _differentiable(x: torch.Tensor) -> bool:
-    return x.is_floating_point() or x.is_complex()
+def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def _begin(ctx: Any, steps: list[Step], i: int) -> list[Leaves]:
@@ -227,23 +244,3 @@ def _begin(ctx: Any, steps: list[Step], i: int) -> list[Leaves]:
                 starts[j + 1] = state
     begin = starts[i]
     return begin
-
-
-def _vjp(
-    results: list[torch.Tensor], cotangents: list[torch.Tensor | None], inputs: list[torch.Tensor]
-) -> list[torch.Tensor | None]:
-    pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None and r.requires_grad]
-    if not pairs:
-        return [None] * len(inputs)
-    # times share a graph with every step
-    return list(
-        torch.autograd.grad([r for r, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, retain_graph=True)
-    )
-
-
-def _accumulate(sums: list[torch.Tensor | None], more: list[torch.Tensor | None]) -> None:
-    """Add in place what no one else holds."""
-    for i, g in enumerate(more):
-        if g is not None:
-            held = sums[i]
-            sums[i] = g if held is None else held + g

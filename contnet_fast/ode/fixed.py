@@ -41,7 +41,7 @@ class FixedStep:
         """The step from ``[ys, *remembered rates, the newest first]``."""
         solver, problem, (ys, *known) = self.solver, self.solver.problem, start
         dt = self.dt * problem.sign
-        solver.first = k0 = problem(self.times[0], ys)
+        solver.first = k0 = problem(self.times[0], ys, summed=solver.summed[0])
         if solver.adams:
             known = [k0, *known][: solver.remembered]
         if solver.adams and len(known) >= ADAMS_START:
@@ -88,7 +88,9 @@ class FixedGrid:
         self.adams = self.method.name == ADAMS
         self.remembered = options.max_order - 1 if isinstance(options, AdamsOptions) else 0
         self.s = problem.s if s is None else s
-        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph)
+        self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph, read=problem.read)
+        self.summed = [bool(b) for b in self.method.b]  # the rates that the update or something else sums
+        self.summed[0] |= self.adams or options.interp == "cubic"
         self.first: Leaves = []  # the rate at the start of the last step
 
     def grid(self) -> torch.Tensor:
@@ -183,8 +185,8 @@ class FixedGrid:
     def stages(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> Leaves:
         """y1 of a Runge-Kutta step."""
         ks = [k0]
-        for time, row in zip(times[1:], self.method.rows[1:], strict=True):
-            ks.append(self.problem(time, self.arithmetic.combine(ys, ks, row, dt)))
+        for time, row, summed in zip(times[1:], self.method.rows[1:], self.summed[1:], strict=True):
+            ks.append(self.problem(time, self.arithmetic.stage(ys, ks, row, dt), summed=summed))
         return self.arithmetic.combine(ys, ks, self.method.update, dt)
 
 

@@ -65,11 +65,21 @@ class InitialValueProblem:
         leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
         times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
         dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+        read: the field reads so many leaves, the first; the others are integrals. summed: those of the rate that is
+            asked for are read.
     """
 
     def __init__(
-        self, func: Callable, y0: Any, t: torch.Tensor, *, callbacks: Sequence[str] = CALLBACKS, constant: bool = False
+        self,
+        func: Callable,
+        y0: Any,
+        t: torch.Tensor,
+        *,
+        callbacks: Sequence[str] = CALLBACKS,
+        constant: bool = False,
+        read: int | None = None,
     ) -> None:
+        self.read, self.summed = read, True
         if not callable(func):
             raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
         self.func = func
@@ -92,9 +102,12 @@ class InitialValueProblem:
             name: getattr(func, own) for name, own in zip(CALLBACKS, callbacks, strict=True) if hasattr(func, own)
         }
 
-    def __call__(self, t: torch.Tensor, ys: Leaves) -> Leaves:
-        """The field at the caller's time, as leaves in the dtypes of the state."""
+    def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
+        """The field at the caller's time, as leaves in the dtypes of the state; unless ``summed`` no one reads those
+        of integrals.
+        """
         self.stats.nfe += 1
+        self.summed = summed
         if self.structure is None:
             k, y = self.func(t, ys[0]), ys[0]
             if self.stats.nfe == 1 and not is_rate(k, y):
