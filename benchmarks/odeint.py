@@ -3,8 +3,8 @@
     python benchmarks/odeint.py            # appends to benchmarks/results/odeint-<device>.jsonl, some five minutes
     python benchmarks/odeint.py --quick --out quick.jsonl
 
-All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if they do not compute the same. torchode takes
-part where it is installed.
+All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if
+they do not compute the same. torchode takes part where it is installed.
 """
 
 from __future__ import annotations
