@@ -3,13 +3,14 @@
     python benchmarks/odeint.py            # appends to benchmarks/results/odeint-<device>.jsonl, some five minutes
     python benchmarks/odeint.py --quick --out quick.jsonl
 
-All contenders of a case take turns in one process. A case gets no row if they do not compute the same. torchode takes
-part where it is installed.
+All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if
+they do not compute the same. torchode takes part where it is installed.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -90,7 +91,7 @@ def measure(case: Case, effort: Effort) -> dict[str, Any]:
     torch.set_num_threads(case.threads)
     everyone = contenders(case)
     gate = check(case, everyone)
-    times = interleave(everyone, effort)
+    times = interleave(everyone, effort, clock=time.process_time)
     entries = {}
     for name, t in times.items():
         low, high = interval(t.samples)

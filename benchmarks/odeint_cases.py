@@ -99,7 +99,7 @@ class Case:
     gradient: str = ""
     against: tuple[str, ...] = ("torchdiffeq",)
     aim: float | None = None
-    threads: int = 2
+    threads: int = 1
     training: bool = False
     peak: bool = False
 
@@ -167,7 +167,7 @@ def suite() -> list[Case]:
         Case("odeint steps", big, "rk4_classic", GRID, against=("loop",)),
         Case("odeint steps", big, "euler", GRID, against=("torchdiffeq", "loop")),
     ]
-    tiny = Case("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0, threads=1)
+    tiny = Case("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
     others = ("torchdiffeq", "torchode", "torchode by rows", "field")
     cases += [
         replace(tiny, against=others, aim=2.5),
@@ -189,15 +189,15 @@ def suite() -> list[Case]:
     back = replace(tiny, part="odeint adjoint", gradient="adjoint", against=("torchdiffeq", "plain"), aim=1.3)
     cases += [
         back,
-        replace(back, problem="conv 16@32", t1=1.0, rtol=1e-3, atol=1e-3, threads=2),
-        replace(back, problem="conv 16@32", t1=1.0, method="rk4", options=GRID, threads=2),
+        replace(back, problem="conv 16@32", t1=1.0, rtol=1e-3, atol=1e-3),
+        replace(back, problem="conv 16@32", t1=1.0, method="rk4", options=GRID),
     ]
     cases += [
         Case("odeint rows", "MLP of 256 speeds", "dopri5", {}, 1e-5, 1e-5, 2.0, gradient=gradient,
              against=("torchdiffeq", "one step for all", "torchode by rows"))
         for gradient in ("", "discrete")
     ]  # fmt: skip
-    cases += [Case("odeint leaves", f"leaves {n} of 16", "dopri5", FORCED, threads=1) for n in LEAVES]
+    cases += [Case("odeint leaves", f"leaves {n} of 16", "dopri5", FORCED) for n in LEAVES]
     return cases
 
 

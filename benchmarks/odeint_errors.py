@@ -83,7 +83,7 @@ def _gradients(case: GradientCase) -> dict[str, Any]:
         found = Solve(solver, make_problem(solve, dtype), True).results()
         return torch.cat([g.double().reshape(-1) for name, g in found.items() if name.startswith("gradient")])
 
-    truth = gradient(_plain(exact), D) if dtype == D else _in_double(solve, exact)
+    truth = gradient(_plain(exact), D)
     own = gradient(kinds["torchdiffeq odeint"](solve), D) if dtype == D else None
     row: dict[str, Any] = {"case": case.name, "part": "odeint gradients", **asdict(case)}
     row["from_ode"], row["from_steps"] = {}, {}
@@ -93,17 +93,6 @@ def _gradients(case: GradientCase) -> dict[str, Any]:
         if own is not None:
             row["from_steps"][name] = float(f"{(g - own).norm() / own.norm():.3g}")
     return row
-
-
-def _in_double(solve: Case, exact: Case) -> torch.Tensor:
-    """The gradient of the ODE, in float64, for weights, start and direction of the float32 problem."""
-    single = Solve(_plain(solve), make_problem(solve), True)
-    problem = make_problem(solve)
-    problem.field.double()
-    problem.y0 = problem.y0.double()
-    double = Solve(_plain(exact), problem, True)
-    double.directions = [d.double() for d in single.directions]
-    return torch.cat([g.reshape(-1) for name, g in double.results().items() if name.startswith("gradient")])
 
 
 # -- accuracy against work --------------------------------------------------------------------------------------------

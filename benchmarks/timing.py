@@ -145,6 +145,7 @@ def interleave(
     advance: Callable[[float], None] = lambda fraction: None,
     *,
     device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
     """Time all contenders in turn, one call each a round, the order rotated by one from round to round.
 
@@ -153,6 +154,7 @@ def interleave(
 
     Args:
         advance: called after each round with the fraction of the work that it was.
+        clock: of calls on a CPU.
     """
     repeats = {contender.name: _warm_up(contender, effort, device) for contender in contenders}
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -165,7 +167,7 @@ def interleave(
             for contender in _rotated(contenders, rounds):
                 if _set_threads(contender):
                     contender.call()
-                seconds[contender.name].append(once(contender.call, device, repeats[contender.name]))
+                seconds[contender.name].append(once(contender.call, device, repeats[contender.name], clock))
             rounds += 1
             elapsed = (time.perf_counter() - begin) / effort.seconds if effort.seconds else 1.0
             reached = min(rounds / effort.rounds, elapsed, 1.0)
@@ -190,13 +192,15 @@ def _warm_up(contender: Contender, effort: Effort, device: str) -> int:
     return max(1, math.ceil(LEAST_SECONDS / max(shortest, 1e-6)))
 
 
-def once(call: Callable[[], object], device: str, repeats: int = 1) -> float:
+def once(
+    call: Callable[[], object], device: str, repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Seconds of one call, the mean of ``repeats``."""
     if device == "cpu":
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) / repeats
+        return (clock() - start) / repeats
     torch.cuda.synchronize()
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     first.record()

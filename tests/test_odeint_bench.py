@@ -22,7 +22,14 @@ def run(bench, tmp_path):
     """Run a tiny case; the exit status and the rows."""
 
     def call(**changes):
-        case = bench("odeint_cases").Case("odeint leaves", "leaves 2 of 16", "dopri5", threads=1, **changes)
+        # torchdiffeq differentiates through a first step of its own choice
+        given = {
+            "problem": "leaves 2 of 16",
+            "method": "dopri5",
+            "options": {"first_step": 0.1},
+            "threads": 1,
+        } | changes
+        case = bench("odeint_cases").Case("odeint leaves", **given)
         path = tmp_path / "rows.jsonl"
         status = bench("odeint").main(["--rounds", "2", "--seconds", "0.01", "--out", str(path)], [case])
         return status, [json.loads(line) for line in path.read_text().splitlines()]
@@ -47,6 +54,26 @@ def test_a_wrong_contender_gets_no_row(run, bench, monkeypatch, capsys):
     status, rows = run()
     assert (status, len(rows)) == (1, 1)
     assert "ours is off by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "net.2.bias", "net.3.bias"])
+def test_each_gradient_through_relus_is_held_to_float64(run, bench, monkeypatch, capsys, name):
+    module = bench("odeint_contenders")
+    right = module.SOLVERS["ours"]
+
+    def flawed(case):
+        def solve(problem):
+            weights = dict(problem.field.named_parameters())
+            end = right(case)(problem)
+            return end + 1e-7 * (weights[name] - weights[name].detach()).sum() * end.abs().max() if name else end
+
+        return solve
+
+    monkeypatch.setitem(module.SOLVERS, "ours", flawed)
+    conv = {"problem": "conv 4@4", "method": "euler", "options": {"step_size": 0.5}, "training": True}
+    status, rows = run(gradient="discrete", against=("loop", "torchdiffeq"), **conv)
+    assert (status, len(rows)) == ((1, 1) if name else (0, 2))
+    assert not name or "from loop in float64, allowed 1e-09" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,20 @@ def test_dense_output():
     torch.testing.assert_close(ours(times), torch.stack([theirs(t) for t in times]), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("path", ["numbers", "graph", "graph of t"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_outputs_within_one_step(method, path):
+    y = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    times = torch.linspace(0, 0.95, 12, dtype=torch.float64, requires_grad=path == "graph of t")
+    forced = dict.fromkeys(("first_step", "min_step", "max_step"), 1.0)
+    with torch.set_grad_enabled(path != "numbers"):
+        theirs, ours = (
+            library.odeint(Field(torch.float64, False), y, times, method=method, options=dict(forced))
+            for library in (torchdiffeq, cf)
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize(("method", "options"), [("dopri5", {"first_step": 1.5}), ("rk4", {"step_size": 0.1})])
 def test_callbacks_are_called_in_the_same_order(method, options):
     found = []

@@ -40,6 +40,7 @@ class Arithmetic:
         plan = select(problem)
         norms = select(replace(problem, needs_grad=False)) if graph else plan  # norms stay out of the graph
         self.graph = graph
+        self._exact = all(accumulation_dtype(y.dtype) == y.dtype for y in ys)
         self.backend = plan.backend
         self.fused, self.fused_norms = plan.level != "none", norms.level != "none"
         if self.fused:
@@ -57,7 +58,8 @@ class Arithmetic:
                 for i, y in enumerate(ys)
             ]
         coefficients = [h * c for _, c in terms]
-        if not self.fused:
+        # with a graph one term is one addition of PyTorch's, whose backward costs less than the op's
+        if not self.fused or (self.graph and len(terms) == 1 and self._exact):
             return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
         rates = ks[terms[0][0]] if len(terms) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
         if self.graph:
