@@ -1,0 +1,55 @@
+// The launches of a backward pass at level stage, for its host code and for tests.
+#pragma once
+
+#include "launch.h"
+
+namespace contnet_fast::cuda {
+
+// What they have in common. Maps are dense [image, pixel, channel].
+struct Pass {
+  Scalar state, operand;  // operand: of products, and of the gradients by their results
+  int32_t tf32, post;
+  int32_t norm;           // 0: none, 1: known statistics, 2: of the batch
+  int32_t skip;           // whether the field has a skip scalar
+  int32_t images, height, width, channels, stages, evaluations, slots, nodes;
+  float eps, norm_eps;
+  int32_t multiprocessors;
+  int64_t shared_limit;
+  const float* parameters;  // [slot, kParameterRows, channel]
+  const float* moments;     // [evaluation, norm, (mean, variance), channel]
+  const float* mix;         // [slot, node]
+  const int32_t* slot_of;   // [evaluation]
+  void* stream;
+};
+
+// Gradients by the weights and biases of both convolutions of one step, split over pixels.
+struct WeightGradient {
+  int32_t first, splits;  // first: evaluation of the step
+  const void* tape;       // [kind, stage, ...] in the dtype of the state: what comes before the norm and relu of convolutions
+  const void* grads;      // [convolution, stage, ...] in that of the operands: by their results
+  float* weight_sums;     // [stage, convolution, split, tap, input, output]
+  float* bias_sums;       // [stage, convolution, split, channel]
+};
+int32_t weight_splits(const Pass&);
+void weight_gradient(const Pass&, const WeightGradient&);
+
+// Those of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to add to.
+struct AddUp {
+  int32_t first, splits, fresh;
+  const float *weight_sums, *bias_sums;
+  float* weight_grads;  // [convolution, node, output, input, tap]
+  float* bias_grads;    // [evaluation, convolution, channel], without the skip scalar
+};
+void add_up(const Pass&, const AddUp&);
+
+// What add_up leaves: gradients by the nodes of biases, norms and skip scalar, [node, channel] and [node]; null: not asked for.
+struct NodeGradients {
+  const float* bias_grads;  // as add_up left them, or null
+  const float* sums[2];     // of norm 0 and norm 1: [evaluation, row, 3, channel]
+  float* folded[2];         // room for their sums: [evaluation, 3, channel]
+  int32_t rows[2];          // 0: there are none
+  float *conv_bias[2], *norm_weight[2], *norm_bias[2], *skip;
+};
+void node_gradients(const Pass&, const NodeGradients&);
+
+}  // namespace contnet_fast::cuda

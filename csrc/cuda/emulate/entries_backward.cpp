@@ -1,0 +1,21 @@
+// The launchers of backward passes with C linkage, for tests without torch: each returns what went wrong, or null.
+
+#include "../adjoint.h"
+#include "entries.h"
+
+using namespace contnet_fast::cuda;
+
+extern "C" {
+
+int32_t emulated_weight_splits(const Pass* p) { return weight_splits(*p); }
+const char* emulated_weight_gradient(const Pass* p, const WeightGradient* w) {
+  return guarded([&] { weight_gradient(*p, *w); });
+}
+const char* emulated_add_up(const Pass* p, const AddUp* w) {
+  return guarded([&] { add_up(*p, *w); });
+}
+const char* emulated_node_gradients(const Pass* p, const NodeGradients* g) {
+  return guarded([&] { node_gradients(*p, *g); });
+}
+
+}  // extern "C"
