@@ -22,6 +22,54 @@ struct Pass {
   void* stream;
 };
 
+struct MapOf {
+  const void* data;
+  Scalar type;
+};
+
+// Sums over the batch for a norm: of the gradient by its result, and of that times the normalised input (two of three columns).
+struct NormSums {
+  int32_t norm, evaluation, slot, rows;  // norm -1: there is none; rows: 0 where the statistics are constants
+  const float* sums;                     // [row, 3, channel]
+};
+
+// Rows of sums that rate_gradient writes: one a block.
+int32_t pointwise_blocks(const Pass&);
+
+// target <- the gradient by a norm's input (`mask`: by that of the relu before it), given that by its result; `scaled`: times
+// the skip scalar.
+struct NormGradient : NormSums {
+  int32_t mask, scaled;
+  MapOf grad, value;
+  void* target;  // in the dtype of the operands
+};
+void norm_gradient(const Pass&, const NormGradient&);
+
+// From the gradient by a stage's input (or, with `rows`, by its norm's result) to that by the rate before it, or at stage 0 to
+// the costate of the step: target = sum of own * it, costate_weight * costate, terms * inputs of later stages, and upstream.
+// Kept in inputs[stage] for earlier stages.
+struct StageGradient : NormSums {
+  int32_t stage;
+  float own, costate_weight, terms[kMostStages];  // terms: by stage, those up to `stage` unused
+  const void *grad, *value, *costate, *upstream;  // of the state's dtype; upstream null: none
+  void* inputs;                                   // [stage, ...]
+  void* target;
+  Scalar target_type;
+};
+void stage_gradient(const Pass&, const StageGradient&);
+
+// target <- factor * grad; with `sums` a row a block of [3, channel]: the sum of the target, and twice that of the target times
+// the normalised value (of norm 1; norm -1: the value).
+struct RateGradient {
+  int32_t norm, evaluation;
+  float factor;
+  MapOf grad;
+  const void* value;
+  void* target;  // in the dtype of the operands
+  float* sums;   // or null
+};
+void rate_gradient(const Pass&, const RateGradient&);
+
 // Gradients by the weights and biases of both convolutions of one step, split over pixels.
 struct WeightGradient {
   int32_t first, splits;  // first: evaluation of the step

@@ -18,4 +18,15 @@ const char* emulated_node_gradients(const Pass* p, const NodeGradients* g) {
   return guarded([&] { node_gradients(*p, *g); });
 }
 
+int32_t emulated_pointwise_blocks(const Pass* p) { return pointwise_blocks(*p); }
+const char* emulated_norm_gradient(const Pass* p, const NormGradient* g) {
+  return guarded([&] { norm_gradient(*p, *g); });
+}
+const char* emulated_stage_gradient(const Pass* p, const StageGradient* g) {
+  return guarded([&] { stage_gradient(*p, *g); });
+}
+const char* emulated_rate_gradient(const Pass* p, const RateGradient* g) {
+  return guarded([&] { rate_gradient(*p, *g); });
+}
+
 }  // extern "C"
