@@ -18,17 +18,12 @@ NORM_WEIGHT, SKIP = 2, 6
 SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 
 
-class Pass(ctypes.Structure):
+class Pass(emulator.ConvProblem):
     """Of csrc/cuda/adjoint.h, as the structures below."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in (
-            "state", "operand", "tf32", "post", "norm", "skip",
-            "images", "height", "width", "channels", "stages", "evaluations", "slots", "nodes",
-        )),
-        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
-        ("multiprocessors", ctypes.c_int32), ("shared_limit", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("parameters", "moments", "mix", "slot_of", "stream")),
+        ("skip", ctypes.c_int32), ("nodes", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("parameters", "moments", "mix")),
     )  # fmt: skip
 
 
@@ -95,7 +90,7 @@ class Step:
     size: tuple[int, int] = (5, 7)
     images: int = 2
     post: bool = False
-    norm: int = 2
+    norm: int = emulator.BATCH
     skip: bool = False
     dtype: torch.dtype = torch.float32
     state: torch.dtype | None = None
@@ -141,10 +136,10 @@ def drawn(case: Step) -> dict[str, torch.Tensor]:
 
 def described(case: Step, given: dict[str, torch.Tensor]) -> Pass:
     p = Pass(
-        emulator.SCALARS[case.state or case.dtype], emulator.SCALARS[case.dtype], case.tf32, case.post, case.norm,
-        case.skip, case.images, *case.size, case.channels, case.stages, case.first + case.stages,
-        case.slots, case.nodes,
-        1.0, 1e-5, case.processors, 227 * 1024,
+        emulator.SCALARS[case.state or case.dtype], emulator.SCALARS[case.dtype], emulator.SCALARS[case.dtype],
+        case.tf32, case.post, case.norm, case.images, *case.size, case.channels, case.channels, case.stages,
+        (case.first + case.stages) // case.stages, case.slots, case.processors,
+        1.0, 1e-5, shared_limit=emulator.SM_90, skip=case.skip, nodes=case.nodes,
     )  # fmt: skip
     for name in ("parameters", "moments", "mix", "slot_of"):
         setattr(p, name, given[name].data_ptr())
@@ -205,7 +200,7 @@ def check_weights(case: Step, *, fault: int | None = None) -> None:
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@pytest.mark.parametrize("norm", [0, 2])
+@pytest.mark.parametrize("norm", [0, emulator.BATCH])
 @pytest.mark.parametrize("post", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weights_of_orders_and_norms(dtype, post, norm):
@@ -286,7 +281,7 @@ def test_sums_are_added_to_the_gradients_of_nodes(post, skip, fresh):
 
 
 @pytest.mark.parametrize(
-    "case", [Step(channels=8, post=post, norm=norm, skip=skip) for post in (False, True) for norm in (0, 2)
+    "case", [Step(channels=8, post=post, norm=norm, skip=skip) for post in (False, True) for norm in (0, emulator.BATCH)
              for skip in (False, True)], ids=str)  # fmt: skip
 def test_gradients_of_vectors_and_of_the_skip_scalar(case):
     given, c, e, rows = drawn(case), case.channels, case.first + case.stages, (3, 5)

@@ -3,7 +3,7 @@
 // A block takes a run of pixels of the batch; a thread eight channels of some of them, the same throughout.
 
 #include "adjoint.h"
-#include "map_values.h"
+#include "columns.h"
 
 namespace contnet_fast::cuda {
 namespace {
@@ -84,16 +84,16 @@ through_norm(GRID_CONSTANT NormGradientArguments p) {
   if (p.norm.norm >= 0) terms.fill(p.norm);
   const float factor = p.scaled ? float(p.norm.parameters[(p.norm.slot * kParameterRows + 6) * p.pixels.channels]) : 1.f;
   p.pixels.each_eight([&](int64_t at, int c) {
-    Eight grad, value;
-    load_eight(grad, p.grad, p.grad_type, at);
-    load_eight(value, p.value, p.value_type, at);
+    float grad[8], value[8];
+    load_values<8>(grad, p.grad, p.grad_type, at);
+    load_values<8>(value, p.value, p.value_type, at);
     UNROLL
     for (int j = 0; j < 8; ++j) {
       if (p.norm.norm >= 0) grad[j] = terms.through(grad[j], value[j], c + j);
       grad[j] *= factor;
       if (p.mask && !(value[j] > 0.f)) grad[j] = 0.f;
     }
-    store_eight(p.target, p.target_type, at, grad);
+    store_values<8>(grad, p.target, p.target_type, at);
   });
 }
 
@@ -113,26 +113,26 @@ through_stage(GRID_CONSTANT StageArguments p) {
   if (p.norm.rows > 0) terms.fill(p.norm);
   const int64_t plane = p.pixels.count * p.pixels.channels;
   p.pixels.each_eight([&](int64_t at, int c) {
-    Eight grad, other, total;
-    load_eight(grad, p.grad, p.type, at);
+    float grad[8], other[8], total[8];
+    load_values<8>(grad, p.grad, p.type, at);
     if (p.norm.rows > 0) {
-      load_eight(other, p.value, p.type, at);
+      load_values<8>(other, p.value, p.type, at);
       UNROLL
       for (int j = 0; j < 8; ++j) grad[j] = terms.through(grad[j], other[j], c + j);
     }
-    if (p.stage > 0) store_eight(p.inputs, p.type, p.stage * plane + at, grad);
     UNROLL
     for (int j = 0; j < 8; ++j) total[j] = p.own != 0.f ? p.own * grad[j] : 0.f;
+    if (p.stage > 0) store_values<8>(grad, p.inputs, p.type, p.stage * plane + at);
     const auto add = [&](Global<const unsigned char> map, int64_t i, float weight) {
       if (weight == 0.f) return;  // adds nothing, not even NaN
-      load_eight(other, map, p.type, i);
+      load_values<8>(other, map, p.type, i);
       UNROLL
       for (int j = 0; j < 8; ++j) total[j] += weight * other[j];
     };
     add(p.costate, at, p.costate_weight);
     if (p.upstream) add(p.upstream, at, 1.f);
     for (int r = p.stage + 1; r < p.stages; ++r) add(p.inputs, r * plane + at, p.terms[r]);
-    store_eight(p.target, p.target_type, at, total);
+    store_values<8>(total, p.target, p.target_type, at);
   });
 }
 
@@ -149,17 +149,15 @@ struct RateArguments {
 KERNEL(kThreads)
 scale_rate(GRID_CONSTANT RateArguments p) {
   const int c = p.pixels.channels, across = c / 8;
-  Eight plain{}, product{};
+  float plain[8] = {}, product[8] = {};
   p.pixels.each_eight([&](int64_t at, int channel) {
-    Eight grad, value;
-    load_eight(grad, p.grad, p.grad_type, at);
+    float grad[8], value[8];
+    load_values<8>(grad, p.grad, p.grad_type, at);
     UNROLL
     for (int j = 0; j < 8; ++j) grad[j] *= p.factor;
-    store_eight(p.target, p.target_type, at, grad);
-    if (!p.sums) return;
-    load_eight(value, p.value, p.value_type, at);
+    if (p.sums) load_values<8>(value, p.value, p.value_type, at);
     UNROLL
-    for (int j = 0; j < 8; ++j) {
+    for (int j = 0; p.sums && j < 8; ++j) {
       if (p.norm.norm >= 0) {
         const Global<const float> moments = p.norm.moments + ((p.norm.evaluation * 2 + p.norm.norm) * 2 * c + channel + j);
         value[j] = (value[j] - moments[0]) * reciprocal_deviation(moments[c], p.norm.norm_eps);
@@ -167,6 +165,7 @@ scale_rate(GRID_CONSTANT RateArguments p) {
       plain[j] += grad[j];
       product[j] += grad[j] * value[j];
     }
+    store_values<8>(grad, p.target, p.target_type, at);
   });
   if (!p.sums) return;
   const Shared<float> parts = shared_array<float>(0, 16 * kThreads);
@@ -186,7 +185,7 @@ scale_rate(GRID_CONSTANT RateArguments p) {
 }
 
 Pixels pixels_of(const Pass& p) {
-  const int64_t count = static_cast<int64_t>(p.images) * p.height * p.width, blocks = 2 * p.multiprocessors;
+  const int64_t count = static_cast<int64_t>(p.images) * p.height * p.width, blocks = 2 * p.processors;
   const int64_t least = kThreads / (p.channels / 8), each = (count + blocks - 1) / blocks;
   return {p.channels, static_cast<int>(each < least ? least : each), count};
 }
@@ -195,7 +194,7 @@ NormArguments norm_of(const Pass& p, const NormSums& n) {
   NormArguments a{};
   if (n.rows > 0) a.sums = n.sums;
   a.parameters = p.parameters;
-  if (p.norm != 0) a.moments = p.moments;
+  if (p.norm != Norm::none) a.moments = p.moments;
   a.norm = n.norm;
   a.evaluation = n.evaluation;
   a.slot = n.slot;

@@ -1,25 +1,17 @@
 // The launches of a backward pass at level stage, for its host code and for tests.
 #pragma once
 
-#include "launch.h"
+#include "conv_launch.h"
 
 namespace contnet_fast::cuda {
 
-// What they have in common. Maps are dense [image, pixel, channel].
-struct Pass {
-  Scalar state, operand;  // operand: of products, and of the gradients by their results
-  int32_t tf32, post;
-  int32_t norm;           // 0: none, 1: known statistics, 2: of the batch
-  int32_t skip;           // whether the field has a skip scalar
-  int32_t images, height, width, channels, stages, evaluations, slots, nodes;
-  float eps, norm_eps;
-  int32_t multiprocessors;
-  int64_t shared_limit;
-  const float* parameters;  // [slot, kParameterRows, channel]
-  const float* moments;     // [evaluation, norm, (mean, variance), channel]
+// What they have in common: a problem with a norm of known statistics or of the batch, and what was prepared for it.
+struct Pass : ConvProblem {
+  int32_t skip, nodes;      // whether the field has a skip scalar; of the basis
+  const float* parameters;  // as ConvPrepare
+  const float* moments;     // [evaluation, norm, (mean, variance), 1, channel]
   const float* mix;         // [slot, node]
-  const int32_t* slot_of;   // [evaluation]
-  void* stream;
+  int32_t evaluations() const { return stages * steps; }
 };
 
 struct MapOf {

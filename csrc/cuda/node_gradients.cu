@@ -1,7 +1,7 @@
 // From partial sums to gradients by the nodes of the basis, in one fixed order.
 
 #include "adjoint.h"
-#include "map_values.h"
+#include "columns.h"
 
 namespace contnet_fast::cuda {
 namespace {
@@ -140,7 +140,7 @@ void node_gradients(const Pass& p, const NodeGradients& g) {
   for (int n = 0; n < 2; ++n) {
     if (g.rows[n] != 0) {
       const int columns = 3 * p.channels;
-      launch(Grid{"fold_rows", up(columns, kThreads), kThreads, 0, 1, p.stream, p.evaluations}, fold_rows,
+      launch(Grid{"fold_rows", up(columns, kThreads), kThreads, 0, 1, p.stream, p.evaluations()}, fold_rows,
              static_cast<const float*>(g.sums[n]), g.folded[n], g.rows[n], columns);
       a.sums[n] = static_cast<const float*>(g.folded[n]);
     }
@@ -149,11 +149,11 @@ void node_gradients(const Pass& p, const NodeGradients& g) {
     a.norm_bias[n] = g.norm_bias[n];
   }
   a.skip = g.skip;
-  a.evaluations = p.evaluations;
+  a.evaluations = p.evaluations();
   a.nodes = p.nodes;
   a.channels = p.channels;
   a.post = p.post != 0;
-  a.normed = p.norm != 0;
+  a.normed = p.norm != Norm::none;
   a.skipped = p.skip != 0;
   launch(Grid{"node_gradients", p.nodes, kThreads, kThreads / 32 * 4, 1, p.stream}, node_vectors, a);
 }

@@ -10,7 +10,7 @@ int32_t weight_splits(const Pass& p) {
   const bool wide = p.operand == Scalar::f32;
   wide ? lay_out(f, p) : lay_out(h, p);
   const int units = wide ? f.units : h.units, blocks = 2 * p.stages * (wide ? f.blocks_i * f.blocks_o : h.blocks_i * h.blocks_o);
-  const int wanted = 2 * p.multiprocessors / blocks;
+  const int wanted = 2 * p.processors / blocks;
   const int splits = wanted < 1 ? 1 : wanted < units ? wanted : units, each = (units + splits - 1) / splits;
   return (units + each - 1) / each;
 }

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "adjoint.h"
-#include "map_values.h"
+#include "columns.h"
 
 namespace contnet_fast::cuda {
 namespace {
@@ -101,35 +101,35 @@ struct WeightBlock {
     const int64_t base = conv * p.kind_distance + stage * p.plane + image + channel;
     for (int pixel = thread_index() / kAcross; pixel < (p.rows + 2) * wide; pixel += kThreads / kAcross) {
       const int y = top + pixel / wide - 1, x = left + pixel % wide - 1;
-      Eight value{};
+      float value[8] = {};
       if (exists && y >= 0 && y < p.height && x >= 0 && x < p.width) {
-        load_eight(value, p.tape, p.state, base + static_cast<int64_t>(y * p.width + x) * p.channels);
+        load_values<8>(value, p.tape, p.state, base + static_cast<int64_t>(y * p.width + x) * p.channels);
         const int of = afresh(8 * v);  // registers are for the sums
         UNROLL
         for (int j = 0; j < 8; ++j) {
           if (normed) value[j] = value[j] * norms()[of + j] + norms()[I + of + j];
-          if (!p.post) value[j] = value[j] < 0.f ? 0.f : value[j];  // NaN stays
+          if (!p.post) value[j] = relu(value[j]);
         }
       }
-      store_operands<T, TENSOR>(tile(), pixel * kPixel + 8 * v, value);
+      store_operands<T, TENSOR>(value, tile(), pixel * kPixel + 8 * v);
     }
   }
 
   DEVICE void load_gradient(int64_t image, int top, int left) const {
     constexpr int kAcross = O / 8;
     const int v = thread_index() % kAcross, channel = first_o + 8 * v;
-    Eight bias;
+    float bias[8];
     UNROLL
     for (int j = 0; j < 8; ++j) bias[j] = biases()[8 * thread_index() + j];
     const int64_t base = (conv * p.stages + stage) * p.plane + image + channel;
     for (int k = thread_index() / kAcross; k < p.depth; k += kThreads / kAcross) {
       const int y = top + k / p.cols, x = left + k % p.cols;
-      Eight value{};
+      float value[8] = {};
       if (channel < p.channels && k < p.rows * p.cols && y < p.height && x < p.width)
-        load_eight(value, p.grads, p.operand, base + static_cast<int64_t>(y * p.width + x) * p.channels);
+        load_values<8>(value, p.grads, p.operand, base + static_cast<int64_t>(y * p.width + x) * p.channels);
       UNROLL
       for (int j = 0; j < 8; ++j) bias[j] += value[j];
-      store_operands<T, TENSOR>(gradient(), k * kRow + 8 * v, value);
+      store_operands<T, TENSOR>(value, gradient(), k * kRow + 8 * v);
     }
     UNROLL
     for (int j = 0; j < 8; ++j) biases()[8 * thread_index() + j] = bias[j];
@@ -355,14 +355,14 @@ void launch_weights(const Pass& p, const WeightGradient& w) {
   a.tape = static_cast<const unsigned char*>(w.tape);
   a.grads = static_cast<const unsigned char*>(w.grads);
   a.parameters = p.parameters;
-  if (p.norm != 0) a.moments = p.moments;
+  if (p.norm != Norm::none) a.moments = p.moments;
   a.slot_of = p.slot_of;
   a.weight_sums = w.weight_sums;
   a.bias_sums = w.bias_sums;
   a.state = p.state;
   a.operand = p.operand;
   a.post = p.post != 0;
-  a.normed = p.norm != 0;
+  a.normed = p.norm != Norm::none;
   a.stages = p.stages;
   a.first = w.first;
   a.splits = w.splits;
