@@ -14,6 +14,7 @@ from contnet_fast.kernels.nvcc import release, toolkit
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
 
 
+HOST = ("device", "stages_backward")  # code of the host alone
 compiled = lru_cache(maxsize=None)(cuda_build.resources)
 
 
@@ -21,7 +22,7 @@ compiled = lru_cache(maxsize=None)(cuda_build.resources)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
 def test_kernels_compile_and_spill_nothing(source, chip):
     rows = compiled(source, chip)
-    assert rows
+    assert rows or source.stem in HOST
     for row in rows:
         assert row.registers > 0
         assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)

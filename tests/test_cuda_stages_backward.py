@@ -37,7 +37,10 @@ class WeightGradient(ctypes.Structure):
 class AddUp(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("first", "splits", "fresh")),
-        *((name, ctypes.c_void_p) for name in ("weight_sums", "bias_sums", "weight_grads", "bias_grads")),
+        ("weight_sums", ctypes.c_void_p),
+        ("bias_sums", ctypes.c_void_p),
+        ("weight_grads", ctypes.c_void_p * 2),
+        ("bias_grads", ctypes.c_void_p),
     )
 
 
@@ -261,8 +264,7 @@ def test_sums_are_added_to_the_gradients_of_nodes(post, skip, fresh):
     grads = {"weight_grads": before.clone(), "bias_grads": torch.full((case.first + case.stages, 2, c), 7.0)}
     p = described(case, given)
     w = AddUp(case.first, splits, fresh, *(t.data_ptr() for t in (given["weight_sums"], given["bias_sums"])))
-    for name, tensor in grads.items():
-        setattr(w, name, tensor.data_ptr())
+    w.weight_grads[:], w.bias_grads = [g.data_ptr() for g in grads["weight_grads"]], grads["bias_grads"].data_ptr()
     with buffers(**given):
         for name, tensor in grads.items():
             emulator.library().emulated_register(
@@ -326,7 +328,8 @@ def test_a_term_of_weight_zero_adds_nothing():
     given["weight_sums"], given["bias_sums"] = torch.randn(2, 2, 1, 9, 8, 8), torch.randn(2, 2, 1, 8)
     given["weight_sums"][1] = float("nan")
     grads = {"weight_grads": torch.empty(2, case.nodes, 8, 8, 9), "bias_grads": torch.empty(2, 2, 8)}
-    w = AddUp(0, 1, True, *(t.data_ptr() for t in (given["weight_sums"], given["bias_sums"], *grads.values())))
+    w = AddUp(0, 1, True, given["weight_sums"].data_ptr(), given["bias_sums"].data_ptr())
+    w.weight_grads[:], w.bias_grads = [g.data_ptr() for g in grads["weight_grads"]], grads["bias_grads"].data_ptr()
     with buffers(grads, **given):
         call("emulated_add_up", described(case, given), w)
     assert grads["weight_grads"].isfinite().all()

@@ -25,6 +25,20 @@ struct NormSums {
   const float* sums;                     // [row, 3, channel]
 };
 
+// target <- the gradient by a convolution's input, given that by its result; in order pre also through the relu and skip scalar
+// before and after it, and through a norm of known statistics. `sums` as of ConvGradient.
+struct DataGradient {
+  int32_t conv, norm, evaluation;  // norm: the one before the convolution, or -1
+  const void* packed;              // as ConvPrepare
+  const void* grad;                // in the dtype of the operands
+  const void* value;               // what came before the norm and relu, in that of the state
+  void* target;
+  Scalar target_type;
+  float* sums;                     // [gradient_blocks, 3, channel], or null
+};
+int32_t gradient_blocks(const Pass&);  // 0: a pixel's operand exceeds the shared memory of a block
+void data_gradient(const Pass&, const DataGradient&);
+
 // Rows of sums that rate_gradient writes: one a block.
 int32_t pointwise_blocks(const Pass&);
 
@@ -77,8 +91,8 @@ void weight_gradient(const Pass&, const WeightGradient&);
 struct AddUp {
   int32_t first, splits, fresh;
   const float *weight_sums, *bias_sums;
-  float* weight_grads;  // [convolution, node, output, input, tap]
-  float* bias_grads;    // [evaluation, convolution, channel], without the skip scalar
+  float* weight_grads[2];  // [node, output, input, tap] of a convolution, or null: not asked for
+  float* bias_grads;       // [evaluation, convolution, channel], without the skip scalar
 };
 void add_up(const Pass&, const AddUp&);
 

@@ -124,4 +124,23 @@ struct ConvStages : ConvProblem {
 StepsPlan plan_stages(const ConvStages&);
 void conv_stages(const ConvStages&);
 
+// The backward pass, step by step from the last.
+struct ConvStagesBackward : ConvProblem {  // of norm sample: refused
+  const void* nodes[kNodes];  // as ConvPrepare
+  const float* mix;
+  int64_t basis;
+  const void* x;
+  float* moments;        // as the forward pass wrote them; not written
+  const void* states;    // as the forward pass kept them, or null; of neither these nor a tape they are made again
+  const void* tape;      // likewise
+  const void* grad;      // by y, dtype of the state; by_step: by x and the state after each step [steps + 1, ...]
+  int32_t by_step;
+  void* grad_x;          // dtype of the state
+  float* grads[kNodes];  // contiguous, as the nodes; null: not asked for, as those of known statistics must be
+  void* workspace;
+};
+
+StepsPlan plan_stages_backward(const ConvStagesBackward&);
+void conv_stages_backward(const ConvStagesBackward&);
+
 }  // namespace contnet_fast::cuda

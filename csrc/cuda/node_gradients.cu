@@ -11,7 +11,7 @@ constexpr int kThreads = 256, kNorm2 = 4, kSkip = kParameterRows - 1;  // rows o
 struct AddUpArguments {
   Global<const float> weight_sums, bias_sums, mix, parameters;
   Global<const int32_t> slot_of;
-  Global<float> weight_grads, bias_grads;
+  Global<float> weight_grads[2], bias_grads;
   int first, stages, nodes, splits, channels;
   bool scaled, fresh;
 };
@@ -21,7 +21,7 @@ KERNEL(kThreads)
 add_up_step(GRID_CONSTANT AddUpArguments p) {
   const int c = p.channels, size = 9 * c * c, conv = block_row() % 2, node = block_row() / 2;
   const int e = block_index() * kThreads + thread_index();
-  if (e < size) {
+  if (e < size && p.weight_grads[conv]) {
     const int o = e % c, i = e / c % c, tap = e / (c * c);
     float total = 0.f;
     for (int stage = 0; stage < p.stages; ++stage) {
@@ -34,9 +34,9 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
       for (int split = 0; split < p.splits; ++split) some += sums[static_cast<int64_t>(split) * size + e];
       total += share * some;
     }
-    const int64_t place = static_cast<int64_t>(conv * p.nodes + node) * size + (o * c + i) * 9 + tap;
-    if (!p.fresh) total += p.weight_grads[place];
-    p.weight_grads[place] = total;
+    const int64_t place = static_cast<int64_t>(node) * size + (o * c + i) * 9 + tap;
+    if (!p.fresh) total += p.weight_grads[conv][place];
+    p.weight_grads[conv][place] = total;
   }
   if (node != 0 || e >= p.stages * c) return;
   const int stage = e / c;
@@ -118,7 +118,7 @@ void add_up(const Pass& p, const AddUp& w) {
   a.mix = p.mix;
   a.parameters = p.parameters;
   a.slot_of = p.slot_of;
-  a.weight_grads = w.weight_grads;
+  for (int i = 0; i < 2; ++i) a.weight_grads[i] = w.weight_grads[i];
   a.bias_grads = w.bias_grads;
   a.first = w.first;
   a.stages = p.stages;

@@ -7,6 +7,11 @@ using namespace contnet_fast::cuda;
 
 extern "C" {
 
+void emulated_plan_stages_backward(const ConvStagesBackward* p, StepsPlan* plan) { *plan = plan_stages_backward(*p); }
+const char* emulated_conv_stages_backward(const ConvStagesBackward* p) {
+  return guarded([&] { conv_stages_backward(*p); });
+}
+
 int32_t emulated_weight_splits(const Pass* p) { return weight_splits(*p); }
 const char* emulated_weight_gradient(const Pass* p, const WeightGradient* w) {
   return guarded([&] { weight_gradient(*p, *w); });
@@ -16,6 +21,11 @@ const char* emulated_add_up(const Pass* p, const AddUp* w) {
 }
 const char* emulated_node_gradients(const Pass* p, const NodeGradients* g) {
   return guarded([&] { node_gradients(*p, *g); });
+}
+
+int32_t emulated_gradient_blocks(const Pass* p) { return gradient_blocks(*p); }
+const char* emulated_data_gradient(const Pass* p, const DataGradient* g) {
+  return guarded([&] { data_gradient(*p, *g); });
 }
 
 int32_t emulated_pointwise_blocks(const Pass* p) { return pointwise_blocks(*p); }
