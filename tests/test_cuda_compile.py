@@ -31,7 +31,10 @@ def test_kernels_compile_and_spill_nothing(source, chip):
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("conv_solve", "HMMA LDSM LDGSTS"), ("conv_stage", "HMMA LDSM LDGSTS"), ("weight_gradient", "HMMA LDSM")],
+    [
+        *((name, "HMMA LDSM LDGSTS") for name in ("conv_solve", "conv_stage", "conv_gradient")),
+        ("weight_gradient", "HMMA LDSM"),
+    ],
     ids=lambda v: v.split()[0],
 )
 def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, tmp_path):
