@@ -110,12 +110,10 @@ SolveBackwardPlan plan_solve_backward(const ConvSolveBackward& p) {
   plan.channels = solve.channels;
   plan.threads = solve.threads;
   plan.blocks = p.processors > 0 && p.processors < p.images ? p.processors : p.images;
-  const auto shared = [&](auto a) -> int64_t {
-    describe_image(a, p, plan.channels, 2);
-    const ConvLayout layout{plan.channels, p.operand == Scalar::f32 ? 4 : 2};
-    return place_arrays(a, plan.channels, plan.threads / (32 * layout.warps_n()));
-  };
-  plan.shared = p.operand == Scalar::f32 ? shared(BackwardArguments<float>{}) : shared(BackwardArguments<bf16>{});
+  const ConvLayout layout{plan.channels, p.operand == Scalar::f32 ? 4 : 2};
+  const int tile = (p.height + 2) * (p.width + 2) * layout.pixel() * layout.bytes;
+  const int vectors = 2 * tile + 2 * layout.chunk_bytes();
+  plan.shared = backward_arrays(vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n())).end;
   if (plan.shared > p.shared_limit) plan.refusal = "operand and gradient of an image exceed the shared memory of a block";
   const Pieces all = pieces(p, plan);
   plan.workspace = all.tape + all.rates + all.costates + all.weights + all.channels;

@@ -43,6 +43,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
   using Base = Image<BackwardArguments<T>, TENSOR, C>;
   using typename Base::L;
   using typename Base::Map;
+  static constexpr int O = C < 32 ? C : 32;  // output channels of a warp's sums by weights: more of them would spill
   using Base::M, Base::N, Base::Image;
   using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
   using Base::each, Base::each_channel, Base::each_pair, Base::fill, Base::relu_all, Base::inside, Base::write_operand;
@@ -354,23 +355,24 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     }
   }
 
-  // sums of one convolution's gradient by its weights, three taps and 16 input channels a warp at a time
+  // sums of one convolution's gradient by its weights, three taps, 16 input and O output channels a warp at a time
   DEVICE void weight_gradient(int stage, int conv, bool add) const {
-    constexpr int kUnits = 3 * C / 16;
+    constexpr int kUnits = 3 * (C / 16) * (C / O);
     const int warps = thread_count() / 32, splits = C == 16 && warps >= 2 * kUnits ? 2 : 1;
-    float sum[3][C / 8][4];
+    float sum[3][O / 8][4];
     for (int item = warp_index(); item < kUnits * splits; item += warps) {
-      const int unit = item % kUnits, row = unit % 3, channel = unit / 3 * 16;
+      const int unit = item % kUnits, row = unit % 3, channel = unit / 3 % (C / 16) * 16, column = unit / 3 / (C / 16) * O;
       UNROLL
-      for (int i = 0; i < 3 * C / 2; ++i) sum[i / (C / 2)][i / 4 % (C / 8)][i % 4] = 0.f;
-      multiply_pixels<T, TENSOR, C>(sum, operand(0) + (row * p.line + channel), operand(1), p.of, item / kUnits, splits);
+      for (int i = 0; i < 3 * O / 2; ++i) sum[i / (O / 2)][i / 4 % (O / 8)][i % 4] = 0.f;
+      multiply_pixels<T, TENSOR, O>(sum, operand(0) + (row * p.line + channel), operand(1) + column, p.of, item / kUnits,
+                                    splits);
       if (splits == 1) {
-        put_weights(sum, stage, conv, row, channel, add);
+        put_weights(sum, stage, conv, row, channel, column, add);
       } else if (item >= kUnits) {
         UNROLL
-        for (int i = 0; i < 3 * C / 8; ++i) {
-          const float(&part)[4] = sum[i / (C / 8)][i % (C / 8)];
-          store(spare(), ((unit * 3 * C / 8 + i) * 32 + lane_index()) * 4,
+        for (int i = 0; i < 3 * O / 8; ++i) {
+          const float(&part)[4] = sum[i / (O / 8)][i % (O / 8)];
+          store(spare(), ((unit * 3 * O / 8 + i) * 32 + lane_index()) * 4,
                 Vector<float, 4>{{part[0], part[1], part[2], part[3]}});
         }
       }
@@ -380,15 +382,15 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     const int unit = warp_index();
     if (unit >= kUnits) return;
     UNROLL
-    for (int i = 0; i < 3 * C / 8; ++i) {
-      const Vector<float, 4> part = load<4>(spare(), ((unit * 3 * C / 8 + i) * 32 + lane_index()) * 4);
+    for (int i = 0; i < 3 * O / 8; ++i) {
+      const Vector<float, 4> part = load<4>(spare(), ((unit * 3 * O / 8 + i) * 32 + lane_index()) * 4);
       UNROLL
-      for (int j = 0; j < 4; ++j) sum[i / (C / 8)][i % (C / 8)][j] += part[j];
+      for (int j = 0; j < 4; ++j) sum[i / (O / 8)][i % (O / 8)][j] += part[j];
     }
-    put_weights(sum, stage, conv, unit % 3, unit / 3 * 16, add);
+    put_weights(sum, stage, conv, unit % 3, 0, 0, add);
   }
 
-  DEVICE void put_weights(float (&sum)[3][C / 8][4], int stage, int conv, int row, int channel, bool add) const {
+  DEVICE void put_weights(float (&sum)[3][O / 8][4], int stage, int conv, int row, int channel, int column, bool add) const {
     const int c = p.channels, lane = lane_index();
     const int64_t first = (static_cast<int64_t>(stage * 2 + conv) * block_count() + block_index()) * 9 * c * c;
     UNROLL
@@ -398,9 +400,9 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
         const int in = channel + lane / 4 + 8 * half;
         if (in >= c) continue;
         UNROLL
-        for (int n = 0; n < C / 8; ++n) {
-          if (8 * n >= c) continue;
-          const int64_t at = first + ((row * 3 + tap) * c + in) * c + 8 * n + lane % 4 * 2;
+        for (int n = 0; n < O / 8; ++n) {
+          if (column + 8 * n >= c) continue;
+          const int64_t at = first + ((row * 3 + tap) * c + in) * c + column + 8 * n + lane % 4 * 2;
           Vector<float, 2> value{{sum[tap][n][2 * half], sum[tap][n][2 * half + 1]}};
           if (add) {
             const Vector<float, 2> before = load<2>(p.weight_sums, at);
@@ -521,12 +523,16 @@ solve_image_back(GRID_CONSTANT BackwardArguments<T> p) {
 
 // ---- launch
 
-// bytes of shared memory, and where its arrays begin
-template <typename T>
-int64_t place_arrays(BackwardArguments<T>& a, int channels, int warps_m) {
-  a.partial = a.vectors + 4 * kStageRows * channels * a.stages;
+struct BackwardArrays {  // bytes of shared memory before each, and of all
+  int partial, spare, end;
+};
+
+inline BackwardArrays backward_arrays(int vectors, int channels, int stages, int warps_m) {
+  BackwardArrays a{};
+  a.partial = vectors + 4 * kStageRows * channels * stages;
   a.spare = a.partial + 4 * (4 + 7 * warps_m) * channels;
-  return a.spare + (channels == 16 ? 4 * 9 * 16 * 16 : 0);
+  a.end = a.spare + (channels == 16 ? 4 * 9 * 16 * 16 : 0);
+  return a;
 }
 
 template <typename T, bool TENSOR>
@@ -534,7 +540,9 @@ void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan,
   BackwardArguments<T> a{};
   describe_image(a, p, plan.channels, 2);
   const ConvLayout layout{plan.channels, sizeof(T)};
-  place_arrays(a, plan.channels, plan.threads / (32 * layout.warps_n()));
+  const BackwardArrays arrays = backward_arrays(a.vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n()));
+  a.partial = arrays.partial;
+  a.spare = arrays.spare;
   if (p.norm != Norm::none) a.moments = static_cast<const float*>(p.moments);
   a.start = static_cast<const unsigned char*>(step.start);
   a.upstream = static_cast<const unsigned char*>(step.upstream);

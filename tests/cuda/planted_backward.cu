@@ -23,7 +23,7 @@ const char* planted_conv_solve_backward(int fault, const contnet_fast::cuda::Con
 #else
   planted_fault = fault;
 #endif
-  return guarded([&] { contnet_fast::cuda::planted_solve_backward(*p); });
+  return contnet_fast::cuda::guarded([&] { contnet_fast::cuda::planted_solve_backward(*p); });
 }
 
 }  // extern "C"
