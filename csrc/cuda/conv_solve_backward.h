@@ -160,6 +160,20 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] = value; });
   }
 
+  DEVICE void add_kept(Global<float> to, Map& v) const {
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      UNROLL
+      for (int m = 0; m < M; ++m) {
+        const int at = (n * M + m) * 4 * thread_count();
+        Vector<float, 4> sum = load<4>(to, at);
+        UNROLL
+        for (int i = 0; i < 4; ++i) sum[i] += v[m][n][i];
+        store(to, at, sum);
+      }
+    }
+  }
+
   DEVICE void copy(Map& to, Map& from) const {
     UNROLL
     for (int m = 0; m < M; ++m) {
@@ -459,14 +473,15 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
   }
 
   DEVICE void go_back(int image, int position, bool add) const {
-    Map costate, total, v;
+    Map costate, v;
+    const Global<float> total = own(p.costates, image);  // in memory: of 16 channels three maps in registers spilled
     fill(costate, 0.f);
     if (p.upstream) {
       Base::read_map(costate, p.upstream + image * p.image_bytes);
     } else {
-      restore(costate, own(p.costates, image));
+      restore(costate, total);
     }
-    copy(total, costate);
+    if (p.upstream) save(costate, total);
     fill(v, 0.f);
     for (int stage = p.stages - 1; stage >= 0; --stage) {
       const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f;
@@ -478,26 +493,21 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
         if (!p.post) through_norm<false>(v, kept_map(conv, stage), stage, conv);
       }
       if ((p.kept_grads >> stage & 1) != 0) save(v, kept_rate(stage));
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int n = 0; n < N; ++n) {
-          UNROLL
-          for (int i = 0; i < 4; ++i) total[m][n][i] += v[m][n][i];
-        }
-      }
+      add_kept(total, v);
       put_channel_sums(stage, add);
     }
+    if (!p.extra && !p.result) return;
+    restore(v, total);
     if (p.extra)
       each_pair([&](int m, int half, int n, int at) {
         const Vector<float, 2> pair = load_state(p.extra + image * p.image_bytes, p.state, at);
-        total[m][n][2 * half] += pair[0];
-        total[m][n][2 * half + 1] += pair[1];
+        v[m][n][2 * half] += pair[0];
+        v[m][n][2 * half + 1] += pair[1];
       });
     if (p.result) {
-      Base::write_map(total, p.result + image * p.image_bytes);
+      Base::write_map(v, p.result + image * p.image_bytes);
     } else {
-      save(total, own(p.costates, image));
+      save(v, total);
     }
   }
 
