@@ -69,7 +69,7 @@ def gradients(case, *, fault=None, processors=0, state=None, **settings):
     p = problem(case, processors=processors, state=state, **settings)
     path, moments = solve(case, state=state, **settings)
     maps = path.permute(0, 1, 3, 4, 2).contiguous()
-    x, nodes, dy = draw(case)
+    _, nodes, dy = draw(case)
     packed, parameters, _, slot_of = operands(case, nodes)
     dtype, c, k = state or case.dtype, case.channels, case.n_basis
     grad = dy.to(dtype)
