@@ -9,8 +9,8 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from conv_cases import Case, away_from_kinks, draw, scale, truth
-from cuda_emulator import KernelFault, buffers, call
-from test_cuda_solve import HALVES, NORMS, ROWS, SM_80, SM_90, ConvSolve, described, operands, solve
+from cuda_emulator import SM_80, KernelFault, buffers, call
+from test_cuda_solve import HALVES, NORMS, ROWS, operands, solve
 
 from contnet_fast.testing import assert_within_budget
 
@@ -19,19 +19,20 @@ SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their 
 VECTORS = ("conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip")
 
 
-class ConvSolveBackward(ConvSolve):
-    """Of csrc/cuda/launch.h."""
+class ConvSolveBackward(emulator.ConvProblem):
+    """Of csrc/cuda/conv_launch.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("nodes", "processors", "skip", "return_steps")),
+        ("skip", ctypes.c_int32), ("return_steps", ctypes.c_int32), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in (
-            "mix", "grad", "grad_x", "weight_grads", "vector_grads", "workspace",
+            "x", "states", "packed", "parameters", "moments", "grad", "grad_x", "weight_grads", "vector_grads",
+            "workspace",
         )),
     )  # fmt: skip
 
 
 class SolveBackwardPlan(ctypes.Structure):
-    """Of csrc/cuda/launch.h."""
+    """Of csrc/cuda/conv_launch.h."""
 
     _fields_ = (
         ("refusal", ctypes.c_char_p),
@@ -40,11 +41,9 @@ class SolveBackwardPlan(ctypes.Structure):
     )  # fmt: skip
 
 
-def problem(case, *, processors=0, state=None, **settings):
-    base = described(case, state=state, **settings)
-    p = ConvSolveBackward()
-    ctypes.memmove(ctypes.byref(p), ctypes.byref(base), ctypes.sizeof(base))
-    p.nodes, p.processors, p.skip, p.return_steps = case.n_basis, processors, case.skip, case.return_steps
+def described(case, **settings):
+    p = emulator.problem(case, ConvSolveBackward, **settings)
+    p.basis, p.skip, p.return_steps = case.n_basis, case.skip, case.return_steps
     return p
 
 
@@ -64,9 +63,9 @@ def mixed(case):
     return mix
 
 
-def gradients(case, *, fault=None, processors=0, state=None, **settings):
+def gradients(case, *, fault=None, processors=2, state=None, **settings):
     """By name, from the states of the emulated forward pass."""
-    p = problem(case, processors=processors, state=state, **settings)
+    p = described(case, processors=processors, state=state, **settings)
     path, moments = solve(case, state=state, **settings)
     maps = path.permute(0, 1, 3, 4, 2).contiguous()
     _, nodes, dy = draw(case)
@@ -205,11 +204,11 @@ def test_the_comparison_catches(fault):
 )  # fmt: skip
 def test_refusals(change, words):
     case = replace(BASE, dtype=torch.float32, **change)
-    assert words in plan(problem(case, limit=SM_80)).refusal
+    assert words in plan(described(case, limit=SM_80)).refusal
 
 
 def test_narrow_blocks_fit():
     for channels, side in ((16, 32), (32, 16), (64, 8)):
         case = replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16, scheme="rk4_classic")
-        assert plan(problem(case, limit=SM_80)).refusal is None
-        assert plan(problem(replace(case, dtype=torch.float32), limit=SM_90)).refusal is None
+        assert plan(described(case, limit=SM_80)).refusal is None
+        assert plan(described(replace(case, dtype=torch.float32), limit=emulator.SM_90)).refusal is None

@@ -205,9 +205,7 @@ struct Image {
 
 // what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory
 template <typename T>
-void describe_image(ImageArguments<T>& a, const ConvSolve& p, int channels, int tiles) {
-  a.packed = static_cast<const T*>(p.packed);
-  a.parameters = p.parameters;
+void describe_image(ImageArguments<T>& a, const ConvProblem& p, int channels, int tiles) {
   a.slot_of = p.slot_of;
   a.state = p.state;
   a.norm = p.norm;

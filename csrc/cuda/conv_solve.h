@@ -297,6 +297,8 @@ template <typename T>
 SolveArguments<T> arguments(const ConvSolve& p, const SolvePlan& plan) {
   SolveArguments<T> a{};
   describe_image(a, p, plan.channels, plan.tiles);
+  a.packed = static_cast<const T*>(p.packed);
+  a.parameters = p.parameters;
   if (p.norm == Norm::known) a.known = static_cast<const float*>(p.moments);
   if (p.norm == Norm::sample) a.moments = p.moments;
   a.rates = static_cast<float*>(p.rates);

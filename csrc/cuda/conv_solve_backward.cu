@@ -102,7 +102,7 @@ void step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan, const 
 
 SolveBackwardPlan plan_solve_backward(const ConvSolveBackward& p) {
   SolveBackwardPlan plan{};
-  ConvSolve forward = p;
+  ConvProblem forward = p;
   forward.shared_limit = int64_t{1} << 40;
   const SolvePlan solve = plan_solve(forward);
   plan.refusal = solve.refusal;
@@ -145,7 +145,7 @@ void conv_solve_backward(const ConvSolveBackward& p) {
   a.stages = p.stages;
   a.evaluations = p.stages * p.steps;
   a.slots = p.slots;
-  a.nodes = p.nodes;
+  a.nodes = static_cast<int>(p.basis);
   a.blocks = plan.blocks;
   a.channels = p.channels;
   a.post = p.post != 0;
@@ -162,9 +162,9 @@ void conv_solve_backward(const ConvSolveBackward& p) {
     a.first = i * p.stages;
     a.fresh = last;
     const int64_t elements = 9 * p.channels * p.channels;
-    launch(Grid{"add_blocks", (elements + kAddThreads - 1) / kAddThreads, kAddThreads, 0, 1, p.stream, 2 * p.nodes}, add_blocks, a);
+    launch(Grid{"add_blocks", (elements + kAddThreads - 1) / kAddThreads, kAddThreads, 0, 1, p.stream, 2 * a.nodes}, add_blocks, a);
   }
-  launch(Grid{"add_vectors", 1, kAddThreads, 0, 1, p.stream, kParameterRows * p.nodes}, add_vectors, a);
+  launch(Grid{"add_vectors", 1, kAddThreads, 0, 1, p.stream, kParameterRows * a.nodes}, add_vectors, a);
 }
 
 }  // namespace contnet_fast::cuda

@@ -549,11 +549,13 @@ template <typename T, bool TENSOR>
 void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan, const StepBack& step) {
   BackwardArguments<T> a{};
   describe_image(a, p, plan.channels, 2);
+  a.packed = static_cast<const T*>(p.packed);
+  a.parameters = p.parameters;
   const ConvLayout layout{plan.channels, sizeof(T)};
   const BackwardArrays arrays = backward_arrays(a.vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n()));
   a.partial = arrays.partial;
   a.spare = arrays.spare;
-  if (p.norm != Norm::none) a.moments = static_cast<const float*>(p.moments);
+  if (p.norm != Norm::none) a.moments = p.moments;
   a.start = static_cast<const unsigned char*>(step.start);
   a.upstream = static_cast<const unsigned char*>(step.upstream);
   a.extra = static_cast<const unsigned char*>(step.extra);
