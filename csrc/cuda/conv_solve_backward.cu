@@ -87,7 +87,7 @@ struct Pieces {  // bytes of the workspace
 Pieces pieces(const ConvSolveBackward& p, const SolveBackwardPlan& plan) {
   const ConvLayout layout{plan.channels, p.operand == Scalar::f32 ? 4 : 2};
   const int64_t map = static_cast<int64_t>(layout.values()) * plan.threads, stages = p.stages, c = p.channels;
-  return {whole(plan.blocks * stages * (p.post ? 3 : 2) * map * layout.bytes), whole(plan.blocks * stages * map * 4),
+  return {whole(plan.blocks * stages * (p.post ? 3 : 2) * map * layout.bytes), whole(plan.blocks * (stages + 1) * map * 4),
           whole(p.images * map * 4), whole(4 * stages * 2 * plan.blocks * 9 * c * c),
           whole(4 * stages * p.steps * 7 * plan.blocks * c)};
 }

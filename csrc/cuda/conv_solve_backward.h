@@ -43,6 +43,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
   using Base = Image<BackwardArguments<T>, TENSOR, C>;
   using typename Base::L;
   using typename Base::Map;
+  static constexpr bool kInMemory = C == 16;  // what stays through a step: maps of 64 registers would spill
   static constexpr int O = C < 32 ? C : 32;  // output channels of a warp's sums by weights: more of them would spill
   using Base::M, Base::N, Base::Image;
   using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
@@ -100,18 +101,19 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     }
   }
 
-  // ---- what a thread keeps of maps, `index` of them before; neighbouring threads are neighbours
+  // ---- what a thread keeps of maps, `index` of them before; the values of a warp lie together, so that offsets in them are constants
 
   template <typename E>
   DEVICE Global<E> own(Global<E> maps, int64_t index) const {
-    return maps + (index * (4 * M * N * thread_count()) + afresh(thread_index()) * (16 / static_cast<int>(sizeof(E))));
+    const int i = afresh(thread_index());
+    return maps + (index * (4 * M * N * thread_count()) + i / 32 * (128 * M * N) + i % 32 * (16 / static_cast<int>(sizeof(E))));
   }
   DEVICE Global<T> kept_map(int kind, int stage) const {
     const int kinds = p.post ? 3 : 2;
     return own(p.tape, (static_cast<int64_t>(block_index()) * kinds + kind) * p.stages + stage);
   }
   DEVICE Global<float> kept_rate(int stage) const {
-    return own(p.rates, static_cast<int64_t>(block_index()) * p.stages + stage);
+    return own(p.rates, static_cast<int64_t>(block_index()) * (p.stages + 1) + stage);
   }
 
   template <typename E>
@@ -120,7 +122,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     for (int n = 0; n < N; ++n) {
       UNROLL
       for (int m = 0; m < M; m += 4 / static_cast<int>(sizeof(E))) {
-        const int at = (n * M + m) * 4 * thread_count();
+        const int at = (n * M + m) * 128;
         if constexpr (sizeof(E) == 4) {
           store(to, at, Vector<float, 4>{{v[m][n][0], v[m][n][1], v[m][n][2], v[m][n][3]}});
         } else {
@@ -138,7 +140,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
   DEVICE void each_kept(Global<E> from, int n, F f) const {
     UNROLL
     for (int m = 0; m < M; m += 4 / static_cast<int>(sizeof(E))) {
-      const int at = (n * M + m) * 4 * thread_count();
+      const int at = (n * M + m) * 128;
       if constexpr (sizeof(E) == 4) {
         const Vector<float, 4> values = load<4>(from, at);
         UNROLL
@@ -160,12 +162,13 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] = value; });
   }
 
-  DEVICE void add_kept(Global<float> to, Map& v) const {
+  // to += v, in memory
+  DEVICE void add_to(Global<float> to, Map& v) const {
     UNROLL
     for (int n = 0; n < N; ++n) {
       UNROLL
       for (int m = 0; m < M; ++m) {
-        const int at = (n * M + m) * 4 * thread_count();
+        const int at = (n * M + m) * 128;
         Vector<float, 4> sum = load<4>(to, at);
         UNROLL
         for (int i = 0; i < 4; ++i) sum[i] += v[m][n][i];
@@ -174,35 +177,38 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     }
   }
 
-  DEVICE void copy(Map& to, Map& from) const {
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i) to[m][n][i] = from[m][n][i];
-      }
-    }
-  }
-
-  // v <- base * y + own * v + sum over other stages of weight(j) times what was kept of j. Weight zero adds nothing.
-  template <typename F>
-  DEVICE void combine(Map& v, Map& y, float base, float own_weight, int begin, int end, F weight) const {
+  // v <- scale * v + weight * y, or v + weight * what was kept. Weight zero adds nothing, not even NaN.
+  DEVICE void combine(Map& v, float scale, float weight, Map& y) const {
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
       for (int n = 0; n < N; ++n) {
         UNROLL
         for (int i = 0; i < 4; ++i)
-          v[m][n][i] = base * (base != 0.f ? y[m][n][i] : 0.f) + own_weight * (own_weight != 0.f ? v[m][n][i] : 0.f);
+          v[m][n][i] = scale * (scale != 0.f ? v[m][n][i] : 0.f) + weight * (weight != 0.f ? y[m][n][i] : 0.f);
       }
     }
-    for (int j = begin; j < end; ++j) {
-      const float a = weight(j);
-      if (a == 0.f) continue;
-      const Global<float> from = kept_rate(j);
-      UNROLL
-      for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] += a * value; });
+  }
+  DEVICE void add_kept(Map& v, float weight, Global<float> from) const {
+    if (weight == 0.f) return;
+    UNROLL
+    for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] += weight * value; });
+  }
+
+  // Where a step begins, which each of its stages reads: in registers, or in memory where those do not hold two maps.
+  DEVICE void begin(Map& y, Map& v) const {
+    if constexpr (kInMemory) {
+      save(v, kept_rate(p.stages));
+    } else {
+      combine(y, 0.f, 1.f, v);
+    }
+  }
+  DEVICE void from_begin(Map& v, float scale, float weight, Map& y) const {  // as combine
+    if constexpr (kInMemory) {
+      combine(v, scale, 0.f, v);
+      add_kept(v, weight, kept_rate(p.stages));
+    } else {
+      combine(v, scale, weight, y);
     }
   }
 
@@ -338,9 +344,9 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
 
   DEVICE void make_maps(int image, int position) const {
     Map y, v;
-    fill(y, 0.f);
-    Base::read_map(y, p.start + image * p.image_bytes);
-    copy(v, y);
+    fill(v, 0.f);
+    Base::read_map(v, p.start + image * p.image_bytes);
+    begin(y, v);
     for (int stage = 0; stage < p.stages; ++stage) {
       const Shared<float> of = vectors(stage);
       const bool last = stage == p.stages - 1;
@@ -365,7 +371,8 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
       }
       each_channel(v, of + kSkipRow * C, of, [this](float& value, float skip, float) { value *= skip * p.eps; });
       if ((p.kept_rates >> stage & 1) != 0) save(v, kept_rate(stage));
-      combine(v, y, 1.f, p.rows[stage + 1][stage], 0, stage, [&](int j) -> float { return p.rows[stage + 1][j]; });
+      from_begin(v, p.rows[stage + 1][stage], 1.f, y);
+      for (int j = 0; j < stage; ++j) add_kept(v, p.rows[stage + 1][j], kept_rate(j));
     }
   }
 
@@ -473,31 +480,43 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
   }
 
   DEVICE void go_back(int image, int position, bool add) const {
+    const Global<float> between = own(p.costates, image);
     Map costate, v;
-    const Global<float> total = own(p.costates, image);  // in memory: of 16 channels three maps in registers spilled
-    fill(costate, 0.f);
-    if (p.upstream) {
-      Base::read_map(costate, p.upstream + image * p.image_bytes);
-    } else {
-      restore(costate, total);
-    }
-    if (p.upstream) save(costate, total);
+    [[maybe_unused]] Map total;
     fill(v, 0.f);
+    if (p.upstream) {
+      Base::read_map(v, p.upstream + image * p.image_bytes);
+    } else {
+      restore(v, between);
+    }
+    begin(costate, v);
+    if constexpr (kInMemory) {
+      save(v, between);
+    } else {
+      combine(total, 0.f, 1.f, v);
+    }
     for (int stage = p.stages - 1; stage >= 0; --stage) {
-      const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f;
-      combine(v, costate, p.update[stage] * p.eps, after, stage + 2, p.stages,
-              [&](int j) -> float { return p.rows[j][stage] * p.eps; });
+      const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f, weight = p.update[stage] * p.eps;
+      from_begin(v, after, weight, costate);
+      for (int j = stage + 2; j < p.stages; ++j) add_kept(v, p.rows[j][stage] * p.eps, kept_rate(j));
       for (int conv = 1; conv >= 0; --conv) {
         if (p.post) through_norm<true>(v, kept_map(conv + 1, stage), stage, conv);
         through_convolution(v, stage, conv, position++, add);
         if (!p.post) through_norm<false>(v, kept_map(conv, stage), stage, conv);
       }
       if ((p.kept_grads >> stage & 1) != 0) save(v, kept_rate(stage));
-      add_kept(total, v);
+      if constexpr (kInMemory) {
+        add_to(between, v);
+      } else {
+        combine(total, 1.f, 1.f, v);
+      }
       put_channel_sums(stage, add);
     }
-    if (!p.extra && !p.result) return;
-    restore(v, total);
+    if constexpr (kInMemory) {
+      restore(v, between);
+    } else {
+      combine(v, 0.f, 1.f, total);
+    }
     if (p.extra)
       each_pair([&](int m, int half, int n, int at) {
         const Vector<float, 2> pair = load_state(p.extra + image * p.image_bytes, p.state, at);
@@ -507,7 +526,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     if (p.result) {
       Base::write_map(v, p.result + image * p.image_bytes);
     } else {
-      save(v, total);
+      save(v, between);
     }
   }
 
