@@ -99,10 +99,9 @@ struct Image {
   }
 
   // a piece of the weights of a convolution, asynchronously; zeros for channels that only the padding has
-  DEVICE void fetch_weights(int conv, int slot, int piece, Shared<T> to) const {
+  DEVICE void fetch_weights(Global<const T> from, Shared<T> to) const {
     constexpr int V = 16 / sizeof(T), kAcross = C / V;
     const int c = p.channels;
-    const Global<const T> from = p.packed + (static_cast<int64_t>(conv * p.slots + slot) * 9 + piece * L::kTaps) * c * c;
     for (int e = afresh(thread_index()); e < L::kTaps * C * kAcross; e += thread_count()) {
       const int row = e / kAcross, o = e % kAcross * V, k = row % C;
       const bool exists = k < c && o < c;

@@ -50,7 +50,9 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
   DEVICE void fetch_chunk(int index) const {
     const int evaluation = index / (2 * L::kChunks), slot = p.slot_of[evaluation];
     if (L::kChunks == 1 && evaluation > 0 && slot == p.slot_of[evaluation - 1]) return;  // still in this buffer
-    Base::fetch_weights(index / L::kChunks % 2, slot, index % L::kChunks, weights(index));
+    const int c = p.channels;
+    const int64_t matrix = (index / L::kChunks % 2) * p.slots + slot;
+    Base::fetch_weights(p.packed + (matrix * 9 + index % L::kChunks * L::kTaps) * c * c, weights(index));
   }
 
   DEVICE void fetch_vectors(int evaluation) const {

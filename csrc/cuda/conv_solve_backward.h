@@ -78,7 +78,9 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
     if (L::kChunks == 1 && position > 1 && conv == conv_of(position - 2) &&
         slot == p.slot_of[p.first + stage_of(position - 2)])
       return;  // still in this buffer
-    Base::fetch_weights(conv, slot, chunk % L::kChunks, weights(chunk));
+    const int c = p.channels;
+    const int64_t matrix = conv * p.slots + slot;
+    Base::fetch_weights(p.packed + (matrix * 9 + chunk % L::kChunks * L::kTaps) * c * c, weights(chunk));
   }
 
   // v <- the convolution at `position` of a tile; `before` runs once the tile is there
