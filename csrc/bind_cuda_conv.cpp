@@ -197,23 +197,27 @@ struct Call {
   }
 };
 
+const void* data_or_null(const at::Tensor& t) { return t.defined() && t.numel() > 0 ? t.const_data_ptr() : nullptr; }
+void* mutable_or_null(const at::Tensor& t) { return t.defined() && t.numel() > 0 ? t.mutable_data_ptr() : nullptr; }
+
 // Weights, parameters and known moments, mixed in one launch.
 struct Prepared {
   at::Tensor packed, parameters;
-  Prepared(const Call& call, const at::Tensor& moments)
+  // `moments` are written if the norm is known and they are there
+  Prepared(const Call& call, const at::Tensor& moments = {})
       : packed(at::empty({2, call.grid.count, 9, call.x.size(1), call.x.size(1)}, call.x.options().dtype(call.nodes.operand))),
         parameters(call.floats({call.grid.count, cuda::kParameterRows, call.x.size(1)})) {
     auto p = call.with_nodes<cuda::ConvPrepare>();
     p.packed = packed.mutable_data_ptr();
     p.parameters = parameters.mutable_data_ptr<float>();
-    p.moments = call.problem.norm == cuda::Norm::known ? moments.mutable_data_ptr<float>() : nullptr;
+    p.moments = call.problem.norm == cuda::Norm::known && moments.defined() ? moments.mutable_data_ptr<float>() : nullptr;
     cuda::conv_prepare(p);
   }
 };
 
-// What a forward pass writes: dense maps; `states` between steps, or none.
+// What a forward pass writes: dense maps; `states` between steps and the `tape` of all maps, or none.
 struct Results {
-  at::Tensor y, states, moments, statistics;
+  at::Tensor y, states, tape, moments, statistics;
 };
 
 int run_solve(const Call& call, const Results& to) {
@@ -224,13 +228,65 @@ int run_solve(const Call& call, const Results& to) {
   const at::Tensor rates = call.bytes(plan.scratch);
   p.x = call.start.const_data_ptr();
   p.y = to.y.mutable_data_ptr();
-  p.states = to.states.numel() > 0 ? to.states.mutable_data_ptr() : nullptr;
+  p.states = mutable_or_null(to.states);
   p.packed = prepared.packed.const_data_ptr();
   p.parameters = prepared.parameters.const_data_ptr<float>();
-  p.moments = to.moments.numel() > 0 ? to.moments.mutable_data_ptr<float>() : nullptr;
+  p.moments = static_cast<float*>(mutable_or_null(to.moments));
   p.rates = plan.scratch > 0 ? rates.mutable_data_ptr() : nullptr;
   cuda::conv_solve(p);
   return 2;
+}
+
+// Gradients by the nodes: weights [conv, basis, output, input, tap]; others [row of the parameters, basis, channel].
+struct NodeGradients {
+  at::Tensor weights, vectors;
+  at::Tensor of(int node) const {
+    constexpr int row[cuda::kNodes] = {-1, 0, -1, 1, 2, 3, -1, -1, 4, 5, -1, -1, cuda::kParameterRows - 1};
+    if (Nodes::weight(node)) return weights[node / 2];
+    return node == cuda::kNodes - 1 ? vectors[row[node]].sum(1) : vectors[row[node]];
+  }
+};
+
+int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& states, const at::Tensor& moments,
+               const at::Tensor& x_grad, const NodeGradients& to) {
+  cuda::ConvSolveBackward p{call.problem};
+  p.skip = call.nodes.tensors[cuda::kNodes - 1].defined();
+  p.return_steps = upstream.dim() == 5;
+  p.mix = call.grid.mix.const_data_ptr<float>();
+  p.basis = call.nodes.basis;
+  const cuda::SolveBackwardPlan plan = cuda::plan_solve_backward(p);
+  TORCH_CHECK(plan.refusal == nullptr, "conv_solve_backward_cuda: ", plan.refusal);
+  const Prepared prepared(call);
+  const at::Tensor workspace = call.bytes(plan.workspace);
+  p.x = call.start.const_data_ptr();
+  p.states = data_or_null(states);
+  p.packed = prepared.packed.const_data_ptr();
+  p.parameters = prepared.parameters.const_data_ptr<float>();
+  p.moments = static_cast<const float*>(data_or_null(moments));
+  p.grad = upstream.const_data_ptr();
+  p.grad_x = x_grad.mutable_data_ptr();
+  p.weight_grads = to.weights.mutable_data_ptr<float>();
+  p.vector_grads = to.vectors.mutable_data_ptr<float>();
+  p.workspace = workspace.mutable_data_ptr();
+  cuda::conv_solve_backward(p);
+  return 2 + 2 * p.steps;
+}
+
+void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape, const at::Tensor& moments,
+                const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
+  auto p = call.with_nodes<cuda::ConvStagesBackward>();
+  p.x = call.start.const_data_ptr();
+  p.moments = static_cast<float*>(mutable_or_null(moments));
+  (tape ? p.tape : p.states) = data_or_null(kept);
+  p.grad = upstream.const_data_ptr();
+  p.by_step = upstream.dim() == 5;
+  p.grad_x = x_grad.mutable_data_ptr();
+  for (int i = 0; i < cuda::kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
+  const cuda::StepsPlan plan = cuda::plan_stages_backward(p);
+  TORCH_CHECK(plan.refusal == nullptr, "conv_solve_backward_cuda: ", plan.refusal);
+  const at::Tensor workspace = call.bytes(plan.workspace);
+  p.workspace = workspace.mutable_data_ptr();
+  cuda::conv_stages_backward(p);
 }
 
 int run_stages(const Call& call, const Results& to) {
@@ -240,9 +296,10 @@ int run_stages(const Call& call, const Results& to) {
   const at::Tensor workspace = call.bytes(plan.workspace);
   p.x = call.start.const_data_ptr();
   p.y = to.y.mutable_data_ptr();
-  p.states = to.states.numel() > 0 ? to.states.mutable_data_ptr() : nullptr;
-  p.moments = to.moments.numel() > 0 ? to.moments.mutable_data_ptr<float>() : nullptr;
-  p.statistics = to.statistics.numel() > 0 ? to.statistics.mutable_data_ptr() : nullptr;
+  p.states = mutable_or_null(to.states);
+  p.moments = static_cast<float*>(mutable_or_null(to.moments));
+  p.statistics = mutable_or_null(to.statistics);
+  p.tape = mutable_or_null(to.tape);
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_stages(p);
   return static_cast<int>(1 + call.evaluations() * (p.post != 0 ? 3 : 2));
@@ -270,7 +327,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   const at::Tensor moments = call.floats({call.evaluations(), 2, 2, call.moment_rows(), x.size(1)});
   const at::Tensor statistics =
       at::empty({coupled ? call.evaluations() : 0, 4, x.size(1)}, x.options().dtype(coupled ? call.nodes.vectors : type));
-  const at::Tensor kept = call.maps(keep == "none" || keep == "step" ? n_steps - 1 : 0);
+  const bool tape = keep == "none" && call.stage;
+  const int64_t states = keep == "none" || keep == "step" ? n_steps - 1 : 0;
+  const at::Tensor kept = call.maps(tape ? call.evaluations() * cuda::kinds(call.problem) : states);
   if (x.numel() == 0) {
     record("conv_solve", "cuda", level.c_str(), 0);
     if (coupled) running_statistics(call, statistics);
@@ -280,16 +339,64 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   }
   const at::Tensor steps = return_steps ? call.maps(n_steps) : at::Tensor();
   const at::Tensor y = return_steps ? steps[n_steps - 1] : call.maps(1)[0];
-  const Results results{y, return_steps ? steps.slice(0, 0, n_steps - 1) : kept, moments, statistics};
+  const at::Tensor between = return_steps ? steps.slice(0, 0, n_steps - 1) : tape ? at::Tensor() : kept;
+  const Results results{y, between, tape ? kept : at::Tensor(), moments, statistics};
   const int launches = call.stage ? run_stages(call, results) : run_solve(call, results);
   record("conv_solve", "cuda", level.c_str(), launches);
   if (!return_steps) return {like(x, y), statistics.to(type), moments, kept};
-  if (kept.size(0) > 0) at::Tensor(kept).copy_(steps.slice(0, 0, n_steps - 1));
+  if (!tape && states > 0) at::Tensor(kept).copy_(between);
   const at::Tensor all = at::cat({call.start.unsqueeze(0), steps}).permute({0, 1, 4, 2, 3}).contiguous();
   return {all, statistics.to(type), moments, kept};
+}
+
+std::vector<at::Tensor> conv_solve_backward_op(
+    const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& given, std::string order, std::string norm,
+    int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
+    at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
+    std::string keep, std::string level, const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Call call(x, given,
+                  {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  std::vector<at::Tensor> results;
+  if (x.numel() == 0) {
+    record("conv_solve_backward", "cuda", level.c_str(), 0);
+    results.push_back(at::empty_like(x));
+    for (int64_t i : wanted) results.push_back(at::zeros_like(*given.get(i)));
+    return results;
+  }
+  const at::Tensor upstream = grad.resolve_neg()
+                                  .permute(grad.dim() == 5 ? at::IntArrayRef{0, 1, 3, 4, 2} : at::IntArrayRef{0, 2, 3, 1})
+                                  .to(x.scalar_type())
+                                  .contiguous();
+  const int64_t basis = call.nodes.basis, c = x.size(1);
+  const at::Tensor x_grad = call.maps(1)[0];
+  std::vector<at::Tensor> grads(cuda::kNodes);
+  if (call.stage) {
+    for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
+    stages_back(call, upstream, kept, keep == "none", moments, x_grad, grads);
+    record("conv_solve_backward", "cuda", level.c_str());
+  } else {
+    int launches = 0;
+    at::Tensor states = kept;
+    if (keep == "block" && n_steps > 1) {
+      states = call.maps(n_steps - 1);
+      launches = run_solve(call, {call.maps(1)[0], states, {}, call.sample ? at::empty_like(moments) : moments, {}});
+    }
+    const NodeGradients nodes{call.floats({2, basis, c, c, 9}), call.floats({cuda::kParameterRows, basis, c})};
+    launches += solve_back(call, upstream, states, moments, x_grad, nodes);
+    for (int64_t i : wanted) grads[i] = nodes.of(static_cast<int>(i)).reshape(given.get(i)->sizes());
+    record("conv_solve_backward", "cuda", level.c_str(), launches);
+  }
+  results.push_back(like(x, x_grad));
+  for (int64_t i : wanted)  // results share no storage
+    results.push_back(grads[i].to(given.get(i)->scalar_type(), false, !call.stage));
+  return results;
 }
 
 }  // namespace
 }  // namespace contnet_fast
 
-TORCH_LIBRARY_IMPL(contnet_fast, CUDA, m) { m.impl("conv_solve_cuda", TORCH_FN(contnet_fast::conv_solve_op)); }
+TORCH_LIBRARY_IMPL(contnet_fast, CUDA, m) {
+  m.impl("conv_solve_cuda", TORCH_FN(contnet_fast::conv_solve_op));
+  m.impl("conv_solve_backward_cuda", TORCH_FN(contnet_fast::conv_solve_backward_op));
+}

@@ -52,7 +52,18 @@ def test_it_serves_whole_solves_of_narrow_maps(there, shape, dtype):
     assert select(facts(**conv(shape=shape, dtype=torch.float32)), "cuda:solve").level == "solve"
 
 
-@pytest.mark.parametrize("change", [{"shape": (8, 64, 32, 32)}, {"shape": (2, 256, 8, 8)}, {"batch_statistics": True}])
+def test_a_backward_pass_holds_more_of_an_image(there, monkeypatch):
+    problem = conv(dtype=torch.float32, compute_dtype=torch.float32)
+    assert select(facts(**problem), "cuda").level == "solve"
+    assert select(facts(**problem, needs_grad=True), "cuda").level == "solve"
+    monkeypatch.setattr(cuda, "capability", lambda: (8, 0))
+    with pytest.raises(cf.BackendUnavailable, match="operand and gradient of the backward pass take"):
+        select(facts(**problem, needs_grad=True), "cuda:solve")
+
+
+@pytest.mark.parametrize(
+    "change", [{"shape": (8, 64, 32, 32)}, {"shape": (2, 256, 8, 8)}, {"batch_statistics": True, "needs_grad": True}]
+)
 def test_it_serves_wide_maps_and_training_statistics_stage_by_stage(there, change):
     plan = select(facts(**conv(**change)), "cuda")
     assert (plan.backend, plan.level) == ("cuda", "stage")
@@ -63,7 +74,6 @@ def test_it_serves_wide_maps_and_training_statistics_stage_by_stage(there, chang
     [
         ({"field": ("pre", "group")}, "statistics are taken within an image: level solve serves that"),
         ({"shape": (8, 264, 4, 4)}, "264 channels: level stage takes a multiple of 8 up to 256"),
-        ({"needs_grad": True}, "level stage has no backward pass"),
     ],
 )
 def test_stages_it_refuses(there, change, words):
@@ -75,7 +85,10 @@ def test_stages_it_refuses(there, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"needs_grad": True}, "level solve has no backward pass: it serves forward passes under torch.no_grad()"),
+        (
+            {"needs_grad": True, "dtype": torch.float32, "compute_dtype": torch.float32},
+            "maps of 32x32: an operand takes",
+        ),
         ({"batch_statistics": True}, "batch statistics couple the images of a batch: level stage serves that"),
         ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 64"),
         ({"shape": (8, 128, 4, 4)}, "128 channels: a whole solve takes a multiple of 8 up to 64"),
@@ -142,7 +155,7 @@ assert "cuda" not in cf.available_backends()
 
 
 WITHOUT = """types.SimpleNamespace(
-    interface=lambda: 2, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
+    interface=lambda: 3, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
     without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
     record=lambda on: None, take_runs=lambda: [])"""
 

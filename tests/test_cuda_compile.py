@@ -14,6 +14,7 @@ from contnet_fast.kernels.nvcc import release, toolkit
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
 
 
+HOST = ("device", "stages_backward")  # code of the host alone
 compiled = lru_cache(maxsize=None)(cuda_build.resources)
 
 
@@ -21,15 +22,22 @@ compiled = lru_cache(maxsize=None)(cuda_build.resources)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
 def test_kernels_compile_and_spill_nothing(source, chip):
     rows = compiled(source, chip)
-    assert rows
+    assert rows or source.stem in HOST
     for row in rows:
         assert row.registers > 0
         assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
-@pytest.mark.parametrize("name", ["conv_solve", "conv_stage"])
-def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "HMMA LDSM LDGSTS") for name in ("conv_solve", "conv_stage", "conv_gradient")),
+        ("weight_gradient", "HMMA LDSM"),
+    ],
+    ids=lambda v: v.split()[0],
+)
+def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, tmp_path):
     from contnet_fast.kernels import sass
 
     source = next(path for path in cuda_build.kernels() if path.stem == name)
@@ -39,9 +47,7 @@ def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, tmp_path)
     assert len(kernels) == len(rows)
     for kernel in kernels:
         loop = " ".join(sass.hot_loop(kernel))
-        assert "HMMA" in loop
-        assert "LDSM" in loop
-        assert "LDGSTS" in kernel
+        assert all(word in (kernel if word == "LDGSTS" else loop) for word in words.split())
         assert not re.search(r"\b(LDL|STL)\b", kernel)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import HALVES, SMALL, Case, draw, truth
+from conv_cases import HALVES, SMALL, Case, away_from_kinks, draw, scale, truth, wanted
 
 from contnet_fast.ops import fused_conv_solve
 from contnet_fast.testing import assert_within_budget
@@ -118,6 +118,67 @@ def test_statistics_keep_float32_beside_weights_of_16_bits(launches):
     _, statistics = solve(case, state=torch.float32, nodes=wide, level="stage")
     assert statistics.norm1_mean.dtype == torch.float32
     assert not torch.equal(statistics.norm1_mean, statistics.norm1_mean.bfloat16().float())
+
+
+def gradients(case, *, level="solve"):
+    x, nodes, dy = draw(case)
+    leaves = {"x": x, **{name: t for name, t in nodes._asdict().items() if t is not None}}
+    leaves = {name: t.to(case.dtype) for name, t in leaves.items()}
+    names = wanted(case, nodes)
+    for name in names:
+        leaves[name].requires_grad_()
+    y, _ = fused_conv_solve(
+        leaves["x"], nodes._replace(**{n: t for n, t in leaves.items() if n != "x"}), backend="cuda", level=level,
+        spec=case.spec, grid=case.grid, training=case.training, checkpoint=case.checkpoint,
+        return_steps=case.return_steps, compute_dtype=case.dtype,
+    )  # fmt: skip
+    return dict(zip(names, torch.autograd.grad(y, [leaves[n] for n in names], dy.to(case.dtype)), strict=True))
+
+
+def judge(case, level):
+    case = away_from_kinks(case)
+    exact, runs = truth(case)
+    for name, got in gradients(case, level=level).items():
+        same = [run[f"d {name}"] for run in runs]
+        assert_within_budget(got, exact[f"d {name}"], same, name=name, gradient=True, factor=SMALL,
+                             scale=scale(case, f"d {name}", [exact]), evaluations=case.grid.n_evaluations)  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_gradients_of_whole_solves(launches, order, norm):
+    judge(replace(BASE, order=order, norm=norm, grads="all", return_steps=order == "post"), "solve")
+    assert launches() == 2 + 2 * BASE.n_steps
+
+
+@pytest.mark.parametrize(("norm", "training"), [("batch", False), ("batch", True), ("none", False)])
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_gradients_stage_by_stage(launches, order, norm, training):
+    case = replace(BASE, order=order, norm=norm, training=training, grads="all", return_steps=order == "post")
+    judge(replace(case, scheme="heun2"), "stage")
+
+
+@pytest.mark.parametrize("level", ["solve", "stage"])
+@pytest.mark.parametrize("return_steps", [False, True])
+def test_what_is_kept_does_not_change_gradients(launches, level, return_steps):
+    case = replace(BASE, dtype=torch.bfloat16, n_steps=3, grads="all", return_steps=return_steps, scheme="midpoint")
+    case = replace(case, norm="group") if level == "solve" else replace(case, training=True)
+    expected = gradients(case, level=level)
+    for checkpoint in ("none", "block"):
+        for name, got in gradients(replace(case, checkpoint=checkpoint), level=level).items():
+            assert torch.equal(got, expected[name]), (checkpoint, name)
+    if level == "solve":
+        assert launches() == 4 + 2 * case.n_steps
+
+
+def test_some_gradients_and_an_empty_batch(launches):
+    case = replace(BASE, grads="all")
+    every = gradients(case)
+    for name in ("x", "conv2_weight", "skip", "norm2_bias"):
+        assert torch.equal(gradients(replace(case, grads=name))[name], every[name])
+    nothing = gradients(replace(case, batch=0))
+    assert nothing.pop("x").shape == (0, 16, 5, 7)
+    assert all(not grad.any() for grad in nothing.values())
 
 
 def test_wide_maps(launches):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_cases import SMALL, Case, solve, truth
+from conv_cases import SMALL, Case, scale, solve, truth
 
 import contnet_fast as cf
 from contnet_fast.testing import assert_within_budget
@@ -52,12 +52,25 @@ def test_stage_by_stage(channels, size, training, order, dtype):
     check(replace(BASE, channels=channels, size=size, training=training, order=order, dtype=dtype), "cuda:stage")
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("channels", "size"), [(16, (16, 16)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7))])
+def test_gradients_of_whole_solves(channels, size, norm, order, dtype):
+    case = replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype, grads="all")
+    got, (exact, runs) = solve(case, "cuda:solve", device="cuda"), truth(case)
+    for name in got:
+        same = [run[name] for run in runs]
+        assert_within_budget(got[name], exact[name], same, name=name, gradient=name.startswith("d "), factor=SMALL,
+                             scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations)  # fmt: skip
+
+
 def test_small_set():
     """Every kind of launch once, for compute-sanitizer."""
     for order in ("pre", "post"):
         for dtype in FLOATS:
             case = replace(BASE, size=(5, 6), order=order, dtype=dtype, n_steps=1)
-            solve(case, "cuda:solve", device="cuda")
+            solve(replace(case, grads="all"), "cuda:solve", device="cuda")
             solve(replace(case, training=True), "cuda:stage", device="cuda")
     torch.cuda.synchronize()
 

@@ -43,10 +43,9 @@ class StepsPlan(ctypes.Structure):
     _fields_ = (("refusal", ctypes.c_char_p), ("workspace", ctypes.c_int64))
 
 
-def plan(p):
+def plan(p, entry="emulated_conv_stages"):
     found = StepsPlan()
-    entry = "emulated_plan_steps" if isinstance(p, ConvSteps) else "emulated_plan_stages"
-    getattr(emulator.library(), entry)(ctypes.byref(p), ctypes.byref(found))
+    getattr(emulator.library(), entry.replace("conv", "plan"))(ctypes.byref(p), ctypes.byref(found))
     return found
 
 
@@ -76,14 +75,14 @@ def solve(case, *, tape=False, states=True, **settings):
         "statistics": torch.empty(len(weights) if case.batch_statistics else 0, 4, case.channels, dtype=case.dtype),
     }
     run(p, "emulated_conv_stages", inputs, outputs, **given)
-    return {**inputs, **outputs, "slots": len(slots)}
+    return {**inputs, **outputs, **given}
 
 
 def run(p, entry, inputs, outputs, **more):
     for name, tensor in (inputs | outputs).items():
         setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
     p.slot_list = p.slot_of
-    workspace = torch.empty(plan(p).workspace, dtype=torch.uint8)
+    workspace = torch.empty(plan(p, entry).workspace, dtype=torch.uint8)
     if workspace.numel():
         p.workspace = workspace.data_ptr()
     with buffers(outputs, **inputs, **more):

@@ -29,7 +29,7 @@ if _reason is None:
 
 
 class CudaBackend:
-    """Solves of the convolutional field forward, whole or stage by stage; stage combinations of any field."""
+    """Solves of the convolutional field, whole or stage by stage; stage combinations of any field."""
 
     name = "cuda"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
@@ -75,7 +75,7 @@ class CudaBackend:
 
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """Registered by the extension itself."""
-        ops = ("rk_combine", "rk_combine_error", "conv_solve")
+        ops = ("rk_combine", "rk_combine_error", "conv_solve", "conv_solve_backward")
         return dict.fromkeys(ops, (None, "CUDA")) if CHIPS else {}
 
     def native_log(self) -> ModuleType | None:
@@ -108,8 +108,6 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     if problem.op != "conv_solve":
         return [f"level {level} serves conv_solve, not {problem.op}"]
     reasons = []
-    if problem.needs_grad:
-        reasons.append(f"level {level} has no backward pass: it serves forward passes under torch.no_grad()")
     if problem.compute_dtype not in OPERANDS:
         reasons.append(f"products in {problem.compute_dtype} are not served")
     elif problem.dtype not in (torch.float32, problem.compute_dtype):
@@ -125,8 +123,9 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
     if problem.batch_statistics:
         reasons.append("batch statistics couple the images of a batch: level stage serves that")
     return reasons + refusals(
-        channels, height, width, size=problem.compute_dtype.itemsize, sample=sample, capability=capability() or OLDEST
-    )
+        channels, height, width, size=problem.compute_dtype.itemsize, sample=sample, capability=capability() or OLDEST,
+        backward=problem.stages if problem.needs_grad else 0,
+    )  # fmt: skip
 
 
 def _no_device() -> str:

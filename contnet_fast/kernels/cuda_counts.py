@@ -73,6 +73,13 @@ class SolveCount:
         vectors = 25 + (self.warps_m + 4 if self.sample else 0)
         return self.tiles * tile + weights + 4 * vectors * self.channels
 
+    def shared_backward(self, stages: int) -> int:
+        """Bytes of shared memory of the backward pass: operand and gradient, weights, vectors of a step, sums of warps."""
+        tile = (self.height + 2) * (self.width + 2) * (self.channels * self.size + 16)
+        weights = 2 * self.taps * self.channels * (self.channels + 8) * self.size
+        sums = 4 * 9 * 16 * 16 if self.channels == 16 else 0
+        return 2 * tile + weights + 4 * (11 * stages + 4 + 7 * self.warps_m) * self.channels + sums
+
     def inner(self, *, new_weights: bool = True) -> int:
         """Bytes through shared memory for a convolution: fragments of both operands, the operand and weights written."""
         m, n = self.fragments
@@ -91,9 +98,13 @@ class SolveCount:
 
 
 def refusals(
-    channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int]
+    channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int], backward: int = 0
 ) -> list[str]:
-    """Why a block of this chip cannot hold the solve of an image; empty if it can."""
+    """Why a block of this chip cannot hold the solve of an image; empty if it can.
+
+    Args:
+        backward: stages of the scheme if a backward pass follows, else 0.
+    """
     if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
         return [f"{channels} channels: a whole solve takes a multiple of 8 up to {MOST_CHANNELS}"]
     padded = next(c for c in (16, 32, 64) if channels <= c)
@@ -106,6 +117,9 @@ def refusals(
         return [
             f"maps of {height}x{width}: an operand takes {count.shared / 1024:.0f} KiB of shared memory of {limit} KiB"
         ]
+    if backward and count.shared_backward(backward) > limit * 1024:
+        takes = f"{count.shared_backward(backward) / 1024:.0f} KiB of shared memory of {limit} KiB"
+        return [f"maps of {height}x{width}: operand and gradient of the backward pass take {takes}"]
     return []
 
 

@@ -70,7 +70,7 @@ def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
 
 
 def kept_on_cpu(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Moments of the norms and kept maps, both in the dtype of the sums and with padded channels."""
     batch, channels, height, width = x.shape
@@ -83,7 +83,7 @@ def kept_on_cpu(
 
 
 def kept_by_triton(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Moments of the norms in float32, and kept maps in the dtype of the state (``kernels/forward.py``)."""
     batch, channels, height, width = x.shape
@@ -96,12 +96,14 @@ def kept_by_triton(
 
 
 def kept_by_cuda(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int
+    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments of the norms in float32, and the states between steps (``csrc/bind_cuda_conv.cpp``)."""
+    """Moments of the norms in float32, and maps: at level solve states alone, the rest is made again on the chip."""
     batch, channels, height, width = x.shape
     rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
     maps = n_steps - 1 if keep in ("none", "step") else 0
+    if keep == "none" and level == "stage":
+        maps = n_steps * stages * (3 if order == "post" else 2)
     return (
         x.new_empty((n_steps * stages, 2, 2, rows, channels), dtype=torch.float32),
         x.new_empty((maps, batch, height, width, channels)),
@@ -137,7 +139,7 @@ def fake_conv_solve(
     return (
         x.new_empty((n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x),
         (x if mean is None else mean).new_empty((len(counts) if coupled else 0, 4, x.shape[1])),
-        *KEPT[backend](x, order, norm, training, keep, n_steps, len(update)),
+        *KEPT[backend](x, order, norm, training, keep, n_steps, len(update), level),
     )
 
 

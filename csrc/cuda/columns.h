@@ -57,6 +57,25 @@ DEVICE void store_values(float (&v)[V], Global<unsigned char> p, Scalar type, in
   store(pointer_cast<uint32_t>(p), i / 2, pairs);
 }
 
+// operands of a product, to value i of shared memory; TENSOR: float32 rounded to TF32
+template <typename T, bool TENSOR, int V>
+DEVICE void store_operands(const float (&v)[V], Shared<T> to, int i) {
+  if constexpr (sizeof(T) == 2) {
+    Vector<uint32_t, V / 2> pairs;
+    UNROLL
+    for (int j = 0; j < V; j += 2) pairs[j / 2] = pack<T>(v[j], v[j + 1]);
+    store(pointer_cast<uint32_t>(to), i / 2, pairs);
+  } else {
+    UNROLL
+    for (int j = 0; j < V; j += 4) {
+      Vector<float, 4> four;
+      UNROLL
+      for (int k = 0; k < 4; ++k) four[k] = TENSOR ? bit_cast<float>(to_tf32(v[j + k])) : v[j + k];
+      store(to, i + j, four);
+    }
+  }
+}
+
 // ---- sums over the pixels of a block
 
 // The channels of a thread, and its place among those that have the same ones. Threads beyond whole rows have none.

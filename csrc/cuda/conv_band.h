@@ -57,7 +57,7 @@ inline BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
   b.piece = piece;
   b.depth = (c + piece - 1) / piece * piece;
   b.pixel = b.depth + 16 / bytes;
-  b.row = (back ? piece : width) + 8;
+  b.row = back ? piece + 16 / bytes : width + 8;
   const int tap = (back ? width : piece) * b.row * bytes, whole = 24 * 1024;
   b.taps = b.depth == piece && 9 * tap <= whole ? 9 : 3 * tap <= whole ? 3 : 1;
   b.pieces = b.depth / piece * 9 / b.taps;
@@ -167,17 +167,7 @@ struct Band {
       float value[V] = {};
       if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, channel);
       const int at = row * p.line + column * p.pixel + channel;
-      if constexpr (sizeof(T) == 2) {
-        Vector<uint32_t, V / 2> pairs;
-        UNROLL
-        for (int j = 0; j < V; j += 2) pairs[j / 2] = pack<T>(value[j], value[j + 1]);
-        store(pointer_cast<uint32_t>(to), at / 2, pairs);
-      } else {
-        Vector<float, V> all;
-        UNROLL
-        for (int j = 0; j < V; ++j) all[j] = TENSOR ? bit_cast<float>(to_tf32(value[j])) : value[j];
-        store(to, at, all);
-      }
+      store_operands<T, TENSOR>(value, to, at);
     }
   }
 

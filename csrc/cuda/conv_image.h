@@ -9,25 +9,20 @@ namespace {
 
 constexpr int kMostThreads = 256;  // so that a thread may have 255 registers
 constexpr int kRatesInRegisters = 0;  // of earlier stages: 128 - 3 x 32 registers do not hold 32 more
-constexpr int kVectors = 7;  // of an evaluation: two biases, scale and shift of two norms, skip scalar times eps
-constexpr int kMoments = 4;  // of known norms: mean and variance of each
 
 template <typename T>
-struct SolveArguments {
+struct ImageArguments {
+  using Operand = T;
   Global<const T> packed;
-  Global<const float> parameters, known;
-  Global<float> moments, rates;
+  Global<const float> parameters;
   Global<const int32_t> slot_of;
-  Global<const unsigned char> x;
-  Global<unsigned char> y, states;
   Scalar state;
   Norm norm;
   bool post;
-  int images, height, width, channels, group, stages, steps, slots, tiles;
+  int images, width, channels, group, stages, slots;
   // what follows from them: constants cost no registers
-  int pixels, line, evaluations, tile, weights, vectors, partial;  // line, tile: in values; then bytes before an array
+  int pixels, line, tile, tiles, weights, vectors, partial;  // line, tile: in values; then bytes before an array
   int64_t image_bytes;
-  uint32_t kept;  // bit j: a later row needs rate j
   float eps, norm_eps, rows[kMostStages][kMostStages], update[kMostStages];
 };
 
@@ -48,15 +43,16 @@ DEVICE void store_state(Global<unsigned char> p, Scalar type, int i, float low, 
   }
 }
 
-template <typename T, bool TENSOR, int C, bool SAMPLE>
+template <typename P, bool TENSOR, int C>
 struct Image {
+  using T = typename P::Operand;
   using L = ConvSizes<C, sizeof(T)>;
   static constexpr int M = L::kM, N = L::kN;
   using Map = Fragments<M, N>;
-  const SolveArguments<T>& p;
+  const P& p;
   int place[M];  // of each tile of pixels what this lane hands to ldmatrix, at the first tap
 
-  DEVICE explicit Image(const SolveArguments<T>& p) : p(p) {
+  DEVICE explicit Image(const P& p) : p(p) {
     const int lane = lane_index(), first = warp_index() / L::kWarpsN * (16 * M);
     UNROLL
     for (int m = 0; m < M; ++m) {
@@ -85,17 +81,33 @@ struct Image {
   DEVICE Shared<T> weights(int chunk) const {
     return shared_array<T>(p.weights + chunk % 2 * L::kChunk * static_cast<int>(sizeof(T)), L::kChunk);
   }
-  DEVICE Shared<float> vectors(int evaluation) const {
-    return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
-  }
-  DEVICE Shared<float> raw() const {
-    return shared_array<float>(p.vectors + 2 * 4 * kVectors * C, (kParameterRows + kMoments) * C);
-  }
-  DEVICE Shared<float> fold() const { return shared_array<float>(p.partial, 2 * C); }
-  DEVICE Shared<float> mean() const { return shared_array<float>(p.partial + 2 * 4 * C, C); }
-  DEVICE Shared<float> total() const { return shared_array<float>(p.partial + 3 * 4 * C, C); }
-  DEVICE Shared<float> partial() const { return shared_array<float>(p.partial + 4 * 4 * C, warps_m() * C); }
   DEVICE int warps_m() const { return thread_count() / (32 * L::kWarpsN); }
+
+  // zeros in both operands: those of their borders stay
+  DEVICE void clear_operands() const {
+    const int size = p.tile * p.tiles;
+    const Shared<T> all = shared_array<T>(0, size);
+    Vector<T, 16 / sizeof(T)> zeros{};
+#ifdef PLANTED_FAULT
+    if (PLANTED_FAULT == 2)
+      for (int i = 0; i < 16 / static_cast<int>(sizeof(T)); ++i) zeros[i] = from_float<T>(1.f);
+    if (PLANTED_FAULT != 4)
+#endif
+      for (int i = thread_index() * (16 / static_cast<int>(sizeof(T))); i < size;
+           i += thread_count() * (16 / static_cast<int>(sizeof(T))))
+        store(all, i, zeros);
+  }
+
+  // a piece of the weights of a convolution, asynchronously; zeros for channels that only the padding has
+  DEVICE void fetch_weights(Global<const T> from, Shared<T> to) const {
+    constexpr int V = 16 / sizeof(T), kAcross = C / V;
+    const int c = p.channels;
+    for (int e = afresh(thread_index()); e < L::kTaps * C * kAcross; e += thread_count()) {
+      const int row = e / kAcross, o = e % kAcross * V, k = row % C;
+      const bool exists = k < c && o < c;
+      copy_async_or_zero<16>(to + (row * L::kRow + o), from + (exists ? (row / C * c + k) * c + o : 0), exists);
+    }
+  }
 
   // ---- the map of the image, of which a thread has its fragments
 
@@ -128,8 +140,38 @@ struct Image {
     }
   }
 
-  DEVICE void write_map(Map& v, Global<unsigned char> maps, int index) const {
-    const Global<unsigned char> to = maps + (static_cast<int64_t>(index) * p.images + block_index()) * p.image_bytes;
+  DEVICE void fill(Map& v, float with) const {
+    each(v, [&](float& value, int, int) { value = with; });
+  }
+
+  DEVICE void relu_all(Map& v) const {
+    each(v, [](float& value, int, int) { value = relu(value); });
+  }
+
+  // f(value, a of its channel, b of its channel) with two rows of channels
+  template <typename F>
+  DEVICE void each_channel(Map& v, Shared<float> a, Shared<float> b, F f) const {
+    const int channel = first_channel();
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      const Vector<float, 2> x = load<2>(a, channel + 8 * n), y = load<2>(b, channel + 8 * n);
+      UNROLL
+      for (int m = 0; m < M; ++m) {
+        UNROLL
+        for (int j = 0; j < 4; ++j) f(v[m][n][j], x[j % 2], y[j % 2]);
+      }
+    }
+  }
+
+  DEVICE void read_map(Map& v, Global<const unsigned char> from) const {
+    each_pair([&](int m, int half, int n, int at) {
+      const Vector<float, 2> pair = load_state(from, p.state, at);
+      v[m][n][2 * half] = pair[0];
+      v[m][n][2 * half + 1] = pair[1];
+    });
+  }
+
+  DEVICE void write_map(Map& v, Global<unsigned char> to) const {
     each_pair([&](int m, int half, int n, int at) {
       store_state(to, p.state, at, v[m][n][2 * half], v[m][n][2 * half + 1]);
     });
@@ -159,6 +201,35 @@ struct Image {
     }
   }
 };
+
+// what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory
+template <typename T>
+void describe_image(ImageArguments<T>& a, const ConvProblem& p, int channels, int tiles) {
+  a.slot_of = p.slot_of;
+  a.state = p.state;
+  a.norm = p.norm;
+  a.post = p.post != 0;
+  a.images = p.images;
+  a.width = p.width;
+  a.channels = p.channels;
+  a.group = p.norm == Norm::sample ? p.group : 1;
+  a.stages = p.stages;
+  a.slots = p.slots;
+  a.tiles = tiles;
+  const ConvLayout layout{channels, sizeof(T)};
+  a.pixels = p.height * p.width;
+  a.line = (p.width + 2) * layout.pixel();
+  a.tile = (p.height + 2) * a.line;
+  a.weights = tiles * a.tile * static_cast<int>(sizeof(T));
+  a.vectors = a.weights + 2 * layout.chunk_bytes();
+  a.image_bytes = static_cast<int64_t>(a.pixels) * p.channels * (p.state == Scalar::f32 ? 4 : 2);
+  a.eps = p.eps;
+  a.norm_eps = p.norm_eps;
+  for (int s = 0; s < p.stages; ++s) {
+    a.update[s] = p.update[s];
+    for (int j = 0; j < s; ++j) a.rows[s][j] = p.rows[s][j];
+  }
+}
 
 }  // namespace
 }  // namespace contnet_fast::cuda

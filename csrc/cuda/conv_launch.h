@@ -74,8 +74,35 @@ struct SolvePlan {
   int64_t shared, scratch;  // bytes: of a block, of the batch
 };
 
-SolvePlan plan_solve(const ConvSolve&);
+SolvePlan plan_solve(const ConvProblem&);
 void conv_solve(const ConvSolve&);
+
+// Its backward pass, a launch a step and one that adds up blocks. Gradients by the nodes are float32, that by x has the dtype
+// of the state.
+struct ConvSolveBackward : ConvProblem {  // of norm batch: refused
+  int32_t skip, return_steps;  // whether there is a skip scalar; whether `grad` has a map for every state
+  const float* mix;            // [slot, basis]
+  int64_t basis;
+  const void* x;
+  const void* states;       // state after each step but the last [steps - 1, ...]
+  const void* packed;       // as ConvPrepare
+  const float* parameters;  // as ConvPrepare
+  const float* moments;     // [evaluation, norm, (mean, variance), images or 1, channel], of the forward pass; null: no norm
+  const void* grad;         // upstream gradient, [steps + 1, ...] or of the last state alone
+  void* grad_x;
+  float* weight_grads;  // [conv, basis, output, input, tap]
+  float* vector_grads;  // [kParameterRows, basis, channel], rows as those of `parameters`; of the skip scalar a sum's terms
+  void* workspace;      // of plan.workspace bytes
+};
+
+struct SolveBackwardPlan {
+  const char* refusal;
+  int32_t channels, threads, blocks;
+  int64_t shared, workspace;  // bytes
+};
+
+SolveBackwardPlan plan_solve_backward(const ConvSolveBackward&);
+void conv_solve_backward(const ConvSolveBackward&);
 
 // ---- level stage: a launch for each convolution
 
@@ -123,5 +150,24 @@ struct ConvStages : ConvProblem {
 
 StepsPlan plan_stages(const ConvStages&);
 void conv_stages(const ConvStages&);
+
+// The backward pass, step by step from the last.
+struct ConvStagesBackward : ConvProblem {  // of norm sample: refused
+  const void* nodes[kNodes];  // as ConvPrepare
+  const float* mix;
+  int64_t basis;
+  const void* x;
+  float* moments;        // as the forward pass wrote them; not written
+  const void* states;    // as the forward pass kept them, or null; of neither these nor a tape they are made again
+  const void* tape;      // likewise
+  const void* grad;      // by y, dtype of the state; by_step: by x and the state after each step [steps + 1, ...]
+  int32_t by_step;
+  void* grad_x;          // dtype of the state
+  float* grads[kNodes];  // contiguous, as the nodes; null: not asked for, as those of known statistics must be
+  void* workspace;
+};
+
+StepsPlan plan_stages_backward(const ConvStagesBackward&);
+void conv_stages_backward(const ConvStagesBackward&);
 
 }  // namespace contnet_fast::cuda

@@ -5,7 +5,7 @@
 namespace contnet_fast::cuda {
 namespace {
 
-const char* refusal(const ConvSolve& p) {
+const char* refusal(const ConvProblem& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > 64) return "channels must be a multiple of 8 up to 64";
   if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
   if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
@@ -15,7 +15,7 @@ const char* refusal(const ConvSolve& p) {
   return nullptr;
 }
 
-bool keeps_rates(const ConvSolve& p) {
+bool keeps_rates(const ConvProblem& p) {
   for (int s = 2; s < p.stages; ++s)
     for (int j = 0; j < s - 1; ++j)
       if (p.rows[s][j] != 0.f) return true;
@@ -24,7 +24,7 @@ bool keeps_rates(const ConvSolve& p) {
 
 }  // namespace
 
-SolvePlan plan_solve(const ConvSolve& p) {
+SolvePlan plan_solve(const ConvProblem& p) {
   SolvePlan plan{};
   plan.refusal = refusal(p);
   if (plan.refusal != nullptr) return plan;

@@ -12,31 +12,47 @@
 namespace contnet_fast::cuda {
 namespace {
 
+constexpr int kVectors = 7;  // of an evaluation: two biases, scale and shift of two norms, skip scalar times eps
+constexpr int kMoments = 4;  // of known norms: mean and variance of each
+
+template <typename T>
+struct SolveArguments : ImageArguments<T> {
+  Global<const float> known;
+  Global<float> moments, rates;
+  Global<const unsigned char> x;
+  Global<unsigned char> y, states;
+  int steps, evaluations;
+  uint32_t kept;  // bit j: a later row needs rate j
+};
+
 template <typename T, bool TENSOR, int C, bool SAMPLE>
-struct ImageSolve : Image<T, TENSOR, C, SAMPLE> {
-  using Base = Image<T, TENSOR, C, SAMPLE>;
+struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
+  using Base = Image<SolveArguments<T>, TENSOR, C>;
   using typename Base::L;
   using typename Base::Map;
   using Base::M, Base::N, Base::Image;
-  using Base::p, Base::place, Base::first_pixel, Base::first_channel;
-  using Base::operand, Base::weights, Base::vectors, Base::raw, Base::fold, Base::mean, Base::total, Base::partial;
-  using Base::warps_m, Base::each, Base::each_pair, Base::inside, Base::write_map, Base::write_operand;
+  using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
+  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::write_map, Base::write_operand;
+
+  DEVICE Shared<float> vectors(int evaluation) const {
+    return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
+  }
+  DEVICE Shared<float> raw() const {
+    return shared_array<float>(p.vectors + 2 * 4 * kVectors * C, (kParameterRows + kMoments) * C);
+  }
+  DEVICE Shared<float> fold() const { return shared_array<float>(p.partial, 2 * C); }
+  DEVICE Shared<float> mean() const { return shared_array<float>(p.partial + 2 * 4 * C, C); }
+  DEVICE Shared<float> total() const { return shared_array<float>(p.partial + 3 * 4 * C, C); }
+  DEVICE Shared<float> partial() const { return shared_array<float>(p.partial + 4 * 4 * C, warps_m() * C); }
 
   // ---- weights and vectors of an evaluation, ahead of their use
 
   DEVICE void fetch_chunk(int index) const {
-    constexpr int V = 16 / sizeof(T), kAcross = C / V;
-    const int evaluation = index / (2 * L::kChunks), conv = index / L::kChunks % 2, c = p.channels;
-    const int slot = p.slot_of[evaluation];
+    const int evaluation = index / (2 * L::kChunks), slot = p.slot_of[evaluation];
     if (L::kChunks == 1 && evaluation > 0 && slot == p.slot_of[evaluation - 1]) return;  // still in this buffer
-    const Global<const T> from =
-        p.packed + (static_cast<int64_t>(conv * p.slots + slot) * 9 + index % L::kChunks * L::kTaps) * c * c;
-    const Shared<T> to = weights(index);
-    for (int e = afresh(thread_index()); e < L::kTaps * C * kAcross; e += thread_count()) {
-      const int row = e / kAcross, o = e % kAcross * V, k = row % C;
-      const bool exists = k < c && o < c;
-      copy_async_or_zero<16>(to + (row * L::kRow + o), from + (exists ? (row / C * c + k) * c + o : 0), exists);
-    }
+    const int c = p.channels;
+    const int64_t matrix = (index / L::kChunks % 2) * p.slots + slot;
+    Base::fetch_weights(p.packed + (matrix * 9 + index % L::kChunks * L::kTaps) * c * c, weights(index));
   }
 
   DEVICE void fetch_vectors(int evaluation) const {
@@ -143,26 +159,13 @@ struct ImageSolve : Image<T, TENSOR, C, SAMPLE> {
       scale = fold();
       shift = fold() + C;
     }
-    const int channel = first_channel();
-    UNROLL
-    for (int n = 0; n < N; ++n) {
-      const Vector<float, 2> a = load<2>(scale, channel + 8 * n), b = load<2>(shift, channel + 8 * n);
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int j = 0; j < 4; ++j) v[m][n][j] = v[m][n][j] * a[j % 2] + b[j % 2];
-      }
-    }
-  }
-
-  DEVICE void relu_all(Map& v) const {
-    each(v, [](float& value, int, int) { value = relu(value); });
+    each_channel(v, scale, shift, [](float& value, float a, float b) { value = value * a + b; });
   }
 
   // ---- a convolution, its bias, and the relu of order post
 
   DEVICE void convolve(Map& v, Shared<float> of, int evaluation, int conv) const {
-    each(v, [](float& value, int, int) { value = 0.f; });
+    fill(v, 0.f);
     for (int i = 0; i < L::kChunks; ++i) {
       const int chunk = (2 * evaluation + conv) * L::kChunks + i;
       copy_async_wait<0>();
@@ -174,19 +177,10 @@ struct ImageSolve : Image<T, TENSOR, C, SAMPLE> {
       if (chunk + 1 < 2 * L::kChunks * p.evaluations) fetch_chunk(chunk + 1);
       if (i == 0 && conv == 1) fetch_vectors(evaluation + 2);
       copy_async_commit();
-      multiply_taps<T, TENSOR, C, M, N>(v, operand(conv), weights(chunk), place, p.line, i * L::kTaps);
+      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv), weights(chunk), place, p.line, i * L::kTaps);
     }
     if (p.tiles == 1) sync_threads();
-    const int channel = first_channel();
-    UNROLL
-    for (int n = 0; n < N; ++n) {
-      const Vector<float, 2> bias = load<2>(of, conv * C + channel + 8 * n);
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int j = 0; j < 4; ++j) v[m][n][j] += bias[j % 2];
-      }
-    }
+    each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
     if (p.post) relu_all(v);
   }
 
@@ -243,26 +237,11 @@ struct ImageSolve : Image<T, TENSOR, C, SAMPLE> {
   }
 
   DEVICE void begin(Map& y, Map& next, Map& v) const {
-    const int size = p.tile * p.tiles;
-    const Shared<T> all = shared_array<T>(0, size);
-    Vector<T, 16 / sizeof(T)> zeros{};
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT == 2)
-      for (int i = 0; i < 16 / static_cast<int>(sizeof(T)); ++i) zeros[i] = from_float<T>(1.f);
-    if (PLANTED_FAULT != 4)
-#endif
-      for (int i = thread_index() * (16 / static_cast<int>(sizeof(T))); i < size;
-           i += thread_count() * (16 / static_cast<int>(sizeof(T))))
-        store(all, i, zeros);
+    Base::clear_operands();
     fetch_vectors(0);
     copy_async_commit();
-    each(y, [](float& value, int, int) { value = 0.f; });
-    const Global<const unsigned char> from = p.x + block_index() * p.image_bytes;
-    each_pair([&](int m, int half, int n, int at) {
-      const Vector<float, 2> pair = load_state(from, p.state, at);
-      y[m][n][2 * half] = pair[0];
-      y[m][n][2 * half + 1] = pair[1];
-    });
+    fill(y, 0.f);
+    Base::read_map(y, p.x + block_index() * p.image_bytes);
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
@@ -296,22 +275,13 @@ struct ImageSolve : Image<T, TENSOR, C, SAMPLE> {
       write_operand(v, operand(1));
       convolve(v, of, evaluation, 1);
       if (p.post) normalise(v, of, evaluation, 1);
-      const int channel = first_channel();
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        const Vector<float, 2> factor = load<2>(of, 6 * C + channel + 8 * n);
-        UNROLL
-        for (int m = 0; m < M; ++m) {
-          UNROLL
-          for (int j = 0; j < 4; ++j) v[m][n][j] *= factor[j % 2];
-        }
-      }
+      each_channel(v, of + 6 * C, of + 6 * C, [](float& value, float factor, float) { value *= factor; });
       const int step = evaluation / p.stages, stage = evaluation % p.stages;
       advance(v, y, next, stage);
       if (evaluation == p.evaluations - 1) {
-        write_map(y, p.y, 0);
+        write_map(y, p.y + block_index() * p.image_bytes);
       } else if (stage == p.stages - 1 && p.states) {
-        write_map(y, p.states, step);
+        write_map(y, p.states + (static_cast<int64_t>(step) * p.images + block_index()) * p.image_bytes);
       }
     }
   }
@@ -328,45 +298,21 @@ solve_image(GRID_CONSTANT SolveArguments<T> p) {
 template <typename T>
 SolveArguments<T> arguments(const ConvSolve& p, const SolvePlan& plan) {
   SolveArguments<T> a{};
+  describe_image(a, p, plan.channels, plan.tiles);
   a.packed = static_cast<const T*>(p.packed);
   a.parameters = p.parameters;
   if (p.norm == Norm::known) a.known = static_cast<const float*>(p.moments);
   if (p.norm == Norm::sample) a.moments = p.moments;
   a.rates = static_cast<float*>(p.rates);
-  a.slot_of = p.slot_of;
   a.x = static_cast<const unsigned char*>(p.x);
   a.y = static_cast<unsigned char*>(p.y);
   a.states = static_cast<unsigned char*>(p.states);
-  a.state = p.state;
-  a.norm = p.norm;
-  a.post = p.post != 0;
-  a.images = p.images;
-  a.height = p.height;
-  a.width = p.width;
-  a.channels = p.channels;
-  a.group = p.norm == Norm::sample ? p.group : 1;
-  a.stages = p.stages;
   a.steps = p.steps;
-  a.slots = p.slots;
-  a.tiles = plan.tiles;
-  const ConvLayout layout{plan.channels, sizeof(T)};
-  a.pixels = p.height * p.width;
-  a.line = (p.width + 2) * layout.pixel();
   a.evaluations = p.stages * p.steps;
-  a.tile = (p.height + 2) * a.line;
-  a.weights = a.tiles * a.tile * static_cast<int>(sizeof(T));
-  a.vectors = a.weights + 2 * layout.chunk_bytes();
   a.partial = a.vectors + 4 * (2 * kVectors + kParameterRows + kMoments) * plan.channels;
-  a.image_bytes = static_cast<int64_t>(a.pixels) * p.channels * (p.state == Scalar::f32 ? 4 : 2);
-  a.eps = p.eps;
-  a.norm_eps = p.norm_eps;
-  for (int s = 0; s < p.stages; ++s) {
-    a.update[s] = p.update[s];
-    for (int j = 0; j < s; ++j) {
-      a.rows[s][j] = p.rows[s][j];
-      if (j < s - 1 && p.rows[s][j] != 0.f) a.kept |= 1u << j;
-    }
-  }
+  for (int s = 0; s < p.stages; ++s)
+    for (int j = 0; j < s - 1; ++j)
+      if (p.rows[s][j] != 0.f) a.kept |= 1u << j;
   return a;
 }
 

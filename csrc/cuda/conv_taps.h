@@ -40,7 +40,8 @@ using Fragments = float[M][N][4];
 
 // v += taps first .. first + TAPS - 1. `place`: of each tile of pixels the first value that this lane hands to ldmatrix, at the
 // first tap (lanes from 16 on half a product's depth later); `line`: values from a line of the tile to the next.
-template <typename T, bool TENSOR, int C, int M, int N>
+// BACK: the transposed convolution, of the same weights: taps of the tile backwards, input and output channels swapped.
+template <typename T, bool TENSOR, int C, bool BACK, int M, int N>
 DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights, const int (&place)[M], int line,
                           int first) {
   using L = ConvSizes<C, sizeof(T)>;
@@ -56,7 +57,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
   }
   UNROLL_BY((!TENSOR ? 1 : 3))
   for (int i = 0; i < L::kTaps; ++i) {
-    const int tap = first + i, shift = tap / 3 * line + tap % 3 * L::kPixel;
+    const int tap = BACK ? 8 - first - i : first + i, shift = tap / 3 * line + tap % 3 * L::kPixel;
 #ifdef PLANTED_FAULT
     if (PLANTED_FAULT == 3 && tap == 5) continue;
 #endif
@@ -65,7 +66,14 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
       for (int k = 0; k < C; ++k) {
         Vector<float, 2> b[N];
         UNROLL
-        for (int n = 0; n < N; ++n) b[n] = load<2>(weights, (i * C + k) * L::kRow + column + 8 * n + 2 * t);
+        for (int n = 0; n < N; ++n) {
+          const int c = column + 8 * n + 2 * t;
+          if constexpr (BACK) {
+            b[n] = {{weights[(i * C + c) * L::kRow + k], weights[(i * C + c + 1) * L::kRow + k]}};
+          } else {
+            b[n] = load<2>(weights, (i * C + k) * L::kRow + c);
+          }
+        }
         UNROLL
         for (int m = 0; m < M; ++m) {
           UNROLL
@@ -86,7 +94,12 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         UNROLL
         for (int n = 0; n < N; n += 2) {
           uint32_t r[4];
-          ldmatrix_trans<4>(r, weights + ((i * C + k + lane % 16) * L::kRow + column + 8 * n + lane / 16 * 8));
+          if constexpr (BACK) {
+            const int row = i * C + column + 8 * n + lane / 16 * 8 + lane % 8;
+            ldmatrix<4>(r, weights + (row * L::kRow + k + lane / 8 % 2 * 8));
+          } else {
+            ldmatrix_trans<4>(r, weights + ((i * C + k + lane % 16) * L::kRow + column + 8 * n + lane / 16 * 8));
+          }
           UNROLL
           for (int j = 0; j < 4; ++j) b[n + j / 2][j % 2] = r[j];
         }
@@ -105,8 +118,10 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         UNROLL
         for (int n = 0; n < N; ++n) {
           UNROLL
-          for (int j = 0; j < 2; ++j)
-            b[n][j] = to_tf32(weights[(i * C + k + t + 4 * j) * L::kRow + column + 8 * n + g]);
+          for (int j = 0; j < 2; ++j) {
+            const int from = k + t + 4 * j, to = column + 8 * n + g;
+            b[n][j] = to_tf32(weights[(i * C + (BACK ? to : from)) * L::kRow + (BACK ? from : to)]);
+          }
         }
         UNROLL
         for (int m = 0; m < M; ++m) {

@@ -1,6 +1,7 @@
 // Level stage: the launches of a solve in order, and the pointwise ones among them.
 
 #include "conv_stage.h"
+#include "workspace.h"
 
 namespace contnet_fast::cuda {
 namespace {
@@ -42,25 +43,6 @@ copy_map(Global<const unsigned char> from, Global<unsigned char> to, int64_t byt
   const int64_t i = (int64_t{1} * block_index() * kThreads + thread_index()) * 16;
   if (i < bytes) store(pointer_cast<uint32_t>(to), i / 4, load<4>(pointer_cast<const uint32_t>(from), i / 4));
 }
-
-// Pieces of the workspace; of none it counts.
-class Arena {
- public:
-  explicit Arena(void* start) : start_(static_cast<unsigned char*>(start)) {}
-  unsigned char* take(int64_t bytes) {
-    unsigned char* piece = start_ == nullptr ? nullptr : start_ + taken_;
-    taken_ += (bytes + 255) / 256 * 256;
-    return piece;
-  }
-  int64_t taken() const { return taken_; }
-
- private:
-  unsigned char* start_;
-  int64_t taken_ = 0;
-};
-
-int64_t width(Scalar type) { return type == Scalar::f32 ? 4 : 2; }
-int64_t pixels_of(const ConvProblem& p) { return int64_t{1} * p.images * p.height * p.width; }
 
 const char* refusal(const ConvProblem& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > kMostChannels)

@@ -28,6 +28,8 @@ int64_t emulated_first_unwritten(const void* data);
 const char* emulated_rk_combine(const Combine* p);
 const char* emulated_conv_prepare(const contnet_fast::cuda::ConvPrepare* p);
 const char* emulated_conv_stages(const contnet_fast::cuda::ConvStages* p);
+const char* emulated_conv_solve_backward(const contnet_fast::cuda::ConvSolveBackward* p);
+const char* emulated_conv_stages_backward(const contnet_fast::cuda::ConvStagesBackward* p);
 const char* emulated_conv_solve(const contnet_fast::cuda::ConvSolve* p);
 const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type);
 
@@ -124,16 +126,51 @@ void emulated_solve(const ConvSolve& p) {
   buffers.finish(emulated_conv_solve(&p));
 }
 
+void emulated_solve_backward(const ConvSolveBackward& p) {
+  Buffers buffers;
+  buffers.in(p.x, map_bytes(p));
+  if (p.states != nullptr) buffers.in(p.states, (p.steps - 1) * map_bytes(p));
+  buffers.in(p.packed, packed_bytes(p));
+  buffers.in(p.parameters, parameter_bytes(p));
+  if (p.moments != nullptr) buffers.in(p.moments, moment_bytes(p));
+  buffers.in(p.mix, 4 * p.slots * p.basis);
+  buffers.in(p.slot_of, 4 * p.stages * p.steps);
+  buffers.in(p.grad, map_bytes(p) * (p.return_steps ? p.steps + 1 : 1));
+  buffers.out(p.grad_x, map_bytes(p));
+  buffers.out(p.weight_grads, 72 * p.basis * p.channels * p.channels);
+  buffers.out(p.vector_grads, 4 * kParameterRows * p.basis * p.channels);
+  emulated_register("workspace", p.workspace, plan_solve_backward(p).workspace, false, true);
+  buffers.finish(emulated_conv_solve_backward(&p));
+}
+
 void emulated_stages(const ConvStages& p) {
   Buffers buffers;
   in_nodes(buffers, p);
   buffers.in(p.x, map_bytes(p));
   buffers.out(p.y, map_bytes(p));
   if (p.states != nullptr) buffers.out(p.states, (p.steps - 1) * map_bytes(p));
+  if (p.tape != nullptr) buffers.out(p.tape, p.steps * p.stages * kinds(p) * map_bytes(p));
   if (p.moments != nullptr) buffers.out(p.moments, moment_bytes(p));
   if (p.statistics != nullptr) buffers.out(p.statistics, moment_bytes(p) / 4 * size_of(p.vectors));
   emulated_register("workspace", p.workspace, plan_stages(p).workspace, false, true);
   buffers.finish(emulated_conv_stages(&p));
+}
+
+void emulated_stages_backward(const ConvStagesBackward& p) {
+  Buffers buffers;
+  in_nodes(buffers, p);
+  buffers.in(p.x, map_bytes(p));
+  if (p.moments != nullptr) buffers.in(p.moments, moment_bytes(p));
+  if (p.states != nullptr) buffers.in(p.states, (p.steps - 1) * map_bytes(p));
+  if (p.tape != nullptr) buffers.in(p.tape, p.steps * p.stages * kinds(p) * map_bytes(p));
+  buffers.in(p.grad, map_bytes(p) * (p.by_step ? p.steps + 1 : 1));
+  buffers.out(p.grad_x, map_bytes(p));
+  for (int i = 0; i < kNodes; ++i) {
+    const int64_t each = i == 0 || i == 2 ? 9 * p.channels * p.channels : i == kNodes - 1 ? 1 : p.channels;
+    if (p.grads[i] != nullptr) buffers.out(p.grads[i], 4 * p.basis * each);
+  }
+  emulated_register("workspace", p.workspace, plan_stages_backward(p).workspace, false, true);
+  buffers.finish(emulated_conv_stages_backward(&p));
 }
 
 }  // namespace cuda
@@ -144,6 +181,8 @@ void emulated_stages(const ConvStages& p) {
 #define error_norm emulated_norm
 #define conv_prepare emulated_prepare
 #define conv_solve emulated_solve
+#define conv_solve_backward emulated_solve_backward
 #define conv_stages emulated_stages
+#define conv_stages_backward emulated_stages_backward
 #include "bind_cuda.cpp"
 #include "bind_cuda_conv.cpp"
