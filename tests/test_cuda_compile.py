@@ -25,7 +25,9 @@ def test_kernels_compile_and_spill_nothing(source, chip):
     assert rows or source.stem in HOST
     for row in rows:
         assert row.registers > 0
-        assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
+        known = cuda_build.KNOWN_SPILLS.get((row.kernel, row.chip), 0)
+        assert row.spills <= known, row
+        assert row.stack == 0 or known, row
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
