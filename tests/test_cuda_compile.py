@@ -25,16 +25,14 @@ def test_kernels_compile_and_spill_nothing(source, chip):
     assert rows or source.stem in HOST
     for row in rows:
         assert row.registers > 0
-        known = cuda_build.KNOWN_SPILLS.get((row.kernel, row.chip), 0)
-        assert row.spills <= known, row
-        assert row.stack == 0 or known, row
+        assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *((name, "HMMA LDSM LDGSTS") for name in ("conv_solve", "conv_stage", "conv_gradient")),
+        *((name, "HMMA LDSM LDGSTS") for name in ("conv_solve", "conv_solve_backward", "conv_stage", "conv_gradient")),
         ("weight_gradient", "HMMA LDSM"),
     ],
     ids=lambda v: v.split()[0],
@@ -48,6 +46,8 @@ def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, tm
     kernels = re.split(r"\.section\s+\.text\.", code)[1:]
     assert len(kernels) == len(rows)
     for kernel in kernels:
+        if "add_" in kernel.partition("\n")[0]:  # adds up what the others leave
+            continue
         loop = " ".join(sass.hot_loop(kernel))
         assert all(word in (kernel if word == "LDGSTS" else loop) for word in words.split())
         assert not re.search(r"\b(LDL|STL)\b", kernel)

@@ -203,8 +203,9 @@ struct Image {
 };
 
 // what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory
-template <typename T>
-void describe_image(ImageArguments<T>& a, const ConvProblem& p, int channels, int tiles) {
+template <typename A>
+void describe_image(A& a, const ConvProblem& p, int channels, int tiles) {
+  using T = typename A::Operand;
   a.slot_of = p.slot_of;
   a.state = p.state;
   a.norm = p.norm;

@@ -15,14 +15,24 @@ namespace {
 constexpr int kVectors = 7;  // of an evaluation: two biases, scale and shift of two norms, skip scalar times eps
 constexpr int kMoments = 4;  // of known norms: mean and variance of each
 
+// Those of ImageArguments and more, in an order in which sm_100a has registers enough: of a derived structure 16 channels spill.
 template <typename T>
-struct SolveArguments : ImageArguments<T> {
-  Global<const float> known;
+struct SolveArguments {
+  using Operand = T;
+  Global<const T> packed;
+  Global<const float> parameters, known;
   Global<float> moments, rates;
+  Global<const int32_t> slot_of;
   Global<const unsigned char> x;
   Global<unsigned char> y, states;
-  int steps, evaluations;
+  Scalar state;
+  Norm norm;
+  bool post;
+  int images, width, channels, group, stages, steps, slots, tiles;
+  int pixels, line, evaluations, tile, weights, vectors, partial;
+  int64_t image_bytes;
   uint32_t kept;  // bit j: a later row needs rate j
+  float eps, norm_eps, rows[kMostStages][kMostStages], update[kMostStages];
 };
 
 template <typename T, bool TENSOR, int C, bool SAMPLE>
