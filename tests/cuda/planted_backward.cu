@@ -1,11 +1,6 @@
 // A step back of the whole solve with faults planted in it (tests/test_cuda_solve_backward.py).
 
-#ifdef __CUDACC__
-#define PLANTED_FAULT 0
-#else
-static int planted_fault = 0;
-#define PLANTED_FAULT planted_fault
-#endif
+#include "planted.h"
 
 #define conv_solve_backward planted_solve_backward
 #define plan_solve_backward planted_plan_backward
@@ -18,11 +13,7 @@ static int planted_fault = 0;
 extern "C" {
 
 const char* planted_conv_solve_backward(int fault, const contnet_fast::cuda::ConvSolveBackward* p) {
-#ifdef __CUDACC__
-  (void)fault;
-#else
-  planted_fault = fault;
-#endif
+  plant(fault);
   return contnet_fast::cuda::guarded([&] { contnet_fast::cuda::planted_solve_backward(*p); });
 }
 
