@@ -90,7 +90,7 @@ void weight_gradient(const Pass&, const WeightGradient&);
 // Those of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to add to.
 struct AddUp {
   int32_t first, splits, fresh;
-  const float *weight_sums, *bias_sums;
+  const float *weight_sums, *bias_sums;  // bias_sums null: none
   float* weight_grads[2];  // [node, output, input, tap] of a convolution, or null: not asked for
   float* bias_grads;       // [evaluation, convolution, channel], without the skip scalar
 };

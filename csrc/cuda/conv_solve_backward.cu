@@ -1,5 +1,6 @@
 // Backward passes of whole solves: 16-bit operands, the plan, the launches, and sums over blocks.
 
+#include "adjoint.h"
 #include "conv_solve_backward.h"
 
 namespace contnet_fast::cuda {
@@ -8,36 +9,12 @@ namespace {
 constexpr int kAddThreads = 256;
 
 struct AddArguments {
-  Global<const float> weight_sums, channel_sums, mix, parameters;
+  Global<const float> channel_sums, mix, parameters;
   Global<const int32_t> slot_of;
-  Global<float> weight_grads, vector_grads;
-  int first, stages, evaluations, slots, nodes, blocks, channels;
-  bool fresh, post, skip, normed;
+  Global<float> vector_grads;
+  int evaluations, nodes, blocks, channels;
+  bool post, skip, normed;
 };
-
-// weight_grads [conv, node, output, input, tap] += a step's sums of blocks, in order; a row of the grid is a convolution and node
-KERNEL(kAddThreads)
-add_blocks(GRID_CONSTANT AddArguments p) {
-  const int c = p.channels, size = 9 * c * c, conv = block_row() % 2, node = block_row() / 2;
-  const int e = block_index() * kAddThreads + thread_index();
-  if (e >= size) return;
-  const int o = e % c, i = e / c % c, tap = e / (c * c);
-  float total = 0.f;
-  for (int stage = 0; stage < p.stages; ++stage) {
-    const int slot = p.slot_of[p.first + stage];
-    float share = p.mix[slot * p.nodes + node];
-    if (share == 0.f) continue;
-    if (conv == 1 && !p.post) share *= p.parameters[(slot * kParameterRows + kParameterRows - 1) * c];
-    const Global<const float> from = p.weight_sums + static_cast<int64_t>(stage * 2 + conv) * p.blocks * size;
-    float sum = 0.f;
-    UNROLL_BY(8)
-    for (int block = 0; block < p.blocks; ++block) sum += from[static_cast<int64_t>(block) * size + e];
-    total += share * sum;
-  }
-  const int64_t to = static_cast<int64_t>(conv * p.nodes + node) * size + (o * c + i) * 9 + tap;
-  if (!p.fresh) total += p.weight_grads[to];
-  p.weight_grads[to] = total;
-}
 
 // vector_grads [row, node, channel]; a row of the grid is a row of parameters and node, a thread a channel
 KERNEL(kAddThreads)
@@ -135,22 +112,20 @@ void conv_solve_backward(const ConvSolveBackward& p) {
   step.weight_sums = reinterpret_cast<float*>(take(all.weights));
   step.channel_sums = reinterpret_cast<float*>(take(all.channels));
   AddArguments a{};
-  a.weight_sums = static_cast<const float*>(step.weight_sums);
   a.channel_sums = static_cast<const float*>(step.channel_sums);
   a.mix = p.mix;
   a.parameters = p.parameters;
   a.slot_of = p.slot_of;
-  a.weight_grads = p.weight_grads;
   a.vector_grads = p.vector_grads;
-  a.stages = p.stages;
   a.evaluations = p.stages * p.steps;
-  a.slots = p.slots;
   a.nodes = static_cast<int>(p.basis);
   a.blocks = plan.blocks;
   a.channels = p.channels;
   a.post = p.post != 0;
   a.skip = p.skip != 0;
   a.normed = p.norm != Norm::none;
+  const Pass pass{p, p.skip, a.nodes, p.parameters, p.moments, p.mix};
+  const int64_t size = p.basis * 9 * p.channels * p.channels;
   for (int i = p.steps - 1; i >= 0; --i) {
     const bool last = i == p.steps - 1;
     step.index = i;
@@ -159,10 +134,7 @@ void conv_solve_backward(const ConvSolveBackward& p) {
     step.extra = p.return_steps ? at(p.grad, i) : nullptr;
     step.result = i == 0 ? p.grad_x : nullptr;
     step_back(p, plan, step);
-    a.first = i * p.stages;
-    a.fresh = last;
-    const int64_t elements = 9 * p.channels * p.channels;
-    launch(Grid{"add_blocks", (elements + kAddThreads - 1) / kAddThreads, kAddThreads, 0, 1, p.stream, 2 * a.nodes}, add_blocks, a);
+    add_up(pass, {i * p.stages, plan.blocks, last, step.weight_sums, nullptr, {p.weight_grads, p.weight_grads + size}, nullptr});
   }
   launch(Grid{"add_vectors", 1, kAddThreads, 0, 1, p.stream, kParameterRows * a.nodes}, add_vectors, a);
 }

@@ -38,7 +38,7 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
     if (!p.fresh) total += p.weight_grads[conv][place];
     p.weight_grads[conv][place] = total;
   }
-  if (node != 0 || e >= p.stages * c) return;
+  if (!p.bias_sums || node != 0 || e >= p.stages * c) return;
   const int stage = e / c;
   float some = 0.f;
   for (int split = 0; split < p.splits; ++split) some += p.bias_sums[((stage * 2 + conv) * p.splits + split) * c + e % c];
