@@ -52,21 +52,21 @@ def test_this_cpu_has_rates_of_its_own():
 @pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
 class TestLaunches:
     def sums(self, text: str) -> tuple[Cost, list]:
-        from contnet_fast.kernels import manifest, traffic
+        from contnet_fast.kernels import aot, manifest
 
         block = next(block for block in manifest.BLOCKS if str(block) == text)
         launches = manifest.launches(block, "sm_90")
-        return sum(map(traffic.cost, launches), Cost()), launches
+        return sum((aot.counted(launch).cost for launch in launches), Cost()), launches
 
     def test_every_launch_of_the_manifest_is_counted(self):
-        from contnet_fast.kernels import manifest, traffic
+        from contnet_fast.kernels import aot, manifest
 
         for block in manifest.BLOCKS:
             for launch in manifest.launches(block, "sm_80"):
-                count = traffic.cost(launch)
-                assert count.bytes > 0
-                assert count.launches == 1
-                assert traffic.working_set(launch) > 0
+                count = aot.counted(launch)
+                assert count.cost.bytes > 0
+                assert count.cost.launches == 1
+                assert count.resident > 0
 
     def test_the_solve_needs_the_operations_of_the_floor(self):
         whole, _ = self.sums("16@32 pre batch bfloat16 evaluation")

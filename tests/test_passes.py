@@ -1,0 +1,62 @@
+"""Predicted times of whole passes are made of the launches that the host code makes, on both GPU backends alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from contnet_fast.backends import triton as backend_triton
+from contnet_fast.costs import BY_FAMILY, DEVICES
+from contnet_fast.kernels import triton_pass
+from contnet_fast.kernels.passes import ConvPass, seconds
+
+STAGES = {"euler": 1, "midpoint": 2, "rk4_classic": 4}
+
+
+def test_multiprocessors_get_whole_blocks():
+    a100 = DEVICES["A100"]
+    assert a100.share(108) == 1.0
+    assert a100.share(27) == 0.25
+    assert a100.share(128) == 128 / 216  # two turns
+    assert a100.share(108, units=128, each=2) == 128 / 216  # blocks that take the images in turn
+    assert a100.share(200, units=1600, each=8) == 1600 / 1728
+
+
+def of_block(block) -> ConvPass:
+    """A block of the manifest."""
+    norm = {"batch": "batch" if block.level == "stage" else "known", "group": "sample", "none": "none"}[block.norm]
+    dtype = getattr(torch, block.dtype)
+    return ConvPass(
+        block.batch, block.channels, block.size, block.size, STAGES[block.scheme], block.n_steps, block.order == "post",
+        norm, dtype, dtype, block.precision, block.backward, "step", block.n_steps,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
+@pytest.mark.parametrize("chip", BY_FAMILY)
+def test_launches_of_triton_are_those_of_its_host_code(chip):
+    from contnet_fast.kernels import aot, manifest
+
+    others = [
+        manifest.Block(channels, size, level, order, norm, "bfloat16", scheme, steps, batch, backward)
+        for channels, size, batch in ((24, 7, 3), (8, 33, 500))
+        for scheme, steps in (("euler", 3), ("midpoint", 1))
+        for order in ("pre", "post")
+        for level, norm in (("solve", "group"), ("solve", "none"), ("stage", "none"), ("stage", "batch"))
+        for backward in (False, True)
+        if not (backward and norm == "none")
+    ]
+    blocks = [*(block for block in manifest.BLOCKS if isinstance(block, manifest.Block)), *others]
+    for block in blocks:
+        p, made = of_block(block), manifest.launches(block, chip)
+        found: Counter = Counter()
+        for work in triton_pass.launches(p, block.level, chip, BY_FAMILY[chip]):
+            found[work.kernel, work.blocks, work.cost, work.resident, work.units, work.each] += work.times
+        wanted = Counter((w.kernel, w.blocks, w.cost, w.resident, w.units, w.each) for w in map(aot.counted, made))
+        assert +found == wanted, block
+        if block.precision == "ieee":  # the interpreter has no other
+            by_launch = sum(aot.predicted(launch, chip)[0] for launch in made)
+            works = triton_pass.launches(p, block.level, chip, BY_FAMILY[chip])
+            assert seconds(works, BY_FAMILY[chip], p) == pytest.approx(by_launch), block
