@@ -152,14 +152,14 @@ class Cost:
         return work + parts["launches"], bound
 
 
-# maps read and written, and launches, of one evaluation of the field and the combination after it, by level and order
-_MAPS = {"solve": (0, 0), "stage": (6, 8), "none": (19, 19)}  # (pre, post)
-_LAUNCHES = {"solve": (0, 0), "stage": (2, 3), "none": (8, 8)}
+# maps read and written, and launches, of one evaluation of the field and the combination after it, by level
+_MAPS = {"solve": 0, "none": 19}
+_LAUNCHES = {"solve": 0, "none": 8}
 
 
 def conv_solve_cost(
     shape: tuple[int, ...], *, stages: int, n_steps: int, n_basis: int, dtype: torch.dtype, compute_dtype: torch.dtype,
-    training: bool = False, checkpoint: str = "none", level: str = "solve", order: str = "pre",
+    training: bool = False, checkpoint: str = "none", level: str = "solve",
 ) -> Cost:  # fmt: skip
     """The floor of one solve of the convolutional field: 2 * 9 C^2 H W B operations a convolution, two an evaluation.
 
@@ -167,16 +167,15 @@ def conv_solve_cost(
         shape: of the state, [B, C, H, W].
         training: with the backward pass, which needs twice the products of the forward pass, and with ``checkpoint``
             "step" or "block" the forward pass's once more.
-        level: "solve": the state is read and written once, in one launch. "stage": each convolution reads and writes
-            its maps; two launches an evaluation for order "pre", three for "post". "none": PyTorch's own kernels, for
-            each half of the field a norm (3 maps), a relu (2) and a convolution (2); eps (2); the combination (3).
+        level: "solve": the state is read and written once, in one launch. "none": PyTorch's own kernels, for each half
+            of the field a norm (3 maps), a relu (2) and a convolution (2); eps (2); the combination (3).
     """
     batch, channels, height, width = shape
     map_bytes = float(batch * channels * height * width * dtype.itemsize)
-    evaluations, post = n_steps * stages, order == "post"
+    evaluations = n_steps * stages
     forward = 2.0 * 2 * 9 * channels * channels * height * width * batch * evaluations
     weights = 2.0 * n_basis * 9 * channels * channels * compute_dtype.itemsize
-    maps, launches = _MAPS[level][post] * evaluations, _LAUNCHES[level][post] * evaluations
+    maps, launches = _MAPS[level] * evaluations, _LAUNCHES[level] * evaluations
     cost = Cost(forward, (2 + maps) * map_bytes + weights, max(1, launches))
     if not training:
         return cost

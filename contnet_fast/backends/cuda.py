@@ -60,11 +60,7 @@ class CudaBackend:
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for it."""
-        if level == "solve":
-            return "the state never leaves the chip: predicted faster than PyTorch (docs/cuda.md), not measured"
-        if level == "stage":
-            return "one launch a convolution and what is around it: expected faster than PyTorch, not yet measured"
+        """What speaks for its combinations."""
         return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
 
     def unavailable(self) -> str | None:
