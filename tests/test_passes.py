@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from contnet_fast.backends import triton as backend_triton
 from contnet_fast.costs import BY_FAMILY, DEVICES
-from contnet_fast.kernels import triton_pass
+from contnet_fast.kernels import cuda_pass, predictions, triton_pass
 from contnet_fast.kernels.passes import ConvPass, seconds
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4_classic": 4}
@@ -60,3 +61,26 @@ def test_launches_of_triton_are_those_of_its_host_code(chip):
             by_launch = sum(aot.predicted(launch, chip)[0] for launch in made)
             works = triton_pass.launches(p, block.level, chip, BY_FAMILY[chip])
             assert seconds(works, BY_FAMILY[chip], p) == pytest.approx(by_launch), block
+
+
+def test_the_page_has_the_predictions():
+    assert predictions.DOCS.read_text(encoding="utf-8") == predictions.write()
+
+
+@pytest.mark.parametrize(("channels", "side"), predictions.SIZES)
+def test_both_count_at_least_what_a_pass_needs(channels, side):
+    """Operations of the floor, forward and of two gradients and maps made again; a map in and out."""
+    p = ConvPass(128, channels, side, side)
+    for backward, products in ((False, 1), (True, 4)):
+        p = replace(p, backward=backward)
+        floor = products * 2.0 * 2 * 9 * p.elements * channels * p.evaluations
+        floor -= p.n_steps * 2.0 * 9 * p.elements * channels if backward else 0.0  # a step's last convolution
+        for module in (triton_pass, cuda_pass):
+            for level in ("solve", "stage"):
+                if module is cuda_pass and level == "solve" and channels * side > 512:
+                    continue
+                works = [w for w in module.launches(p, level, "sm_90", DEVICES["H100"]) if w.times]
+                whole = sum((w.times * w.cost.flops for w in works), 0.0)
+                assert floor <= whole <= 1.4 * floor
+                assert sum(w.times * w.cost.bytes for w in works) >= 2 * p.elements * p.state
+                assert all(w.cost.launches == 1 and w.cost.bytes > 0 for w in works)

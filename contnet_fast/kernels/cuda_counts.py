@@ -97,11 +97,6 @@ class SolveCount:
         return device.launch * 2 + waves * 2 * evaluations * max(shared, products) / device.clock
 
 
-def padded(channels: int) -> int:
-    """As a block takes them."""
-    return next(c for c in (16, 32, 64) if channels <= c)
-
-
 def refusals(
     channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int], backward: int = 0
 ) -> list[str]:
@@ -112,11 +107,11 @@ def refusals(
     """
     if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
         return [f"{channels} channels: a whole solve takes a multiple of 8 up to {MOST_CHANNELS}"]
-    wide = padded(channels)
-    count = SolveCount(wide, height, width, size, 1, sample)
+    padded = next(c for c in (16, 32, 64) if channels <= c)
+    count = SolveCount(padded, height, width, size, 1, sample)
     if count.warps > MOST_WARPS:
-        most = MOST_WARPS * 32 * count.values // wide
-        return [f"maps of {height}x{width}: registers of a block hold {most} pixels of {wide} channels"]
+        most = MOST_WARPS * 32 * count.values // padded
+        return [f"maps of {height}x{width}: registers of a block hold {most} pixels of {padded} channels"]
     limit = SHARED.get(capability, LEAST_SHARED)
     if count.shared > limit * 1024:
         return [

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..costs import Cost, Device
-from .cuda_counts import SolveCount, padded
+from .cuda_counts import SolveCount
 from .cuda_tiles import GRADIENT_BYTES, Band, band, column_scratch, up, weight_tiles
 from .passes import ConvPass, Work
+from .tiles import block_channels
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes that a block may have
 THREADS = 256  # of pointwise kernels
@@ -72,7 +73,7 @@ class _Solve(_Launches):
 
     def __init__(self, p: ConvPass, limit: int, processors: int) -> None:
         super().__init__(p, limit, processors)
-        wide, sample = padded(p.channels), p.norm == "sample"
+        wide, sample = block_channels(p.channels), p.norm == "sample"
         two = SolveCount(wide, p.height, p.width, p.operand, 2, sample)
         self.count = two if two.shared <= limit else SolveCount(wide, p.height, p.width, p.operand, 1, sample)
 
