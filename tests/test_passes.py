@@ -25,20 +25,22 @@ def test_multiprocessors_get_whole_blocks():
     assert a100.share(200, units=1600, each=8) == 1600 / 1728
 
 
-def of_block(block) -> ConvPass:
-    """A block of the manifest."""
+def of_block(block, state: str = "") -> ConvPass:
+    """A block of the manifest, its state of another dtype if asked for."""
     norm = {"batch": "batch" if block.level == "stage" else "known", "group": "sample", "none": "none"}[block.norm]
     dtype = getattr(torch, block.dtype)
     return ConvPass(
         block.batch, block.channels, block.size, block.size, STAGES[block.scheme], block.n_steps, block.order == "post",
-        norm, dtype, dtype, block.precision, block.backward, "step", block.n_steps,
+        norm, getattr(torch, state or block.dtype), dtype, block.precision, block.backward, "step", block.n_steps,
     )  # fmt: skip
 
 
 @pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
 @pytest.mark.parametrize("chip", BY_FAMILY)
-def test_launches_of_triton_are_those_of_its_host_code(chip):
+@pytest.mark.parametrize("state", ["", "float32"])
+def test_launches_of_triton_are_those_of_its_host_code(chip, state):
     from contnet_fast.kernels import aot, manifest
+    from contnet_fast.kernels.launch import collect_launches
 
     others = [
         manifest.Block(channels, size, level, order, norm, "bfloat16", scheme, steps, batch, backward)
@@ -51,16 +53,19 @@ def test_launches_of_triton_are_those_of_its_host_code(chip):
     ]
     blocks = [*(block for block in manifest.BLOCKS if isinstance(block, manifest.Block)), *others]
     for block in blocks:
-        p, made = of_block(block), manifest.launches(block, chip)
+        one, p, device = manifest.Pass(block, chip, torch.device("meta")), of_block(block, state), BY_FAMILY[chip]
+        one.x = one.x.to(p.dtype)
+        with collect_launches() as made:
+            one.run()
         found: Counter = Counter()
-        for work in triton_pass.launches(p, block.level, chip, BY_FAMILY[chip]):
+        for work in triton_pass.launches(p, block.level, chip, device):
             found[work.kernel, work.blocks, work.cost, work.resident, work.units, work.each] += work.times
         wanted = Counter((w.kernel, w.blocks, w.cost, w.resident, w.units, w.each) for w in map(aot.counted, made))
         assert +found == wanted, block
         if block.precision == "ieee":  # the interpreter has no other
             by_launch = sum(aot.predicted(launch, chip)[0] for launch in made)
-            works = triton_pass.launches(p, block.level, chip, BY_FAMILY[chip])
-            assert seconds(works, BY_FAMILY[chip], p) == pytest.approx(by_launch), block
+            works = triton_pass.launches(p, block.level, chip, device)
+            assert seconds(works, device, p) == pytest.approx(by_launch), block
 
 
 def test_the_page_has_the_predictions():

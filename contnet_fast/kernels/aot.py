@@ -161,7 +161,7 @@ def counted(launch: Launch) -> Work:
 
 def predicted(launch: Launch, chip: str) -> tuple[float, str]:
     """Seconds of a launch on the chip's device by its count, and what bounds it."""
-    weight = launch.arguments.get("packed", launch.arguments.get("tape"))
+    weight = launch.arguments.get("packed", launch.arguments.get("grads"))
     dtype = torch.float32 if weight is None else weight.dtype
     return counted(launch).bound(DEVICE[chip], dtype, launch.arguments.get("PRECISION", "ieee"))
 
