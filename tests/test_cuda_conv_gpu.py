@@ -36,14 +36,6 @@ def check(case, backend):
     assert_within_budget(got["y"], exact["y"], [run["y"] for run in runs], factor=SMALL)
 
 
-def check_gradients(case, backend):
-    got, (exact, runs) = solve(case, backend, device="cuda"), truth(case)
-    for name in got:
-        same = [run[name] for run in runs]
-        assert_within_budget(got[name], exact[name], same, name=name, gradient=name.startswith("d "), factor=SMALL,
-                             scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations)  # fmt: skip
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -66,16 +58,11 @@ def test_stage_by_stage(channels, size, training, order, dtype):
 @pytest.mark.parametrize(("channels", "size"), [(16, (16, 16)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7))])
 def test_gradients_of_whole_solves(channels, size, norm, order, dtype):
     case = replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype, grads="all")
-    check_gradients(case, "cuda:solve")
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("order", ["pre", "post"])
-@pytest.mark.parametrize("checkpoint", ["none", "step", "block"])
-@pytest.mark.parametrize(("channels", "size"), [(16, (16, 16)), (64, (8, 8)), (24, (9, 7)), (128, (8, 8))])
-def test_gradients_stage_by_stage(channels, size, checkpoint, order, dtype):
-    case = replace(BASE, channels=channels, size=size, training=True, checkpoint=checkpoint, order=order, dtype=dtype)
-    check_gradients(replace(case, grads="all"), "cuda:stage")
+    got, (exact, runs) = solve(case, "cuda:solve", device="cuda"), truth(case)
+    for name in got:
+        same = [run[name] for run in runs]
+        assert_within_budget(got[name], exact[name], same, name=name, gradient=name.startswith("d "), factor=SMALL,
+                             scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations)  # fmt: skip
 
 
 def test_small_set():
@@ -84,9 +71,7 @@ def test_small_set():
         for dtype in FLOATS:
             case = replace(BASE, size=(5, 6), order=order, dtype=dtype, n_steps=1)
             solve(replace(case, grads="all"), "cuda:solve", device="cuda")
-            solve(replace(case, norm="group", grads="all"), "cuda:solve", device="cuda")
-            for checkpoint in ("none", "step", "block"):
-                solve(replace(case, training=True, grads="all", checkpoint=checkpoint), "cuda:stage", device="cuda")
+            solve(replace(case, training=True), "cuda:stage", device="cuda")
     torch.cuda.synchronize()
 
 
