@@ -122,7 +122,8 @@ def rank(problem: Problem, requests: tuple[str, ...]) -> tuple[str, tuple[tuple[
 
 
 def _rank(facts: tuple[Any, ...], requests: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
-    return _ranked(facts, requests, family(), torch.backends.cudnn.allow_tf32)
+    tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return _ranked(facts, requests, family(), tf32)
 
 
 # what torch.compiler.assume_constant_result does: called while a graph is traced, with constants, and not traced itself
