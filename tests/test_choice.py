@@ -253,12 +253,16 @@ class TestGpu:
         compiled = torch.compile(solve, backend="eager", fullgraph=True, dynamic=dynamic)
         assert compiled(torch.ones(128)).sum() == 256.0
 
-    def test_float32_is_predicted_as_torch_s_switch_for_convolutions_has_it(self, gpu, monkeypatch):
-        problem, found = case(IMAGE, dtype=torch.float32, compute_dtype=torch.float32), set()
-        for precision in ("ieee", "tf32"):  # set one by one, reading cudnn.allow_tf32 raises
-            monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
-            found.add(select(problem).why)
-        assert len(found) == 2
+    def test_float32_is_predicted_as_torch_s_switch_for_convolutions_has_it(self, gpu):
+        problem = case(IMAGE, dtype=torch.float32, compute_dtype=torch.float32)
+        switch, found = torch.backends.cudnn.conv, []
+        before = switch.fp32_precision
+        try:
+            for switch.fp32_precision in ("ieee", "tf32"):  # so set, reading cudnn.allow_tf32 raises
+                found.append(select(problem).why)
+        finally:
+            switch.fp32_precision = before
+        assert found[0] != found[1]
 
     def test_empty_batches_are_predicted(self, gpu):
         assert select(case((0, 16, 32, 32))).why.startswith("predicted")
