@@ -22,7 +22,7 @@ from contnet_fast.kernels.cuda_counts import refusals
 from contnet_fast.kernels.passes import ConvPass
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-SOMEWHERE = 1 << 20  # a pointer that nobody follows
+SOMEWHERE = 1 << 42  # a pointer that nobody follows, and the distance to the next
 NORMS = {"none": ("none", False), "known": ("batch", False), "sample": ("layer", False), "batch": ("batch", True)}
 SCHEMES = {1: "euler", 2: "midpoint", 4: "rk4_classic"}
 
@@ -35,9 +35,9 @@ def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = 
     found = emulator.problem(
         case, kind, state=p.dtype, limit=cuda_pass.SHARED[family], processors=BY_FAMILY[family].multiprocessors
     )
-    for name, of in kind._fields_:
+    for place, (name, of) in enumerate(kind._fields_, 1):
         if of is ctypes.c_void_p and name not in without:
-            setattr(found, name, SOMEWHERE)
+            setattr(found, name, place * SOMEWHERE)
         elif name in ("nodes", "grads"):
             for i in range(12):  # no skip scalar, and no gradients by known statistics
                 statistics = i in (6, 7, 10, 11)
