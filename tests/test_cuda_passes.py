@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
 import torch
 from conv_cases import Case
 from cuda_emulator import call
-from test_cuda_prepare import ConvPrepare
+from test_cuda_prepare import ConvPrepare, prepare
 from test_cuda_solve import ConvSolve
-from test_cuda_solve_backward import ConvSolveBackward
+from test_cuda_solve_backward import ConvSolveBackward, gradients
 from test_cuda_stages import ConvStages
-from test_cuda_stages_solve_backward import ConvStagesBackward
+from test_cuda_stages_solve_backward import ConvStagesBackward, backward
 
 from contnet_fast.costs import BY_FAMILY
 from contnet_fast.kernels import cuda_pass
@@ -115,3 +116,35 @@ def test_launches_are_those_of_the_launchers(shape, family):
                     p = ConvPass(*shape, stages, n_steps, post, norm, torch.float32, compute, "ieee", True, keep, 2)
                     for level in levels(p, family):
                         assert counted(p, level, family) == noted(p, level, family), (p, level)
+
+
+def moved(make) -> int:
+    """Bytes that emulated kernels read and write, in shared memory and outside."""
+    library = emulator.library()
+    library.emulated_moved.restype = ctypes.c_int64
+    library.emulated_moved()
+    make()
+    return library.emulated_moved()
+
+
+@pytest.mark.parametrize("post", [False, True])
+@pytest.mark.parametrize(("channels", "side", "batch"), [(16, 32, 1), (32, 16, 2), (64, 8, 3)])
+def test_bytes_are_those_that_the_kernels_move(channels, side, batch, post):
+    """By the emulator, which counts what lanes share once a lane; not counted are sums over a block's threads."""
+    case = Case(channels, (side, side), batch, "post" if post else "pre", "batch", scheme="midpoint", n_steps=1,
+                n_basis=1, dtype=torch.bfloat16, grads="all")  # fmt: skip
+    training = replace(case, training=True)
+    device = replace(BY_FAMILY["sm_90"], multiprocessors=1)
+    kernels = [
+        ("solve", "known", lambda: gradients(case, processors=1)),
+        ("stage", "batch", lambda: backward(training, processors=1)),
+    ]
+    for level, norm, make in kernels:
+        p = ConvPass(batch, channels, side, side, 2, 1, post, norm, backward=True, slots=1)
+        works = [w for w in cuda_pass.launches(p, level, "sm_90", device) if w.kernel != "conv_prepare"]
+        counted = sum(
+            w.times * (w.cost.inner + w.cost.again + (w.cost.bytes if not w.cost.inner else 0)) for w in works
+        )
+        prepared = 0 if level == "solve" else 2 * moved(lambda: prepare(training, processors=1))
+        found = moved(make) - prepared
+        assert counted < found < 1.2 * counted, (level, found, counted)

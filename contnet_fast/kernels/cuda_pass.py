@@ -16,6 +16,7 @@ from .tiles import block_channels
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes that a block may have
 THREADS = 256  # of pointwise kernels
+VECTORS = 5 * 4  # bytes of vectors of channels in shared memory that a value's way back through a norm reads
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ class _Solve(_Launches):
         blocks = min(self.processors, p.batch)
         sums = 4.0 * 2 * p.stages * self.matrix
         cost = self.convolutions(4 * p.stages - (0 if p.post else 1)) + self.products() + self.kept()
-        cost += Cost(0.0, sums * (2 * p.batch - blocks), 1)
+        added = sums * (2 * p.batch - blocks)  # written by a block's first image, read and written by the others
+        cost += Cost(0.0, added, 1, inner=added)
         yield Launched(
             "conv_solve_backward", p.n_steps, blocks, cost, max(self.resident, sums * blocks), p.batch, up(p.batch, blocks),
             threads=32 * of.warps, shared=of.shared_backward(p.stages),
@@ -143,7 +145,7 @@ class _Stages(_Launches):
         blocks = of.blocks * of.blocks_n
         moved = float(p.elements * (maps * p.state + operands * p.operand))
         source = p.operand if back else p.state
-        inner = of.inner(p, source) + moved - p.elements * source
+        inner = of.inner(p, source) + moved - p.elements * source + (VECTORS * p.elements if back else 0)
         cost = Cost(of.flops, moved + self.matrix * p.operand, 1, inner=inner)
         cost += Cost(again=of.weights(p) + 4.0 * rows * (2 * p.channels + 4) * blocks)
         shared = of.end + (GRADIENT_BYTES if back else 8 * of.depth)
@@ -233,7 +235,8 @@ class _Stages(_Launches):
         """A pass that moves ``value`` bytes an element, after rows of sums where the norm couples the batch."""
         p, blocks = self.p, self.pointwise_blocks()
         again = 4.0 * self.back.blocks * 2 * p.channels * blocks if coupled else 0.0
-        cost = Cost(0.0, float(value * p.elements), 1, again=again)
+        inner = float(VECTORS * p.elements) if kernel == "norm_gradient" or coupled else 0.0
+        cost = Cost(0.0, float(value * p.elements), 1, inner=inner, again=again)
         return Launched(kernel, times, blocks, cost, self.resident, shared=4 * (5 * p.channels + THREADS))
 
     def rate_gradient(self, times: int, value: int) -> Launched:
@@ -251,7 +254,8 @@ class _Stages(_Launches):
         p, of = self.p, weight_tiles(self.p, processors=self.processors)
         convs, blocks = 2 * p.stages, of.splits * 2 * p.stages * of.blocks
         sums = 4.0 * convs * of.splits * self.matrix
-        loaded = (of.rows + 2) * (of.columns + 2) * of.inputs * p.state + of.depth * of.outputs * p.operand
+        norms = 8 * p.normed * (0.5 if p.post else 1.0)  # scale and shift of a value; in order post of one operand
+        loaded = (of.rows + 2) * (of.columns + 2) * of.inputs * (p.state + norms) + of.depth * of.outputs * p.operand
         inner = (of.inner * p.operand + loaded) * of.units * convs * of.blocks
         flops = 2.0 * 9 * of.inputs * of.outputs * of.blocks * of.depth * of.units * convs
         cost = Cost(flops, convs * p.elements * float(p.state + p.operand) + sums, 1, inner=inner)
