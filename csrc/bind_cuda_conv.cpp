@@ -53,10 +53,11 @@ Grid make_grid(const GridKey& key, at::Device device) {
   return grid;
 }
 
-// Copied to the device once for each grid and kept: captured graphs have its address.
+// Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator may
+// be gone by then.
 Grid grid_of(const GridKey& key, at::Device device) {
   static std::mutex guard;
-  static std::map<GridKey, Grid> grids;
+  static auto& grids = *new std::map<GridKey, Grid>;
   const std::lock_guard<std::mutex> lock(guard);
   const auto known = grids.find(key);
   if (known != grids.end()) return known->second;
