@@ -1,7 +1,7 @@
 """Imports an extension that was built with CUDA, on a machine that need not have a GPU, and says what it has.
 
-``make cuda-extension`` runs it. It fails if an op is not registered for CUDA, or if anything but a missing device keeps the
-backend from serving, such as an extension without CUDA.
+``make cuda-extension`` runs it. It fails if an op is not registered for CUDA, or if anything but a missing device keeps
+the backend from serving, such as an extension without CUDA.
 """
 
 import torch
