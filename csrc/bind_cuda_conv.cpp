@@ -6,6 +6,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <future>
 #include <map>
 #include <mutex>
 #include <string>
@@ -64,7 +66,8 @@ Grid grid_of(const GridKey& key, at::Device device) {
   TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
               "conv_solve on backend 'cuda' is used for the first time with this time grid while a CUDA graph is "
               "captured, which cannot copy its table; run the same call once before the capture");
-  return grids.emplace(key, make_grid(key, device)).first->second;
+  // on a thread of its own: the memory pool that this one may allocate from (torch.compile's graphs) is given back
+  return grids.emplace(key, std::async(std::launch::async, make_grid, key, device).get()).first->second;
 }
 
 cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
@@ -82,7 +85,7 @@ struct Nodes {
   at::ScalarType operand, vectors;
   int64_t basis;
 
-  Nodes(const OptionalTensors& nodes, int64_t channels) : tensors(cuda::kNodes) {
+  Nodes(const OptionalTensors& nodes, int64_t channels, at::Device device) : tensors(cuda::kNodes) {
     TORCH_CHECK(nodes.size() == cuda::kNodes && nodes.get(0).has_value() && nodes.get(2).has_value(),
                 "conv_solve_cuda: ", nodes.size(), " nodes, or no weights");
     operand = vectors = nodes.get(0)->scalar_type();
@@ -92,6 +95,7 @@ struct Nodes {
       if (!node.has_value()) continue;
       const int64_t each = weight(i) ? 9 * channels * channels : i == cuda::kNodes - 1 ? 1 : channels;
       TORCH_CHECK(node->numel() == basis * each, "conv_solve_cuda: node ", i, " of ", node->sizes());
+      TORCH_CHECK(node->device() == device, "conv_solve_cuda: node ", i, " on ", node->device(), ", x on ", device);
       if (!weight(i) && node->scalar_type() != operand) vectors = at::kFloat;
     }
     for (int i = 0; i < cuda::kNodes; ++i) {
@@ -103,8 +107,11 @@ struct Nodes {
   const void* data(int i) const { return tensors[i].defined() ? tensors[i].const_data_ptr() : nullptr; }
 };
 
-// [B, C, H, W] as dense [B, H, W, C], and the other way round with the strides of empty_like(x)
-at::Tensor dense(const at::Tensor& x) { return x.resolve_neg().permute({0, 2, 3, 1}).contiguous(); }
+// [..., C, H, W] as dense [..., H, W, C] where vectors of 16 bytes can be read, and back with the strides of empty_like(x)
+at::Tensor dense(const at::Tensor& x) {
+  const at::Tensor result = x.resolve_neg().movedim(-3, -1).contiguous();
+  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
+}
 
 at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   const at::Tensor result = value.permute({0, 3, 1, 2}), wanted = at::empty_like(x);
@@ -146,7 +153,7 @@ struct Call {
   cuda::ConvProblem problem{};
 
   Call(const at::Tensor& x, const OptionalTensors& given, const Arguments& a)
-      : x(x), nodes(given, x.size(1)), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
+      : x(x), nodes(given, x.size(1), x.device()), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
     const bool coupled = a.training && a.norm == "batch";
     TORCH_CHECK(stage ? !sample : a.level == "solve" && !coupled, "conv_solve_cuda: level ", a.level, " with norm ", a.norm,
                 a.training ? " in training" : "");
@@ -159,7 +166,7 @@ struct Call {
     p.vectors = scalar_of(nodes.vectors, "nodes");
     grid = grid_of({x.device().index(), nodes.basis, a.counts.vec(), a.cells.vec(), a.weights.vec()}, x.device());
     start = dense(x);
-    p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN();
+    p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
     p.post = a.order == "post";
     p.norm = a.norm == "none" ? cuda::Norm::none
              : sample         ? cuda::Norm::sample
@@ -365,10 +372,7 @@ std::vector<at::Tensor> conv_solve_backward_op(
     for (int64_t i : wanted) results.push_back(at::zeros_like(*given.get(i)));
     return results;
   }
-  const at::Tensor upstream = grad.resolve_neg()
-                                  .permute(grad.dim() == 5 ? at::IntArrayRef{0, 1, 3, 4, 2} : at::IntArrayRef{0, 2, 3, 1})
-                                  .to(x.scalar_type())
-                                  .contiguous();
+  const at::Tensor upstream = dense(grad.to(x.scalar_type()));
   const int64_t basis = call.nodes.basis, c = x.size(1);
   const at::Tensor x_grad = call.maps(1)[0];
   std::vector<at::Tensor> grads(cuda::kNodes);

@@ -84,11 +84,35 @@ def test_autocast_leaves_state_and_vectors_in_float32(launches):
     assert not torch.equal(solve(case, state=torch.float32, nodes=scaled)[0], got)
 
 
-def test_float32_is_rounded_to_tf32_where_the_switch_of_torch_allows_it(launches, monkeypatch):
+def test_float32_is_rounded_to_tf32_where_the_switches_of_torch_allow_it(launches, monkeypatch):
     exact, (got, _) = truth(BASE)[0]["y"], solve(BASE)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     rounded = (solve(BASE)[0] - exact).abs().max()
     assert 30 * (got - exact).abs().max() < rounded < 1e-2
+    switch = torch.backends.cudnn.conv
+    switch.fp32_precision = "ieee"  # and reading allow_tf32 raises
+    try:
+        assert torch.equal(solve(BASE)[0], got)
+    finally:
+        switch.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("level", ["solve", "stage"])
+def test_tensors_that_start_in_the_middle_of_a_vector(launches, level):
+    def off(t):  # the same values, dense in channels_last, 4 bytes into a storage
+        dense = t.movedim(-3, -1)
+        moved = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(dense.shape).copy_(dense)
+        return moved.movedim(-1, -3)
+
+    x, _, dy = draw(BASE)
+    x, dy = x.float(), dy.float()
+    y, dx = {}, {}
+    for name, place in (("aligned", torch.Tensor.clone), ("off", off)):
+        start = place(x).requires_grad_()
+        y[name], _ = solve(BASE, x=start, level=level)
+        (dx[name],) = torch.autograd.grad(y[name], start, place(dy))
+    assert torch.equal(y["off"], y["aligned"])
+    assert torch.equal(dx["off"], dx["aligned"])
 
 
 def test_a_batch_of_none(launches):
