@@ -108,7 +108,7 @@ class Pass:
         groups = 8 if block.norm == "group" else 1
         settings: tuple[Any, ...] = (block.order, block.norm, groups, 1.0, 1e-5, block.level == "stage")
         settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
-        switch = torch.backends.cudnn.conv
+        switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
         before = switch.fp32_precision
         switch.fp32_precision = block.precision
         try:

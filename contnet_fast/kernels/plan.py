@@ -265,7 +265,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
 
 def precision(compute: torch.dtype) -> str:
     """How products of float32 run: as torch's switch for its own convolutions says."""
-    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # follows allow_tf32 as well
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if compute == torch.float32 and allowed and not INTERPRETED else "ieee"
 
 
