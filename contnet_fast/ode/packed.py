@@ -56,7 +56,7 @@ class PackedProblem(InitialValueProblem):
 
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
         """As of any problem, with the caller's names."""
-        return None if torch.isfinite(ys[0].detach()).all() else super().nonfinite(name, self._split(ys))
+        return super().nonfinite(name, self._split(ys)) if super().nonfinite(name, ys) else None
 
     def tolerance(self, rtol: Any, atol: Any, norm: Callable | None) -> Tolerance:
         """That of the leaves, element by element."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -181,8 +182,10 @@ class InitialValueProblem:
 
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
         """The first component of leaves that is not finite, by name, or ``None``."""
-        for i, y in enumerate(ys):
-            bad = (~torch.isfinite(y.detach())).nonzero()
+        for i, y in enumerate(y.detach() for y in ys):
+            if not y.numel() or cmath.isfinite(y.sum().item()):  # a sum is not finite where a term is not
+                continue
+            bad = (~torch.isfinite(y)).nonzero()
             if len(bad):
                 where = bad[0].tolist()
                 return leaf_name(name, self.structure, i) + (str(where) if where else "")

@@ -88,6 +88,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
             _on_grid(solver, outputs, record)
         else:
             in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
+            solver.last = None  # it knows the solver: both would keep their tensors until garbage is collected
     return outputs.finish()
 
 
