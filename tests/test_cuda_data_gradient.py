@@ -8,8 +8,8 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
+from backward_steps import DTYPES, NORM_WEIGHT, SKIP, SMALL, Step, described, drawn
 from cuda_emulator import BATCH, buffers, call
-from test_cuda_stages_backward import DTYPES, NORM_WEIGHT, SKIP, SMALL, Step, described, drawn
 
 from contnet_fast.testing import assert_within_budget
 
