@@ -87,6 +87,8 @@ inline BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
   return b;
 }
 
+namespace {
+
 template <typename T, bool TENSOR, int M, int N, bool BACK>
 struct Band {
   static constexpr int V = 16 / sizeof(T), kDepth = N == 2 ? 16 : 32, kStep = TENSOR ? 32 / static_cast<int>(sizeof(T)) : 1;
@@ -160,11 +162,17 @@ struct Band {
     const Columns of(p.depth / V);
     const Shared<T> to = tile();
     const int across = p.columns + 2, channel = of.group * V, size = (p.rows + 2) * across;
-    sync_threads();  // the tile may still be read, as operand or as sums
+#ifdef PLANTED_FAULT
+    if (PLANTED_FAULT != 2)
+#endif
+      sync_threads();  // the tile may still be read, as operand or as sums
     if (!of.active()) return;
     for (int e = of.row; e < size; e += of.rows) {
       const int row = e / across, column = e % across, y = top + row - 1, x = left + column - 1;
       float value[V] = {};
+#ifdef PLANTED_FAULT
+      if (PLANTED_FAULT == 3) value[0] = 1.f;
+#endif
       if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, channel);
       const int at = row * p.line + column * p.pixel + channel;
       store_operands<T, TENSOR>(value, to, at);
@@ -257,13 +265,20 @@ struct Band {
     }
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_async_wait<0>();
-      sync_threads();  // operand and weights are there, and the other buffer of weights is free
+#ifdef PLANTED_FAULT
+      if (PLANTED_FAULT != 1)
+#endif
+        sync_threads();  // operand and weights are there, and the other buffer of weights is free
       const bool again = band + 1 < p.bands && band + 1 < (block_index() + 1) * p.each;
       if (p.pieces > 1 && (piece + 1 < p.pieces || again)) fetch((piece + 1) % p.pieces, filled ^ 1);
       copy_async_commit();
       const int groups = 9 / p.taps, k = piece / groups * kDepth, tap = piece % groups * p.taps;
-      for (int i = 0; i < p.taps; ++i)
+      for (int i = 0; i < p.taps; ++i) {
+#ifdef PLANTED_FAULT
+        if (PLANTED_FAULT == 4 && tap + i == 5) continue;
+#endif
         multiply_tap(weights(filled) + i * (BACK ? width() : kDepth) * p.row, (tap + i) / 3 * p.line + (tap + i) % 3 * p.pixel + k);
+      }
       if (p.pieces > 1) filled ^= 1;
     }
   }
@@ -308,4 +323,5 @@ struct Band {
   }
 };
 
+}  // namespace
 }  // namespace contnet_fast::cuda
