@@ -148,7 +148,7 @@ def judge(case, level):
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_gradients_of_whole_solves(launches, order, norm):
     judge(replace(BASE, order=order, norm=norm, grads="all", return_steps=order == "post"), "solve")
-    assert launches() == 2 + 2 * BASE.n_steps
+    assert launches() == 3 + 2 * BASE.n_steps
 
 
 @pytest.mark.parametrize(("norm", "training"), [("batch", False), ("batch", True), ("none", False)])
@@ -168,7 +168,7 @@ def test_what_is_kept_does_not_change_gradients(launches, level, return_steps):
         for name, got in gradients(replace(case, checkpoint=checkpoint), level=level).items():
             assert torch.equal(got, expected[name]), (checkpoint, name)
     if level == "solve":
-        assert launches() == 4 + 2 * case.n_steps
+        assert launches() == 5 + 2 * case.n_steps
 
 
 def test_some_gradients_and_an_empty_batch(launches):

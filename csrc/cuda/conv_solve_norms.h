@@ -11,6 +11,10 @@ namespace {
 constexpr int kStageRows = 11;  // of a stage's channels: two biases; weight, bias, mean, 1/deviation of two norms; skip
 constexpr int kScale = 2, kSkipRow = 10;
 
+// Of a channel over pixels: gradients by the results of the convolutions; by that of each norm, plain and times the normalised
+// value; in order pre also by the second operand, times it.
+HOST_DEVICE constexpr int channel_kinds(bool post) { return post ? 6 : 7; }
+
 template <typename T, bool TENSOR, int C>
 struct NormsBack : KeptMaps<T, TENSOR, C> {
   using Base = KeptMaps<T, TENSOR, C>;
@@ -155,13 +159,14 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
 
   DEVICE void put_channel_sums(int stage, bool add) const {
     sync_threads();
-    for (int e = afresh(thread_index()); e < 7 * C; e += thread_count()) {
+    const int kinds = channel_kinds(p.post);
+    for (int e = afresh(thread_index()); e < kinds * C; e += thread_count()) {
       const int kind = e / C, c = e % C;
-      if (c >= p.channels || (p.post && kind == 6)) continue;
+      if (c >= p.channels) continue;
 #ifdef PLANTED_FAULT
       if (PLANTED_FAULT == 5 && kind == 0) continue;
 #endif
-      const int64_t row = static_cast<int64_t>((p.first + stage) * 7 + kind) * block_count() + block_index();
+      const int64_t row = static_cast<int64_t>((p.first + stage) * kinds + kind) * block_count() + block_index();
       float sum = 0.f;
       for (int r = 0; r < warps_m(); ++r) sum += partial(kind)[r * C + c];
       if (add) sum += p.channel_sums[row * p.channels + c];
