@@ -52,11 +52,11 @@ def add_up(case: Step, sums: torch.Tensor, before: torch.Tensor, *, fresh: bool)
 
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize(
-    ("channels", "splits", "post", "skip"),
-    [(8, 3, False, False), (8, 150, False, True), (24, 19, True, True)],
+    ("channels", "splits", "nodes", "post", "skip"),
+    [(8, 3, 40, False, False), (8, 150, 5, False, True), (24, 19, 3, True, True)],
 )
-def test_sums_are_added_to_the_gradients_of_nodes(channels, splits, post, skip, fresh):
-    case, c = Step(channels=channels, post=post, skip=skip, nodes=5), channels
+def test_sums_are_added_to_the_gradients_of_nodes(channels, splits, nodes, post, skip, fresh):
+    case, c = Step(channels=channels, post=post, skip=skip, nodes=nodes), channels
     sums = torch.randn(case.stages, 2, splits, 9, c, c)
     before = torch.full((2, case.nodes, c, c, 9), float("nan") if fresh else 0.5)
     got, given = add_up(case, sums, before, fresh=fresh), drawn(case)

@@ -11,7 +11,7 @@ namespace contnet_fast::cuda {
 namespace {
 
 constexpr int kThreads = 256, kNorm2 = 4, kSkip = kParameterRows - 1;  // rows of the parameters
-constexpr int kStrip = 64;                                             // elements of a block of add_up_step
+constexpr int kStrip = 64, kSome = 32;  // elements of a block of add_up_step; nodes that it takes at a time
 
 struct AddUpArguments {
   Global<const float> weight_sums, mix, parameters;
@@ -28,29 +28,36 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
   if (!p.weight_grads[conv]) return;
   const Columns of(kStrip / 4);
   const Shared<float> sums = shared_array<float>(0, p.stages * kStrip);
-  const Shared<float> scratch = shared_array<float>(4 * p.stages * kStrip, column_scratch(kThreads, kStrip / 4, 4));
+  const Shared<float> shares = shared_array<float>(4 * p.stages * kStrip, p.stages * kSome);
+  const Shared<float> scratch = shared_array<float>(4 * p.stages * (kStrip + kSome), column_scratch(kThreads, kStrip / 4, 4));
   for (int stage = 0; stage < p.stages; ++stage) {
     const int64_t row = static_cast<int64_t>(stage * 2 + conv) * p.splits;
+    float factor = 1.f;
+    if (p.scaled && conv == 1) factor = p.parameters[(p.slot_of[p.first + stage] * kParameterRows + kSkip) * c];
     add_rows(p.weight_sums + (row * size + begin), p.splits, size, of, scratch);
-    if (thread_index() < kStrip) sums[stage * kStrip + thread_index()] = scratch[thread_index()];
+    if (thread_index() < kStrip) sums[stage * kStrip + thread_index()] = factor * scratch[thread_index()];
   }
-  sync_threads();
-  for (int i = thread_index(); i < p.nodes * kStrip; i += kThreads) {
-    const int node = i / kStrip, e = begin + i % kStrip;
-    float total = 0.f;
-    bool any = p.fresh;
-    for (int stage = 0; stage < p.stages; ++stage) {
-      const int slot = p.slot_of[p.first + stage];
-      float share = p.mix[slot * p.nodes + node];
-      if (share == 0.f) continue;
-      if (p.scaled && conv == 1) share *= p.parameters[(slot * kParameterRows + kSkip) * c];
-      total += share * sums[stage * kStrip + i % kStrip];
-      any = true;
+  for (int first = 0; first < p.nodes; first += kSome) {
+    const int count = p.nodes - first < kSome ? p.nodes - first : kSome;
+    sync_threads();
+    for (int i = thread_index(); i < p.stages * count; i += kThreads)
+      shares[i] = p.mix[p.slot_of[p.first + i / count] * p.nodes + first + i % count];
+    sync_threads();
+    for (int i = thread_index(); i < count * kStrip; i += kThreads) {
+      const int node = i / kStrip, e = begin + i % kStrip;
+      float total = 0.f;
+      bool any = p.fresh;
+      for (int stage = 0; stage < p.stages; ++stage) {
+        const float share = shares[stage * count + node];
+        if (share == 0.f) continue;
+        total += share * sums[stage * kStrip + i % kStrip];
+        any = true;
+      }
+      if (!any) continue;
+      const int64_t place = static_cast<int64_t>(first + node) * size + (e % c * c + e / c % c) * 9 + e / (c * c);
+      if (!p.fresh) total += p.weight_grads[conv][place];
+      p.weight_grads[conv][place] = total;
     }
-    if (!any) continue;
-    const int64_t place = static_cast<int64_t>(node) * size + (e % c * c + e / c % c) * 9 + e / (c * c);
-    if (!p.fresh) total += p.weight_grads[conv][place];
-    p.weight_grads[conv][place] = total;
   }
 }
 
@@ -160,7 +167,7 @@ void add_up(const Pass& p, const AddUp& w) {
   a.channels = p.channels;
   a.scaled = p.skip != 0 && p.post == 0;
   a.fresh = w.fresh != 0;
-  const int64_t shared = 4 * (p.stages * kStrip + column_scratch(kThreads, kStrip / 4, 4));
+  const int64_t shared = 4 * (p.stages * (kStrip + kSome) + column_scratch(kThreads, kStrip / 4, 4));
   launch(Grid{"add_up", int64_t{9} * p.channels * p.channels / kStrip, kThreads, shared, 1, p.stream, 2}, add_up_step, a);
 }
 
