@@ -12,12 +12,13 @@
 //   Band<T, TENSOR, M, N, BACK> band(arguments);
 //   band.begin(packed weights of the slot);
 //   for (band.first(); band.more(); band.next()) {
-//     band.load([&](float (&v)[V], int64_t i, int channel) { ... });   // V values of the operand, value i of the source
+//     band.load([&](float (&v)[V], int64_t i, bool own) { ... });   // V values of the operand, value i of the source
 //     band.multiply();
 //     band.each([&](float (&v)[V], int64_t i, int channel) { ... });   // V sums, to be written at value i
 //   }
 //
-// where V = Band::V, `channel` is the first of V channels, all of which exist, and every thread keeps its channels.
+// where V = Band::V, `own` says that the pixel is the band's and not of its halo, `channel` is the first of V channels, all of
+// which exist, and every thread keeps its channels.
 #pragma once
 
 #include <algorithm>
@@ -156,7 +157,7 @@ struct Band {
     copy_async_commit();
   }
 
-  // f(v, i, channel): V values of the source from value i on, as the convolution takes them
+  // f(v, i, own): V values of the source from value i on, as the convolution takes them
   template <typename F>
   DEVICE void load(F f) const {
     const Columns of(p.depth / V);
@@ -173,7 +174,8 @@ struct Band {
 #ifdef PLANTED_FAULT
       if (PLANTED_FAULT == 3) value[0] = 1.f;
 #endif
-      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, channel);
+      const bool own = row > 0 && row <= p.rows && column > 0 && column <= p.columns;
+      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, own);
       const int at = row * p.line + column * p.pixel + channel;
       store_operands<T, TENSOR>(value, to, at);
     }
