@@ -123,14 +123,15 @@ def test_orders_and_norms(order, norm, training, dtype):
 def test_channels(channels, dtype):
     case = replace(BASE, channels=channels, dtype=dtype, size=(5, 4), batch=1, n_basis=2)
     check(replace(case, scheme="euler", n_steps=1))
-    check(replace(case, order="post", n_steps=1))
+    check(replace(case, order="post", scheme="rk4_38", n_steps=1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (17, 3), (3, 300), (20, 29)])
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_sizes(size, order):
     case = replace(BASE, channels=8, size=size, order=order, batch=3, dtype=torch.float32)
-    check(replace(case, scheme="euler", n_steps=1) if order == "pre" else replace(case, scheme="rk4_38"))
+    case = replace(case, scheme="euler", n_steps=1) if order == "pre" else replace(case, scheme="rk4_38")
+    check(case, processors=4)  # neighbouring bands are of different blocks
 
 
 @pytest.mark.parametrize("scheme", ["euler", "heun2", "rk4_classic", "rk4_38"])
