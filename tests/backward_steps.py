@@ -11,7 +11,6 @@ import torch
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ROWS = 7  # of the parameters of a slot: two biases; weight and bias of two norms; skip
 NORM_WEIGHT, SKIP = 2, 6
-SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 
 
 class Pass(emulator.ConvProblem):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from backward_steps import NORM_WEIGHT, SKIP, SMALL, Step, described, drawn
+from backward_steps import NORM_WEIGHT, SKIP, Step, described, drawn
 from cuda_emulator import buffers, call
 
 from contnet_fast.testing import assert_within_budget
@@ -91,7 +91,7 @@ def test_through_norms_of_the_batch(case, norm):
             y.movedim(-1, 1), None, None, row[NORM_WEIGHT + 2 * norm], row[NORM_WEIGHT + 2 * norm + 1], True
         ).movedim(1, -1)
     (exact,) = torch.autograd.grad(y * row[SKIP], x, grad.double())
-    assert_within_budget(target, exact, exact.to(case.dtype), factor=SMALL, scale=exact.abs().max().item() * 4)
+    assert_within_budget(target, exact, exact.to(case.dtype), scale=exact.abs().max().item() * 4)
 
 
 @pytest.mark.parametrize("rows", [0, 3])
@@ -126,9 +126,9 @@ def test_through_combinations(case, stage, rows):
     later = [r for r in (1, 2) if r > stage]
     exact = 0.75 * grad - 0.5 * given["costate"].double() + given["upstream"].double()
     exact = exact + sum(terms[r] * inputs[r].double() for r in later)
-    assert_within_budget(target, exact, exact.to(case.dtype), factor=SMALL)
+    assert_within_budget(target, exact, exact.to(case.dtype))
     if stage:
-        assert_within_budget(kept[stage], grad, grad.to(state), factor=SMALL)
+        assert_within_budget(kept[stage], grad, grad.to(state))
     same = [r for r in range(case.stages) if r != stage or not stage]
     assert torch.equal(kept[same].nan_to_num(5.0), inputs[same].nan_to_num(5.0))
 
@@ -147,7 +147,7 @@ def test_rates_and_their_sums(case, norm):
     with buffers(out, **given):
         call("emulated_rate_gradient", p, g)
     exact = 0.3 * given["grad"].double()
-    assert_within_budget(out["target"], exact, exact.to(case.dtype), factor=SMALL)
+    assert_within_budget(out["target"], exact, exact.to(case.dtype))
     flat = exact.flatten(0, -2)
     by_value = (flat * normalised.double()).sum(0)
     sums = out["sums"].double().sum(0)

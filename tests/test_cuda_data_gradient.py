@@ -8,7 +8,7 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from backward_steps import DTYPES, NORM_WEIGHT, SKIP, SMALL, Step, described, drawn
+from backward_steps import DTYPES, NORM_WEIGHT, SKIP, Step, described, drawn
 from cuda_emulator import BATCH, KernelFault, buffers, call
 
 from contnet_fast.testing import assert_within_budget
@@ -73,7 +73,8 @@ def check(case: Step, *, conv: int = 1, norm: int = 1, fault: int | None = None)
     exact = unscaled * (given["parameters"][slot, SKIP, 0].double() if scaled else 1.0)
     factor = exact / unscaled.where(unscaled != 0, 1.0) * (scale if folded else 1.0)
     same = torch.nn.grad.conv2d_input(shape, kernel, grad, padding=1).movedim(1, -1)
-    assert_within_budget(out["target"], unscaled * factor, (same * factor).to(case.dtype), factor=SMALL)
+    allowed = 4.0 if case.channels > 64 and case.dtype == torch.float32 else 2.0  # one sum of 9 x channels terms
+    assert_within_budget(out["target"], unscaled * factor, (same * factor).to(case.dtype), factor=allowed)
     wanted = torch.stack([exact, exact * normalised, unscaled * operand]).detach().flatten(1, -2)
     tolerance = 1e-4 * wanted.abs().sum(1).max().item()
     torch.testing.assert_close(out["sums"].double().sum(0), wanted.sum(1), rtol=0.0, atol=tolerance)

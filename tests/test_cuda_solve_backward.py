@@ -8,14 +8,13 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import Case, away_from_kinks, draw, scale, truth, wanted
+from conv_cases import FAR, SMALL, Case, allowed, away_from_kinks, draw, scale, truth, wanted
 from cuda_emulator import SM_80, KernelFault, buffers, call
 from test_cuda_solve import HALVES, NORMS, operands, solve
 
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 
 
 class ConvSolveBackward(emulator.ConvProblem):
@@ -92,7 +91,7 @@ def gradients(case, *, fault=None, processors=2, state=None, **settings):
     return {"d x": outputs["grad_x"].permute(0, 3, 1, 2)} | {f"d {name}": grad for name, grad in grads.items()}
 
 
-def check(case, *, factor=SMALL, **settings):
+def check(case, **settings):
     case = replace(case, grads="all")
     if case.dtype == torch.float32:
         case = away_from_kinks(case)
@@ -102,7 +101,7 @@ def check(case, *, factor=SMALL, **settings):
         if name.startswith("d "):
             assert_within_budget(
                 got[name].to(case.dtype), exact[name], [run[name] for run in runs], name=name, gradient=True,
-                factor=factor, scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations,
+                factor=allowed(case, got[name]), scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations,
             )  # fmt: skip
     return got
 
@@ -115,15 +114,19 @@ BASE = Case(channels=8, size=(5, 7), batch=2, order="pre", norm="batch", basis="
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_orders_and_norms(order, norm, dtype):
-    # at some seeds rounding to 16 bits flips the derivative of a relu, here or in PyTorch; not at this one
-    check(replace(BASE, order=order, norm=norm, dtype=dtype, n_steps=1 + (dtype == torch.float32), seed=4))
+    case = replace(BASE, order=order, norm=norm, dtype=dtype, n_steps=1 + (dtype == torch.float32))
+    if dtype in HALVES and norm in ("group", "layer"):
+        check(replace(case, offset=FAR[order]))
+    else:  # at some seeds rounding to 16 bits flips the derivative of a relu, here or in PyTorch; not at this one
+        check(replace(case, seed=4))
 
 
 @pytest.mark.parametrize("channels", [16, 24, 32, 40, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_channels(channels, dtype):
     case = replace(BASE, channels=channels, dtype=dtype, size=(3, 6), batch=1, scheme="euler", n_steps=1, n_basis=2)
-    check(replace(case, norm="group"))
+    check(replace(case, norm="group", offset=FAR["pre"]))
+    check(replace(case, order="post", norm="layer", offset=FAR["post"]))
     check(replace(case, order="post"))
 
 
