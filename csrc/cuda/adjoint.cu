@@ -136,7 +136,7 @@ struct RateArguments {
   float factor;
 };
 
-KERNEL_MIN_BLOCKS(kThreads, 3)
+KERNEL(kThreads)
 scale_rate(GRID_CONSTANT RateArguments p) {
   const int c = p.pixels.channels, across = c / 8;
   float plain[8] = {}, product[8] = {};

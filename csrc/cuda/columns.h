@@ -121,7 +121,8 @@ DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<flo
 }
 
 // scratch[column] <- the sum over `count` rows, `distance` values apart, of four columns a thread: threads share the rows and have
-// eight loads on their way at a time. Barriers and order are those of column_sums.
+// eight loads on their way at a time, if the kernel asks for few blocks a multiprocessor: else ptxas saves the registers and waits
+// for each. Barriers and order are those of column_sums.
 DEVICE void add_rows(Global<const float> rows, int count, int64_t distance, const Columns& of, Shared<float> scratch) {
   float sum[1][4] = {};
   if (of.active()) {

@@ -123,7 +123,7 @@ DEVICE void add_evaluation(float (&total)[kParameterRows], const VectorArguments
 }
 
 // A block is a node; a lane is one of 32 channels, of which warps share the evaluations and then have a row each.
-KERNEL_MIN_BLOCKS(kThreads, 3)
+KERNEL(kThreads)
 node_vectors(GRID_CONSTANT VectorArguments p) {
   const int node = block_index(), lane = lane_index(), row = warp_index();
   const Shared<float> parts = shared_array<float>(0, kParameterRows * kThreads);
