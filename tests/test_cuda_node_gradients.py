@@ -14,6 +14,11 @@ from cuda_emulator import buffers, call
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 class AddUp(ctypes.Structure):
     """Of csrc/cuda/adjoint.h, as the next."""
 
