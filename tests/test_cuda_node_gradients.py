@@ -23,7 +23,9 @@ class AddUp(ctypes.Structure):
     """Of csrc/cuda/adjoint.h, as the next."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("first", "splits", "fresh")),
+        ("count", ctypes.c_int32),
+        ("slots", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("splits", "fresh")),
         ("weight_sums", ctypes.c_void_p),
         ("weight_grads", ctypes.c_void_p * 2),
     )
@@ -46,7 +48,8 @@ class NodeGradients(ctypes.Structure):
 def add_up(case: Step, sums: torch.Tensor, before: torch.Tensor, *, fresh: bool) -> torch.Tensor:
     """``before`` and the step's sums, by nodes."""
     given, grads = drawn(case) | {"weight_sums": sums}, before.clone()
-    w = AddUp(case.first, sums.shape[2], fresh, sums.data_ptr())
+    slots = given["slot_of"][case.first :]
+    w = AddUp(case.stages, slots.data_ptr(), sums.shape[2], fresh, sums.data_ptr())
     w.weight_grads[:] = [g.data_ptr() for g in grads]
     with buffers(**given):
         size = ctypes.c_int64(4 * grads.numel())

@@ -78,6 +78,7 @@ def gradients(case, *, fault=None, processors=2, state=None, **settings):
     outputs = {"grad_x": torch.empty_like(maps[0])}
     for name, tensor in (inputs | outputs).items():
         setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
+    p.slot_list = p.slot_of
     workspace = torch.empty(plan(p).workspace, dtype=torch.uint8)
     p.workspace = workspace.data_ptr()
     entry = ("emulated_conv_solve_backward", p)

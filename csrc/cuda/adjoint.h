@@ -90,8 +90,10 @@ void weight_gradient(const Pass&, const WeightGradient&);
 // Those by the weights of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to
 // add to.
 struct AddUp {
-  int32_t first, splits, fresh;
-  const float* weight_sums;
+  int32_t count;            // up to kMostStages
+  const int32_t* slots;     // [count], on the host
+  int32_t splits, fresh;
+  const float* weight_sums;  // [count, convolution, split, tap, input, output]
   float* weight_grads[2];  // [node, output, input, tap] of a convolution, or null: not asked for
 };
 void add_up(const Pass&, const AddUp&);

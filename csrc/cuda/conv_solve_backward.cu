@@ -81,13 +81,15 @@ void conv_solve_backward(const ConvSolveBackward& p) {
   const Pass pass{p, p.skip, static_cast<int32_t>(p.basis), p.parameters, p.moments, p.mix};
   for (int i = p.steps - 1; i >= 0; --i) {
     const bool last = i == p.steps - 1;
+    const StepSums sums(p, i);
     step.index = i;
+    step.sums = &sums;
     step.start = i == 0 ? p.x : at(p.states, i - 1);
     step.upstream = last ? at(p.grad, p.return_steps ? p.steps : 0) : nullptr;
     step.extra = p.return_steps ? at(p.grad, i) : nullptr;
     step.result = i == 0 ? p.grad_x : nullptr;
     step_back(p, plan, step);
-    add_up(pass, {i * p.stages, plan.blocks, last, step.weight_sums, {p.grads[0], p.grads[2]}});
+    add_up(pass, {sums.count, sums.slots, plan.blocks, last, step.weight_sums, {p.grads[0], p.grads[2]}});
   }
   vector_gradients(pass, p, plan.blocks, to);
 }

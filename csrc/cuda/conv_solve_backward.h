@@ -6,14 +6,30 @@
 // Sums over a block's images go to memory that the block alone touches; `add_up` adds blocks in a fixed order.
 #pragma once
 
-#include <utility>
+#include <algorithm>
 
 #include "conv_solve_norms.h"
 
 namespace contnet_fast::cuda {
 
+// Sums of weights of a step: stages of one slot share theirs.
+struct StepSums {
+  int count, of[kMostStages], slots[kMostStages];  // of: by stage; slots: by sum
+  uint32_t repeats;                                // bit j: a later stage has the sum of stage j
+
+  StepSums(const ConvProblem& p, int step) : count(0), repeats(0) {
+    for (int s = p.stages - 1; s >= 0; --s) {
+      const int slot = p.slot_list[step * p.stages + s];
+      of[s] = static_cast<int>(std::find(slots, slots + count, slot) - slots);
+      if (of[s] < count) repeats |= 1u << s;
+      if (of[s] == count) slots[count++] = slot;
+    }
+  }
+};
+
 struct StepBack {  // of one launch; null: as in BackwardArguments
   int index;
+  const StepSums* sums;
   const void *start, *upstream, *extra;
   void *result, *tape;
   float *costates, *rates, *weight_sums, *channel_sums;
@@ -154,7 +170,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
 
   DEVICE void put_weights(float (&sum)[3][O / 8][4], int stage, int conv, int row, int channel, int column, bool add) const {
     const int c = p.channels, lane = lane_index();
-    const int64_t first = (static_cast<int64_t>(stage * 2 + conv) * block_count() + block_index()) * 9 * c * c;
+    const int64_t first = (static_cast<int64_t>(p.sums[stage] * 2 + conv) * block_count() + block_index()) * 9 * c * c;
     UNROLL
     for (int tap = 0; tap < 3; ++tap) {
       UNROLL
@@ -200,7 +216,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       normalise(v, stage, 0);
     }
     write_operand(v, operand(0));
-    convolve<true>(v, operand(1), position, [&] { weight_gradient(stage, conv, add); });
+    convolve<true>(v, operand(1), position, [&] { weight_gradient(stage, conv, add || (p.repeats >> stage & 1) != 0); });
   }
 
   DEVICE void go_back(int image, int position, bool add) const {
@@ -310,6 +326,8 @@ void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan,
   a.tape = static_cast<T*>(step.tape);
   a.of = {a.pixels, a.width, a.line, layout.pixel(), ((1 << 20) + a.width - 1) / a.width};
   a.first = step.index * p.stages;
+  a.repeats = step.sums->repeats;
+  std::copy_n(step.sums->of, p.stages, a.sums);
   for (int s = 0; s < p.stages; ++s)
     for (int j = 0; j < s - 1; ++j)
       if (p.rows[s][j] != 0.f) {

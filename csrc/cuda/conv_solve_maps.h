@@ -17,6 +17,8 @@ struct BackwardArguments : ImageArguments<T> {
   Pixels of;
   int first, spare;                // evaluation; bytes before an array
   uint32_t kept_rates, kept_grads;  // bit j: a row, or a column, of the tableau needs it beyond its own
+  uint32_t repeats;                 // bit j: a later stage has the slot of stage j, and its sums of weights
+  int sums[kMostStages];            // which those of a stage are
 };
 
 template <typename T, bool TENSOR, int C>

@@ -15,9 +15,8 @@ constexpr int kStrip = 64, kSome = 32;  // elements of a block of add_up_step; n
 
 struct AddUpArguments {
   Global<const float> weight_sums, mix, parameters;
-  Global<const int32_t> slot_of;
   Global<float> weight_grads[2];
-  int first, stages, nodes, splits, channels;
+  int count, nodes, splits, channels, slots[kMostStages];
   bool scaled, fresh;
 };
 
@@ -27,30 +26,30 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
   const int c = p.channels, size = 9 * c * c, conv = block_row(), begin = block_index() * kStrip;
   if (!p.weight_grads[conv]) return;
   const Columns of(kStrip / 4);
-  const Shared<float> sums = shared_array<float>(0, p.stages * kStrip);
-  const Shared<float> shares = shared_array<float>(4 * p.stages * kStrip, p.stages * kSome);
-  const Shared<float> scratch = shared_array<float>(4 * p.stages * (kStrip + kSome), column_scratch(kThreads, kStrip / 4, 4));
-  for (int stage = 0; stage < p.stages; ++stage) {
-    const int64_t row = static_cast<int64_t>(stage * 2 + conv) * p.splits;
+  const Shared<float> sums = shared_array<float>(0, p.count * kStrip);
+  const Shared<float> shares = shared_array<float>(4 * p.count * kStrip, p.count * kSome);
+  const Shared<float> scratch = shared_array<float>(4 * p.count * (kStrip + kSome), column_scratch(kThreads, kStrip / 4, 4));
+  for (int s = 0; s < p.count; ++s) {
+    const int64_t row = static_cast<int64_t>(s * 2 + conv) * p.splits;
     float factor = 1.f;
-    if (p.scaled && conv == 1) factor = p.parameters[(p.slot_of[p.first + stage] * kParameterRows + kSkip) * c];
+    if (p.scaled && conv == 1) factor = p.parameters[(p.slots[s] * kParameterRows + kSkip) * c];
     add_rows(p.weight_sums + (row * size + begin), p.splits, size, of, scratch);
-    if (thread_index() < kStrip) sums[stage * kStrip + thread_index()] = factor * scratch[thread_index()];
+    if (thread_index() < kStrip) sums[s * kStrip + thread_index()] = factor * scratch[thread_index()];
   }
   for (int first = 0; first < p.nodes; first += kSome) {
     const int count = p.nodes - first < kSome ? p.nodes - first : kSome;
     sync_threads();
-    for (int i = thread_index(); i < p.stages * count; i += kThreads)
-      shares[i] = p.mix[p.slot_of[p.first + i / count] * p.nodes + first + i % count];
+    for (int i = thread_index(); i < p.count * count; i += kThreads)
+      shares[i] = p.mix[p.slots[i / count] * p.nodes + first + i % count];
     sync_threads();
     for (int i = thread_index(); i < count * kStrip; i += kThreads) {
       const int node = i / kStrip, e = begin + i % kStrip;
       float total = 0.f;
       bool any = p.fresh;
-      for (int stage = 0; stage < p.stages; ++stage) {
-        const float share = shares[stage * count + node];
+      for (int s = 0; s < p.count; ++s) {
+        const float share = shares[s * count + node];
         if (share == 0.f) continue;
-        total += share * sums[stage * kStrip + i % kStrip];
+        total += share * sums[s * kStrip + i % kStrip];
         any = true;
       }
       if (!any) continue;
@@ -158,16 +157,15 @@ void add_up(const Pass& p, const AddUp& w) {
   a.weight_sums = w.weight_sums;
   a.mix = p.mix;
   a.parameters = p.parameters;
-  a.slot_of = p.slot_of;
   for (int i = 0; i < 2; ++i) a.weight_grads[i] = w.weight_grads[i];
-  a.first = w.first;
-  a.stages = p.stages;
+  a.count = w.count;
+  std::copy_n(w.slots, w.count, a.slots);
   a.nodes = p.nodes;
   a.splits = w.splits;
   a.channels = p.channels;
   a.scaled = p.skip != 0 && p.post == 0;
   a.fresh = w.fresh != 0;
-  const int64_t shared = 4 * (p.stages * (kStrip + kSome) + column_scratch(kThreads, kStrip / 4, 4));
+  const int64_t shared = 4 * (w.count * (kStrip + kSome) + column_scratch(kThreads, kStrip / 4, 4));
   launch(Grid{"add_up", int64_t{9} * p.channels * p.channels / kStrip, kThreads, shared, 1, p.stream, 2}, add_up_step, a);
 }
 

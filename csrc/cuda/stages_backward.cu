@@ -232,7 +232,8 @@ class Backward {
     const int first = i * p.stages;
     float* own_biases = bias_sums + int64_t{2} * first * splits * p.channels;
     weight_gradient(pass, {first, splits, step_tape(i), grads, weight_sums, own_biases});
-    add_up(pass, {first, splits, i == p.steps - 1, weight_sums, {p.grads[kWeight1], p.grads[kWeight2]}});
+    const int32_t* slots = p.slot_list + first;
+    add_up(pass, {p.stages, slots, splits, i == p.steps - 1, weight_sums, {p.grads[kWeight1], p.grads[kWeight2]}});
   }
 
   void node_gradients() const {
