@@ -245,18 +245,8 @@ int run_solve(const Call& call, const Results& to) {
   return 2;
 }
 
-// Gradients by the nodes: weights [conv, basis, output, input, tap]; others [row of the parameters, basis, channel].
-struct NodeGradients {
-  at::Tensor weights, vectors;
-  at::Tensor of(int node) const {
-    constexpr int row[cuda::kNodes] = {-1, 0, -1, 1, 2, 3, -1, -1, 4, 5, -1, -1, cuda::kParameterRows - 1};
-    if (Nodes::weight(node)) return weights[node / 2];
-    return node == cuda::kNodes - 1 ? vectors[row[node]].sum(1) : vectors[row[node]];
-  }
-};
-
 int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& states, const at::Tensor& moments,
-               const at::Tensor& x_grad, const NodeGradients& to) {
+               const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
   cuda::ConvSolveBackward p{call.problem};
   p.skip = call.nodes.tensors[cuda::kNodes - 1].defined();
   p.return_steps = upstream.dim() == 5;
@@ -273,11 +263,10 @@ int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& s
   p.moments = static_cast<const float*>(data_or_null(moments));
   p.grad = upstream.const_data_ptr();
   p.grad_x = x_grad.mutable_data_ptr();
-  p.weight_grads = to.weights.mutable_data_ptr<float>();
-  p.vector_grads = to.vectors.mutable_data_ptr<float>();
+  for (int i = 0; i < cuda::kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_solve_backward(p);
-  return 2 + 2 * p.steps;
+  return 3 + 2 * p.steps;
 }
 
 void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape, const at::Tensor& moments,
@@ -310,7 +299,7 @@ int run_stages(const Call& call, const Results& to) {
   p.tape = mutable_or_null(to.tape);
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_stages(p);
-  return static_cast<int>(1 + call.evaluations() * (p.post != 0 ? 3 : 2));
+  return static_cast<int>(1 + 2 * call.evaluations() + (p.post != 0 ? 1 : 0));
 }
 
 // An empty batch has no statistics of its own: the running ones stand for them.
@@ -373,11 +362,10 @@ std::vector<at::Tensor> conv_solve_backward_op(
     return results;
   }
   const at::Tensor upstream = dense(grad.to(x.scalar_type()));
-  const int64_t basis = call.nodes.basis, c = x.size(1);
   const at::Tensor x_grad = call.maps(1)[0];
   std::vector<at::Tensor> grads(cuda::kNodes);
+  for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
   if (call.stage) {
-    for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
     stages_back(call, upstream, kept, keep == "none", moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str());
   } else {
@@ -387,14 +375,11 @@ std::vector<at::Tensor> conv_solve_backward_op(
       states = call.maps(n_steps - 1);
       launches = run_solve(call, {call.maps(1)[0], states, {}, call.sample ? at::empty_like(moments) : moments, {}});
     }
-    const NodeGradients nodes{call.floats({2, basis, c, c, 9}), call.floats({cuda::kParameterRows, basis, c})};
-    launches += solve_back(call, upstream, states, moments, x_grad, nodes);
-    for (int64_t i : wanted) grads[i] = nodes.of(static_cast<int>(i)).reshape(given.get(i)->sizes());
+    launches += solve_back(call, upstream, states, moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str(), launches);
   }
   results.push_back(like(x, x_grad));
-  for (int64_t i : wanted)  // results share no storage
-    results.push_back(grads[i].to(given.get(i)->scalar_type(), false, !call.stage));
+  for (int64_t i : wanted) results.push_back(grads[i].to(given.get(i)->scalar_type()));
   return results;
 }
 
