@@ -3,10 +3,12 @@
 #   PYTHON  the interpreter that .venv is made from           (python3)
 #   TORCH   the requirement that installs torch               (torch==2.13.0); e.g. TORCH=torch for the newest build
 #   TRITON  used where the installed torch brought no triton (triton==3.6.0)
+#   CUDA_TORCH  what installs a CUDA build of torch for `make cuda-extension` (torch==2.14.1, 5.5 GB)
 #   VENV    the virtual environment; `make gpu VENV=` uses PYTHON and the torch that is installed there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
+CUDA_TORCH ?= torch==2.14.1
 VENV ?= .venv
 ARGS ?=
 
@@ -19,7 +21,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench report aot aot-cuda gpu sanitize wheel clean FORCE
+.PHONY: help demo test lint bench report aot aot-cuda cuda-extension gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +32,7 @@ help:
 	@echo "make report    tables and charts of the committed results into README and docs/"
 	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
 	@echo "make aot-cuda  compile the CUDA C++ kernels for sm_80, sm_90a, sm_100a and write their table; needs nvcc, no GPU"
+	@echo "make cuda-extension  build the extension with CUDA against a CUDA build of torch and import it; needs nvcc, no GPU"
 	@echo "make gpu       tests, benchmarks and a training on this machine's NVIDIA GPU, results to benchmarks/results/"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
@@ -59,6 +62,18 @@ aot: $(READY)
 
 aot-cuda: $(READY)
 	$(RUN) -m contnet_fast.kernels.cuda_build --write $(ARGS)
+
+# TORCH_CUDA_ARCH_LIST=9.0a builds for one chip
+cuda-extension: build/cuda-venv/ready
+	CONTNET_FAST_BUILD=cuda build/cuda-venv/bin/python setup.py --quiet build --build-base build/with-cuda \
+		--build-lib build/with-cuda/lib
+	PYTHONPATH=build/with-cuda/lib build/cuda-venv/bin/python tests/cuda/import_extension.py
+
+build/cuda-venv/ready:
+	@$(PYTHON) -m venv build/cuda-venv
+	@echo "installing $(CUDA_TORCH)"
+	@build/cuda-venv/bin/python -m pip install --quiet --disable-pip-version-check "$(CUDA_TORCH)" numpy setuptools ninja
+	@touch $@
 
 # resumes where it stopped; make gpu VENV= ARGS='--out /tmp/results --minutes 5' uses the packages that are there
 gpu: $(READY)

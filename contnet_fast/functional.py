@@ -315,6 +315,8 @@ def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGri
     for name, tensor in zip(nodes._fields, nodes, strict=True):
         if tensor is None:
             continue
+        if tensor.device != x.device:
+            raise ValueError(f"nodes.{name}: got device {tensor.device}, accepted: that of x, {x.device}")
         tail = {"conv1_weight": (channels, channels, 3, 3), "conv2_weight": (channels, channels, 3, 3), "skip": ()}
         expected = (size, *tail.get(name, (channels,)))
         if tuple(tensor.shape) != expected:

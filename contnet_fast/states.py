@@ -98,10 +98,15 @@ def rate_error(argument: str, k: Any, y: torch.Tensor) -> Exception:
 
 def leaf_name(argument: str, structure: TreeSpec | None, leaf: int) -> str:
     """``argument`` with the way to one of its leaves, as ``y0['v'][1]``."""
+    return leaf_names(argument, structure)[leaf]
+
+
+def leaf_names(argument: str, structure: TreeSpec | None) -> list[str]:
+    """:func:`leaf_name` of every leaf."""
     if structure is None:
-        return argument
+        return [argument]
     paths, _ = tree_flatten_with_path(tree_unflatten(range(structure.num_leaves), structure))
-    return argument + keystr(paths[leaf][0])
+    return [argument + keystr(path) for path, _ in paths]
 
 
 class _TypeName(str):

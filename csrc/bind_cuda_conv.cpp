@@ -6,6 +6,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <future>
 #include <map>
 #include <mutex>
 #include <string>
@@ -53,17 +55,19 @@ Grid make_grid(const GridKey& key, at::Device device) {
   return grid;
 }
 
-// Copied to the device once for each grid and kept: captured graphs have its address.
+// Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator may
+// be gone by then.
 Grid grid_of(const GridKey& key, at::Device device) {
   static std::mutex guard;
-  static std::map<GridKey, Grid> grids;
+  static auto& grids = *new std::map<GridKey, Grid>;
   const std::lock_guard<std::mutex> lock(guard);
   const auto known = grids.find(key);
   if (known != grids.end()) return known->second;
   TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
               "conv_solve on backend 'cuda' is used for the first time with this time grid while a CUDA graph is "
               "captured, which cannot copy its table; run the same call once before the capture");
-  return grids.emplace(key, make_grid(key, device)).first->second;
+  // on a thread of its own: the memory pool that this one may allocate from (torch.compile's graphs) is given back
+  return grids.emplace(key, std::async(std::launch::async, make_grid, key, device).get()).first->second;
 }
 
 cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
@@ -81,7 +85,7 @@ struct Nodes {
   at::ScalarType operand, vectors;
   int64_t basis;
 
-  Nodes(const OptionalTensors& nodes, int64_t channels) : tensors(cuda::kNodes) {
+  Nodes(const OptionalTensors& nodes, int64_t channels, at::Device device) : tensors(cuda::kNodes) {
     TORCH_CHECK(nodes.size() == cuda::kNodes && nodes.get(0).has_value() && nodes.get(2).has_value(),
                 "conv_solve_cuda: ", nodes.size(), " nodes, or no weights");
     operand = vectors = nodes.get(0)->scalar_type();
@@ -91,6 +95,7 @@ struct Nodes {
       if (!node.has_value()) continue;
       const int64_t each = weight(i) ? 9 * channels * channels : i == cuda::kNodes - 1 ? 1 : channels;
       TORCH_CHECK(node->numel() == basis * each, "conv_solve_cuda: node ", i, " of ", node->sizes());
+      TORCH_CHECK(node->device() == device, "conv_solve_cuda: node ", i, " on ", node->device(), ", x on ", device);
       if (!weight(i) && node->scalar_type() != operand) vectors = at::kFloat;
     }
     for (int i = 0; i < cuda::kNodes; ++i) {
@@ -102,8 +107,11 @@ struct Nodes {
   const void* data(int i) const { return tensors[i].defined() ? tensors[i].const_data_ptr() : nullptr; }
 };
 
-// [B, C, H, W] as dense [B, H, W, C], and the other way round with the strides of empty_like(x)
-at::Tensor dense(const at::Tensor& x) { return x.resolve_neg().permute({0, 2, 3, 1}).contiguous(); }
+// [..., C, H, W] as dense [..., H, W, C] where vectors of 16 bytes can be read, and back with the strides of empty_like(x)
+at::Tensor dense(const at::Tensor& x) {
+  const at::Tensor result = x.resolve_neg().movedim(-3, -1).contiguous();
+  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
+}
 
 at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   const at::Tensor result = value.permute({0, 3, 1, 2}), wanted = at::empty_like(x);
@@ -145,7 +153,7 @@ struct Call {
   cuda::ConvProblem problem{};
 
   Call(const at::Tensor& x, const OptionalTensors& given, const Arguments& a)
-      : x(x), nodes(given, x.size(1)), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
+      : x(x), nodes(given, x.size(1), x.device()), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
     const bool coupled = a.training && a.norm == "batch";
     TORCH_CHECK(stage ? !sample : a.level == "solve" && !coupled, "conv_solve_cuda: level ", a.level, " with norm ", a.norm,
                 a.training ? " in training" : "");
@@ -158,7 +166,7 @@ struct Call {
     p.vectors = scalar_of(nodes.vectors, "nodes");
     grid = grid_of({x.device().index(), nodes.basis, a.counts.vec(), a.cells.vec(), a.weights.vec()}, x.device());
     start = dense(x);
-    p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN();
+    p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
     p.post = a.order == "post";
     p.norm = a.norm == "none" ? cuda::Norm::none
              : sample         ? cuda::Norm::sample
@@ -237,18 +245,8 @@ int run_solve(const Call& call, const Results& to) {
   return 2;
 }
 
-// Gradients by the nodes: weights [conv, basis, output, input, tap]; others [row of the parameters, basis, channel].
-struct NodeGradients {
-  at::Tensor weights, vectors;
-  at::Tensor of(int node) const {
-    constexpr int row[cuda::kNodes] = {-1, 0, -1, 1, 2, 3, -1, -1, 4, 5, -1, -1, cuda::kParameterRows - 1};
-    if (Nodes::weight(node)) return weights[node / 2];
-    return node == cuda::kNodes - 1 ? vectors[row[node]].sum(1) : vectors[row[node]];
-  }
-};
-
 int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& states, const at::Tensor& moments,
-               const at::Tensor& x_grad, const NodeGradients& to) {
+               const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
   cuda::ConvSolveBackward p{call.problem};
   p.skip = call.nodes.tensors[cuda::kNodes - 1].defined();
   p.return_steps = upstream.dim() == 5;
@@ -265,11 +263,10 @@ int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& s
   p.moments = static_cast<const float*>(data_or_null(moments));
   p.grad = upstream.const_data_ptr();
   p.grad_x = x_grad.mutable_data_ptr();
-  p.weight_grads = to.weights.mutable_data_ptr<float>();
-  p.vector_grads = to.vectors.mutable_data_ptr<float>();
+  for (int i = 0; i < cuda::kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_solve_backward(p);
-  return 2 + 2 * p.steps;
+  return 3 + 2 * p.steps;
 }
 
 void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape, const at::Tensor& moments,
@@ -302,7 +299,7 @@ int run_stages(const Call& call, const Results& to) {
   p.tape = mutable_or_null(to.tape);
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_stages(p);
-  return static_cast<int>(1 + call.evaluations() * (p.post != 0 ? 3 : 2));
+  return static_cast<int>(1 + 2 * call.evaluations() + (p.post != 0 ? 1 : 0));
 }
 
 // An empty batch has no statistics of its own: the running ones stand for them.
@@ -364,15 +361,11 @@ std::vector<at::Tensor> conv_solve_backward_op(
     for (int64_t i : wanted) results.push_back(at::zeros_like(*given.get(i)));
     return results;
   }
-  const at::Tensor upstream = grad.resolve_neg()
-                                  .permute(grad.dim() == 5 ? at::IntArrayRef{0, 1, 3, 4, 2} : at::IntArrayRef{0, 2, 3, 1})
-                                  .to(x.scalar_type())
-                                  .contiguous();
-  const int64_t basis = call.nodes.basis, c = x.size(1);
+  const at::Tensor upstream = dense(grad.to(x.scalar_type()));
   const at::Tensor x_grad = call.maps(1)[0];
   std::vector<at::Tensor> grads(cuda::kNodes);
+  for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
   if (call.stage) {
-    for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
     stages_back(call, upstream, kept, keep == "none", moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str());
   } else {
@@ -382,14 +375,11 @@ std::vector<at::Tensor> conv_solve_backward_op(
       states = call.maps(n_steps - 1);
       launches = run_solve(call, {call.maps(1)[0], states, {}, call.sample ? at::empty_like(moments) : moments, {}});
     }
-    const NodeGradients nodes{call.floats({2, basis, c, c, 9}), call.floats({cuda::kParameterRows, basis, c})};
-    launches += solve_back(call, upstream, states, moments, x_grad, nodes);
-    for (int64_t i : wanted) grads[i] = nodes.of(static_cast<int>(i)).reshape(given.get(i)->sizes());
+    launches += solve_back(call, upstream, states, moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str(), launches);
   }
   results.push_back(like(x, x_grad));
-  for (int64_t i : wanted)  // results share no storage
-    results.push_back(grads[i].to(given.get(i)->scalar_type(), false, !call.stage));
+  for (int64_t i : wanted) results.push_back(grads[i].to(given.get(i)->scalar_type()));
   return results;
 }
 

@@ -36,6 +36,14 @@ FIELDS = [  # order, norm, training: with batch norm the two differ
 ]
 MANY = 500  # numbers have a largest error that is no matter of luck
 SMALL = 8.0  # times PyTorch's error is allowed for fewer, and for maps so small that Winograd has terms of its own
+# where norms take statistics of their input, this keeps every relu on its side, whatever is rounded
+FAR = {"pre": 6.0, "post": 10.0}
+
+
+def allowed(case: Case, value: torch.Tensor) -> float:
+    """Times PyTorch's error that a gradient may be off: two, unless few values or, in 16 bits, flips make it luck."""
+    few = value.numel() < (16 if case.dtype in HALVES else MANY)  # 16 bits: the last rounding is most of the error
+    return SMALL if few or (case.dtype in HALVES and case.offset == 0.0) else 2.0
 
 
 def samples(case: Case) -> list[Case]:

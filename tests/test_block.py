@@ -22,6 +22,13 @@ def make(channels=4, *, n_basis=4, n_steps=4, scheme="rk4_classic", **options):
     return ContinuousBlock(field, scheme=scheme, n_steps=n_steps, **block_options)
 
 
+def elsewhere():
+    """A block with one parameter on another device."""
+    block = make()
+    block.field.norm1_weight = nn.Parameter(block.field.norm1_weight.to("meta"))
+    return block
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_one_euler_step_with_eps_n_is_a_residual_unit(norm):
     block = make(n_basis=1, n_steps=1, scheme="euler", order="pre", norm=norm).eval()
@@ -335,6 +342,7 @@ def test_recomputing_a_field_that_moves_statistics_is_refused():
         (lambda: make()(torch.zeros(2, 4, 5, 5, dtype=torch.int32)), TypeError, "x: got dtype torch.int32"),
         (lambda: make()(torch.zeros(2, 4, 5, 5, dtype=torch.float64)), TypeError, "that of the parameters"),
         (lambda: make()(torch.zeros(2, 4, 5, 5, device="meta")), ValueError, "x: got device meta"),
+        (lambda: elsewhere()(torch.zeros(2, 4, 5, 5)), ValueError, "nodes.norm1_weight: got device meta"),
         (lambda: make()([1.0]), TypeError, "x: got list"),
         (lambda: make().field(1.5, torch.zeros(2, 4, 5, 5)), ValueError, "t: got 3/2"),
         (lambda: ContinuousBlock(lambda t, x: x[:1])(torch.zeros(2, 3)), ValueError, "field: got torch.float32"),

@@ -1,4 +1,4 @@
-"""What only a GPU can show of convolutional solves in CUDA C++: values, a whole block, graphs."""
+"""What only a GPU can show of convolutional solves in CUDA C++: values, gradients, every launch once."""
 
 from __future__ import annotations
 
@@ -52,40 +52,52 @@ def test_stage_by_stage(channels, size, training, order, dtype):
     check(replace(BASE, channels=channels, size=size, training=training, order=order, dtype=dtype), "cuda:stage")
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("order", ["pre", "post"])
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
-@pytest.mark.parametrize(("channels", "size"), [(16, (16, 16)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7))])
-def test_gradients_of_whole_solves(channels, size, norm, order, dtype):
-    case = replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype, grads="all")
-    got, (exact, runs) = solve(case, "cuda:solve", device="cuda"), truth(case)
+def check_gradients(case, backend):
+    got, (exact, runs) = solve(case, backend, device="cuda"), truth(case)
     for name in got:
         same = [run[name] for run in runs]
         assert_within_budget(got[name], exact[name], same, name=name, gradient=name.startswith("d "), factor=SMALL,
                              scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations)  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("channels", "size"), [(16, (16, 16)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7))])
+def test_gradients_of_whole_solves(channels, size, norm, order, dtype):
+    case = replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype, grads="all")
+    check_gradients(case, "cuda:solve")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize(("training", "checkpoint"), [(True, "none"), (True, "step"), (False, "block")])
+@pytest.mark.parametrize(
+    ("channels", "size"), [(16, (16, 16)), (32, (16, 16)), (64, (8, 8)), (24, (9, 7)), (128, (8, 8))]
+)
+def test_gradients_stage_by_stage(channels, size, training, checkpoint, order, dtype):
+    case = replace(BASE, channels=channels, size=size, training=training, order=order, dtype=dtype, grads="all")
+    case = replace(case, checkpoint=checkpoint, return_steps=checkpoint == "none")
+    check_gradients(case, "cuda:stage")
+
+
+@pytest.mark.parametrize("backend", ["cuda:solve", "cuda:stage"])
+@pytest.mark.parametrize(("channels", "size"), [(16, (12, 12)), (64, (8, 8))])
+def test_blocks_that_take_many_images(channels, size, backend):
+    """More images than the device has places for blocks."""
+    case = replace(BASE, channels=channels, size=size, batch=600, scheme="euler", n_steps=2, grads="all")
+    check_gradients(case, backend)
+
+
 def test_small_set():
     """Every kind of launch once, for compute-sanitizer."""
     for order in ("pre", "post"):
         for dtype in FLOATS:
-            case = replace(BASE, size=(5, 6), order=order, dtype=dtype, n_steps=1)
-            solve(replace(case, grads="all"), "cuda:solve", device="cuda")
-            solve(replace(case, training=True), "cuda:stage", device="cuda")
+            case = replace(BASE, size=(5, 6), order=order, dtype=dtype, n_steps=1, grads="all")
+            for norm in ("batch", "group"):
+                solve(replace(case, norm=norm), "cuda:solve", device="cuda")
+            for channels in (16, 32, 64, 128):
+                solve(replace(case, channels=channels, training=True), "cuda:stage", device="cuda")
+            for channels in (32, 64):
+                solve(replace(case, channels=channels), "cuda:solve", device="cuda")
     torch.cuda.synchronize()
-
-
-@pytest.mark.parametrize("level", ["solve", "stage"])
-def test_a_block_is_captured_as_a_graph(level):
-    torch.manual_seed(0)
-    field = cf.nn.ConvField(16, n_basis=2)
-    block = cf.nn.ContinuousBlock(field, scheme="rk4_classic", n_steps=2, backend=f"cuda:{level}").cuda().eval()
-    x = torch.randn(4, 16, 12, 12, device="cuda")
-    with torch.no_grad():
-        wanted = block(x)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            got = block(x)
-        graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(got, wanted)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from cuda_emulator import BATCH, buffers, call
-from test_cuda_stages_backward import DTYPES, NORM_WEIGHT, SKIP, SMALL, Step, described, drawn
+from backward_steps import DTYPES, NORM_WEIGHT, SKIP, Step, described, drawn
+from cuda_emulator import BATCH, KernelFault, buffers, call
 
 from contnet_fast.testing import assert_within_budget
 
@@ -27,7 +27,9 @@ class DataGradient(ctypes.Structure):
     )  # fmt: skip
 
 
-def run(case: Step, conv: int, norm: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def run(
+    case: Step, conv: int, norm: int, *, fault: int | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What the launch read and wrote."""
     torch.manual_seed(case.seed)
     given, c = drawn(case), case.channels
@@ -44,12 +46,15 @@ def run(case: Step, conv: int, norm: int) -> tuple[dict[str, torch.Tensor], dict
     g = DataGradient(conv, norm, case.first, *(t.data_ptr() for t in (given["packed"], given["grad"], given["value"])))
     g.target, g.target_type, g.sums = out["target"].data_ptr(), emulator.SCALARS[case.dtype], out["sums"].data_ptr()
     with buffers(out, **given):
-        call("emulated_data_gradient", p, g)
+        if fault is None:
+            call("emulated_data_gradient", p, g)
+        else:
+            call("planted_data_gradient", ctypes.c_int(fault), p, g)
     return given, out
 
 
-def check(case: Step, *, conv: int = 1, norm: int = 1) -> None:
-    given, out = run(case, conv, norm)
+def check(case: Step, *, conv: int = 1, norm: int = 1, fault: int | None = None) -> None:
+    given, out = run(case, conv, norm, fault=fault)
     slot, value = int(given["slot_of"][case.first]), given["value"].double()
     normalised, scale = value, torch.ones(case.channels, dtype=torch.float64)
     z = value
@@ -68,7 +73,8 @@ def check(case: Step, *, conv: int = 1, norm: int = 1) -> None:
     exact = unscaled * (given["parameters"][slot, SKIP, 0].double() if scaled else 1.0)
     factor = exact / unscaled.where(unscaled != 0, 1.0) * (scale if folded else 1.0)
     same = torch.nn.grad.conv2d_input(shape, kernel, grad, padding=1).movedim(1, -1)
-    assert_within_budget(out["target"], unscaled * factor, (same * factor).to(case.dtype), factor=SMALL)
+    allowed = 4.0 if case.channels > 64 and case.dtype == torch.float32 else 2.0  # one sum of 9 x channels terms
+    assert_within_budget(out["target"], unscaled * factor, (same * factor).to(case.dtype), factor=allowed)
     wanted = torch.stack([exact, exact * normalised, unscaled * operand]).detach().flatten(1, -2)
     tolerance = 1e-4 * wanted.abs().sum(1).max().item()
     torch.testing.assert_close(out["sums"].double().sum(0), wanted.sum(1), rtol=0.0, atol=tolerance)
@@ -106,3 +112,20 @@ def test_tf32_rounds_operands_alone(channels):
 def test_the_bits_are_the_same_again():
     first, second = (run(Step(dtype=torch.bfloat16), 1, 1)[1] for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+FAULTY = Step(dtype=torch.bfloat16, processors=1)
+
+
+@pytest.mark.parametrize(("fault", "words"), [(1, "not waited for"), (2, "race")])
+def test_a_missing_barrier_is_caught(fault, words):
+    """Before a piece of the product, and before the next band is loaded."""
+    with pytest.raises(KernelFault, match=f"^conv_gradient: .*{words}"):
+        run(replace(FAULTY, images=4), 1, 1, fault=fault)
+
+
+def test_a_wrong_halo_and_a_dropped_tap_are_caught():
+    check(FAULTY, fault=0)
+    for fault in (3, 4):
+        with pytest.raises(AssertionError, match="largest error"):
+            check(FAULTY, fault=fault)

@@ -44,7 +44,7 @@ def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = 
                 statistics = i in (6, 7, 10, 11)
                 absent = p.norm != "known" if name == "nodes" else True
                 getattr(found, name)[i] = None if statistics and absent else SOMEWHERE
-    found.slots_of = (ctypes.c_int32 * p.evaluations)(*(e // p.stages % p.slots for e in range(p.evaluations)))
+    found.slots_of = (ctypes.c_int32 * p.evaluations)(*(e * p.slots // p.evaluations for e in range(p.evaluations)))
     found.slot_of, found.slot_list, found.stream = SOMEWHERE, ctypes.addressof(found.slots_of), None
     if hasattr(found, "basis"):
         found.basis = p.slots
@@ -96,7 +96,7 @@ def levels(p: ConvPass, family: str) -> list[str]:
     """That serve."""
     against = refusals(
         p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[family],
-        backward=p.stages,
+        backward=p.stages if p.backward else 0,
     )  # fmt: skip
     solve = ["solve"] if not against and p.norm != "batch" else []
     return [*solve, *(["stage"] if p.norm != "sample" else [])]
@@ -113,9 +113,12 @@ def test_launches_are_those_of_the_launchers(shape, family):
         for post in (False, True):
             for stages, n_steps, keep in ((4, 8, "step"), (2, 1, "none"), (1, 3, "block")):
                 for compute in (torch.bfloat16, torch.float32):
-                    p = ConvPass(*shape, stages, n_steps, post, norm, torch.float32, compute, "ieee", True, keep, 2)
-                    for level in levels(p, family):
-                        assert counted(p, level, family) == noted(p, level, family), (p, level)
+                    for again in (False, True):
+                        p = ConvPass(
+                            *shape, stages, n_steps, post, norm, torch.float32, compute, "ieee", again, keep, 2
+                        )  # fmt: skip
+                        for level in levels(p, family):
+                            assert counted(p, level, family) == noted(p, level, family), (p, level)
 
 
 def moved(make) -> int:
@@ -147,4 +150,4 @@ def test_bytes_are_those_that_the_kernels_move(channels, side, batch, post):
         )
         prepared = 0 if level == "solve" else 2 * moved(lambda: prepare(training, processors=1))
         found = moved(make) - prepared
-        assert counted < found < 1.2 * counted, (level, found, counted)
+        assert counted < found < 1.25 * counted, (level, found, counted)

@@ -8,15 +8,13 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import Case, away_from_kinks, draw, scale, truth
+from conv_cases import FAR, SMALL, Case, allowed, away_from_kinks, draw, scale, truth, wanted
 from cuda_emulator import SM_80, KernelFault, buffers, call
-from test_cuda_solve import HALVES, NORMS, ROWS, operands, solve
+from test_cuda_solve import HALVES, NORMS, operands, solve
 
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
-VECTORS = ("conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip")
 
 
 class ConvSolveBackward(emulator.ConvProblem):
@@ -25,9 +23,9 @@ class ConvSolveBackward(emulator.ConvProblem):
     _fields_ = (
         ("skip", ctypes.c_int32), ("return_steps", ctypes.c_int32), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in (
-            "x", "states", "packed", "parameters", "moments", "grad", "grad_x", "weight_grads", "vector_grads",
-            "workspace",
+            "x", "states", "packed", "parameters", "moments", "grad", "grad_x",
         )),
+        ("grads", ctypes.c_void_p * 13), ("workspace", ctypes.c_void_p),
     )  # fmt: skip
 
 
@@ -70,34 +68,31 @@ def gradients(case, *, fault=None, processors=2, state=None, **settings):
     maps = path.permute(0, 1, 3, 4, 2).contiguous()
     _, nodes, dy = draw(case)
     packed, parameters, _, slot_of = operands(case, nodes)
-    dtype, c, k = state or case.dtype, case.channels, case.n_basis
-    grad = dy.to(dtype)
+    grad = dy.to(state or case.dtype)
     grad = grad.permute(*range(grad.dim() - 3), -2, -1, -3).contiguous()
     states = maps[1:-1].contiguous()
     inputs = {"x": maps[0].contiguous(), "states": states, "packed": packed, "parameters": parameters,
               "moments": moments, "slot_of": slot_of, "mix": mixed(case), "grad": grad}  # fmt: skip
-    outputs = {"grad_x": torch.empty_like(maps[0]), "weight_grads": torch.empty(2, k, c, c, 3, 3),
-               "vector_grads": torch.empty(ROWS, k, c)}  # fmt: skip
+    grads = {name: torch.empty(getattr(nodes, name).shape) for name in wanted(case, nodes) if name != "x"}
+    p.grads[:] = [grads[name].data_ptr() if name in grads else None for name in nodes._fields]
+    outputs = {"grad_x": torch.empty_like(maps[0])}
     for name, tensor in (inputs | outputs).items():
         setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
+    p.slot_list = p.slot_of
     workspace = torch.empty(plan(p).workspace, dtype=torch.uint8)
     p.workspace = workspace.data_ptr()
     entry = ("emulated_conv_solve_backward", p)
     if fault is not None:
         entry = ("planted_conv_solve_backward", ctypes.c_int(fault), p)
-    with buffers(outputs, **inputs):
+    with buffers(outputs | grads, **inputs):
         emulator.library().emulated_register(
             b"workspace", ctypes.c_void_p(p.workspace), ctypes.c_int64(workspace.numel()), False, True
         )
         call(*entry)
-    found = {"x": outputs["grad_x"].permute(0, 3, 1, 2)}
-    found |= {f"conv{i + 1}_weight": outputs["weight_grads"][i] for i in range(2)}
-    found |= dict(zip(VECTORS, outputs["vector_grads"], strict=True))
-    found["skip"] = found["skip"].sum(1)
-    return {f"d {name}": value for name, value in found.items()}
+    return {"d x": outputs["grad_x"].permute(0, 3, 1, 2)} | {f"d {name}": grad for name, grad in grads.items()}
 
 
-def check(case, *, factor=SMALL, **settings):
+def check(case, **settings):
     case = replace(case, grads="all")
     if case.dtype == torch.float32:
         case = away_from_kinks(case)
@@ -107,7 +102,7 @@ def check(case, *, factor=SMALL, **settings):
         if name.startswith("d "):
             assert_within_budget(
                 got[name].to(case.dtype), exact[name], [run[name] for run in runs], name=name, gradient=True,
-                factor=factor, scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations,
+                factor=allowed(case, got[name]), scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations,
             )  # fmt: skip
     return got
 
@@ -120,15 +115,19 @@ BASE = Case(channels=8, size=(5, 7), batch=2, order="pre", norm="batch", basis="
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_orders_and_norms(order, norm, dtype):
-    # at some seeds rounding to 16 bits flips the derivative of a relu, here or in PyTorch; not at this one
-    check(replace(BASE, order=order, norm=norm, dtype=dtype, n_steps=1 + (dtype == torch.float32), seed=4))
+    case = replace(BASE, order=order, norm=norm, dtype=dtype, n_steps=1 + (dtype == torch.float32))
+    if dtype in HALVES and norm in ("group", "layer"):
+        check(replace(case, offset=FAR[order]))
+    else:  # at some seeds rounding to 16 bits flips the derivative of a relu, here or in PyTorch; not at this one
+        check(replace(case, seed=4))
 
 
 @pytest.mark.parametrize("channels", [16, 24, 32, 40, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_channels(channels, dtype):
     case = replace(BASE, channels=channels, dtype=dtype, size=(3, 6), batch=1, scheme="euler", n_steps=1, n_basis=2)
-    check(replace(case, norm="group"))
+    check(replace(case, norm="group", offset=FAR["pre"]))
+    check(replace(case, order="post", norm="layer", offset=FAR["post"]))
     check(replace(case, order="post"))
 
 

@@ -9,7 +9,7 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from conv_cases import HALVES, SMALL, Case, draw, truth
-from cuda_emulator import SM_80, SM_90, buffers, call
+from cuda_emulator import SM_80, SM_90, KernelFault, buffers, call
 from test_cuda_prepare import prepare
 
 from contnet_fast.testing import assert_within_budget
@@ -49,7 +49,7 @@ def plan(p, entry="emulated_conv_stages"):
     return found
 
 
-def solve(case, *, tape=False, states=True, **settings):
+def solve(case, *, tape=False, states=True, fault=None, **settings):
     """The tensors that a pass has or makes, by name; the states as [step, B, H, W, C]."""
     p = emulator.problem(case, ConvStages, **settings)
     x, nodes, _ = draw(case)
@@ -74,11 +74,11 @@ def solve(case, *, tape=False, states=True, **settings):
         "moments": torch.empty(len(weights) if normed else 0, 2, 2, case.channels),
         "statistics": torch.empty(len(weights) if case.batch_statistics else 0, 4, case.channels, dtype=case.dtype),
     }
-    run(p, "emulated_conv_stages", inputs, outputs, **given)
+    run(p, "emulated_conv_stages", inputs, outputs, fault=fault, **given)
     return {**inputs, **outputs, **given}
 
 
-def run(p, entry, inputs, outputs, **more):
+def run(p, entry, inputs, outputs, *, fault=None, **more):
     for name, tensor in (inputs | outputs).items():
         setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
     p.slot_list = p.slot_of
@@ -89,7 +89,7 @@ def run(p, entry, inputs, outputs, **more):
         emulator.library().emulated_register(
             b"workspace", ctypes.c_void_p(workspace.data_ptr()), ctypes.c_int64(workspace.numel()), False, True
         )
-        call(entry, p)
+        call(entry, p) if fault is None else call(entry.replace("emulated", "planted"), ctypes.c_int(fault), p)
 
 
 def check(case, *, factor=SMALL, **settings):
@@ -121,13 +121,17 @@ def test_orders_and_norms(order, norm, training, dtype):
 @pytest.mark.parametrize("channels", [8, 24, 40, 64, 136])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_channels(channels, dtype):
-    check(replace(BASE, channels=channels, dtype=dtype, size=(5, 4), batch=1, scheme="euler", n_steps=1, n_basis=2))
+    case = replace(BASE, channels=channels, dtype=dtype, size=(5, 4), batch=1, n_basis=2)
+    check(replace(case, scheme="euler", n_steps=1))
+    check(replace(case, order="post", scheme="rk4_38", n_steps=1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (17, 3), (3, 300), (20, 29)])
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_sizes(size, order):
-    check(replace(BASE, channels=8, size=size, order=order, scheme="euler", n_steps=1, batch=3, dtype=torch.float32))
+    case = replace(BASE, channels=8, size=size, order=order, batch=3, dtype=torch.float32)
+    case = replace(case, scheme="euler", n_steps=1) if order == "pre" else replace(case, scheme="rk4_38")
+    check(case, processors=4)  # neighbouring bands are of different blocks
 
 
 @pytest.mark.parametrize("scheme", ["euler", "heun2", "rk4_classic", "rk4_38"])
@@ -189,3 +193,22 @@ def test_a_step_is_made_again_from_its_state(order):
     again = torch.empty_like(made["tape"][1])
     run(p, "emulated_conv_steps", inputs, {"tape": again})
     assert torch.equal(again, made["tape"][1])
+
+
+FAULTY = replace(BASE, dtype=torch.bfloat16, n_steps=1)
+
+
+@pytest.mark.parametrize(("fault", "words"), [(1, "not waited for"), (2, "race")])
+def test_a_missing_barrier_is_caught(fault, words):
+    """Before a piece of the product, and before the next band is loaded."""
+    with pytest.raises(KernelFault, match=f"^conv_stage: .*{words}"):
+        solve(replace(FAULTY, batch=4), fault=fault, processors=1)
+
+
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_a_wrong_halo_and_a_dropped_tap_are_caught(order):
+    case = replace(FAULTY, order=order)
+    check(case, fault=0)
+    for fault in (3, 4):
+        with pytest.raises(AssertionError, match="largest error"):
+            check(case, fault=fault)

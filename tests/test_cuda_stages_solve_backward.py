@@ -8,7 +8,7 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import HALVES, SMALL, Case, away_from_kinks, draw, scale, truth, wanted
+from conv_cases import FAR, HALVES, Case, allowed, away_from_kinks, draw, scale, truth, wanted
 from cuda_emulator import SM_80, SM_90
 from test_cuda_stages import plan, run, solve
 
@@ -50,7 +50,7 @@ def backward(case, *, keep="step", **settings):
     return {"d x": outputs["grad_x"].movedim(-1, 1)} | {f"d {name}": grad for name, grad in grads.items()}
 
 
-def check(case, *, keep="step", factor=SMALL, **settings):
+def check(case, *, keep="step", **settings):
     case = away_from_kinks(replace(case, grads="all"))
     exact, runs = truth(case)
     got = backward(case, keep=keep, **settings)
@@ -58,7 +58,8 @@ def check(case, *, keep="step", factor=SMALL, **settings):
     for name, value in got.items():
         assert_within_budget(
             value.to(case.dtype).reshape(exact[name].shape), exact[name], [r[name] for r in runs], name=name,
-            gradient=True, factor=factor, scale=scale(case, name, [exact]), evaluations=case.grid.n_evaluations,
+            gradient=True, factor=allowed(case, value), scale=scale(case, name, [exact]),
+            evaluations=case.grid.n_evaluations,
         )  # fmt: skip
     return got
 
@@ -72,13 +73,15 @@ SMALLER = replace(BASE, channels=8, size=(4, 3), dtype=torch.float32)
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_orders_and_norms(dtype, order, norm, training):
-    check(replace(BASE, order=order, norm=norm, training=training, dtype=dtype))
+    offset = FAR[order] if training and dtype in HALVES else 0.0
+    check(replace(BASE, order=order, norm=norm, training=training, dtype=dtype, offset=offset))
 
 
 @pytest.mark.parametrize("channels", [24, 40, 72])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)  # bfloat16 flips a relu among so many
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_channels(channels, dtype):
-    check(replace(BASE, channels=channels, dtype=dtype, size=(3, 4), batch=2, scheme="euler", n_steps=1, n_basis=2))
+    case = replace(BASE, channels=channels, dtype=dtype, size=(3, 4), batch=2, scheme="euler", n_steps=1, n_basis=2)
+    check(replace(case, offset=FAR["pre"] if dtype in HALVES else 0.0))
 
 
 @pytest.mark.parametrize("scheme", ["euler", "heun2", "rk4_classic", "rk4_38"])

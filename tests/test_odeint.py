@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -119,6 +121,24 @@ def test_a_graph_can_be_used_twice():
         (first,) = torch.autograd.grad(out, y0, retain_graph=True)
         (second,) = torch.autograd.grad(out, y0)
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_tensors_of_a_solve_go_without_a_garbage_collection(method, graph):
+    held = []
+
+    def field(t, y):
+        held.append(weakref.ref(y))
+        return torch.sin(y) * t
+
+    y0 = torch.ones(3, dtype=D, requires_grad=graph)
+    gc.disable()
+    try:
+        cf.odeint(field, y0, TWO, method=method, options={"step_size": 0.1} if method == "rk4" else None)
+        assert not [y for y in held if y() is not None and y() is not y0]
+    finally:
+        gc.enable()
 
 
 class Normed(torch.nn.Module):

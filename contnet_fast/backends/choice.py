@@ -181,13 +181,16 @@ def predicted(problem: Problem, request: str, family: str, *, tf32: bool = False
 
 
 def pass_of(problem: Problem, *, tf32: bool = False) -> ConvPass:
-    """The pass of a problem; an empty batch counts as one image, and every step has a theta(t) of its own."""
+    """The pass of a problem; an empty batch counts as one image.
+
+    On a piecewise constant basis every step has a theta(t) of its own, on others every evaluation.
+    """
     batch, channels, height, width = (max(1, size) for size in problem.shape)
     precision = "tf32" if tf32 and problem.compute_dtype == torch.float32 else "ieee"
     return ConvPass(
         batch, channels, height, width, problem.stages, problem.n_steps, describe(problem)["order"] == "post",
         norm_of(problem), problem.dtype, problem.compute_dtype, precision, problem.needs_grad, problem.checkpoint,
-        problem.n_steps,
+        problem.n_steps * (1 if problem.basis in ("", "piecewise_constant") else problem.stages),
     )  # fmt: skip
 
 

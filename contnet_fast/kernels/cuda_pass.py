@@ -29,7 +29,7 @@ class Launched(Work):
 
 def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[Launched]:
     """Everything that ``level`` launches for a pass."""
-    run = (_Solve if level == "solve" else _Stages)(p, SHARED[family], device.multiprocessors)
+    run = (_Solve if level == "solve" else _Stages)(p, family, device.multiprocessors)
     yield run.prepare(forward=True)
     yield from run.forward()
     if p.backward:
@@ -40,8 +40,8 @@ def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[L
 class _Launches:
     """What both levels launch."""
 
-    def __init__(self, p: ConvPass, limit: int, processors: int) -> None:
-        self.p, self.limit, self.processors = p, limit, processors
+    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
+        self.p, self.limit, self.processors = p, SHARED[family], processors
         self.matrix = 9 * p.channels * p.channels
         self.resident = 8.0 * p.elements * p.state  # state, rates and operands: about eight maps
 
@@ -61,30 +61,40 @@ class _Launches:
         shared = max(4 * 32 * 73, 4 * column_scratch(THREADS, p.channels // 8, 16) if rows else 0)
         return Launched("conv_prepare", 1, blocks, Cost(0.0, moved, 1), moved, shared=shared)
 
-    def add_up(self, splits: int) -> Launched:
-        """Sums by weights of a step into the gradients of the nodes."""
+    def add_up(self, sums: int, splits: int) -> Launched:
+        """``sums`` by the weights of both convolutions in a step into the gradients of the nodes: 64 elements a block."""
         p = self.p
-        moved = 4.0 * (2 * p.stages * splits + 2 * 2 * p.slots) * self.matrix
-        blocks = up(max(self.matrix, p.stages * p.channels), THREADS) * 2 * p.slots
-        return Launched("add_up", p.n_steps, blocks, Cost(0.0, moved, 1), moved)
+        moved = 4.0 * (2 * sums * splits + 2 * 2 * p.slots) * self.matrix
+        shared, blocks = 4 * (sums * 96 + column_scratch(THREADS, 16, 4)), 2 * self.matrix // 64
+        cost = Cost(0.0, moved, 1, inner=moved + blocks * sums * 2.0 * 16 * THREADS)  # threads add up four columns each
+        return Launched("add_up", p.n_steps, blocks, cost, moved, shared=shared)
+
+    def nodes(self, folds: list[tuple[int, int, int]]) -> Iterator[Launched]:
+        """Gradients by biases, norms and skip scalar, from groups of rows [count, columns] that are added up first."""
+        p = self.p
+        moved = 4.0 * sum(groups * count * columns for groups, count, columns in folds)
+        shared = max(4 * column_scratch(THREADS, columns // 4, 4) for _, _, columns in folds)
+        groups = sum(groups for groups, _, _ in folds)
+        yield Launched("fold_rows", 1, groups, Cost(0.0, moved, 1), moved, shared=shared)
+        moved = 4.0 * 8 * p.evaluations * p.channels
+        yield Launched("node_gradients", 1, p.slots, Cost(0.0, moved, 1), moved, shared=4 * 7 * THREADS)
 
 
 class _Solve(_Launches):
     """Level solve."""
 
-    def __init__(self, p: ConvPass, limit: int, processors: int) -> None:
-        super().__init__(p, limit, processors)
+    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
+        super().__init__(p, family, processors)
         wide, sample = block_channels(p.channels), p.norm == "sample"
         two = SolveCount(wide, p.height, p.width, p.operand, 2, sample)
-        self.count = two if two.shared <= limit else SolveCount(wide, p.height, p.width, p.operand, 1, sample)
+        self.count = two if two.shared <= self.limit else replace(two, tiles=1)
 
     def convolutions(self, count: int) -> Cost:
         """``count`` of each image, with operands and weights."""
         of, images = self.count, self.p.batch
         flops = 2.0 * 9 * of.channels**2 * of.pixels * count * images
-        return Cost(
-            flops, inner=float(of.inner() * count * images), again=float(images * count * self.matrix * self.p.operand)
-        )
+        weights = float(images * count * self.matrix * self.p.operand)
+        return Cost(flops, inner=float(of.inner() * count * images), again=weights)
 
     def forward(self) -> Iterator[Launched]:
         """All steps in one launch."""
@@ -100,17 +110,17 @@ class _Solve(_Launches):
             yield self.prepare(forward=True)
             yield from self.forward()
         blocks = min(self.processors, p.batch)
-        sums = 4.0 * 2 * p.stages * self.matrix
+        one = 4.0 * 2 * self.matrix  # bytes of a sum by the weights of both convolutions
         cost = self.convolutions(4 * p.stages - (0 if p.post else 1)) + self.products() + self.kept()
-        added = sums * (2 * p.batch - blocks)  # written by a block's first image, read and written by the others
+        # a block's first image writes each sum that its stages share; whatever comes after reads it too
+        added = one * (2 * p.stages * p.batch - p.step_slots * blocks)
         cost += Cost(0.0, added, 1, inner=added)
         yield Launched(
-            "conv_solve_backward", p.n_steps, blocks, cost, max(self.resident, sums * blocks), p.batch, up(p.batch, blocks),
-            threads=32 * of.warps, shared=of.shared_backward(p.stages),
+            "conv_solve_backward", p.n_steps, blocks, cost, max(self.resident, one * p.step_slots * blocks), p.batch,
+            up(p.batch, blocks), threads=32 * of.warps, shared=of.shared_backward(p.stages),
         )  # fmt: skip
-        yield self.add_up(blocks)
-        moved = 4.0 * 7 * p.evaluations * blocks * p.channels
-        yield Launched("add_vectors", 1, 7 * p.slots, Cost(0.0, moved, 1), moved)
+        yield self.add_up(p.step_slots, blocks)
+        yield from self.nodes([((6 if p.post else 7) * p.evaluations, blocks, p.channels)])
 
     def products(self) -> Cost:
         """Gradients by the weights of a step, and the second operand that they take (``multiply_pixels``)."""
@@ -134,40 +144,50 @@ class _Solve(_Launches):
 class _Stages(_Launches):
     """Level stage."""
 
-    def __init__(self, p: ConvPass, limit: int, processors: int) -> None:
-        super().__init__(p, limit, processors)
-        self.ahead, self.back = (band(p, back=back, limit=limit, processors=processors) for back in (False, True))
+    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
+        super().__init__(p, family, processors)
+        self.ahead, self.back = (
+            band(p, back=back, limit=self.limit, processors=processors) for back in (False, True)
+        )  # fmt: skip
 
-    def conv(self, times: int, maps: int, rows: int, *, of: Band | None = None, operands: int = 0) -> Launched:
-        """Convolutions that move so many maps of the state and ``operands`` of theirs; ``rows`` of statistics to merge."""
+    def conv(
+        self, times: int, maps: int, rows: int, *, of: Band | None = None, operands: int = 0, loads: int = 1
+    ) -> Launched:
+        """Convolutions that move so many maps of the state and ``operands`` of theirs, ``loads`` of them with their halo;
+        ``rows`` of statistics to merge.
+        """
         p, back = self.p, of is not None
         of = of or self.ahead
         blocks = of.blocks * of.blocks_n
         moved = float(p.elements * (maps * p.state + operands * p.operand))
-        source = p.operand if back else p.state
+        source = p.operand if back else p.state * loads
         inner = of.inner(p, source) + moved - p.elements * source + (VECTORS * p.elements if back else 0)
         cost = Cost(of.flops, moved + self.matrix * p.operand, 1, inner=inner)
         cost += Cost(again=of.weights(p) + 4.0 * rows * (2 * p.channels + 4) * blocks)
         shared = of.end + (GRADIENT_BYTES if back else 8 * of.depth)
         return Launched(
             "conv_gradient" if back else "conv_stage", times, blocks, cost, self.resident, of.bands * of.blocks_n, of.each,
-            of.threads, shared,
+            threads=of.threads, shared=shared,
         )  # fmt: skip
 
-    def steps(self, n_steps: int, *, first: int = 0, coupled: bool = False, end: bool = True) -> Iterator[Launched]:
+    def steps(
+        self, n_steps: int, *, first: int = 0, coupled: bool = False, end: bool = True, tape: bool = False
+    ) -> Iterator[Launched]:
         """A run of steps. ``first``: rows of statistics of the input; ``end``: the state after them is wanted."""
         p, evaluations = self.p, n_steps * self.p.stages
-        rows = self.ahead.blocks if coupled else 0
-        combined, last = evaluations - (0 if end else 1), n_steps if end else n_steps - 1
-        if p.post:
-            yield self.conv(evaluations, 2, 0)
+        rows, keeps = self.ahead.blocks if coupled else 0, int(p.stages > 1)
+        if p.post:  # the combination of an evaluation is made as the next convolution loads it
+            yield self.conv(1, 2, 0)
+            yield self.conv(evaluations - n_steps, 3 + keeps + tape, rows, loads=2)
+            yield self.conv(n_steps - 1, 3 + p.stages, rows, loads=1 + p.stages)
             yield self.conv(evaluations, 2, rows)
-            yield self.post_combine(combined - last, 3 + (p.stages > 1), rows)
-            yield self.post_combine(last, 3 + p.stages - 1, rows)
+            if end:
+                yield self.post_combine(1, 3 + p.stages - 1, rows)
             return
+        combined, last = evaluations - (0 if end else 1), n_steps if end else n_steps - 1
         yield self.conv(1, 2, first)
         yield self.conv(evaluations - 1, 2, rows)
-        yield self.conv(combined - last, 3 + (p.stages > 1), rows)  # and a rate kept, at the last they are read
+        yield self.conv(combined - last, 3 + keeps, rows)  # and a rate kept, at the last they are read
         yield self.conv(last, 3 + p.stages - 1, rows)
 
     def post_combine(self, times: int, maps: int, rows: int) -> Launched:
@@ -189,7 +209,8 @@ class _Stages(_Launches):
         p = self.p
         if p.backward and p.keep == "none":
             yield self.copy_map(1)
-        yield from self.steps(p.n_steps, first=self.input_rows() if p.coupled else 0, coupled=p.coupled)
+        first, tape = self.input_rows() if p.coupled else 0, p.backward and p.keep == "none"
+        yield from self.steps(p.n_steps, first=first, coupled=p.coupled, tape=tape)
 
     # ---- backward
 
@@ -200,7 +221,7 @@ class _Stages(_Launches):
             yield from self.steps(p.n_steps - 1)
         if p.keep != "none":
             yield self.copy_map(p.n_steps)
-            for one in self.steps(1, end=False):
+            for one in self.steps(1, end=False, tape=True):
                 yield replace(one, times=one.times * p.n_steps)
         yield from self.post_stages() if p.post else self.pre_stages()
         coupled = p.coupled and not p.post
@@ -237,7 +258,8 @@ class _Stages(_Launches):
         again = 4.0 * self.back.blocks * 2 * p.channels * blocks if coupled else 0.0
         inner = float(VECTORS * p.elements) if kernel == "norm_gradient" or coupled else 0.0
         cost = Cost(0.0, float(value * p.elements), 1, inner=inner, again=again)
-        return Launched(kernel, times, blocks, cost, self.resident, shared=4 * (5 * p.channels + THREADS))
+        shared = 4 * (5 * p.channels + column_scratch(THREADS, p.channels // 2, 4))
+        return Launched(kernel, times, blocks, cost, self.resident, shared=shared)
 
     def rate_gradient(self, times: int, value: int) -> Launched:
         """Gradients by rates, in order post with their sums."""
@@ -260,20 +282,10 @@ class _Stages(_Launches):
         flops = 2.0 * 9 * of.inputs * of.outputs * of.blocks * of.depth * of.units * convs
         cost = Cost(flops, convs * p.elements * float(p.state + p.operand) + sums, 1, inner=inner)
         yield Launched(
-            "weight_gradient", p.n_steps, blocks, cost, self.resident, of.units * convs * of.blocks, of.each, 6 * 32, of.shared
+            "weight_gradient", p.n_steps, blocks, cost, self.resident, of.units * convs * of.blocks, of.each,
+            threads=6 * 32, shared=of.shared,
         )  # fmt: skip
-        yield self.add_up(of.splits)
-        yield from self.nodes()
-
-    def nodes(self) -> Iterator[Launched]:
-        """Gradients by biases and norms."""
-        p = self.p
+        yield self.add_up(p.stages, of.splits)
         rows = (self.back.blocks, self.pointwise_blocks() if p.post else self.back.blocks)
-        for norm, count in enumerate(rows):
-            if p.normed or (p.post and norm == 1):
-                moved = 4.0 * 3 * p.evaluations * count * p.channels
-                yield Launched(
-                    "fold_rows", 1, up(3 * p.channels, THREADS) * p.evaluations, Cost(0.0, moved, 1), moved
-                )  # fmt: skip
-        moved = 4.0 * 8 * p.evaluations * p.channels
-        yield Launched("node_gradients", 1, p.slots, Cost(0.0, moved, 1), moved, shared=4 * THREADS // 32)
+        folds = [(p.evaluations, rows[n], 3 * p.channels) for n in range(2) if p.normed or (p.post and n == 1)]
+        yield from self.nodes([*folds, (2 * p.evaluations, of.splits, p.channels)])

@@ -108,12 +108,13 @@ class Pass:
         groups = 8 if block.norm == "group" else 1
         settings: tuple[Any, ...] = (block.order, block.norm, groups, 1.0, 1e-5, block.level == "stage")
         settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
-        before = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = block.precision == "tf32"
+        switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        before = switch.fp32_precision
+        switch.fp32_precision = block.precision
         try:
             solve = replace(plan.describe(x, nodes, settings), family=self.chip)
         finally:
-            torch.backends.cudnn.allow_tf32 = before
+            switch.fp32_precision = before
         keep = "step" if block.backward else ""
         y, _, moments, kept = forward.conv_solve_forward(
             x, nodes, solve, keep=keep, level=block.level, return_steps=False

@@ -68,6 +68,11 @@ class ConvPass:
         return self.stages * self.n_steps
 
     @property
+    def step_slots(self) -> int:
+        """Different theta(t) in a step."""
+        return max(1, min(self.stages, self.slots // self.n_steps))
+
+    @property
     def coupled(self) -> bool:
         """Whether statistics are those of the batch."""
         return self.norm == "batch"

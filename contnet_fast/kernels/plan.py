@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -100,7 +101,17 @@ def _rows(own: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], 
 
 @lru_cache(maxsize=256)
 def tables(grid: Grid, eps: float, device: torch.device) -> Tables:
-    """Copied to the device once for each grid."""
+    """Copied to the device once for each grid and kept.
+
+    On a thread of its own: the memory pool that this one may allocate from (torch.compile's CUDA graphs) is given back.
+    """
+    if device.type != "cuda":
+        return _tables(grid, eps, device)
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(_tables, grid, eps, device).result()
+
+
+def _tables(grid: Grid, eps: float, device: torch.device) -> Tables:
     s = grid.stages
     after = [*grid.rows[1:], grid.update]  # after[t][j]: weight of rate j in what follows evaluation t
     backward_own = [1.0, *(eps * grid.rows[t][t - 1] for t in range(1, s))]
@@ -245,7 +256,8 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> 
 
 def precision(compute: torch.dtype) -> str:
     """How products of float32 run: as torch's switch for its own convolutions says."""
-    return "tf32" if compute == torch.float32 and torch.backends.cudnn.allow_tf32 and not INTERPRETED else "ieee"
+    allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if compute == torch.float32 and allowed and not INTERPRETED else "ieee"
 
 
 def describe(x: torch.Tensor, nodes: Sequence[torch.Tensor | None], settings: Sequence[Any]) -> Solve:

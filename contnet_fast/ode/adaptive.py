@@ -98,8 +98,12 @@ class Adaptive:
         if self.dtype not in (torch.float32, torch.float64):
             self.dtype = torch.float32
         self.number: Any = float if self.dtype == torch.float64 else np.float32
-        inner = [c for c in self.method.c[1:] if c != 1.0]
-        self._nodes = torch.tensor(inner, dtype=problem.dtype)
+        # of the stages after the first, in the numbers of the host where it has those of the field's times
+        host = {torch.float32: np.float32, torch.float64: np.float64}.get(problem.dtype)
+        nodes = self.method.c[1:]
+        self._nodes: Any = torch.tensor(nodes, dtype=problem.dtype) if host is None else np.array(nodes, host)
+        self._at_end = [j for j, c in enumerate(nodes) if c == 1.0]
+        self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
         self.clock: torch.Tensor | None = None  # s1 in the graph of the times
         self._size: torch.Tensor | None = None  # the first step size in its graph
@@ -139,28 +143,31 @@ class Adaptive:
         """The starting step of Hairer, Norsett, Wanner I, II.4; detached unless ``first_step_grad``."""
         problem, tolerance, sign = self.problem, self.tolerance, self.problem.sign
         keep = self.options.first_step_grad and torch.is_grad_enabled()
-        with torch.set_grad_enabled(keep):
-            d0 = tolerance.norm(tolerance.weighted(self.y, self.y))
-            d1 = tolerance.norm(tolerance.weighted(self.k, self.y))
-            size, slope = torch.stack([d0.detach().double(), d1.detach().double()]).tolist()
+        norm, host = self.arithmetic.norm, lambda x, dtype: (np.float64 if dtype == torch.float64 else np.float32)(x)
+        with torch.set_grad_enabled(keep), np.errstate(all="ignore"):
+            d0 = norm([self.y], ((0, 1.0),), self.y, tolerance)
+            d1 = norm([self.k], ((0, 1.0),), self.y, tolerance)
+            size, slope = torch.stack([d0.detach(), d1.detach()]).tolist()
             if not math.isfinite(size) or not math.isfinite(slope):
                 self._refuse_start()
-            small = size < 1e-5 or slope < 1e-5
-            h0 = torch.full_like(d0, 1e-6) if small else 0.01 * d0 / d1
-            start = self.time(self.s, self.clock, offset=h0 if keep else h0.item())
-            y1s = self.arithmetic.combine(self.y, [self.k], ((0, 1.0),), sign * (h0 if keep else h0.item()))
-            k1 = problem(start, y1s)
-            change = [b - a for a, b in zip(self.k, k1, strict=True)]
-            d2 = tolerance.norm(tolerance.weighted(change, self.y)) / h0
+            if not keep:
+                d0, d1 = host(size, d0.dtype), host(slope, d1.dtype)
+            h0 = 1e-6 if size < 1e-5 or slope < 1e-5 else 0.01 * d0 / d1
+            offset = h0 if keep else float(h0)
+            y1s = self.arithmetic.combine(self.y, [self.k], ((0, 1.0),), sign * offset)
+            k1 = problem(self.time(self.s, self.clock, offset=offset), y1s)
+            d2 = norm([self.k, k1], ((0, -1.0), (1, 1.0)), self.y, tolerance)
+            d2 = (d2 if keep else host(d2.item(), d2.dtype)) / h0
             bend = d2.item()
             if slope <= 1e-15 and bend <= 1e-15:
-                h1 = torch.clamp(h0 * 1e-3, min=1e-6)
+                h1 = max(h0 * 1e-3, 1e-6)
             else:
                 h1 = (0.01 / (d2 if bend > slope else d1)) ** (1.0 / self.method.order)
-            first = torch.minimum(100 * h0, h1)
+            first = min(100 * h0, h1)
         if keep:
-            self._size = first.to(self.dtype)
-        return self.number(first.item())
+            self._size = torch.as_tensor(first, dtype=self.dtype)
+            first = self._size.item()
+        return self.number(first)
 
     def _refuse_start(self) -> None:
         problem = self.problem
@@ -185,20 +192,23 @@ class Adaptive:
 
     def _stage_times(self, s: Any, h: Any, s1: Any, span: Span | None) -> list[torch.Tensor]:
         """Of the stages after the first; those at the end are told the time just before it."""
-        problem = self.problem
-        if span is None:
-            inner = self._nodes.mul(float(h)).add_(float(s))
-            if problem.sign < 0:
-                inner.neg_()
-            times = (
-                list(inner.unbind()) if problem.device.type == "cpu" else [problem.scalar(t) for t in inner.tolist()]
-            )
-        else:
+        problem, nodes = self.problem, self._nodes
+        if span is not None:
             start, size = span.start.to(problem.dtype), span.size.to(problem.dtype)
-            times = [problem.sign * (start + c * size) for c in self._nodes.tolist()]
-        at_end = self.time(s1, None if span is None else span.end, side=-1.0)
-        found = iter(times)
-        return [at_end if c == 1.0 else next(found) for c in self.method.c[1:]]
+            times = [problem.sign * (start + c * size) for c in nodes.tolist()]
+            at_end = self.time(s1, span.end, side=-1.0)
+            return [at_end if j in self._at_end else time for j, time in enumerate(times)]
+        if isinstance(nodes, torch.Tensor):
+            found = nodes * float(h) + float(s)
+            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype), -1.0)
+        else:
+            number = nodes.dtype.type
+            found, end = nodes * number(h) + number(s), number(s1)
+            found[self._at_end] = np.nextafter(end, end - number(1))
+            found = torch.from_numpy(found)
+        if problem.sign < 0:
+            found.neg_()
+        return list(found.unbind()) if problem.device.type == "cpu" else [problem.scalar(t) for t in found.tolist()]
 
     def span(self, start: torch.Tensor, h: Any, stop: Any) -> Span:
         """A step in the graph of the times: of a size, or up to a given time ``stop``."""
@@ -247,7 +257,7 @@ class Adaptive:
 
     def bound(self) -> None:
         """Bring the next step size between its bounds."""
-        low, high = self.number(self.options.min_step), self.number(self.options.max_step)
+        low, high = self._bounds
         if not math.isfinite(self.h):
             self.h, self._size = low, None
         if not low <= self.h <= high:
@@ -255,7 +265,7 @@ class Adaptive:
 
     def attempt(self) -> None:
         """Take one step; accept it or choose a smaller one."""
-        problem, low = self.problem, self.number(self.options.min_step)
+        problem, (low, _) = self.problem, self._bounds
         s, ys = self.s1, self.y
         self.bound()
         h = self.h

@@ -16,6 +16,7 @@ from .checkpoint import KEEP, Checkpointed
 from .events import Event, link_gradient, solve_until
 from .methods import get_method
 from .options import AdaptiveOptions, read_options
+from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
 from .solve import Settings, in_python, solve
 
@@ -89,6 +90,8 @@ def odeint(
         event_t, (start, end) = solve_until(problem, settings, event_fn, graph=graph)
         tables = [torch.stack(pair) for pair in zip(start, end, strict=True)]
         return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
+    if packs(problem, settings.options.norm):
+        problem = PackedProblem(problem)
     if gradient == "checkpoint" and graph:
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
@@ -96,7 +99,7 @@ def odeint(
         outputs = list(Checkpointed.apply(problem, settings, keep, len(problem.leaves), t, *problem.leaves, *own))
     else:
         outputs = solve(problem, settings, graph=graph)
-    solution = problem.state(outputs)
+    solution = problem.solution(outputs)
     return (solution, problem.stats) if return_stats else solution
 
 

@@ -58,10 +58,12 @@ class Arithmetic:
                 for i, y in enumerate(ys)
             ]
         coefficients = [h * c for _, c in terms]
-        # with a graph one term is one addition of PyTorch's, whose backward costs less than the op's
-        if not self.fused or (self.graph and len(terms) == 1 and self._exact):
+        # one term is one addition of PyTorch's: a call, and a backward pass, that cost less than the op's
+        if self._exact and (not self.fused or (len(terms) == 1 and (self.graph or len(ys) == 1))):
+            return [_added(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
+        if not self.fused:
             return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
-        rates = ks[terms[0][0]] if len(terms) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
+        rates = [ks[j][0] for j, _ in terms] if len(ys) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
         if self.graph:
             return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
         return self._combine(ys, rates, coefficients)
@@ -77,10 +79,9 @@ class Arithmetic:
         self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
     ) -> tuple[Leaves, torch.Tensor]:
         """The end of a step, ``y1s`` where it is known, and the norm of its error as a 0-d tensor without a graph."""
-        with torch.no_grad():
-            fused = self.fused_norms and tolerance.by_leaf
-            if fused and not self.graph and y1s is None:
-                return self._norms(ys, None, ks, method, h, tolerance)
+        fused = self.fused_norms and tolerance.by_leaf
+        if fused and not self.graph:
+            return self._norms(ys, y1s, ks, method, h, tolerance)
         if y1s is None:
             y1s = self.combine(ys, ks, method.update, h)
         with torch.no_grad():
@@ -92,23 +93,50 @@ class Arithmetic:
             ]
             return y1s, tolerance.norm(tolerance.weighted(errors, ys, y1s))
 
+    def norm(self, ks: Sequence[Leaves], terms: Terms, ys: Leaves, tolerance: Tolerance) -> torch.Tensor:
+        """The norm of a sum of ``terms`` over ``ks`` beside what is tolerated of ``ys``, in the graph that is on."""
+        if torch.is_grad_enabled() or not (self.fused_norms and tolerance.by_leaf):
+            sums = [_chain(None, [ks[j][i] for j, _ in terms], [c for _, c in terms]) for i in range(len(ys))]
+            return tolerance.norm(tolerance.weighted(sums, ys))
+        used, errors = [j for j, _ in terms], [c for _, c in terms]
+        zeros = [0.0] * len(terms)
+        counted = tolerance.counted(len(ys))
+        return _largest([self._weighed(i, ys, ks, used, zeros, errors, tolerance)[1] for i in counted])
+
     def _norms(
         self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
     ) -> tuple[Leaves, torch.Tensor]:
         """Update and error of each leaf in one pass over it; leaves that have no part in the norm are only updated."""
-        weights, errors = dict(method.update), dict(method.error)
-        used = sorted(weights.keys() | errors.keys())
-        b, e = [h * weights.get(j, 0.0) for j in used], [h * errors.get(j, 0.0) for j in used]
+        used, weights, errors = method.both
+        b, e = [h * w for w in weights], [h * w for w in errors]
         ends, norms, counted = [], [], tolerance.counted(len(ys))
         for i, y in enumerate(ys):
             if i in counted:
-                (end,), norm = self._update([y], [ks[j][i] for j in used], b, e, tolerance.rtol[i], tolerance.atol[i])
+                end, norm = self._weighed(i, ys, ks, used, b, e, tolerance)
                 ends.append(end)
                 norms.append(norm)
             elif y1s is None:
                 ends += self.combine([y], [[ks[j][i]] for j in used], tuple(enumerate(b)), 1.0)
-        worst = norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
-        return ends if y1s is None else y1s, worst
+        return ends if y1s is None else y1s, _largest(norms)
+
+    def _weighed(
+        self,
+        i: int,
+        ys: Leaves,
+        ks: Sequence[Leaves],
+        used: Sequence[int],
+        weights: Sequence[float],
+        errors: Sequence[float],
+        tolerance: Tolerance,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The update of one leaf and the norm of its error."""
+        rates = [ks[j][i] for j in used]
+        (end,), norm = self._update([ys[i]], rates, weights, errors, tolerance.rtol[i], tolerance.atol[i])
+        return end, norm
+
+
+def _largest(norms: Sequence[torch.Tensor]) -> torch.Tensor:
+    return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
 
 
 def _chain(y: torch.Tensor | None, ks: Sequence[torch.Tensor], coefficients: Sequence[Any]) -> torch.Tensor:
@@ -124,6 +152,13 @@ def _chain(y: torch.Tensor | None, ks: Sequence[torch.Tensor], coefficients: Seq
         k = k if k.dtype == dtype else k.to(dtype)
         total = total + k * c if isinstance(c, torch.Tensor) else torch.add(total, k, alpha=c)
     return total if total.dtype == state.dtype else total.to(state.dtype)
+
+
+def _added(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """:func:`_chain` of tensors in the dtype of their sums."""
+    for k, c in zip(ks, coefficients, strict=True):
+        y = torch.add(y, k, alpha=c)
+    return y
 
 
 class Outputs:

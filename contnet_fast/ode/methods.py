@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 
 from ..errors import choice_error
 from ..tableaus import ALIASES, SCHEMES
@@ -75,6 +75,13 @@ class Method:
     def adaptive(self) -> bool:
         """Whether it chooses its steps."""
         return bool(self.mid)
+
+    @cached_property
+    def both(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+        """The stages of update and error, and the weights of each, zeros too."""
+        update, error = dict(self.update), dict(self.error)
+        used = tuple(sorted(update.keys() | error.keys()))
+        return used, tuple(update.get(j, 0.0) for j in used), tuple(error.get(j, 0.0) for j in used)
 
 
 def _terms(weights: Iterable[Fraction]) -> Terms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: got {type(options).__name__}, accepted: a dict or None")
     kind = AdaptiveOptions if method in ADAPTIVE else AdamsOptions if method == ADAMS else FixedOptions
-    known = [f.name for f in fields(kind)]
+    known = _names(kind)
     given: dict[str, Any] = {}
     for name, value in (options or {}).items():
         own = _ALIASES.get(name, name)
@@ -145,6 +146,11 @@ def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool
 
 # a compiler takes the options once, when it traces a call
 read_options._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _names(kind: type[Options]) -> list[str]:
+    return [f.name for f in fields(kind)]
 
 
 def _number(name: str, value: Any, *, positive: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+from .tolerances import Tolerance
 
 Leaves = list[torch.Tensor]
 
@@ -98,6 +100,7 @@ class InitialValueProblem:
         self.dtype = _real_dtype(self.leaves)
         self.stats = Stats()
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
+        self._plain_tuple = self._flat_tuple and type(y0) is tuple
         self._callbacks = {
             name: getattr(func, own) for name, own in zip(CALLBACKS, callbacks, strict=True) if hasattr(func, own)
         }
@@ -113,7 +116,7 @@ class InitialValueProblem:
             if self.stats.nfe == 1 and not is_rate(k, y):
                 raise rate_error("func", k, y)
             return [k if k.dtype == y.dtype else k.to(y.dtype)]
-        k = self.func(t, unflatten(ys, self.structure))
+        k = self.func(t, self._structured(ys))
         if self._flat_tuple and isinstance(k, (tuple, list)) and len(k) == len(ys):
             ks = list(k)
         else:
@@ -126,7 +129,18 @@ class InitialValueProblem:
 
     def state(self, ys: Leaves) -> Any:
         """Leaves in the caller's structure."""
-        return unflatten(ys, self.structure)
+        return self._structured(ys)
+
+    def _structured(self, ys: Leaves) -> Any:
+        return tuple(ys) if self._plain_tuple else unflatten(ys, self.structure)
+
+    def solution(self, tables: Leaves) -> Any:
+        """Tables of outputs, [T, *y.shape] for each leaf, in the caller's structure."""
+        return self.state(tables)
+
+    def tolerance(self, rtol: Any, atol: Any, norm: Callable | None) -> Tolerance:
+        """What the error of a step is measured by."""
+        return Tolerance(rtol, atol, norm, self.leaves, self.structure)
 
     def scalar(self, value: float, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A 0-d tensor beside the state, written by a kernel: nothing waits for a device."""
@@ -168,8 +182,10 @@ class InitialValueProblem:
 
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
         """The first component of leaves that is not finite, by name, or ``None``."""
-        for i, y in enumerate(ys):
-            bad = (~torch.isfinite(y.detach())).nonzero()
+        for i, y in enumerate(y.detach() for y in ys):
+            if not y.numel() or cmath.isfinite(y.sum().item()):  # a sum is not finite where a term is not
+                continue
+            bad = (~torch.isfinite(y)).nonzero()
             if len(bad):
                 where = bad[0].tolist()
                 return leaf_name(name, self.structure, i) + (str(where) if where else "")

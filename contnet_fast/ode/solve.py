@@ -16,7 +16,6 @@ from .fixed import FixedGrid, FixedStep
 from .methods import get_method
 from .options import FixedOptions, Options
 from .problem import InitialValueProblem
-from .tolerances import Tolerance
 
 BUDGETS = ("raise", "return")
 
@@ -62,7 +61,7 @@ def make_solver(
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s)
-    tolerance = Tolerance(settings.rtol, settings.atol, settings.options.norm, problem.leaves, problem.structure)
+    tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
     timed = graph and (problem.t.requires_grad or settings.options.first_step_grad)
     per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
     if bursts and per_read > 1 and not (timed or tolerance.own_norm or problem.has_callbacks):
@@ -89,6 +88,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
             _on_grid(solver, outputs, record)
         else:
             in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
+            solver.last = None  # it knows the solver: both would keep their tensors until garbage is collected
     return outputs.finish()
 
 

@@ -43,13 +43,13 @@ class TapedProblem(InitialValueProblem):
 
     def __init__(self, problem: InitialValueProblem, tape: Tape) -> None:
         vars(self).update(vars(problem))
-        self._tape = tape
+        self._field, self._tape = problem, tape
 
     def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
         """The field, as leaves without a graph."""
         with torch.enable_grad():
             inputs = [y.detach().requires_grad_() for y in ys]
-            ks = super().__call__(t, inputs, summed=summed)
+            ks = self._field(t, inputs, summed=summed)
         results = [k.detach() for k in ks]
         self._tape.entries.append(Evaluation(ys, inputs, ks, results))
         return results

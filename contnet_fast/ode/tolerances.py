@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from ..errors import check_number
-from ..states import flatten_as, leaf_name, unflatten
+from ..states import flatten_as, leaf_names, unflatten
 
 Leaves = list[torch.Tensor]
 
@@ -84,8 +84,8 @@ class Tolerance:
 
 def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
     if structure is None or _is_single(value):
-        values = [value] * len(leaves)
-    elif len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
+        return [_one(name, value, leaves[0])] * len(leaves)
+    if len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
         values = list(value)
         if len(values) != len(leaves):
             raise ValueError(
@@ -93,7 +93,7 @@ def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) 
             )
     else:
         values = flatten_as(name, value, structure)
-    return [_one(leaf_name(name, structure, i), v, y) for i, (v, y) in enumerate(zip(values, leaves, strict=True))]
+    return [_one(*each) for each in zip(leaf_names(name, structure), values, leaves, strict=True)]
 
 
 def _is_single(value: Any) -> bool:

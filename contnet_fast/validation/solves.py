@@ -70,6 +70,7 @@ class Case:
     return_steps: bool = False
     grads: str = ""  # "" is forward only, then "all", "x", "parameters" or the name of a parameter
     upstream: str = "contiguous"
+    offset: float = 0.0  # of the bias before a relu: upwards in two channels of three, downwards in the third
     seed: int = 0
 
     def __str__(self) -> str:
@@ -106,15 +107,17 @@ def draw(case: Case) -> tuple[torch.Tensor, ConvNodes, torch.Tensor]:
     generator = torch.Generator().manual_seed(case.seed)
     k, c = case.n_basis, case.channels
 
-    def normal(*shape: int, scale: float = 0.3, shift: float = 0.0) -> torch.Tensor:
+    def normal(*shape: int, scale: float = 0.3, shift: float | torch.Tensor = 0.0) -> torch.Tensor:
         value = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
         return value.to(case.dtype).double()
 
     parts: dict[str, torch.Tensor] = {}
+    offset = torch.where(torch.arange(c) % 3 == 1, -case.offset, case.offset)
+    after_conv, after_norm = (offset, 0.0) if case.order == "post" else (0.0, offset)
     for i in (1, 2):
         parts[f"conv{i}_weight"] = normal(k, c, c, 3, 3, scale=(2 / (9 * c)) ** 0.5)
-        parts[f"conv{i}_bias"] = normal(k, c, shift=0.2)  # few dead channels, whose variance would be tiny
-        parts[f"norm{i}_weight"], parts[f"norm{i}_bias"] = normal(k, c, shift=1.0), normal(k, c)
+        parts[f"conv{i}_bias"] = normal(k, c, shift=0.2 + after_conv)  # few dead channels, whose variance would be tiny
+        parts[f"norm{i}_weight"], parts[f"norm{i}_bias"] = normal(k, c, shift=1.0), normal(k, c, shift=after_norm)
         parts[f"norm{i}_mean"], parts[f"norm{i}_var"] = normal(k, c), normal(k, c, shift=1.5).abs()
     parts["skip"] = normal(k, shift=1.0)
     absent = [name for name in parts if name.endswith("_bias") and name[:4] == "conv" and not case.bias]

@@ -108,6 +108,7 @@ template <typename Y, typename K>
 double combine(const Combination& p, const ErrorNorm* norm, int64_t begin, int64_t count) {
   using A = typename Sum<Y>::type;
   constexpr bool same = Same<Y, A>::value;
+  if (count <= 0) return 0.0;  // and g++ sees that the buffers are written
   alignas(64) A buffers[same ? 1 : 2 * kBlock];
   Y* out = static_cast<Y*>(p.out) + begin;
   const A* start = load<A>(static_cast<const Y*>(p.y) + begin, buffers, count);

@@ -35,7 +35,9 @@ struct NormTerms {
   int channels;
 
   DEVICE Shared<float> row(int i) const { return shared_array<float>(4 * i * channels, channels); }
-  DEVICE Shared<float> parts() const { return shared_array<float>(4 * kRows * channels, kThreads); }
+  DEVICE Shared<float> scratch() const {
+    return shared_array<float>(4 * kRows * channels, column_scratch(kThreads, channels / 2, 4));
+  }
 
   DEVICE void fill(const NormArguments& n) const {
     const int c = channels;
@@ -45,21 +47,9 @@ struct NormTerms {
       row(1)[i] = moments[0];
       row(2)[i] = reciprocal_deviation(moments[c], n.norm_eps);
     }
+    add_rows(n.sums, n.rows, 3 * c, Columns(c / 2), scratch());
+    for (int i = thread_index(); i < 2 * c; i += kThreads) row(3 + i / c)[i % c] = row(0)[i % c] * scratch()[i] / n.count;
     sync_threads();
-    for (int first = 0; first < 2 * c; first += kThreads) {  // columns; with few of them several threads share one
-      const int columns = 2 * c - first < kThreads ? 2 * c - first : kThreads, shares = kThreads / columns;
-      const int column = first + thread_index() % columns, share = thread_index() / columns;
-      float sum = 0.f;
-      if (share < shares)
-        for (int r = share; r < n.rows; r += shares) sum += n.sums[static_cast<int64_t>(r) * 3 * c + column];
-      parts()[thread_index()] = sum;
-      sync_threads();
-      if (share == 0) {
-        for (int other = 1; other < shares; ++other) sum += parts()[other * columns + thread_index()];
-        row(3 + column / c)[column % c] = row(0)[column % c] * sum / n.count;
-      }
-      sync_threads();
-    }
   }
 
   // the gradient by the norm's input
@@ -78,7 +68,7 @@ struct NormGradientArguments {
   bool mask, scaled;
 };
 
-KERNEL(kThreads)
+KERNEL_MIN_BLOCKS(kThreads, 3)
 through_norm(GRID_CONSTANT NormGradientArguments p) {
   const NormTerms terms{p.pixels.channels};
   if (p.norm.norm >= 0) terms.fill(p.norm);
@@ -107,7 +97,7 @@ struct StageArguments {
   float own, costate_weight, terms[kMostStages];
 };
 
-KERNEL(kThreads)
+KERNEL_MIN_BLOCKS(kThreads, 3)
 through_stage(GRID_CONSTANT StageArguments p) {
   const NormTerms terms{p.pixels.channels};
   if (p.norm.rows > 0) terms.fill(p.norm);
@@ -208,7 +198,7 @@ Grid grid_of(const Pass& p, const char* name, int64_t shared) {
   return {name, pointwise_blocks(p), kThreads, shared, 1, p.stream};
 }
 
-int64_t term_bytes(const Pass& p) { return 4 * (NormTerms::kRows * p.channels + kThreads); }
+int64_t term_bytes(const Pass& p) { return 4 * (NormTerms::kRows * p.channels + column_scratch(kThreads, p.channels / 2, 4)); }
 
 const unsigned char* bytes(const void* p) { return static_cast<const unsigned char*>(p); }
 unsigned char* bytes(void* p) { return static_cast<unsigned char*>(p); }

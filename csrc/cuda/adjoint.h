@@ -87,23 +87,34 @@ struct WeightGradient {
 int32_t weight_splits(const Pass&);
 void weight_gradient(const Pass&, const WeightGradient&);
 
-// Those of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to add to.
+// Those by the weights of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to
+// add to.
 struct AddUp {
-  int32_t first, splits, fresh;
-  const float *weight_sums, *bias_sums;  // bias_sums null: none
+  int32_t count;            // up to kMostStages
+  const int32_t* slots;     // [count], on the host
+  int32_t splits, fresh;
+  const float* weight_sums;  // [count, convolution, split, tap, input, output]
   float* weight_grads[2];  // [node, output, input, tap] of a convolution, or null: not asked for
-  float* bias_grads;       // [evaluation, convolution, channel], without the skip scalar
 };
 void add_up(const Pass&, const AddUp&);
 
-// What add_up leaves: gradients by the nodes of biases, norms and skip scalar, [node, channel] and [node]; null: not asked for.
+// sums [group, column] <- rows [group, count, column], added up.
+struct Fold {
+  const float* rows;
+  float* sums;
+  int32_t groups, count, columns;  // groups 0: nothing; columns: a multiple of 4 up to 1024
+};
+
+// The gradients by all other nodes, from sums of the whole batch that the folds make first.
 struct NodeGradients {
-  const float* bias_grads;  // as add_up left them, or null
-  const float* sums[2];     // of norm 0 and norm 1: [evaluation, row, 3, channel]
-  float* folded[2];         // room for their sums: [evaluation, 3, channel]
-  int32_t rows[2];          // 0: there are none
-  float *conv_bias[2], *norm_weight[2], *norm_bias[2], *skip;
+  Fold folds[3];
+  const float* biases;   // by the results of the convolutions [evaluation, convolution, channel], or null
+  const float* sums[2];  // of norm 0 and norm 1 [evaluation, 3, channel], as NormSums
+  int32_t bias_distance, distance;  // values of `biases`, of `sums` from an evaluation to the next
+  float* grads[kParameterRows];     // by rows of the parameters [node, channel], of the skip scalar [node]; null: not asked for
 };
 void node_gradients(const Pass&, const NodeGradients&);
+
+constexpr int kNodeOfRow[kParameterRows] = {1, 3, 4, 5, 8, 9, kNodes - 1};  // rows of the parameters among the nodes
 
 }  // namespace contnet_fast::cuda

@@ -120,6 +120,28 @@ DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<flo
   sync_threads();
 }
 
+// scratch[column] <- the sum over `count` rows, `distance` values apart, of four columns a thread: threads share the rows and have
+// eight loads on their way at a time, if the kernel asks for few blocks a multiprocessor: else ptxas saves the registers and waits
+// for each. Barriers and order are those of column_sums.
+DEVICE void add_rows(Global<const float> rows, int count, int64_t distance, const Columns& of, Shared<float> scratch) {
+  float sum[1][4] = {};
+  if (of.active()) {
+    UNROLL_BY(1)
+    for (int first = of.row; first < count; first += 8 * of.rows) {
+      Vector<float, 4> some[8] = {};
+      UNROLL
+      for (int i = 0; i < 8; ++i)
+        if (first + i * of.rows < count) some[i] = load<4>(rows, (first + i * of.rows) * distance + 4 * of.group);
+      UNROLL
+      for (int i = 0; i < 8; ++i) {
+        UNROLL
+        for (int j = 0; j < 4; ++j) sum[0][j] += some[i][j];
+      }
+    }
+  }
+  column_sums<1, 4>(sum, of, scratch);
+}
+
 // ---- statistics
 
 // Means and centred sums of squares of a thread's values (Welford 1962).
@@ -184,14 +206,26 @@ DEVICE void merge_partials(Global<const float> partials, int rows, float count, 
   const Vector<float, 4> at = load<4>(partials, c);
   float sums[2][4] = {};
   if (of.active()) {
-    for (int row = of.row; row < rows; row += of.rows) {
-      const Vector<float, 4> mean = load<4>(partials, row * size + c), rest = load<4>(partials, row * size + channels + c);
-      const float n = partials[row * size + 2 * channels];
+    UNROLL_BY(1)
+    for (int begin = of.row; begin < rows; begin += 4 * of.rows) {  // four rows on their way at a time
+      Vector<float, 4> mean[4] = {}, rest[4] = {};
+      float n[4] = {};
       UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const float d = mean[j] - at[j];
-        sums[0][j] += n * d;
-        sums[1][j] += rest[j] + n * d * d;
+      for (int i = 0; i < 4; ++i) {
+        const int64_t row = (begin + i * of.rows) * size;
+        if (begin + i * of.rows >= rows) continue;
+        mean[i] = load<4>(partials, row + c);
+        rest[i] = load<4>(partials, row + channels + c);
+        n[i] = partials[row + 2 * channels];
+      }
+      UNROLL
+      for (int i = 0; i < 4; ++i) {
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+          const float d = mean[i][j] - at[j];
+          sums[0][j] += n[i] * d;
+          sums[1][j] += rest[i][j] + n[i] * d * d;
+        }
       }
     }
   }

@@ -12,12 +12,13 @@
 //   Band<T, TENSOR, M, N, BACK> band(arguments);
 //   band.begin(packed weights of the slot);
 //   for (band.first(); band.more(); band.next()) {
-//     band.load([&](float (&v)[V], int64_t i, int channel) { ... });   // V values of the operand, value i of the source
+//     band.load([&](float (&v)[V], int64_t i, bool own) { ... });   // V values of the operand, value i of the source
 //     band.multiply();
 //     band.each([&](float (&v)[V], int64_t i, int channel) { ... });   // V sums, to be written at value i
 //   }
 //
-// where V = Band::V, `channel` is the first of V channels, all of which exist, and every thread keeps its channels.
+// where V = Band::V, `own` says that the pixel is the band's and not of its halo, `channel` is the first of V channels, all of
+// which exist, and every thread keeps its channels.
 #pragma once
 
 #include <algorithm>
@@ -87,6 +88,8 @@ inline BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
   return b;
 }
 
+namespace {
+
 template <typename T, bool TENSOR, int M, int N, bool BACK>
 struct Band {
   static constexpr int V = 16 / sizeof(T), kDepth = N == 2 ? 16 : 32, kStep = TENSOR ? 32 / static_cast<int>(sizeof(T)) : 1;
@@ -154,18 +157,25 @@ struct Band {
     copy_async_commit();
   }
 
-  // f(v, i, channel): V values of the source from value i on, as the convolution takes them
+  // f(v, i, own): V values of the source from value i on, as the convolution takes them
   template <typename F>
   DEVICE void load(F f) const {
     const Columns of(p.depth / V);
     const Shared<T> to = tile();
     const int across = p.columns + 2, channel = of.group * V, size = (p.rows + 2) * across;
-    sync_threads();  // the tile may still be read, as operand or as sums
+#ifdef PLANTED_FAULT
+    if (PLANTED_FAULT != 2)
+#endif
+      sync_threads();  // the tile may still be read, as operand or as sums
     if (!of.active()) return;
     for (int e = of.row; e < size; e += of.rows) {
       const int row = e / across, column = e % across, y = top + row - 1, x = left + column - 1;
       float value[V] = {};
-      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, channel);
+#ifdef PLANTED_FAULT
+      if (PLANTED_FAULT == 3) value[0] = 1.f;
+#endif
+      const bool own = row > 0 && row <= p.rows && column > 0 && column <= p.columns;
+      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, own);
       const int at = row * p.line + column * p.pixel + channel;
       store_operands<T, TENSOR>(value, to, at);
     }
@@ -257,13 +267,20 @@ struct Band {
     }
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_async_wait<0>();
-      sync_threads();  // operand and weights are there, and the other buffer of weights is free
+#ifdef PLANTED_FAULT
+      if (PLANTED_FAULT != 1)
+#endif
+        sync_threads();  // operand and weights are there, and the other buffer of weights is free
       const bool again = band + 1 < p.bands && band + 1 < (block_index() + 1) * p.each;
       if (p.pieces > 1 && (piece + 1 < p.pieces || again)) fetch((piece + 1) % p.pieces, filled ^ 1);
       copy_async_commit();
       const int groups = 9 / p.taps, k = piece / groups * kDepth, tap = piece % groups * p.taps;
-      for (int i = 0; i < p.taps; ++i)
+      for (int i = 0; i < p.taps; ++i) {
+#ifdef PLANTED_FAULT
+        if (PLANTED_FAULT == 4 && tap + i == 5) continue;
+#endif
         multiply_tap(weights(filled) + i * (BACK ? width() : kDepth) * p.row, (tap + i) / 3 * p.line + (tap + i) % 3 * p.pixel + k);
+      }
       if (p.pieces > 1) filled ^= 1;
     }
   }
@@ -308,4 +325,5 @@ struct Band {
   }
 };
 
+}  // namespace
 }  // namespace contnet_fast::cuda

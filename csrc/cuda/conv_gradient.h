@@ -54,7 +54,7 @@ conv_gradient(GRID_CONSTANT ConvGradient p) {
   }
   float sums[3][V] = {};
   for (band.first(); band.more(); band.next()) {
-    band.load([&](float (&v)[V], int64_t i, int) { load_values<V>(v, p.source, p.source_type, i); });
+    band.load([&](float (&v)[V], int64_t i, bool) { load_values<V>(v, p.source, p.source_type, i); });
     band.multiply();
     band.each([&](float (&v)[V], int64_t i, int channel) {
       const int of = afresh(channel - band.output());

@@ -77,8 +77,7 @@ struct SolvePlan {
 SolvePlan plan_solve(const ConvProblem&);
 void conv_solve(const ConvSolve&);
 
-// Its backward pass, a launch a step and one that adds up blocks. Gradients by the nodes are float32, that by x has the dtype
-// of the state.
+// Its backward pass: two launches a step and two at the end.
 struct ConvSolveBackward : ConvProblem {  // of norm batch: refused
   int32_t skip, return_steps;  // whether there is a skip scalar; whether `grad` has a map for every state
   const float* mix;            // [slot, basis]
@@ -89,10 +88,9 @@ struct ConvSolveBackward : ConvProblem {  // of norm batch: refused
   const float* parameters;  // as ConvPrepare
   const float* moments;     // [evaluation, norm, (mean, variance), images or 1, channel], of the forward pass; null: no norm
   const void* grad;         // upstream gradient, [steps + 1, ...] or of the last state alone
-  void* grad_x;
-  float* weight_grads;  // [conv, basis, output, input, tap]
-  float* vector_grads;  // [kParameterRows, basis, channel], rows as those of `parameters`; of the skip scalar a sum's terms
-  void* workspace;      // of plan.workspace bytes
+  void* grad_x;             // dtype of the state
+  float* grads[kNodes];     // contiguous, as the nodes; null: not asked for, as those of known statistics must be
+  void* workspace;          // of plan.workspace bytes
 };
 
 struct SolveBackwardPlan {

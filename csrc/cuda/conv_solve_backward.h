@@ -6,16 +6,30 @@
 // Sums over a block's images go to memory that the block alone touches; `add_up` adds blocks in a fixed order.
 #pragma once
 
-#include <cmath>
-#include <utility>
+#include <algorithm>
 
-#include "conv_image.h"
-#include "conv_weights.h"
+#include "conv_solve_norms.h"
 
 namespace contnet_fast::cuda {
 
+// Sums of weights of a step: stages of one slot share theirs.
+struct StepSums {
+  int count, of[kMostStages], slots[kMostStages];  // of: by stage; slots: by sum
+  uint32_t repeats;                                // bit j: a later stage has the sum of stage j
+
+  StepSums(const ConvProblem& p, int step) : count(0), repeats(0) {
+    for (int s = p.stages - 1; s >= 0; --s) {
+      const int slot = p.slot_list[step * p.stages + s];
+      of[s] = static_cast<int>(std::find(slots, slots + count, slot) - slots);
+      if (of[s] < count) repeats |= 1u << s;
+      if (of[s] == count) slots[count++] = slot;
+    }
+  }
+};
+
 struct StepBack {  // of one launch; null: as in BackwardArguments
   int index;
+  const StepSums* sums;
   const void *start, *upstream, *extra;
   void *result, *tape;
   float *costates, *rates, *weight_sums, *channel_sums;
@@ -23,39 +37,20 @@ struct StepBack {  // of one launch; null: as in BackwardArguments
 
 namespace {
 
-constexpr int kStageRows = 11;  // of a stage's channels: two biases; weight, bias, mean, 1/deviation of two norms; skip
-constexpr int kScale = 2, kSkipRow = 10;
-
-template <typename T>
-struct BackwardArguments : ImageArguments<T> {
-  Global<const float> moments;
-  Global<const unsigned char> start, upstream, extra;  // upstream: the costate after the last step; extra: added at the end
-  Global<unsigned char> result;                        // the gradient of x, written by the first step
-  Global<float> costates, rates, weight_sums, channel_sums;
-  Global<T> tape;
-  Pixels of;
-  int first, spare;                // evaluation; bytes before an array
-  uint32_t kept_rates, kept_grads;  // bit j: a row, or a column, of the tableau needs it beyond its own
-};
-
 template <typename T, bool TENSOR, int C>
-struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
-  using Base = Image<BackwardArguments<T>, TENSOR, C>;
+struct ImageBackward : NormsBack<T, TENSOR, C> {
+  using Base = NormsBack<T, TENSOR, C>;
   using typename Base::L;
   using typename Base::Map;
-  static constexpr bool kInMemory = C == 16;  // what stays through a step: maps of 64 registers would spill
   static constexpr int O = C < 32 ? C : 32;  // output channels of a warp's sums by weights: more of them would spill
-  using Base::M, Base::N, Base::Image;
+  using Base::Base;
+  using Base::M, Base::N, Base::kInMemory;
   using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
   using Base::each, Base::each_channel, Base::each_pair, Base::fill, Base::relu_all, Base::inside, Base::write_operand;
+  using Base::own, Base::kept_map, Base::kept_rate, Base::save, Base::restore, Base::add_to, Base::combine, Base::add_kept;
+  using Base::begin, Base::from_begin;
+  using Base::vectors, Base::load_vectors, Base::normalise, Base::put_sums, Base::put_channel_sums;
 
-  DEVICE Shared<float> vectors(int stage) const {
-    return shared_array<float>(p.vectors + stage * (4 * kStageRows * C), kStageRows * C);
-  }
-  DEVICE Shared<float> means() const { return shared_array<float>(p.partial, 4 * C); }  // and weighted totals
-  DEVICE Shared<float> partial(int kind) const {
-    return shared_array<float>(p.partial + 4 * (4 + kind * warps_m()) * C, warps_m() * C);
-  }
   DEVICE Shared<float> spare() const { return shared_array<float>(p.spare, 9 * C * C); }
 
   // ---- convolutions of an image, in order: those of the maps, then back. `position` counts them over all images.
@@ -102,246 +97,6 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
       multiply_taps<T, TENSOR, C, BACK, M, N>(v, tile, weights(chunk), place, p.line, i * L::kTaps);
     }
   }
-
-  // ---- what a thread keeps of maps, `index` of them before; the values of a warp lie together, so that offsets in them are constants
-
-  template <typename E>
-  DEVICE Global<E> own(Global<E> maps, int64_t index) const {
-    const int i = afresh(thread_index());
-    return maps + (index * (4 * M * N * thread_count()) + i / 32 * (128 * M * N) + i % 32 * (16 / static_cast<int>(sizeof(E))));
-  }
-  DEVICE Global<T> kept_map(int kind, int stage) const {
-    const int kinds = p.post ? 3 : 2;
-    return own(p.tape, (static_cast<int64_t>(block_index()) * kinds + kind) * p.stages + stage);
-  }
-  DEVICE Global<float> kept_rate(int stage) const {
-    return own(p.rates, static_cast<int64_t>(block_index()) * (p.stages + 1) + stage);
-  }
-
-  template <typename E>
-  DEVICE void save(Map& v, Global<E> to) const {
-    UNROLL
-    for (int n = 0; n < N; ++n) {
-      UNROLL
-      for (int m = 0; m < M; m += 4 / static_cast<int>(sizeof(E))) {
-        const int at = (n * M + m) * 128;
-        if constexpr (sizeof(E) == 4) {
-          store(to, at, Vector<float, 4>{{v[m][n][0], v[m][n][1], v[m][n][2], v[m][n][3]}});
-        } else {
-          Vector<uint32_t, 4> packed;
-          UNROLL
-          for (int i = 0; i < 4; ++i) packed[i] = pack<E>(v[m + i / 2][n][i % 2 * 2], v[m + i / 2][n][i % 2 * 2 + 1]);
-          store(pointer_cast<uint32_t>(to), at / 2, packed);
-        }
-      }
-    }
-  }
-
-  // f(m, i, value) for a thread's values of tile n of a map that it kept
-  template <typename E, typename F>
-  DEVICE void each_kept(Global<E> from, int n, F f) const {
-    UNROLL
-    for (int m = 0; m < M; m += 4 / static_cast<int>(sizeof(E))) {
-      const int at = (n * M + m) * 128;
-      if constexpr (sizeof(E) == 4) {
-        const Vector<float, 4> values = load<4>(from, at);
-        UNROLL
-        for (int i = 0; i < 4; ++i) f(m, i, values[i]);
-      } else {
-        const Vector<uint32_t, 4> packed = load<4>(pointer_cast<uint32_t>(from), at / 2);
-        UNROLL
-        for (int i = 0; i < 4; ++i) {
-          f(m + i / 2, i % 2 * 2, low_half<E>(packed[i]));
-          f(m + i / 2, i % 2 * 2 + 1, high_half<E>(packed[i]));
-        }
-      }
-    }
-  }
-
-  template <typename E>
-  DEVICE void restore(Map& v, Global<E> from) const {
-    UNROLL
-    for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] = value; });
-  }
-
-  // to += v, in memory
-  DEVICE void add_to(Global<float> to, Map& v) const {
-    UNROLL
-    for (int n = 0; n < N; ++n) {
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        const int at = (n * M + m) * 128;
-        Vector<float, 4> sum = load<4>(to, at);
-        UNROLL
-        for (int i = 0; i < 4; ++i) sum[i] += v[m][n][i];
-        store(to, at, sum);
-      }
-    }
-  }
-
-  // v <- scale * v + weight * y, or v + weight * what was kept. Weight zero adds nothing, not even NaN.
-  DEVICE void combine(Map& v, float scale, float weight, Map& y) const {
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i)
-          v[m][n][i] = scale * (scale != 0.f ? v[m][n][i] : 0.f) + weight * (weight != 0.f ? y[m][n][i] : 0.f);
-      }
-    }
-  }
-  DEVICE void add_kept(Map& v, float weight, Global<float> from) const {
-    if (weight == 0.f) return;
-    UNROLL
-    for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] += weight * value; });
-  }
-
-  // Where a step begins, which each of its stages reads: in registers, or in memory where those do not hold two maps.
-  DEVICE void begin(Map& y, Map& v) const {
-    if constexpr (kInMemory) {
-      save(v, kept_rate(p.stages));
-    } else {
-      combine(y, 0.f, 1.f, v);
-    }
-  }
-  DEVICE void from_begin(Map& v, float scale, float weight, Map& y) const {  // as combine
-    if constexpr (kInMemory) {
-      combine(v, scale, 0.f, v);
-      add_kept(v, weight, kept_rate(p.stages));
-    } else {
-      combine(v, scale, weight, y);
-    }
-  }
-
-  // ---- channels
-
-  DEVICE void load_vectors(int image) const {
-    const int c = p.channels, rows = p.norm == Norm::sample ? p.images : 1, row = p.norm == Norm::sample ? image : 0;
-    for (int e = afresh(thread_index()); e < p.stages * C; e += thread_count()) {
-      const int stage = e / C, channel = e % C, evaluation = p.first + stage;
-      const bool exists = channel < c;
-      const Shared<float> to = vectors(stage) + channel;
-      const Global<const float> from = p.parameters + (p.slot_of[evaluation] * kParameterRows * c + (exists ? channel : 0));
-      for (int i = 0; i < 2; ++i) {
-        float weight = exists ? 1.f : 0.f, bias = 0.f, mean = 0.f, rstd = 1.f;
-        if (exists && p.norm != Norm::none) {
-          const int64_t at = (static_cast<int64_t>((evaluation * 2 + i) * 2) * rows + row) * c + channel;
-          const float variance = p.moments[at + static_cast<int64_t>(rows) * c];
-          weight = from[(2 + 2 * i) * c];
-          bias = from[(3 + 2 * i) * c];
-          mean = p.moments[at];
-          rstd = 1.f / std::sqrt((variance < 0.f ? 0.f : variance) + p.norm_eps);
-        }
-        to[i * C] = exists ? static_cast<float>(from[i * c]) : 0.f;
-        to[(kScale + 4 * i) * C] = weight;
-        to[(kScale + 4 * i + 1) * C] = bias;
-        to[(kScale + 4 * i + 2) * C] = mean;
-        to[(kScale + 4 * i + 3) * C] = rstd;
-      }
-      to[kSkipRow * C] = exists ? static_cast<float>(from[(kParameterRows - 1) * c]) : 0.f;
-    }
-    sync_threads();
-  }
-
-  DEVICE void normalise(Map& v, int stage, int i) const {
-    const Shared<float> of = vectors(stage) + (kScale + 4 * i) * C;
-    const int channel = first_channel();
-    UNROLL
-    for (int n = 0; n < N; ++n) {
-      const Vector<float, 2> weight = load<2>(of, channel + 8 * n), bias = load<2>(of, C + channel + 8 * n);
-      const Vector<float, 2> mean = load<2>(of, 2 * C + channel + 8 * n), rstd = load<2>(of, 3 * C + channel + 8 * n);
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int j = 0; j < 4; ++j) {
-          const float scale = weight[j % 2] * rstd[j % 2];
-          v[m][n][j] = v[m][n][j] * scale + (bias[j % 2] - mean[j % 2] * scale);
-        }
-      }
-    }
-  }
-
-  // a warp's sums of its pixels, two channels a lane, into its row of a kind
-  DEVICE void put_sums(int kind, int n, float (&sum)[2]) const {
-    const int pixel = first_pixel();
-    UNROLL
-    for (int j = 0; j < 2; ++j) {
-      UNROLL
-      for (int mask = 4; mask < 32; mask *= 2) sum[j] += shuffle_xor(sum[j], mask);
-      if (pixel % 8 == 0) partial(kind)[pixel / (16 * M) * C + first_channel() + 8 * n + j] = sum[j];
-    }
-  }
-
-  // means of weight * g and weight * g * normalised over the groups of norm i, from the sums of `through_norm`
-  DEVICE void group_means(int stage, int i) const {
-    sync_threads();
-    for (int c = afresh(thread_index()); c < 2 * C; c += thread_count()) {
-      float sum = 0.f;
-      for (int r = 0; r < warps_m(); ++r) sum += partial(2 + 2 * i + c / C)[r * C + c % C];
-      means()[2 * C + c] = sum * vectors(stage)[(kScale + 4 * i) * C + c % C];
-    }
-    sync_threads();
-    const float share = 1.f / static_cast<float>(p.group * p.pixels);
-    for (int e = afresh(thread_index()); e < 2 * C; e += thread_count()) {
-      const int c = e % C, first = e / C * C + c / p.group * p.group;
-      float sum = 0.f;
-      if (c < p.channels)
-        for (int k = 0; k < p.group; ++k) sum += means()[2 * C + first + k];
-      means()[e] = sum * share;
-    }
-    sync_threads();
-  }
-
-  // From the gradient by what norm i (in order pre also the relu after it) makes of a kept map to that by the map (in order
-  // post also through the relu before). The second norm comes with the skip scalar. No norm: weight 1, mean 0, deviation 1.
-  template <bool POST>
-  DEVICE void through_norm(Map& v, Global<T> map, int stage, int i) const {
-    const Shared<float> of = vectors(stage) + (kScale + 4 * i) * C, skips = vectors(stage) + kSkipRow * C;
-    for (int pass = 0; pass < (p.norm == Norm::sample ? 2 : 1); ++pass) {
-      const bool sums = pass == 0, ends = p.norm != Norm::sample || pass == 1;
-      if (pass == 1) group_means(stage, i);
-      const int pixel = first_pixel(), channel = first_channel();
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        const Vector<float, 2> weight = load<2>(of, channel + 8 * n), bias = load<2>(of, C + channel + 8 * n);
-        const Vector<float, 2> mean = load<2>(of, 2 * C + channel + 8 * n), rstd = load<2>(of, 3 * C + channel + 8 * n);
-        Vector<float, 2> skip{{1.f, 1.f}}, plain{}, with{};
-        if (i == 1) skip = load<2>(skips, channel + 8 * n);
-        if (pass == 1) {
-          plain = load<2>(means(), channel + 8 * n);
-          with = load<2>(means(), C + channel + 8 * n);
-        }
-        float sum[3][2] = {};
-        each_kept(map, n, [&](int m, int q, float value) {
-          const int j = q % 2;
-          const float hat = (value - mean[j]) * rstd[j], scale = weight[j] * rstd[j];
-          float g = v[m][n][q];
-          if (sums) {
-            const bool in = inside(pixel, m, q / 2);
-            if constexpr (!POST) {
-              const float result = value * scale + (bias[j] - mean[j] * scale);
-              sum[2][j] += in ? relu(result) * g : 0.f;
-              g = result <= 0.f ? 0.f : g * skip[j];
-            }
-            sum[0][j] += in ? g : 0.f;
-            sum[1][j] += in ? g * hat : 0.f;
-          }
-          if (ends) {
-            g = scale * g - rstd[j] * (plain[j] + hat * with[j]);
-            if constexpr (POST) g = value <= 0.f ? 0.f : g * skip[j];
-          }
-          v[m][n][q] = g;
-        });
-        if (sums) {
-          put_sums(2 + 2 * i, n, sum[0]);
-          put_sums(3 + 2 * i, n, sum[1]);
-          if (!POST && i == 1) put_sums(6, n, sum[2]);
-        }
-      }
-    }
-  }
-
   // ---- a step
 
   DEVICE void make_maps(int image, int position) const {
@@ -415,7 +170,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
 
   DEVICE void put_weights(float (&sum)[3][O / 8][4], int stage, int conv, int row, int channel, int column, bool add) const {
     const int c = p.channels, lane = lane_index();
-    const int64_t first = (static_cast<int64_t>(stage * 2 + conv) * block_count() + block_index()) * 9 * c * c;
+    const int64_t first = (static_cast<int64_t>(p.sums[stage] * 2 + conv) * block_count() + block_index()) * 9 * c * c;
     UNROLL
     for (int tap = 0; tap < 3; ++tap) {
       UNROLL
@@ -461,24 +216,7 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
       normalise(v, stage, 0);
     }
     write_operand(v, operand(0));
-    convolve<true>(v, operand(1), position, [&] { weight_gradient(stage, conv, add); });
-  }
-
-  DEVICE void put_channel_sums(int stage, bool add) const {
-    sync_threads();
-    for (int e = afresh(thread_index()); e < 7 * C; e += thread_count()) {
-      const int kind = e / C, c = e % C;
-      if (c >= p.channels || (p.post && kind == 6)) continue;
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT == 5 && kind == 0) continue;
-#endif
-      const int64_t row = static_cast<int64_t>((p.first + stage) * 7 + kind) * block_count() + block_index();
-      float sum = 0.f;
-      for (int r = 0; r < warps_m(); ++r) sum += partial(kind)[r * C + c];
-      if (add) sum += p.channel_sums[row * p.channels + c];
-      p.channel_sums[row * p.channels + c] = sum;
-    }
-    sync_threads();
+    convolve<true>(v, operand(1), position, [&] { weight_gradient(stage, conv, add || (p.repeats >> stage & 1) != 0); });
   }
 
   DEVICE void go_back(int image, int position, bool add) const {
@@ -502,9 +240,9 @@ struct ImageBackward : Image<BackwardArguments<T>, TENSOR, C> {
       from_begin(v, after, weight, costate);
       for (int j = stage + 2; j < p.stages; ++j) add_kept(v, p.rows[j][stage] * p.eps, kept_rate(j));
       for (int conv = 1; conv >= 0; --conv) {
-        if (p.post) through_norm<true>(v, kept_map(conv + 1, stage), stage, conv);
+        if (p.post) Base::template through_norm<true>(v, kept_map(conv + 1, stage), stage, conv);
         through_convolution(v, stage, conv, position++, add);
-        if (!p.post) through_norm<false>(v, kept_map(conv, stage), stage, conv);
+        if (!p.post) Base::template through_norm<false>(v, kept_map(conv, stage), stage, conv);
       }
       if ((p.kept_grads >> stage & 1) != 0) save(v, kept_rate(stage));
       if constexpr (kInMemory) {
@@ -588,6 +326,8 @@ void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan,
   a.tape = static_cast<T*>(step.tape);
   a.of = {a.pixels, a.width, a.line, layout.pixel(), ((1 << 20) + a.width - 1) / a.width};
   a.first = step.index * p.stages;
+  a.repeats = step.sums->repeats;
+  std::copy_n(step.sums->of, p.stages, a.sums);
   for (int s = 0; s < p.stages; ++s)
     for (int j = 0; j < s - 1; ++j)
       if (p.rows[s][j] != 0.f) {

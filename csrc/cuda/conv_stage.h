@@ -7,26 +7,33 @@ namespace contnet_fast::cuda {
 
 // target <- conv(prologue(source)) + bias [relu], or where `combine` the next stage's input (at the last the state):
 // state + own k + sum of earlier rates, k = eps skip conv, which goes to rates[stage] if a later row needs it.
+//
+// `combine_first` (order post): the operand is such an input, k = eps skip norm(source), of the evaluation before, whose
+// parameters are those of the norm. It also goes to `input`.
 struct ConvStage {
   BandPlan band;
   NormSource norm;
   Global<const unsigned char> packed, source, state;
-  Global<unsigned char> target, rates;
+  Global<unsigned char> target, rates, input;  // input: or null
   Global<const float> parameters;  // of the slot
   Global<float> partials;          // statistics of the target, or null
   Scalar type;                     // of maps
-  bool normed, relu_before, relu_after, combine, keep;
+  bool normed, relu_before, relu_after, combine, combine_first, keep;
   int conv, stage;
   int64_t map;                     // values of a map of the batch
   float eps, own, rows[kMostStages];
 };
 
-// the rate -> what follows the stage. A term of weight zero adds nothing, not even NaN.
+// the rate -> what follows the stage; `own`: who keeps the rate. A term of weight zero adds nothing, not even NaN.
 template <int V>
-DEVICE void combine(float (&v)[V], const ConvStage& p, int64_t i) {
+DEVICE void combine(float (&v)[V], const ConvStage& p, int64_t i, bool own) {
   const int bytes = p.type == Scalar::f32 ? 4 : 2;
-  if (p.keep) store_values<V>(v, p.rates + p.stage * p.map * bytes, p.type, i);
   float total[V];
+  if (p.keep && own) {
+    UNROLL
+    for (int j = 0; j < V; ++j) total[j] = v[j];
+    store_values<V>(total, p.rates + p.stage * p.map * bytes, p.type, i);
+  }
   load_values<V>(total, p.state, p.type, i);
   UNROLL
   for (int j = 0; j < V; ++j) total[j] += p.own != 0.f ? p.own * v[j] : 0.f;
@@ -60,19 +67,28 @@ conv_stage(GRID_CONSTANT ConvStage p) {
   for (int j = 0; j < V; ++j) {
     scale[j] = p.normed ? vectors[input + j] : 1.f;
     shift[j] = p.normed ? vectors[depth + input + j] : 0.f;
+    if (p.combine_first && input < c) {
+      const float rate = p.norm.parameters[(kParameterRows - 1) * c + input + j] * p.eps;
+      scale[j] *= rate;
+      shift[j] *= rate;
+    }
     bias[j] = output < c ? p.parameters[p.conv * c + output + j] : 0.f;
     factor[j] = p.combine && output < c ? p.parameters[(kParameterRows - 1) * c + output + j] * p.eps : 1.f;
   }
   Moments<V> found;
   float count = 0.f;
   for (band.first(); band.more(); band.next()) {
-    band.load([&](float (&v)[V], int64_t i, int) {
+    band.load([&](float (&v)[V], int64_t i, bool own) {
       load_values<V>(v, p.source, p.type, i);
       UNROLL
       for (int j = 0; j < V; ++j) {
-        if (p.normed) v[j] = v[j] * scale[j] + shift[j];
+        if (p.normed || p.combine_first) v[j] = v[j] * scale[j] + shift[j];
         if (p.relu_before) v[j] = relu(v[j]);
       }
+      if (!p.combine_first) return;
+      own = own && block_row() == 0;
+      combine<V>(v, p, i, own);
+      if (p.input && own) store_values<V>(v, p.input, p.type, i);
     });
     band.multiply();
     band.each([&](float (&v)[V], int64_t i, int) {
@@ -82,7 +98,7 @@ conv_stage(GRID_CONSTANT ConvStage p) {
         if (p.relu_after) v[j] = relu(v[j]);
         v[j] *= factor[j];
       }
-      if (p.combine) combine<V>(v, p, i);
+      if (p.combine) combine<V>(v, p, i, true);
       store_values<V>(v, p.target, p.type, i);
       if (p.partials) found.add(v);
     });

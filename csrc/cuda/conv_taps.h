@@ -38,6 +38,8 @@ struct ConvSizes {
 template <int M, int N>
 using Fragments = float[M][N][4];
 
+namespace {
+
 // v += taps first .. first + TAPS - 1. `place`: of each tile of pixels the first value that this lane hands to ldmatrix, at the
 // first tap (lanes from 16 on half a product's depth later); `line`: values from a line of the tile to the next.
 // BACK: the transposed convolution, of the same weights: taps of the tile backwards, input and output channels swapped.
@@ -135,4 +137,5 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
   }
 }
 
+}  // namespace
 }  // namespace contnet_fast::cuda

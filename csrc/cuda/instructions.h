@@ -255,7 +255,9 @@ DEVICE uint32_t to_tf32(float x) {
 // ---- launch
 
 inline void check(cudaError_t status, const char* name) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next one who asks is told of it
+  throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
 }
 
 inline DeviceFacts device_facts() {
@@ -269,8 +271,9 @@ inline DeviceFacts device_facts() {
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.blocks == 0 || grid.rows == 0) return;
-  if (grid.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared)),
+  if (grid.shared > 48 * 1024)  // always the same limit, as launches of other threads set it too
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(device_facts().shared_limit)),
           grid.name);
   if (grid.cluster > 8)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), grid.name);

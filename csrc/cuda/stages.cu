@@ -33,7 +33,7 @@ post_combine(GRID_CONSTANT ConvStage p, int64_t pixels, int64_t each) {
     load_values<V>(v, p.source, p.type, i);
     UNROLL
     for (int j = 0; j < V; ++j) v[j] = v[j] * scale[j] + shift[j];
-    combine<V>(v, p, i);
+    combine<V>(v, p, i, true);
     store_values<V>(v, p.target, p.type, i);
   }
 }
@@ -68,7 +68,7 @@ class Run {
       partials[i] = reinterpret_cast<float*>(
           arena.take(p.norm == Norm::batch ? 4 * plan.blocks * partial_size(p.channels) : 0));
     }
-    for (int i = 0; i < 3; ++i) scratch[i] = p.tape == nullptr && i < kinds(p) ? arena.take(map_bytes) : nullptr;
+    for (int i = p.post; i < 3; ++i) scratch[i] = p.tape == nullptr && i < kinds(p) ? arena.take(map_bytes) : nullptr;
   }
 
   static int64_t vectors(const ConvProblem& p) { return int64_t{8} * (p.channels + 31); }
@@ -79,13 +79,12 @@ class Run {
     source = p.partials;
     rows = static_cast<int>(input_rows(p));
     const unsigned char* state = static_cast<const unsigned char*>(p.x);
-    if (p.tape != nullptr) copy(state, tape(0, 0, 0));
     for (int64_t i = 0; i < p.count; ++i) {
       unsigned char* next = after(i);
       step(i, state, next);
-      if (p.tape != nullptr && i + 1 < p.count && next != tape(i + 1, 0, 0)) copy(next, tape(i + 1, 0, 0));
       state = next;
     }
+    if (pending.result != nullptr && pending.target != nullptr) rate(pending);
   }
 
  private:
@@ -112,18 +111,26 @@ class Run {
     return p.tape != nullptr ? tape(i + 1, 0, 0) : spare[i % 2];
   }
 
+  // Order post: the second norm of an evaluation and the combination after it, which the next convolution does as it loads.
+  struct Pending {
+    int evaluation;
+    const unsigned char *result, *state;
+    unsigned char* target;  // null: nobody else wants it
+  };
+
   void step(int64_t i, const unsigned char* state, unsigned char* next) {
     const unsigned char* input = state;
     for (int j = 0; j < p.stages; ++j) {
       const int evaluation = static_cast<int>((p.first + i) * p.stages) + j;
       const bool last = j == p.stages - 1, end = last && i == p.count - 1;
       unsigned char* middle = p.tape != nullptr ? tape(i, 1, j) : scratch[1];
-      unsigned char* target = last ? next : p.tape != nullptr ? tape(i, 0, j + 1) : scratch[0];
+      unsigned char* target = last ? next : p.tape != nullptr ? tape(i, 0, j + 1) : scratch[0];  // post: null
       convolve(0, evaluation, input, middle, nullptr, true);
+      if (j == 0 && p.tape != nullptr && state != tape(i, 0, 0)) copy(state, tape(i, 0, 0));
       if (p.post != 0) {
         unsigned char* result = p.tape != nullptr ? tape(i, 2, j) : scratch[2];
         convolve(1, evaluation, middle, result, nullptr, true);
-        if (target != nullptr) rate(evaluation, result, target, state);
+        pending = {evaluation, result, state, target};
       } else if (target != nullptr) {
         convolve(1, evaluation, middle, target, state, !end);
       }
@@ -131,8 +138,9 @@ class Run {
     }
   }
 
+  // from `norm` of an evaluation (-1: none) to, where there is a state, the combination after it
   ConvStage described(int evaluation, const unsigned char* from, unsigned char* to, const unsigned char* state, int norm) {
-    const int slot = p.slot_list[evaluation], stage = evaluation % p.stages;
+    const int stage = evaluation % p.stages;
     ConvStage a{};
     a.band = plan;
     a.source = from;
@@ -141,8 +149,7 @@ class Run {
     a.stage = stage;
     a.eps = p.eps;
     a.map = pixels_of(p) * p.channels;
-    a.parameters = p.parameters + int64_t{slot} * kParameterRows * p.channels;
-    a.combine = state != nullptr;
+    a.parameters = a.norm.parameters = parameters(evaluation);
     if (state != nullptr) {
       a.state = state;
       a.keep = keeps(stage);
@@ -153,7 +160,6 @@ class Run {
     a.normed = norm >= 0 && p.norm != Norm::none;
     if (a.normed) {
       a.norm.moments = p.moments;
-      a.norm.parameters = a.parameters;
       a.norm.at = 2 * evaluation + norm;
       a.norm.count = static_cast<float>(pixels_of(p));
       a.norm.norm_eps = p.norm_eps;
@@ -169,7 +175,13 @@ class Run {
 
   void convolve(int conv, int evaluation, const unsigned char* from, unsigned char* to, const unsigned char* state,
                 bool statistics) {
-    ConvStage a = described(evaluation, from, to, state, p.post != 0 ? conv - 1 : conv);
+    const bool first = conv == 0 && pending.result != nullptr;
+    ConvStage a = first ? described(pending.evaluation, pending.result, to, pending.state, 1)
+                        : described(evaluation, from, to, state, p.post != 0 ? conv - 1 : conv);
+    if (first && pending.target != nullptr) a.input = pending.target;
+    a.combine_first = first;
+    a.combine = state != nullptr;
+    a.parameters = parameters(evaluation);
     const int64_t matrix = int64_t{9} * p.channels * p.channels * width(p.operand);
     a.packed = static_cast<const unsigned char*>(p.packed) + (int64_t{conv} * p.slots + p.slot_list[evaluation]) * matrix;
     a.conv = conv;
@@ -188,11 +200,15 @@ class Run {
     }
   }
 
-  void rate(int evaluation, const unsigned char* from, unsigned char* to, const unsigned char* state) {
+  void rate(const Pending& of) {
     const int64_t pixels = pixels_of(p), most = 2 * int64_t{p.processors}, blocks = std::min((pixels + 63) / 64, most);
     const int64_t each = (pixels + blocks - 1) / blocks, shared = 4 * (kVectors + column_scratch(kThreads, p.channels / 4, 8));
     launch(Grid{"post_combine", (pixels + each - 1) / each, kThreads, shared, 1, p.stream}, post_combine,
-           described(evaluation, from, to, state, 1), pixels, each);
+           described(of.evaluation, of.result, of.target, of.state, 1), pixels, each);
+  }
+
+  const float* parameters(int evaluation) const {
+    return p.parameters + int64_t{p.slot_list[evaluation]} * kParameterRows * p.channels;
   }
 
   void copy(const unsigned char* from, unsigned char* to) {
@@ -204,10 +220,11 @@ class Run {
   BandPlan plan;
   Arena arena;
   int64_t map_bytes;
-  unsigned char *rates, *spare[2], *scratch[3];
+  unsigned char *rates, *spare[2], *scratch[3] = {};
   float* partials[2];
   const float* source = nullptr;  // the partial statistics that the next launch merges
   int rows = 0;
+  Pending pending{};
 };
 
 // ---- the forward pass

@@ -13,7 +13,7 @@
 namespace contnet_fast::cuda {
 namespace {
 
-enum Node { kWeight1, kBias1, kWeight2, kBias2, kNormWeight1, kNormBias1, kNormWeight2 = 8, kNormBias2, kSkipNode = 12 };
+enum Node { kWeight1, kWeight2 = 2, kBias2, kSkipNode = kNodes - 1 };
 
 class Backward {
  public:
@@ -64,7 +64,7 @@ class Backward {
   bool makes_states() const { return p.tape == nullptr && p.states == nullptr && p.steps > 1; }
   bool pre() const { return p.post == 0; }
   bool weights() const {
-    return std::any_of(p.grads, p.grads + kNormWeight1, [](const float* g) { return g != nullptr; }) ||
+    return std::any_of(p.grads, p.grads + kBias2 + 1, [](const float* g) { return g != nullptr; }) ||
            p.grads[kSkipNode] != nullptr;
   }
 
@@ -89,8 +89,8 @@ class Backward {
     if (!weights()) return;
     splits = weight_splits(pass);
     weight_sums = arena.floats(int64_t{2} * p.stages * splits * 9 * c * c);
-    bias_sums = arena.floats(int64_t{2} * p.stages * splits * c);
-    bias_grads = arena.floats(int64_t{2} * evaluations * c);
+    bias_sums = arena.floats(int64_t{2} * evaluations * splits * c);
+    biases = arena.floats(int64_t{2} * evaluations * c);
   }
 
   const unsigned char* upstream(int i) const { return static_cast<const unsigned char*>(p.grad) + i * map * width(p.state); }
@@ -230,22 +230,26 @@ class Backward {
 
   void weight_gradients(int i) const {
     const int first = i * p.stages;
-    weight_gradient(pass, {first, splits, step_tape(i), grads, weight_sums, bias_sums});
-    add_up(pass, {first, splits, i == p.steps - 1, weight_sums, bias_sums, {p.grads[kWeight1], p.grads[kWeight2]}, bias_grads});
+    float* own_biases = bias_sums + int64_t{2} * first * splits * p.channels;
+    weight_gradient(pass, {first, splits, step_tape(i), grads, weight_sums, own_biases});
+    const int32_t* slots = p.slot_list + first;
+    add_up(pass, {p.stages, slots, splits, i == p.steps - 1, weight_sums, {p.grads[kWeight1], p.grads[kWeight2]}});
   }
 
   void node_gradients() const {
+    const int evaluations = pass.evaluations(), c = p.channels;
     NodeGradients a{};
-    a.bias_grads = weights() ? bias_grads : nullptr;
     for (int n = 0; n < 2; ++n) {
-      a.sums[n] = sums[n];
-      a.folded[n] = folded[n];
-      a.rows[n] = rows[n];
-      a.conv_bias[n] = p.grads[n == 0 ? kBias1 : kBias2];
-      a.norm_weight[n] = p.grads[n == 0 ? kNormWeight1 : kNormWeight2];
-      a.norm_bias[n] = p.grads[n == 0 ? kNormBias1 : kNormBias2];
+      if (rows[n] > 0) a.folds[n] = {sums[n], folded[n], evaluations, rows[n], 3 * c};
+      a.sums[n] = folded[n];
     }
-    a.skip = p.grads[kSkipNode];
+    if (weights()) {
+      a.folds[2] = {bias_sums, biases, 2 * evaluations, splits, c};
+      a.biases = biases;
+    }
+    a.bias_distance = 2 * c;
+    a.distance = 3 * c;
+    for (int r = 0; r < kParameterRows; ++r) a.grads[r] = p.grads[kNodeOfRow[r]];
     cuda::node_gradients(pass, a);
   }
 
@@ -254,7 +258,7 @@ class Backward {
   Arena arena;
   int64_t map, again;  // values of a map of the batch; where the workspace of runs of steps begins
   unsigned char *packed, *grads, *inputs, *between, *rate, *own_tape, *made;
-  float *parameters, *sums[2], *folded[2], *weight_sums, *bias_sums, *bias_grads;
+  float *parameters, *sums[2], *folded[2], *weight_sums, *bias_sums, *biases;
   int32_t rows[2], splits;
 };
 

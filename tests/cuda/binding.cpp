@@ -112,6 +112,14 @@ void emulated_prepare(const ConvPrepare& p) {
   buffers.finish(emulated_conv_prepare(&p));
 }
 
+template <typename P>
+void out_grads(Buffers& buffers, const P& p) {
+  for (int i = 0; i < kNodes; ++i) {
+    const int64_t each = i == 0 || i == 2 ? 9 * p.channels * p.channels : i == kNodes - 1 ? 1 : p.channels;
+    if (p.grads[i] != nullptr) buffers.out(p.grads[i], 4 * p.basis * each);
+  }
+}
+
 void emulated_solve(const ConvSolve& p) {
   Buffers buffers;
   buffers.in(p.x, map_bytes(p));
@@ -137,8 +145,7 @@ void emulated_solve_backward(const ConvSolveBackward& p) {
   buffers.in(p.slot_of, 4 * p.stages * p.steps);
   buffers.in(p.grad, map_bytes(p) * (p.return_steps ? p.steps + 1 : 1));
   buffers.out(p.grad_x, map_bytes(p));
-  buffers.out(p.weight_grads, 72 * p.basis * p.channels * p.channels);
-  buffers.out(p.vector_grads, 4 * kParameterRows * p.basis * p.channels);
+  out_grads(buffers, p);
   emulated_register("workspace", p.workspace, plan_solve_backward(p).workspace, false, true);
   buffers.finish(emulated_conv_solve_backward(&p));
 }
@@ -165,10 +172,7 @@ void emulated_stages_backward(const ConvStagesBackward& p) {
   if (p.tape != nullptr) buffers.in(p.tape, p.steps * p.stages * kinds(p) * map_bytes(p));
   buffers.in(p.grad, map_bytes(p) * (p.by_step ? p.steps + 1 : 1));
   buffers.out(p.grad_x, map_bytes(p));
-  for (int i = 0; i < kNodes; ++i) {
-    const int64_t each = i == 0 || i == 2 ? 9 * p.channels * p.channels : i == kNodes - 1 ? 1 : p.channels;
-    if (p.grads[i] != nullptr) buffers.out(p.grads[i], 4 * p.basis * each);
-  }
+  out_grads(buffers, p);
   emulated_register("workspace", p.workspace, plan_stages_backward(p).workspace, false, true);
   buffers.finish(emulated_conv_stages_backward(&p));
 }

@@ -1,4 +1,4 @@
-// Gradients by weights with faults planted in them (tests/test_cuda_stages_backward.py).
+// Gradients by weights with faults planted in them (tests/test_cuda_weight_gradient.py).
 
 #include "planted.h"
 
