@@ -40,7 +40,7 @@ def test_orders_and_norms(dtype, order, norm):
 @pytest.mark.parametrize(
     ("channels", "size", "wanted"),
     [
-        (24, (2, 257), (2, 1, 2)),
+        (40, (2, 129), (2, 1, 2)),
         (40, (12, 11), (1, 12, 2)),
         (64, (9, 70), (4, 3, 2)),  # none for the last block
         (72, (6, 22), (2, 3, 2)),
@@ -56,10 +56,10 @@ def test_rows_of_an_image(channels, size, wanted):
 
 @pytest.mark.parametrize("scheme", ["heun2", "rk4_classic", "rk4_38"])
 def test_schemes_and_the_states_between_steps(scheme):
-    case = replace(BASE, scheme=scheme, channels=32, size=(3, 171), n_steps=3, batch=2)
-    assert blocks(case) == (2, 2, 2)
+    case = replace(BASE, scheme=scheme, channels=40, size=(2, 129), n_steps=3)
+    assert blocks(case) == (2, 1, 2)
     check(case)
-    check(replace(case, n_steps=2, batch=1, order="post", dtype=torch.float32))
+    check(replace(case, n_steps=1, batch=2, order="post", dtype=torch.float32))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -216,7 +216,7 @@ def test_the_comparison_catches(fault):
         ({"channels": 264}, b"up to 256"),
         ({"size": (40, 40)}, b"registers of a multiprocessor"),
         ({"size": (1, 900)}, b"shared memory"),
-        ({"channels": 64, "size": (17, 16)}, b"registers of a multiprocessor, and there are no clusters"),
+        ({"channels": 64, "size": (17, 16)}, b"registers of a multiprocessor without clusters"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from ..costs import DEVICES, Device
 
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels, height and width
 WIDE = ((64, 32), (128, 16), (256, 8))
-MOST_CHANNELS, MOST_WARPS, MOST_CLUSTER = 256, 8, 8
+MOST_CHANNELS, MOST_WARPS, MOST_CLUSTER, LEAST_WIDE = 256, 8, 8, 64
 SHARED = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}  # KiB a block may have
 LEAST_SHARED = 99  # of other chips
 
@@ -148,7 +148,7 @@ def solve_count(
     """
     c = padded(channels)
     shapes = [(False, 1)] if c <= 64 else []
-    shapes += [(True, n) for n in (1, 2, 4, MOST_CLUSTER) if n <= clusters and c > 16]
+    shapes += [(True, n) for n in (1, 2, 4, MOST_CLUSTER) if n <= clusters and c >= LEAST_WIDE]
     for wide, cluster in shapes:
         count = SolveCount(c, height, width, size, 2, sample, wide, cluster)
         if count.shared > limit:

@@ -7,6 +7,8 @@
 namespace contnet_fast::cuda {
 namespace {
 
+constexpr int kLeastWide = 64;  // channels
+
 const char* refusal(const ConvProblem& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > kMostChannels)
     return "channels must be a multiple of 8 up to 256";
@@ -38,9 +40,9 @@ SolvePlan plan_blocks(const ConvProblem& p, int channels, bool wide, int cluster
   plan.values = layout.values();
   plan.chunks = layout.chunks();
   if (threads > kMostThreads) {
-    plan.refusal = cluster < kMostCluster
-                       ? "state and running update of an image exceed the registers of a multiprocessor, and there are no clusters"
-                       : "state and running update of an image exceed the registers of a cluster of 8 multiprocessors";
+    plan.refusal = cluster == kMostCluster ? "state and running update of an image exceed the registers of 8 multiprocessors"
+                   : wide ? "state and running update of an image exceed the registers of a multiprocessor without clusters"
+                          : "state and running update of an image exceed the registers of a multiprocessor";
     return plan;
   }
   plan.threads = static_cast<int32_t>(threads);
@@ -57,7 +59,7 @@ SolvePlan plan_blocks(const ConvProblem& p, int channels, bool wide, int cluster
 
 }  // namespace
 
-// One block of many registers to spare, if it holds an image; else warps of twice the pixels, in as few blocks as hold it.
+// One block of registers to spare, if it holds an image; else warps of twice the pixels, in as few blocks as hold it.
 SolvePlan plan_solve(const ConvProblem& p) {
   SolvePlan plan{};
   plan.refusal = refusal(p);
@@ -65,7 +67,7 @@ SolvePlan plan_solve(const ConvProblem& p) {
   int channels = 16;
   while (channels < p.channels) channels *= 2;
   if (channels <= 64) plan = plan_blocks(p, channels, false, 1);
-  if (channels <= 64 && (plan.refusal == nullptr || channels == 16)) return plan;
+  if (channels < kLeastWide || (channels <= 64 && plan.refusal == nullptr)) return plan;
   for (int cluster = 1; cluster <= std::min(p.cluster_limit, kMostCluster); cluster *= 2) {
     plan = plan_blocks(p, channels, true, cluster);
     if (plan.refusal == nullptr) break;
@@ -77,11 +79,10 @@ void conv_solve(const ConvSolve& p) {
   const SolvePlan plan = plan_solve(p);
   if (plan.refusal != nullptr) throw std::runtime_error(std::string("conv_solve: ") + plan.refusal);
   if (plan.scratch > 0 && p.rates == nullptr) throw std::runtime_error("conv_solve: this scheme needs scratch for rates");
-  if (plan.wide) return p.operand == Scalar::f32 ? conv_solve_wide_f32(p, plan) : conv_solve_wide(p, plan);
   switch (p.operand) {
-    case Scalar::bf16: return launch_solve<bf16, true>(p, plan);
-    case Scalar::f16: return launch_solve<f16, true>(p, plan);
-    default: return conv_solve_f32(p, plan);
+    case Scalar::bf16: return plan.wide ? conv_solve_wide_bf16(p, plan) : launch_solve<bf16, true>(p, plan);
+    case Scalar::f16: return plan.wide ? conv_solve_wide_f16(p, plan) : launch_solve<f16, true>(p, plan);
+    default: return plan.wide ? conv_solve_wide_f32(p, plan) : conv_solve_f32(p, plan);
   }
 }
 

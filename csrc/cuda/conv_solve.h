@@ -143,7 +143,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
   // read one another's totals of means and of squares in turn, so that one barrier of the cluster each is enough.
   template <bool SQUARES>
   DEVICE void group_means(Map& v, Shared<float> to) const {
-    const int pixel = first_pixel(), channel = first_channel(), count = pixels();
+    const int pixel = first_pixel(), channel = first_channel();
     const Shared<float> row = partial() + pixel / (16 * M) * C;
     UNROLL
     for (int n = 0; n < N; ++n) {
@@ -152,6 +152,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
       UNROLL
       for (int j = 0; j < 2; ++j) {
         float sum = 0.f;
+        const int count = pixels();
         UNROLL
         for (int m = 0; m < M; ++m) {
           UNROLL
@@ -414,7 +415,6 @@ void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
 
 template <typename T, bool TENSOR>
 void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
-  if (plan.channels == 32) return launch_wide<T, TENSOR, 32>(p, plan);
   if (plan.channels == 64) return launch_wide<T, TENSOR, 64>(p, plan);
   if (plan.channels == 128) return launch_wide<T, TENSOR, 128>(p, plan);
   return launch_wide<T, TENSOR, 256>(p, plan);
@@ -422,8 +422,10 @@ void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
 
 }  // namespace
 
-void conv_solve_f32(const ConvSolve&, const SolvePlan&);  // conv_solve_f32.cu
-void conv_solve_wide(const ConvSolve&, const SolvePlan&);      // conv_solve_wide.cu
-void conv_solve_wide_f32(const ConvSolve&, const SolvePlan&);  // conv_solve_wide_f32.cu
+// each in the file of its name
+void conv_solve_f32(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_bf16(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_f16(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_f32(const ConvSolve&, const SolvePlan&);
 
 }  // namespace contnet_fast::cuda

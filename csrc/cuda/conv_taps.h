@@ -122,7 +122,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         }
       }
     } else {
-      UNROLL_BY(2)
+      UNROLL_BY((M == 4 ? 1 : 2))
       for (int k = 0; k < D; k += 8) {
         uint32_t b[N][2];
         UNROLL
