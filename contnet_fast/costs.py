@@ -40,9 +40,12 @@ class Device:
         """FLOP/s of products with operands of ``dtype``."""
         return self.flops["tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")]
 
-    def share(self, blocks: int, units: int | None = None, each: int = 1) -> float:
-        """Of its rate that ``blocks`` reach, which take ``units`` in turn, at most ``each``: blocks are not divided."""
-        busiest = -(-blocks // self.multiprocessors) * each
+    def share(self, blocks: int, units: int | None = None, each: int = 1, cluster: int = 1) -> float:
+        """Of its rate that ``blocks`` reach, which take ``units`` in turn, at most ``each``: blocks are not divided.
+
+        Blocks of a ``cluster`` run together, each on a multiprocessor.
+        """
+        busiest = -(-(blocks // cluster) // (self.multiprocessors // cluster)) * each
         return (blocks if units is None else units) / (self.multiprocessors * busiest)
 
 

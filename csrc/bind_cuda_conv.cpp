@@ -180,6 +180,7 @@ struct Call {
     p.slots = grid.count;
     const cuda::DeviceFacts device = cuda::current_device();
     p.processors = device.processors;
+    p.cluster_limit = device.cluster_limit;
     p.shared_limit = device.shared_limit;
     p.eps = static_cast<float>(a.eps);
     p.norm_eps = static_cast<float>(a.norm_eps);

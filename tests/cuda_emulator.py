@@ -35,7 +35,7 @@ class ConvProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
             "state", "operand", "vectors", "tf32", "post", "norm", "images", "height", "width", "channels", "group",
-            "stages", "steps", "slots", "processors",
+            "stages", "steps", "slots", "processors", "cluster_limit",
         )),
         ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
         ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
@@ -104,6 +104,7 @@ def problem(
     tf32: bool = False,
     limit: int = SM_90,
     processors: int = 2,
+    clusters: int = 8,
 ) -> Any:
     """The structure ``kind`` of a case, without its pointers."""
     grid, spec = case.grid, case.spec
@@ -112,7 +113,7 @@ def problem(
         *(SCALARS[dtype] for dtype in (state or case.dtype, case.dtype, vectors or case.dtype)),
         tf32, case.order == "post", norm, case.batch, *case.size, case.channels,
         case.channels if case.norm == "layer" else case.channels // spec.groups,
-        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), processors,
+        len(grid.update), grid.n_steps, len({w for step in grid.weights for w in step}), processors, clusters,
         spec.eps, spec.norm_eps, shared_limit=limit,
     )  # fmt: skip
     p.update[: len(grid.update)] = grid.update

@@ -61,10 +61,30 @@ def test_a_backward_pass_holds_more_of_an_image(there, monkeypatch):
         select(facts(**problem, needs_grad=True), "cuda:solve")
 
 
+@pytest.mark.parametrize("shape", [(128, 64, 32, 32), (1, 128, 16, 16), (3, 256, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_it_serves_whole_solves_of_wide_maps(there, shape, dtype):
+    problem = conv(shape=shape, dtype=dtype, compute_dtype=dtype)
+    assert select(facts(**problem), "cuda").level == "solve"
+    assert select(facts(**problem, needs_grad=True), "cuda").level == "stage"
+
+
+def test_wide_maps_take_clusters_of_blocks(there, monkeypatch):
+    for chips, of, limit in ((("9.0a",), (9, 0), 8), (("8.0+PTX",), (9, 0), 1), (("8.0", "10.0+PTX"), (12, 0), 8)):
+        monkeypatch.setattr(cuda, "CHIPS", chips)
+        monkeypatch.setattr(cuda, "capability", lambda of=of: of)
+        assert cuda.clusters() == limit
+    monkeypatch.setattr(cuda, "CHIPS", ("8.0",))
+    monkeypatch.setattr(cuda, "capability", lambda: (8, 0))
+    assert select(facts(**conv(shape=(8, 256, 8, 8))), "cuda").level == "solve"
+    with pytest.raises(cf.BackendUnavailable, match="256 pixels of 64 channels; clusters of blocks take compute cap"):
+        select(facts(**conv(shape=(8, 64, 32, 32))), "cuda:solve")
+
+
 @pytest.mark.parametrize(
-    "change", [{"shape": (8, 64, 32, 32)}, {"shape": (2, 256, 8, 8)}, {"batch_statistics": True, "needs_grad": True}]
+    "change", [{"shape": (8, 64, 64, 64)}, {"shape": (2, 256, 16, 40)}, {"batch_statistics": True, "needs_grad": True}]
 )
-def test_it_serves_wide_maps_and_training_statistics_stage_by_stage(there, change):
+def test_it_serves_wider_maps_and_training_statistics_stage_by_stage(there, change):
     plan = select(facts(**conv(**change)), "cuda")
     assert (plan.backend, plan.level) == ("cuda", "stage")
 
@@ -90,9 +110,14 @@ def test_stages_it_refuses(there, change, words):
             "maps of 32x32: an operand takes",
         ),
         ({"batch_statistics": True}, "batch statistics couple the images of a batch: level stage serves that"),
-        ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 64"),
-        ({"shape": (8, 128, 4, 4)}, "128 channels: a whole solve takes a multiple of 8 up to 64"),
-        ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 128 pixels of 64 channels"),
+        ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 256"),
+        ({"shape": (8, 264, 4, 4)}, "264 channels: a whole solve takes a multiple of 8 up to 256"),
+        ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 256 pixels of 64 channels; clusters"),
+        ({"shape": (8, 16, 33, 33)}, "maps of 33x33: registers of a block hold 1024 pixels of 16 channels"),
+        (
+            {"shape": (8, 64, 12, 12), "needs_grad": True},
+            "maps of 12x12: the backward pass holds 128 pixels of 64 channels: level stage serves it",
+        ),
         ({"shape": (8, 8, 1, 900), "dtype": torch.float32, "compute_dtype": torch.float32}, "KiB of shared memory of"),
         ({"dtype": torch.float64, "compute_dtype": torch.float64}, "products in torch.float64 are not served"),
         ({"dtype": torch.float16}, "a state of torch.float16 beside products in torch.bfloat16 is not served"),

@@ -212,7 +212,7 @@ def test_wide_maps(launches):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"channels": 12}, "channels must be a multiple of 8 up to 64"),
+        ({"channels": 12}, "channels must be a multiple of 8 up to 256"),
         ({"size": (40, 40)}, "exceed the registers of a multiprocessor"),
         ({"training": True}, "level solve with norm batch in training"),
         ({"norm": "group", "level": "stage"}, "level stage with norm group"),

@@ -34,8 +34,9 @@ def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = 
     case = Case(p.channels, (p.height, p.width), p.batch, "post" if p.post else "pre", norm, training,
                 n_basis=p.slots, scheme=SCHEMES[p.stages], n_steps=p.n_steps, dtype=p.compute)  # fmt: skip
     found = emulator.problem(
-        case, kind, state=p.dtype, limit=cuda_pass.SHARED[family], processors=BY_FAMILY[family].multiprocessors
-    )
+        case, kind, state=p.dtype, limit=cuda_pass.SHARED[family], clusters=cuda_pass.CLUSTERS[family],
+        processors=BY_FAMILY[family].multiprocessors,
+    )  # fmt: skip
     for place, (name, of) in enumerate(kind._fields_, 1):
         if of is ctypes.c_void_p and name not in without:
             setattr(found, name, place * SOMEWHERE)
@@ -96,7 +97,7 @@ def levels(p: ConvPass, family: str) -> list[str]:
     """That serve."""
     against = refusals(
         p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[family],
-        backward=p.stages if p.backward else 0,
+        clusters=cuda_pass.CLUSTERS[family], backward=p.stages if p.backward else 0,
     )  # fmt: skip
     solve = ["solve"] if not against and p.norm != "batch" else []
     return [*solve, *(["stage"] if p.norm != "sample" else [])]

@@ -26,8 +26,10 @@ CHANNELS = (8, 12, 16, 24, 32, 64, 72, 128, 256, 264)
 BASE = Case(norm="batch", scheme="rk4_classic")
 
 
-def limit(chip):
-    return 1024 * cuda_counts.SHARED.get(chip, cuda_counts.LEAST_SHARED)
+def limits(chip):
+    """Of a block's shared memory and of a cluster's blocks."""
+    limit = 1024 * cuda_counts.SHARED.get(chip, cuda_counts.LEAST_SHARED)
+    return {"limit": limit, "clusters": cuda_counts.MOST_CLUSTER if chip >= (9, 0) else 1}
 
 
 def answered(case, chip, level, monkeypatch, *, state=None):
@@ -51,12 +53,12 @@ def test_whole_solves(scheme, dtype, monkeypatch):
             for size in SIZES:
                 for norm in ("batch", "layer"):
                     case = replace(BASE, channels=channels, size=size, norm=norm, dtype=dtype, scheme=scheme)
-                    forward = plan_solve(emulator.problem(case, ConvSolve, limit=limit(chip)))
+                    forward = plan_solve(emulator.problem(case, ConvSolve, **limits(chip)))
                     assert bool(answered(case, chip, "solve", monkeypatch)) == (forward.refusal is not None), (
                         case,
                         chip,
                     )
-                    backward = plan_solve_backward(described_backward(case, limit=limit(chip)))
+                    backward = plan_solve_backward(described_backward(case, **limits(chip)))
                     reasons = answered(replace(case, grads="all"), chip, "solve", monkeypatch)
                     refused += bool(reasons) and forward.refusal is None
                     both = forward.refusal is not None or backward.refusal is not None
@@ -79,7 +81,7 @@ def test_stages(order, dtype, monkeypatch):
                     )
                     reasons = answered(replace(case, grads="all"), chip, "stage", monkeypatch)
                     for kind, entry in ((ConvStages, "emulated_conv_stages"), (ConvStagesBackward, ENTRY)):
-                        p = emulator.problem(case, kind, limit=limit(chip))
+                        p = emulator.problem(case, kind, **limits(chip))
                         if kind is ConvStagesBackward:
                             p.basis = case.n_basis
                             p.slot_list = None

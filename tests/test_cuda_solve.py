@@ -9,7 +9,7 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from conv_cases import Case, draw, truth
-from cuda_emulator import SM_80, KernelFault, buffers, call
+from cuda_emulator import SM_80, SM_90, KernelFault, buffers, call
 
 from contnet_fast.kernels import cuda_counts
 from contnet_fast.testing import assert_within_budget
@@ -33,7 +33,9 @@ class SolvePlan(ctypes.Structure):
 
     _fields_ = (
         ("refusal", ctypes.c_char_p),
-        *((name, ctypes.c_int32) for name in ("channels", "threads", "values", "tiles", "chunks")),
+        *((name, ctypes.c_int32) for name in (
+            "channels", "threads", "values", "tiles", "chunks", "wide", "cluster", "rows",
+        )),
         ("shared", ctypes.c_int64), ("scratch", ctypes.c_int64),
     )  # fmt: skip
 
@@ -211,42 +213,64 @@ def test_the_comparison_catches(fault):
     ("change", "words"),
     [
         ({"channels": 12}, b"a multiple of 8"),
-        ({"channels": 72}, b"up to 64"),
-        ({"size": (40, 40)}, b"registers"),
+        ({"channels": 264}, b"up to 256"),
+        ({"size": (40, 40)}, b"registers of a multiprocessor"),
         ({"size": (1, 900)}, b"shared memory"),
+        ({"channels": 64, "size": (17, 16)}, b"registers of a multiprocessor without clusters"),
     ],
     ids=str,
 )
 def test_refusals(change, words):
     case = replace(BASE, dtype=torch.float32, **change)
-    refused = plan(described(case, limit=SM_80)).refusal
+    refused = plan(described(case, limit=SM_80, clusters=1)).refusal
     assert refused is not None
     assert words in refused
-    assert counted(case)
+    assert refusals(case, (8, 0), 1)
 
 
-def counted(case):
+def refusals(case, capability, clusters):
+    sample = case.norm in ("group", "layer")
+    size = case.dtype.itemsize
     return cuda_counts.refusals(
-        case.channels, *case.size, size=case.dtype.itemsize, sample=case.norm in ("group", "layer"), capability=(8, 0)
+        case.channels, *case.size, size=size, sample=sample, capability=capability, clusters=clusters
     )
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_is_counted_in_python_is_what_is_planned(dtype, norm):
+@pytest.mark.parametrize(("capability", "limit", "clusters"), [((8, 0), SM_80, 1), ((9, 0), SM_90, 8)])
+def test_what_is_counted_in_python_is_what_is_planned(capability, limit, clusters, dtype, norm):
     """Every chip's limit apart: the backend answers before anything is launched."""
-    for channels in (8, 16, 24, 64):
-        for size in ((8, 8), (11, 12), (16, 16), (19, 27), (22, 33), (32, 32), (1, 500)):
+    for channels in (8, 16, 24, 64, 72, 256):
+        for size in ((8, 8), (11, 12), (16, 16), (19, 27), (22, 33), (32, 32), (64, 60), (1, 500)):
             case = replace(BASE, channels=channels, size=size, dtype=dtype, norm=norm)
-            assert bool(counted(case)) == (plan(described(case, limit=SM_80)).refusal is not None), case
+            found = plan(described(case, limit=limit, clusters=clusters))
+            assert bool(refusals(case, capability, clusters)) == (found.refusal is not None), case
+            if found.refusal is None:
+                assert_planned(found, case, limit, clusters)
+
+
+def assert_planned(found, case, limit, clusters):
+    """Every number of the plan is the one counted."""
+    sample = case.norm in ("group", "layer")
+    count = cuda_counts.solve_count(
+        case.channels, *case.size, size=case.dtype.itemsize, sample=sample, limit=limit, clusters=clusters
+    )
+    assert (found.channels, found.wide, found.cluster, found.rows) == (
+        count.channels,
+        count.wide,
+        count.cluster,
+        count.rows,
+    )
+    assert (found.threads, found.values, found.tiles) == (32 * count.warps, count.values, count.tiles)
+    assert (found.shared, found.chunks) == (count.shared, count.pieces)
 
 
 def test_narrow_blocks_fit_and_the_counts_are_those_of_the_plan():
     for channels, side in cuda_counts.NARROW:
-        count = cuda_counts.SolveCount(channels, side, side)
-        found = plan(described(replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16), limit=SM_80))
-        assert (found.refusal, found.tiles) == (None, 2)
-        assert (found.threads, found.values, found.shared) == (32 * count.warps, count.values, count.shared)
-        assert found.chunks == 9 // count.taps
+        case = replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16)
+        found = plan(described(case, limit=SM_80))
+        assert (found.refusal, found.tiles, found.wide) == (None, 2, 0)
+        assert_planned(found, case, SM_80, 8)
         assert found.threads * found.values == channels * side * side
         assert 4 * 3 * found.threads * found.values <= 192 * 1024  # of 256 KiB of registers

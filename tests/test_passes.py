@@ -22,6 +22,7 @@ def test_multiprocessors_get_whole_blocks():
     assert a100.share(27) == 0.25
     assert a100.share(128) == 128 / 216  # two turns
     assert a100.share(108, units=128, each=2) == 128 / 216  # blocks that take the images in turn
+    assert DEVICES["H100"].share(17 * 8, cluster=8) == 136 / 264  # 16 clusters of 8 have room
     assert a100.share(200, units=1600, each=8) == 1600 / 1728
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from ..kernels.cuda_counts import refusals
+from ..kernels.cuda_counts import MOST_CLUSTER, refusals
 from ..kernels.nvcc import OLDEST, has_code
 from . import extension
 from .registry import Problem
@@ -84,6 +84,13 @@ def capability() -> tuple[int, int] | None:
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
+def clusters() -> int:
+    """The most blocks of a cluster on the current device: they take such a device and code for it."""
+    newer = [chip for chip in CHIPS if float(chip.removesuffix("+PTX").rstrip("af")) >= 9.0]
+    of = capability()
+    return MOST_CLUSTER if of is not None and of >= (9, 0) and has_code(newer, of) else 1
+
+
 def _against_device() -> list[str]:
     """Reasons against the current device."""
     of = capability()
@@ -122,7 +129,7 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
         reasons.append("batch statistics couple the images of a batch: level stage serves that")
     return reasons + refusals(
         channels, height, width, size=problem.compute_dtype.itemsize, sample=sample, capability=capability() or OLDEST,
-        backward=problem.stages if problem.needs_grad else 0,
+        clusters=clusters(), backward=problem.stages if problem.needs_grad else 0,
     )  # fmt: skip
 
 

@@ -1,17 +1,18 @@
-"""What one block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory, time.
+"""What a block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory, time.
 
-``python -m contnet_fast.kernels.cuda_counts`` prints the narrow blocks of the published networks. The counts follow
+``python -m contnet_fast.kernels.cuda_counts`` prints the blocks of the published networks. The counts follow
 ``csrc/cuda/conv_taps.h``; a test holds them equal to what the launcher plans.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..costs import DEVICES, Device
 
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels, height and width
-MOST_CHANNELS, MOST_WARPS = 64, 8
+WIDE = ((64, 32), (128, 16), (256, 8))
+MOST_CHANNELS, MOST_WARPS, MOST_CLUSTER, LEAST_WIDE = 256, 8, 8, 64
 SHARED = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227, (11, 0): 227}  # KiB a block may have
 LEAST_SHARED = 99  # of other chips
 
@@ -21,9 +22,10 @@ class SolveCount:
     """A whole solve of maps [channels, height, width] in operands of ``size`` bytes.
 
     Attributes:
-        channels: 16, 32 or 64; others are padded.
+        channels: a power of two from 16 on; others are padded.
         tiles: operands in shared memory, two where they fit.
         sample: norms take their statistics within an image.
+        wide: warps have twice the pixels. cluster: blocks that share the rows of an image.
     """
 
     channels: int
@@ -32,16 +34,23 @@ class SolveCount:
     size: int = 2
     tiles: int = 2
     sample: bool = False
+    wide: bool = False
+    cluster: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Of an image, that a block has."""
+        return -(-self.height // self.cluster)
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
-        return self.height * self.width
+        """Of a block."""
+        return self.rows * self.width
 
     @property
     def fragments(self) -> tuple[int, int]:
         """Tiles of 16 pixels and of 8 channels that a warp holds."""
-        return (8, 2) if self.channels == 16 else (2, 4)
+        return (8, 2) if self.channels == 16 else (4, 4) if self.wide else (2, 4)
 
     @property
     def warps_m(self) -> int:
@@ -66,75 +75,135 @@ class SolveCount:
         return next(taps for taps in (9, 3, 1) if taps * tap <= 28 * 1024 or taps == 1)
 
     @property
+    def depth(self) -> int:
+        """Input channels whose weights arrive together: all, or of one tap as many as 36 KiB hold."""
+        depth = self.channels
+        while depth * (self.channels + 8) * self.size > 36 * 1024:
+            depth //= 2
+        return depth
+
+    @property
+    def pieces(self) -> int:
+        """That the weights of a convolution arrive in, with a barrier each."""
+        return 9 // self.taps * (self.channels // self.depth)
+
+    @property
+    def tile(self) -> int:
+        """Bytes of an operand with its border."""
+        return (self.rows + 2) * (self.width + 2) * (self.channels * self.size + 16)
+
+    @property
     def shared(self) -> int:
         """Bytes of shared memory: operands with their border, two pieces of weights, vectors of channels."""
-        tile = (self.height + 2) * (self.width + 2) * (self.channels * self.size + 16)
-        weights = 2 * self.taps * self.channels * (self.channels + 8) * self.size
-        vectors = 25 + (self.warps_m + 4 if self.sample else 0)
-        return self.tiles * tile + weights + 4 * vectors * self.channels
+        weights = 2 * self.taps * self.depth * (self.channels + 8) * self.size
+        vectors = 25 + (self.warps_m + (5 if self.wide else 4) if self.sample else 0)
+        return self.tiles * self.tile + weights + 4 * vectors * self.channels
+
+    def fits(self, limit: int) -> bool:
+        """Whether a block of so many bytes of shared memory holds it."""
+        return self.warps <= MOST_WARPS and self.shared <= limit
 
     def shared_backward(self, stages: int) -> int:
         """Bytes of shared memory of the backward pass: operand and gradient, weights, vectors of a step, sums of warps."""
-        tile = (self.height + 2) * (self.width + 2) * (self.channels * self.size + 16)
         weights = 2 * self.taps * self.channels * (self.channels + 8) * self.size
         sums = 4 * 9 * 16 * 16 if self.channels == 16 else 0
-        return 2 * tile + weights + 4 * (11 * stages + 4 + 7 * self.warps_m) * self.channels + sums
+        return 2 * self.tile + weights + 4 * (11 * stages + 4 + 7 * self.warps_m) * self.channels + sums
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of weights that a block reads from L2 for a convolution."""
+        return 9 * self.channels**2 * self.size
 
     def inner(self, *, new_weights: bool = True) -> int:
-        """Bytes through shared memory for a convolution: fragments of both operands, the operand and weights written."""
+        """Bytes through a block's shared memory for a convolution: fragments of both operands, operand and weights written."""
         m, n = self.fragments
         depth = 9 * self.channels * self.size // 32  # products of 32 bytes of depth
         read = self.warps * depth * (m * 512 + n * 256)
-        weights = 9 * self.channels**2 * self.size if new_weights or self.taps < 9 else 0
-        return read + self.pixels * self.channels * self.size + weights
+        weights = self.streamed if new_weights or self.taps < 9 else 0
+        halo = 2 * self.width if self.cluster > 1 else 0
+        return read + (self.pixels + halo) * self.channels * self.size + weights
 
     def seconds(self, device: Device, *, batch: int, evaluations: int) -> float:
-        """Predicted, one block a multiprocessor at a time: shared memory at 128 bytes a clock, or products."""
-        waves = -(-batch // device.multiprocessors)
+        """Predicted, one block a multiprocessor at a time: shared memory at 128 bytes a clock, products, or weights from L2."""
+        waves = -(-batch // (device.multiprocessors // self.cluster))
         shared = self.inner() / 128
         flops = 2 * 9 * self.channels**2 * self.pixels
         products = flops / (device.flops["bfloat16"] / device.multiprocessors / device.clock)
-        return device.launch * 2 + waves * 2 * evaluations * max(shared, products) / device.clock
+        weights = self.streamed / (device.l2_bandwidth / device.multiprocessors / device.clock)
+        return device.launch * 2 + waves * 2 * evaluations * max(shared, products, weights) / device.clock
+
+
+def padded(channels: int) -> int:
+    """As a block takes them."""
+    return next(c for c in (16, 32, 64, 128, 256) if channels <= c)
+
+
+def solve_count(
+    channels: int, height: int, width: int, *, size: int, sample: bool, limit: int, clusters: int = 1
+) -> SolveCount:
+    """What ``plan_solve`` plans; if nothing fits, the last that it tries.
+
+    Args:
+        limit: bytes of shared memory that a block may have. clusters: the most blocks of a cluster.
+    """
+    c = padded(channels)
+    shapes = [(False, 1)] if c <= 64 else []
+    shapes += [(True, n) for n in (1, 2, 4, MOST_CLUSTER) if n <= clusters and c >= LEAST_WIDE]
+    for wide, cluster in shapes:
+        count = SolveCount(c, height, width, size, 2, sample, wide, cluster)
+        if count.shared > limit:
+            count = replace(count, tiles=1)
+        if count.fits(limit):
+            break
+    return count
 
 
 def refusals(
-    channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int], backward: int = 0
-) -> list[str]:
-    """Why a block of this chip cannot hold the solve of an image; empty if it can.
+    channels: int, height: int, width: int, *, size: int, sample: bool, capability: tuple[int, int], clusters: int = 1,
+    backward: int = 0,
+) -> list[str]:  # fmt: skip
+    """Why blocks of this chip cannot hold the solve of an image; empty if they can.
 
     Args:
-        backward: stages of the scheme if a backward pass follows, else 0.
+        clusters: the most blocks of a cluster. backward: stages of the scheme if a backward pass follows, else 0.
     """
     if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
         return [f"{channels} channels: a whole solve takes a multiple of 8 up to {MOST_CHANNELS}"]
-    padded = next(c for c in (16, 32, 64) if channels <= c)
-    count = SolveCount(padded, height, width, size, 1, sample)
-    if count.warps > MOST_WARPS:
-        most = MOST_WARPS * 32 * count.values // padded
-        return [f"maps of {height}x{width}: registers of a block hold {most} pixels of {padded} channels"]
     limit = SHARED.get(capability, LEAST_SHARED)
+    count = solve_count(channels, height, width, size=size, sample=sample, limit=limit * 1024, clusters=clusters)
+    maps = f"maps of {height}x{width}"
+    if count.warps > MOST_WARPS:
+        most = MOST_WARPS * 32 * count.values // count.channels * count.cluster
+        blocks = f"a cluster of {count.cluster} blocks" if count.cluster > 1 else "a block"
+        without = (
+            "" if clusters > 1 or not count.wide else "; clusters of blocks take compute capability 9.0 and code for it"
+        )
+        return [f"{maps}: registers of {blocks} hold {most} pixels of {count.channels} channels{without}"]
     if count.shared > limit * 1024:
-        return [
-            f"maps of {height}x{width}: an operand takes {count.shared / 1024:.0f} KiB of shared memory of {limit} KiB"
-        ]
+        return [f"{maps}: an operand takes {count.shared / 1024:.0f} KiB of shared memory of {limit} KiB"]
+    if backward and count.wide:
+        most = 64 * 128 // count.channels
+        return [f"{maps}: the backward pass holds {most} pixels of {count.channels} channels: level stage serves it"]
     if backward and count.shared_backward(backward) > limit * 1024:
         takes = f"{count.shared_backward(backward) / 1024:.0f} KiB of shared memory of {limit} KiB"
-        return [f"maps of {height}x{width}: operand and gradient of the backward pass take {takes}"]
+        return [f"{maps}: operand and gradient of the backward pass take {takes}"]
     return []
 
 
 def main() -> None:
-    """Print the narrow blocks: batch 128, 8 steps of rk4_classic, bfloat16."""
-    for channels, side in NARROW:
-        count = SolveCount(channels, side, side)
+    """Print the blocks of the published networks: batch 128, 8 steps of rk4_classic, bfloat16."""
+    for channels, side in NARROW + WIDE:
+        count = solve_count(channels, side, side, size=2, sample=False, limit=227 * 1024, clusters=MOST_CLUSTER)
         times = ", ".join(
             f"{name} {1e3 * count.seconds(DEVICES[name], batch=128, evaluations=32):.3f} ms"
             for name in ("A100", "H100", "B200")
+            if name != "A100" or (count.cluster == 1 and not count.wide)
         )
         print(
-            f"{channels}@{side}: {count.warps * 32} threads x 3 x {count.values} registers of state"
+            f"{channels}@{side}: {count.cluster} x {count.warps * 32} threads x 3 x {count.values} registers of state"
             f" ({3 * 4 * count.values * count.warps * 32 / 1024:.0f} of 256 KiB),"
-            f" {count.shared / 1024:.1f} KiB shared, {count.inner() / 1024:.0f} KiB through it a convolution; {times}"
+            f" {count.shared / 1024:.1f} KiB shared, {count.inner() / 1024:.0f} KiB through it and"
+            f" {count.streamed / 1024:.0f} KiB from L2 a convolution; {times}"
         )
 
 

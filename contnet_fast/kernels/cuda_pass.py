@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..costs import Cost, Device
-from .cuda_counts import SolveCount
+from .cuda_counts import MOST_CLUSTER, solve_count
 from .cuda_tiles import GRADIENT_BYTES, Band, band, column_scratch, up, weight_tiles
 from .passes import ConvPass, Work
-from .tiles import block_channels
 
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes that a block may have
+CLUSTERS = {"sm_80": 1, "sm_90": MOST_CLUSTER, "sm_100": MOST_CLUSTER}  # the most blocks of one
 THREADS = 256  # of pointwise kernels
 VECTORS = 5 * 4  # bytes of vectors of channels in shared memory that a value's way back through a norm reads
 
@@ -85,23 +85,28 @@ class _Solve(_Launches):
 
     def __init__(self, p: ConvPass, family: str, processors: int) -> None:
         super().__init__(p, family, processors)
-        wide, sample = block_channels(p.channels), p.norm == "sample"
-        two = SolveCount(wide, p.height, p.width, p.operand, 2, sample)
-        self.count = two if two.shared <= self.limit else replace(two, tiles=1)
+        self.count = solve_count(
+            p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", limit=self.limit,
+            clusters=CLUSTERS[family],
+        )  # fmt: skip
 
     def convolutions(self, count: int) -> Cost:
         """``count`` of each image, with operands and weights."""
-        of, images = self.count, self.p.batch
-        flops = 2.0 * 9 * of.channels**2 * of.pixels * count * images
-        weights = float(images * count * self.matrix * self.p.operand)
-        return Cost(flops, inner=float(of.inner() * count * images), again=weights)
+        of = self.count
+        blocks = self.p.batch * of.cluster
+        flops = 2.0 * 9 * of.channels**2 * of.pixels * count * blocks
+        weights = float(blocks * count * self.matrix * self.p.operand)
+        return Cost(flops, inner=float(of.inner() * count * blocks), again=weights)
 
     def forward(self) -> Iterator[Launched]:
         """All steps in one launch."""
         p, of = self.p, self.count
         kept = p.n_steps - 1 if p.backward else 0
         cost = self.convolutions(2 * p.evaluations) + Cost(0.0, (2 + kept) * p.elements * p.state, 1)
-        yield Launched("conv_solve", 1, p.batch, cost, self.resident, threads=32 * of.warps, shared=of.shared)
+        yield Launched(
+            "conv_solve", 1, p.batch * of.cluster, cost, self.resident, cluster=of.cluster, threads=32 * of.warps,
+            shared=of.shared,
+        )  # fmt: skip
 
     def backward(self) -> Iterator[Launched]:
         """A launch a step, sums of blocks after each."""

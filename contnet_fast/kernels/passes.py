@@ -91,6 +91,7 @@ class Work:
         times: how many. blocks: of one. cost: of one.
         resident: bytes that stay in use around it.
         units, each: pieces of work that blocks take in turn, and the most that one takes; None: one a block.
+        cluster: blocks that run together.
     """
 
     kernel: str
@@ -100,10 +101,11 @@ class Work:
     resident: float
     units: int | None = None
     each: int = 1
+    cluster: int = 1
 
     def bound(self, device: Device, dtype: torch.dtype, precision: str = "ieee") -> tuple[float, str]:
         """Seconds of one, with products of operands of ``dtype``, and what bounds them."""
-        share = device.share(self.blocks, self.units, self.each)
+        share = device.share(self.blocks, self.units, self.each, self.cluster)
         return self.cost.predicted(device, dtype, precision=precision, working_set=self.resident, share=share)
 
 

@@ -37,7 +37,7 @@ def times(p: ConvPass, backend: str, family: str) -> dict[str, float]:
     levels = ["stage"] if p.norm != "sample" else []
     against = refusals(
         p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[family],
-        backward=p.stages if p.backward else 0,
+        clusters=cuda_pass.CLUSTERS[family], backward=p.stages if p.backward else 0,
     )  # fmt: skip
     if p.norm != "batch" and not (backend == "cuda" and against):
         levels = ["solve", *levels]

@@ -8,11 +8,13 @@ namespace contnet_fast::cuda {
 namespace {
 
 constexpr int kMostThreads = 256;  // so that a thread may have 255 registers
+constexpr int kMostCluster = 8;    // blocks, which every chip with clusters has
 constexpr int kRatesInRegisters = 0;  // of earlier stages: 128 - 3 x 32 registers do not hold 32 more
 
 template <typename T>
 struct ImageArguments {
   using Operand = T;
+  static constexpr bool kWide = false;
   Global<const T> packed;
   Global<const float> parameters;
   Global<const int32_t> slot_of;
@@ -43,10 +45,12 @@ DEVICE void store_state(Global<unsigned char> p, Scalar type, int i, float low, 
   }
 }
 
+// P::kWide: an image's rows may be split over the blocks of a cluster, `share` pixels each, the last ones fewer or none. A tile
+// has its block's rows between one of each neighbour's, or of zeros.
 template <typename P, bool TENSOR, int C>
 struct Image {
   using T = typename P::Operand;
-  using L = ConvSizes<C, sizeof(T)>;
+  using L = ConvSizes<C, sizeof(T), P::kWide>;
   static constexpr int M = L::kM, N = L::kN;
   using Map = Fragments<M, N>;
   const P& p;
@@ -56,7 +60,7 @@ struct Image {
     const int lane = lane_index(), first = warp_index() / L::kWarpsN * (16 * M);
     UNROLL
     for (int m = 0; m < M; ++m) {
-      const int pixel = first + 16 * m + lane % 16, at = pixel < p.pixels ? pixel : 0;
+      const int pixel = first + 16 * m + lane % 16, at = pixel < pixels() ? pixel : 0;
       place[m] = at / p.width * p.line + at % p.width * L::kPixel;
       if constexpr (TENSOR) place[m] += lane / 16 * (16 / static_cast<int>(sizeof(T)));
     }
@@ -71,7 +75,35 @@ struct Image {
     const int i = afresh(thread_index());
     return i / 32 % L::kWarpsN * (8 * N) + i % 4 * 2;
   }
-  DEVICE bool inside(int first_pixel, int m, int half) const { return first_pixel + 16 * m + 8 * half < p.pixels; }
+  DEVICE bool inside(int first_pixel, int m, int half, int pixels) const { return first_pixel + 16 * m + 8 * half < pixels; }
+  DEVICE bool inside(int first_pixel, int m, int half) const { return inside(first_pixel, m, half, pixels()); }
+
+  // ---- the block's part of its image
+
+  DEVICE int pixels() const {
+    if constexpr (!P::kWide) {
+      return p.pixels;
+    } else {
+      const int rest = p.pixels - cluster_rank() * p.share;
+      return rest < p.share ? rest : p.share;
+    }
+  }
+  DEVICE int image() const {
+    if constexpr (!P::kWide) {
+      return block_index();
+    } else {
+      return block_index() / p.cluster;
+    }
+  }
+  // of a map of the batch that `maps` images lie before: bytes before the block's part
+  DEVICE int64_t part(int64_t maps) const {
+    const int64_t bytes = (maps + image()) * p.image_bytes;
+    if constexpr (!P::kWide) {
+      return bytes;
+    } else {
+      return bytes + cluster_rank() * p.share_bytes;
+    }
+  }
 
   // ---- shared memory, in this order
 
@@ -98,14 +130,15 @@ struct Image {
         store(all, i, zeros);
   }
 
-  // a piece of the weights of a convolution, asynchronously; zeros for channels that only the padding has
-  DEVICE void fetch_weights(Global<const T> from, Shared<T> to) const {
-    constexpr int V = 16 / sizeof(T), kAcross = C / V;
+  // a piece of the weights of a convolution, its input channels from `first` on, asynchronously; `from`: at its first tap;
+  // zeros for channels that only the padding has
+  DEVICE void fetch_weights(Global<const T> from, Shared<T> to, int first = 0) const {
+    constexpr int V = 16 / sizeof(T), kAcross = C / V, D = L::kDepth;
     const int c = p.channels;
-    for (int e = afresh(thread_index()); e < L::kTaps * C * kAcross; e += thread_count()) {
-      const int row = e / kAcross, o = e % kAcross * V, k = row % C;
+    for (int e = afresh(thread_index()); e < L::kTaps * D * kAcross; e += thread_count()) {
+      const int row = e / kAcross, o = e % kAcross * V, k = first + row % D;
       const bool exists = k < c && o < c;
-      copy_async_or_zero<16>(to + (row * L::kRow + o), from + (exists ? (row / C * c + k) * c + o : 0), exists);
+      copy_async_or_zero<16>(to + (row * L::kRow + o), from + (exists ? (row / D * c + k) * c + o : 0), exists);
     }
   }
 
@@ -126,12 +159,12 @@ struct Image {
   // f(m, half, n, offset of two values in the image) for what of the map exists
   template <typename F>
   DEVICE void each_pair(F f) const {
-    const int pixel = first_pixel(), channel = first_channel();
+    const int pixel = first_pixel(), channel = first_channel(), count = pixels();
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
       for (int half = 0; half < 2; ++half) {
-        if (!inside(pixel, m, half)) continue;
+        if (!inside(pixel, m, half, count)) continue;
         const int at = (pixel + 16 * m + 8 * half) * p.channels + channel;
         UNROLL
         for (int n = 0; n < N; ++n)
@@ -177,34 +210,51 @@ struct Image {
     });
   }
 
-  // the operand of a convolution, rounded
+  // two values of an operand, rounded
+  DEVICE void put(Shared<T> tile, int at, float low, float high) const {
+    if constexpr (sizeof(T) == 2) {
+      pointer_cast<uint32_t>(tile)[at / 2] = pack<T>(low, high);
+    } else if constexpr (TENSOR) {
+      store(tile, at, Vector<float, 2>{{bit_cast<float>(to_tf32(low)), bit_cast<float>(to_tf32(high))}});
+    } else {
+      store(tile, at, Vector<float, 2>{{low, high}});
+    }
+  }
+
+  // The operand of a convolution: the block's pixels to its own tile, those of its first and last row to its neighbours' too.
+  // A block that has a next one has all of its rows, so `halo` values lie between a row's places in the two tiles.
   DEVICE void write_operand(Map& v, Shared<T> tile) const {
-    const int pixel = first_pixel(), inner = p.line + L::kPixel + first_channel();
+    const int pixel = first_pixel(), inner = p.line + L::kPixel + first_channel(), count = pixels();
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
       for (int half = 0; half < 2; ++half) {
         const int at = shuffle(place[m], pixel % 8 + 8 * half) + inner;
-        if (!inside(pixel, m, half)) continue;
+        if (!inside(pixel, m, half, count)) continue;
         UNROLL
-        for (int n = 0; n < N; ++n) {
-          const float low = v[m][n][2 * half], high = v[m][n][2 * half + 1];
-          if constexpr (sizeof(T) == 2) {
-            pointer_cast<uint32_t>(tile)[(at + 8 * n) / 2] = pack<T>(low, high);
-          } else if constexpr (TENSOR) {
-            store(tile, at + 8 * n, Vector<float, 2>{{bit_cast<float>(to_tf32(low)), bit_cast<float>(to_tf32(high))}});
-          } else {
-            store(tile, at + 8 * n, Vector<float, 2>{{low, high}});
-          }
+        for (int n = 0; n < N; ++n) put(tile, at + 8 * n, v[m][n][2 * half], v[m][n][2 * half + 1]);
+        if constexpr (P::kWide) {
+          const int rank = cluster_rank(), here = pixel + 16 * m + 8 * half;
+          if (here < p.width && rank > 0) send(v, m, half, tile, rank - 1, at + p.halo);
+          if (here >= p.share - p.width && rank + 1 < p.cluster) send(v, m, half, tile, rank + 1, at - p.halo);
         }
       }
     }
   }
+
+  DEVICE void send(Map& v, int m, int half, Shared<T> tile, int rank, int at) const {
+#ifdef PLANTED_FAULT
+    if (PLANTED_FAULT == 6 && rank > 0) return;
+#endif
+    const Shared<T> to = map_shared(tile, rank);
+    UNROLL
+    for (int n = 0; n < N; ++n) put(to, at + 8 * n, v[m][n][2 * half], v[m][n][2 * half + 1]);
+  }
 };
 
-// what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory
+// what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory, each of `rows` rows or all
 template <typename A>
-void describe_image(A& a, const ConvProblem& p, int channels, int tiles) {
+void describe_image(A& a, const ConvProblem& p, int channels, int tiles, int rows = 0) {
   using T = typename A::Operand;
   a.slot_of = p.slot_of;
   a.state = p.state;
@@ -220,7 +270,7 @@ void describe_image(A& a, const ConvProblem& p, int channels, int tiles) {
   const ConvLayout layout{channels, sizeof(T)};
   a.pixels = p.height * p.width;
   a.line = (p.width + 2) * layout.pixel();
-  a.tile = (p.height + 2) * a.line;
+  a.tile = ((rows > 0 ? rows : p.height) + 2) * a.line;
   a.weights = tiles * a.tile * static_cast<int>(sizeof(T));
   a.vectors = a.weights + 2 * layout.chunk_bytes();
   a.image_bytes = static_cast<int64_t>(a.pixels) * p.channels * (p.state == Scalar::f32 ? 4 : 2);

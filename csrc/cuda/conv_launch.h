@@ -23,6 +23,7 @@ struct ConvProblem {
   Norm norm;              // sample: over groups of `group` channels
   int32_t images, height, width, channels, group, stages, steps, slots;
   int32_t processors;     // multiprocessors of the device
+  int32_t cluster_limit;  // blocks of a cluster on this device; 1: it has none
   float eps, norm_eps;
   float rows[kMostStages][kMostStages];  // h a_sj
   float update[kMostStages];             // h b_j
@@ -32,7 +33,7 @@ struct ConvProblem {
   void* stream;
 };
 
-DeviceFacts current_device();  // for `processors` and `shared_limit`
+DeviceFacts current_device();  // for `processors`, `cluster_limit` and `shared_limit`
 
 // ---- what all passes read, mixed from the nodes in one launch
 
@@ -53,7 +54,7 @@ HOST_DEVICE constexpr int64_t partial_size(int64_t channels) { return 2 * channe
 
 void conv_prepare(const ConvPrepare&);
 
-// ---- level solve: every step and stage of an image by one block
+// ---- level solve: every step and stage of an image by one block, or by a cluster of them
 
 struct ConvSolve : ConvProblem {  // of norm batch: refused
   const void* x;
@@ -71,6 +72,8 @@ struct SolvePlan {
   int32_t threads, values;  // values of the state a thread
   int32_t tiles;            // operands in shared memory: two, or one where only that fits
   int32_t chunks;           // pieces that the weights of a convolution arrive in; of one piece they stay if slots repeat
+  int32_t wide;             // whether warps have twice the pixels; an image may then be split over a cluster
+  int32_t cluster, rows;    // blocks of an image, and its rows that a block has
   int64_t shared, scratch;  // bytes: of a block, of the batch
 };
 

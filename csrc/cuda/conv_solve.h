@@ -1,8 +1,12 @@
-// The whole solve of an image by one block: every step and stage in one launch.
+// The whole solve of an image by one block, or by a cluster of them: every step and stage in one launch.
 //
 // State, the running update y + sum_j b_j k_j and a convolution's sums are registers in float32. The operand of a
 // convolution lies in shared memory with its border of zeros; the border is written once, so it is zero after
 // normalisation. Rates that a later row of the tableau needs go through memory that their own thread alone touches.
+//
+// Blocks of a cluster have some rows of the image each and write their first and last one into their neighbours' tiles too.
+// One barrier of the cluster a convolution, before it, is enough where two tiles alternate: whoever writes a tile has passed
+// the barrier before the other tile's convolution, at which all had read this one. Of one tile it takes another, after it.
 #pragma once
 
 #include <cmath>
@@ -19,6 +23,7 @@ constexpr int kMoments = 4;  // of known norms: mean and variance of each
 template <typename T>
 struct SolveArguments {
   using Operand = T;
+  static constexpr bool kWide = false;
   Global<const T> packed;
   Global<const float> parameters, known;
   Global<float> moments, rates;
@@ -35,14 +40,22 @@ struct SolveArguments {
   float eps, norm_eps, rows[kMostStages][kMostStages], update[kMostStages];
 };
 
-template <typename T, bool TENSOR, int C, bool SAMPLE>
-struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
-  using Base = Image<SolveArguments<T>, TENSOR, C>;
+template <typename T>
+struct WideArguments : SolveArguments<T> {
+  static constexpr bool kWide = true;
+  int cluster, share, halo;  // blocks of an image; pixels of a block; values of its rows in a tile
+  int64_t share_bytes;
+};
+
+template <typename P, bool TENSOR, int C, bool SAMPLE>
+struct ImageSolve : Image<P, TENSOR, C> {
+  using Base = Image<P, TENSOR, C>;
   using typename Base::L;
+  using typename Base::T;
   using typename Base::Map;
   using Base::M, Base::N, Base::Image;
   using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
-  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::write_map, Base::write_operand;
+  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::pixels, Base::write_map, Base::write_operand;
 
   DEVICE Shared<float> vectors(int evaluation) const {
     return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
@@ -52,8 +65,24 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
   }
   DEVICE Shared<float> fold() const { return shared_array<float>(p.partial, 2 * C); }
   DEVICE Shared<float> mean() const { return shared_array<float>(p.partial + 2 * 4 * C, C); }
-  DEVICE Shared<float> total() const { return shared_array<float>(p.partial + 3 * 4 * C, C); }
-  DEVICE Shared<float> partial() const { return shared_array<float>(p.partial + 4 * 4 * C, warps_m() * C); }
+  DEVICE Shared<float> total(bool other) const {
+    return shared_array<float>(p.partial + (P::kWide && other ? 4 : 3) * 4 * C, C);
+  }
+  DEVICE Shared<float> partial() const {
+    return shared_array<float>(p.partial + (P::kWide ? 5 : 4) * 4 * C, warps_m() * C);
+  }
+
+  // A barrier of all blocks that have the image; `fault`: where it is planted that a block waits for itself alone.
+  DEVICE void sync_image([[maybe_unused]] int fault) const {
+#ifdef PLANTED_FAULT
+    if (PLANTED_FAULT == fault) return sync_threads();
+#endif
+    if constexpr (P::kWide) {
+      sync_cluster();
+    } else {
+      sync_threads();
+    }
+  }
 
   // ---- weights and vectors of an evaluation, ahead of their use
 
@@ -62,8 +91,12 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
     if (L::kChunks == 1 && evaluation > 0 && slot == p.slot_of[evaluation - 1]) return;  // still in this buffer
     const int c = p.channels;
     const int64_t matrix = (index / L::kChunks % 2) * p.slots + slot;
-    Base::fetch_weights(p.packed + (matrix * 9 + index % L::kChunks * L::kTaps) * c * c, weights(index));
+    const int piece = index % L::kChunks;
+    Base::fetch_weights(p.packed + (matrix * 9 + tap_of(piece)) * c * c, weights(index), depth_of(piece));
   }
+  // where a piece of the weights of a convolution begins: pieces of several taps have all input channels
+  DEVICE int tap_of(int piece) const { return piece / (C / L::kDepth) * L::kTaps; }
+  DEVICE int depth_of(int piece) const { return piece % (C / L::kDepth) * L::kDepth; }
 
   DEVICE void fetch_vectors(int evaluation) const {
     if (evaluation >= p.evaluations) return;
@@ -106,7 +139,8 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
 
   // ---- norms
 
-  // `to` <- mean over each channel's group of v, or of its squared distance from `centre`, in one order
+  // `to` <- mean over each channel's group of v, or of its squared distance from `centre`, in one order. The blocks of a cluster
+  // read one another's totals of means and of squares in turn, so that one barrier of the cluster each is enough.
   template <bool SQUARES>
   DEVICE void group_means(Map& v, Shared<float> to) const {
     const int pixel = first_pixel(), channel = first_channel();
@@ -118,12 +152,13 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
       UNROLL
       for (int j = 0; j < 2; ++j) {
         float sum = 0.f;
+        const int count = pixels();
         UNROLL
         for (int m = 0; m < M; ++m) {
           UNROLL
           for (int half = 0; half < 2; ++half) {
             const float value = v[m][n][2 * half + j] - centre[j];
-            if (inside(pixel, m, half)) sum += SQUARES ? value * value : value;
+            if (inside(pixel, m, half, count)) sum += SQUARES ? value * value : value;
           }
         }
         UNROLL
@@ -135,15 +170,25 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
     for (int c = afresh(thread_index()); c < C; c += thread_count()) {
       float sum = 0.f;
       for (int r = 0; r < warps_m(); ++r) sum += partial()[r * C + c];
-      total()[c] = sum;
+      total(SQUARES)[c] = sum;
     }
-    sync_threads();
+    sync_image(7);
+    Shared<float> all = total(SQUARES);
+    if constexpr (P::kWide) {
+      all = partial();
+      for (int c = afresh(thread_index()); c < C; c += thread_count()) {
+        float sum = 0.f;
+        for (int rank = 0; rank < p.cluster; ++rank) sum += map_shared(total(SQUARES), rank)[c];
+        all[c] = sum;
+      }
+      sync_threads();
+    }
     const float share = 1.f / static_cast<float>(p.group * p.pixels);
     for (int c = afresh(thread_index()); c < C; c += thread_count()) {
       float sum = 0.f;
       const int first = c / p.group * p.group;
       if (c < p.channels)
-        for (int i = 0; i < p.group; ++i) sum += total()[first + i];
+        for (int i = 0; i < p.group; ++i) sum += all[first + i];
       to[c] = sum * share;
     }
     sync_threads();
@@ -157,8 +202,8 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
       group_means<true>(v, fold());
       for (int c = afresh(thread_index()); c < C; c += thread_count()) {
         const float centre = mean()[c], variance = fold()[c], slope = scale[c] * (1.f / std::sqrt(variance + p.norm_eps));
-        if (p.moments && c < p.channels) {
-          const int64_t at = (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + block_index()) * p.channels + c;
+        if (p.moments && c < p.channels && (!P::kWide || cluster_rank() == 0)) {
+          const int64_t at = (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + Base::image()) * p.channels + c;
           p.moments[at] = centre;
           p.moments[at + static_cast<int64_t>(p.images) * p.channels] = variance;
         }
@@ -182,14 +227,14 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
 #ifdef PLANTED_FAULT
       if (PLANTED_FAULT != 1 || conv == 0)
 #endif
-        sync_threads();  // operand and weights are there, and the other buffer of weights is free
+        i == 0 ? sync_image(5) : sync_threads();  // operand and weights are there, and the other buffer of weights is free
       if (i == 0 && conv == 0 && evaluation + 1 < p.evaluations) fold_vectors(evaluation + 1);
       if (chunk + 1 < 2 * L::kChunks * p.evaluations) fetch_chunk(chunk + 1);
       if (i == 0 && conv == 1) fetch_vectors(evaluation + 2);
       copy_async_commit();
-      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv), weights(chunk), place, p.line, i * L::kTaps);
+      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv) + depth_of(i), weights(chunk), place, p.line, tap_of(i));
     }
-    if (p.tiles == 1) sync_threads();
+    if (p.tiles == 1) sync_image(8);
     each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
     if (p.post) relu_all(v);
   }
@@ -251,7 +296,7 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
     fetch_vectors(0);
     copy_async_commit();
     fill(y, 0.f);
-    Base::read_map(y, p.x + block_index() * p.image_bytes);
+    Base::read_map(y, p.x + Base::part(0));
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
@@ -261,7 +306,7 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
       }
     }
     copy_async_wait<0>();
-    sync_threads();
+    sync_image(9);  // from here on neighbours may write to the tiles
     fold_vectors(0);
     sync_threads();
     fetch_chunk(0);
@@ -289,27 +334,34 @@ struct ImageSolve : Image<SolveArguments<T>, TENSOR, C> {
       const int step = evaluation / p.stages, stage = evaluation % p.stages;
       advance(v, y, next, stage);
       if (evaluation == p.evaluations - 1) {
-        write_map(y, p.y + block_index() * p.image_bytes);
+        write_map(y, p.y + Base::part(0));
       } else if (stage == p.stages - 1 && p.states) {
-        write_map(y, p.states + (static_cast<int64_t>(step) * p.images + block_index()) * p.image_bytes);
+        write_map(y, p.states + Base::part(static_cast<int64_t>(step) * p.images));
       }
     }
+    if constexpr (P::kWide && SAMPLE) sync_image(10);  // of order post: others may still read this block's totals
   }
 };
 
 template <typename T, bool TENSOR, int C, bool SAMPLE>
 KERNEL_MIN_BLOCKS(kMostThreads, 1)
 solve_image(GRID_CONSTANT SolveArguments<T> p) {
-  ImageSolve<T, TENSOR, C, SAMPLE>(p).run();
+  ImageSolve<SolveArguments<T>, TENSOR, C, SAMPLE>(p).run();
+}
+
+template <typename T, bool TENSOR, int C, bool SAMPLE>
+KERNEL_MIN_BLOCKS(kMostThreads, 1)
+solve_wide(GRID_CONSTANT WideArguments<T> p) {
+  ImageSolve<WideArguments<T>, TENSOR, C, SAMPLE>(p).run();
 }
 
 // ---- launch
 
-template <typename T>
-SolveArguments<T> arguments(const ConvSolve& p, const SolvePlan& plan) {
-  SolveArguments<T> a{};
-  describe_image(a, p, plan.channels, plan.tiles);
-  a.packed = static_cast<const T*>(p.packed);
+template <typename A>
+A arguments(const ConvSolve& p, const SolvePlan& plan) {
+  A a{};
+  describe_image(a, p, plan.channels, plan.tiles, plan.rows);
+  a.packed = static_cast<const typename A::Operand*>(p.packed);
   a.parameters = p.parameters;
   if (p.norm == Norm::known) a.known = static_cast<const float*>(p.moments);
   if (p.norm == Norm::sample) a.moments = p.moments;
@@ -323,13 +375,19 @@ SolveArguments<T> arguments(const ConvSolve& p, const SolvePlan& plan) {
   for (int s = 0; s < p.stages; ++s)
     for (int j = 0; j < s - 1; ++j)
       if (p.rows[s][j] != 0.f) a.kept |= 1u << j;
+  if constexpr (A::kWide) {
+    a.cluster = plan.cluster;
+    a.share = plan.rows * p.width;
+    a.halo = plan.rows * a.line;
+    a.share_bytes = a.image_bytes / p.height * plan.rows;
+  }
   return a;
 }
 
 template <typename T, bool TENSOR, int C>
 void launch_solve(const ConvSolve& p, const SolvePlan& plan) {
   const Grid grid{"conv_solve", p.images, plan.threads, plan.shared, 1, p.stream};
-  const SolveArguments<T> a = arguments<T>(p, plan);
+  const auto a = arguments<SolveArguments<T>>(p, plan);
   if (p.norm == Norm::sample) {
     launch(grid, solve_image<T, TENSOR, C, true>, a);
   } else {
@@ -344,8 +402,30 @@ void launch_solve(const ConvSolve& p, const SolvePlan& plan) {
   return launch_solve<T, TENSOR, 64>(p, plan);
 }
 
+template <typename T, bool TENSOR, int C>
+void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
+  const Grid grid{"conv_solve", int64_t{1} * p.images * plan.cluster, plan.threads, plan.shared, plan.cluster, p.stream};
+  const auto a = arguments<WideArguments<T>>(p, plan);
+  if (p.norm == Norm::sample) {
+    launch(grid, solve_wide<T, TENSOR, C, true>, a);
+  } else {
+    launch(grid, solve_wide<T, TENSOR, C, false>, a);
+  }
+}
+
+template <typename T, bool TENSOR>
+void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
+  if (plan.channels == 64) return launch_wide<T, TENSOR, 64>(p, plan);
+  if (plan.channels == 128) return launch_wide<T, TENSOR, 128>(p, plan);
+  return launch_wide<T, TENSOR, 256>(p, plan);
+}
+
 }  // namespace
 
-void conv_solve_f32(const ConvSolve&, const SolvePlan&);  // conv_solve_f32.cu
+// each in the file of its name
+void conv_solve_f32(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_bf16(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_f16(const ConvSolve&, const SolvePlan&);
+void conv_solve_wide_f32(const ConvSolve&, const SolvePlan&);
 
 }  // namespace contnet_fast::cuda

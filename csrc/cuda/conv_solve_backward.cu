@@ -50,6 +50,8 @@ SolveBackwardPlan plan_solve_backward(const ConvSolveBackward& p) {
   forward.shared_limit = int64_t{1} << 40;
   const SolvePlan solve = plan_solve(forward);
   plan.refusal = solve.refusal;
+  if (solve.wide) plan.refusal = "state and gradient of an image exceed the registers of a multiprocessor";
+  if (p.channels > 64) plan.refusal = "channels must be a multiple of 8 up to 64";
   if (plan.refusal != nullptr) return plan;
   plan.channels = solve.channels;
   plan.threads = solve.threads;

@@ -260,12 +260,16 @@ inline void check(cudaError_t status, const char* name) {
   throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
 }
 
-inline DeviceFacts device_facts() {
-  int device = 0, processors = 0, shared = 0;
+// `kernel`: any; clusters take code for sm_90 or newer as well as such a chip
+inline DeviceFacts device_facts(void (*kernel)()) {
+  int device = 0, processors = 0, shared = 0, clusters = 0;
   check(cudaGetDevice(&device), "device");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
   check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
-  return {processors, shared};
+  check(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device), "device");
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, kernel), "device");
+  return {processors, clusters != 0 && code.ptxVersion >= 90 ? 8 : 1, shared};
 }
 
 template <typename... Parameters, typename... Arguments>

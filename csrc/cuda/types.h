@@ -41,13 +41,14 @@ HOST_DEVICE To bit_cast(const From& from) {
   return to;
 }
 
-// What a launch needs besides the kernel and its arguments.
 // What a launcher may ask of the current device.
 struct DeviceFacts {
-  int32_t processors;    // multiprocessors
-  int64_t shared_limit;  // bytes of shared memory that a block may have
+  int32_t processors;     // multiprocessors
+  int32_t cluster_limit;  // blocks of a cluster; 1: it has none
+  int64_t shared_limit;   // bytes of shared memory that a block may have
 };
 
+// What a launch needs besides the kernel and its arguments.
 struct Grid {
   const char* name;       // of the kernel, for messages
   int64_t blocks;         // along x

@@ -1,4 +1,4 @@
-// The whole solve with faults planted in it (tests/test_cuda_solve.py).
+// The whole solve with faults planted in it (tests/test_cuda_solve.py, tests/test_cuda_cluster.py).
 
 #include "planted.h"
 
@@ -11,7 +11,10 @@ extern "C" {
 
 const char* planted_conv_solve(int fault, const ConvSolve* p) {
   plant(fault);
-  return guarded([&] { launch_solve<bf16, true, 16>(*p, plan_solve(*p)); });
+  return guarded([&] {
+    const SolvePlan plan = plan_solve(*p);
+    plan.wide ? launch_wide<bf16, true, 64>(*p, plan) : launch_solve<bf16, true, 16>(*p, plan);
+  });
 }
 
 }  // extern "C"

@@ -118,6 +118,8 @@ void body() {
     (*machine.kernel)();
     for (const Copy& copy : machine.current->copies)
       fault("returns before it waited for its cp.async to byte " + std::to_string(copy.offset), Place{nullptr, 0});
+    const Block& block = *machine.current->block;
+    if (machine.grid->cluster > 1 && block.returned + 1 == machine.grid->threads) block.shared->leave(machine.cluster.passed);
   } catch (const std::exception& error) {
     machine.fault = error.what();
   }

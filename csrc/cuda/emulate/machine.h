@@ -47,6 +47,7 @@ class Memory {
   void read(ptrdiff_t offset, size_t bytes, Place place);
   void write(ptrdiff_t offset, size_t bytes, Place place, Content content = kWritten);
   void land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place place);  // of cp.async, at its wait
+  void leave(uint16_t barriers) const;  // its block returns, after so many barriers of the cluster
   ptrdiff_t first_unwritten() const;  // -1: none
 
   std::string name;

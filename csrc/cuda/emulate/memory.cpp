@@ -114,6 +114,19 @@ void Memory::land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place p
   }
 }
 
+void Memory::leave(uint16_t barriers) const {
+  const Access now = access(era, Place{nullptr, 0});
+  for (size_t i = 0; i < size; ++i) {
+    for (const Access& other : {shadow_[i].writer, shadow_[i].reader, shadow_[i].other}) {
+      if (other.era == era && other.block != now.block && other.cluster_barriers == barriers)
+        fault("returns with no barrier after the access of block " + std::to_string(other.block) + " thread " +
+                  std::to_string(other.thread) + " at " + describe(other.place) + " to byte " + std::to_string(i) + " of its " +
+                  name,
+              now.place);
+    }
+  }
+}
+
 ptrdiff_t Memory::first_unwritten() const {
   const auto found = std::find(content_.begin(), content_.end(), static_cast<uint8_t>(kUnwritten));
   return found == content_.end() ? -1 : found - content_.begin();

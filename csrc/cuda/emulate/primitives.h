@@ -395,7 +395,7 @@ inline uint32_t to_tf32(float x) {  // to nearest, ties away from zero
 
 // ---- launch
 
-inline DeviceFacts device_facts() { return {2, 227 * 1024}; }  // as on an H100, but for its multiprocessors
+inline DeviceFacts device_facts(void (*)()) { return {2, 8, 227 * 1024}; }  // as on an H100, but for its multiprocessors
 
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
