@@ -142,10 +142,7 @@ class TestGpu:
             (case((1, 256, 8, 8)), "triton:stage"),  # few images: stages spread one over more programs
             (case(IMAGE, needs_grad=True), "cuda:solve"),
             (case((128, 64, 8, 8), needs_grad=True), "cuda:solve"),
-            (
-                case((128, 64, 8, 8), needs_grad=True, basis="piecewise_linear"),
-                "triton:solve",
-            ),  # more sums
+            (case((128, 64, 8, 8), needs_grad=True, basis="piecewise_linear"), "triton:solve"),  # more sums
             (case(IMAGE, training=True), "triton:stage"),
             (case((128, 12, 32, 32)), "triton:solve"),  # whose channels cuda refuses
         ],
