@@ -1,4 +1,4 @@
-"""What a block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory, time.
+"""What a block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory.
 
 ``python -m contnet_fast.kernels.cuda_counts`` prints the blocks of the published networks. The counts follow
 ``csrc/cuda/conv_taps.h``; a test holds them equal to what the launcher plans.
@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-from ..costs import DEVICES, Device
 
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels, height and width
 WIDE = ((64, 32), (128, 16), (256, 8))
@@ -123,15 +121,6 @@ class SolveCount:
         halo = 2 * self.width if self.cluster > 1 else 0
         return read + (self.pixels + halo) * self.channels * self.size + weights
 
-    def seconds(self, device: Device, *, batch: int, evaluations: int) -> float:
-        """Predicted, one block a multiprocessor at a time: shared memory at 128 bytes a clock, products, or weights from L2."""
-        waves = -(-batch // (device.multiprocessors // self.cluster))
-        shared = self.inner() / 128
-        flops = 2 * 9 * self.channels**2 * self.pixels
-        products = flops / (device.flops["bfloat16"] / device.multiprocessors / device.clock)
-        weights = self.streamed / (device.l2_bandwidth / device.multiprocessors / device.clock)
-        return device.launch * 2 + waves * 2 * evaluations * max(shared, products, weights) / device.clock
-
 
 def padded(channels: int) -> int:
     """As a block takes them."""
@@ -191,19 +180,14 @@ def refusals(
 
 
 def main() -> None:
-    """Print the blocks of the published networks: batch 128, 8 steps of rk4_classic, bfloat16."""
+    """Print the blocks of the published networks in bfloat16."""
     for channels, side in NARROW + WIDE:
         count = solve_count(channels, side, side, size=2, sample=False, limit=227 * 1024, clusters=MOST_CLUSTER)
-        times = ", ".join(
-            f"{name} {1e3 * count.seconds(DEVICES[name], batch=128, evaluations=32):.3f} ms"
-            for name in ("A100", "H100", "B200")
-            if name != "A100" or (count.cluster == 1 and not count.wide)
-        )
         print(
             f"{channels}@{side}: {count.cluster} x {count.warps * 32} threads x 3 x {count.values} registers of state"
             f" ({3 * 4 * count.values * count.warps * 32 / 1024:.0f} of 256 KiB),"
             f" {count.shared / 1024:.1f} KiB shared, {count.inner() / 1024:.0f} KiB through it and"
-            f" {count.streamed / 1024:.0f} KiB from L2 a convolution; {times}"
+            f" {count.streamed / 1024:.0f} KiB from L2 a convolution"
         )
 
 
