@@ -234,4 +234,28 @@ def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None)
         found = list(module.parameters())
         if getattr(module, "_is_replica", False):  # DataParallel keeps the parameters of a replica as attributes
             found = [x for m in module.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
-    return [x for x in found if x.requires_grad]
+    return _independent([x for x in found if x.requires_grad])
+
+
+def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each once; where one is computed from another, the leaves that all come from, so that no path counts twice."""
+    tensors = list({id(x): x for x in tensors}.values())
+    nodes = {(x.grad_fn, x.output_nr) for x in tensors if x.grad_fn is not None}
+    if not nodes:
+        return tensors
+    known, seen = {id(x) for x in tensors}, set()
+    leaves: dict[int, torch.Tensor] = {id(x): x for x in tensors if x.grad_fn is None}
+    left, dependent = [node for node, _ in nodes], False
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for before, output in node.next_functions:
+            leaf = before.variable if type(before).__name__ == "AccumulateGrad" else None
+            if leaf is not None:
+                leaves.setdefault(id(leaf), leaf)
+            elif before is not None:
+                left.append(before)
+            dependent |= (before, output) in nodes or id(leaf) in known
+    return list(leaves.values()) if dependent else tensors
