@@ -55,9 +55,10 @@ def odeint(
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
         gradient: ``"discrete"`` keeps the graph of the solve; ``"checkpoint"`` keeps the states of accepted steps and
-            runs each step again in backward, with the same gradients. ``params`` then are the tensors beside y0 and t
-            that ``func`` depends on (those of a module unless given); ``keep="sqrt"`` keeps about the square root of
-            the number of states and runs steps twice.
+            runs each step again in backward, with the same gradients, random numbers, autocast and buffers (what it
+            cannot give back is in docs/guide.md). ``params`` then are the tensors beside y0 and t that ``func`` depends
+            on (those of a module unless given), each counted once; ``keep="sqrt"`` keeps about the square root of the
+            number of states and runs steps twice.
         batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
             acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
             the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
@@ -131,7 +132,8 @@ def odeint_adjoint(
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward one,
             without its norm, unless given. ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the
             parameters, or a callable on ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
-        adjoint_params: the tensors that get a gradient beside y0 and t; those of a module unless given.
+        adjoint_params: the tensors that get a gradient beside y0 and t, each counted once; those of a module unless
+            given.
 
     Raises:
         RuntimeError: the gradient is differentiated again.
@@ -252,10 +254,11 @@ def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
             continue
         seen.add(node)
         for before, output in node.next_functions:
-            leaf = before.variable if type(before).__name__ == "AccumulateGrad" else None
-            if leaf is not None:
+            if type(before).__name__ == "AccumulateGrad":
+                leaf = before.variable  # type: ignore[union-attr]
                 leaves.setdefault(id(leaf), leaf)
+                dependent |= id(leaf) in known
             elif before is not None:
                 left.append(before)
-            dependent |= (before, output) in nodes or id(leaf) in known
+                dependent |= (before, output) in nodes
     return list(leaves.values()) if dependent else tensors
