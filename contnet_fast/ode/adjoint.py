@@ -54,7 +54,7 @@ class Adjoint:
     """
 
     def __init__(self, problem: InitialValueProblem, settings: Settings, norm: Callable | None) -> None:
-        self.problem, self.settings = problem.uncounted(), settings
+        self.problem, self.settings = problem, settings
         self.n = len(problem.leaves)
         self.norm = self._norm(getattr(settings.options, "norm", None), norm)
 
