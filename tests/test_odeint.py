@@ -376,3 +376,29 @@ def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, pair, graph):
         cf.odeint(field, state, torch.tensor([0.0, 1.0], dtype=D), method="rk4", options=options)
         counts.append(len(reads))
     assert counts[-1] == counts[-2] <= 6
+
+
+# -- derivatives by other means ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("method", "options"), [("rk4", {"step_size": 0.25}), ("dopri5", {}), ("bosh3", {})])
+def test_transforms_of_torch_func_and_tangents(method, options, graph):
+    w = torch.tensor([0.7, -1.2], dtype=D)
+
+    def solve(y):
+        return cf.odeint(
+            lambda t, y: torch.sin(w * y + t) + y.flip(0), y, TWO, rtol=1e-4, method=method, options=options
+        )[-1]
+
+    y, v = torch.tensor([[0.4, -0.3], [1.0, 0.2]], dtype=D)
+    expected = torch.autograd.functional.jacobian(solve, y)
+    with torch.set_grad_enabled(graph):
+        for jacobian in (torch.func.jacrev(solve)(y), torch.func.jacfwd(solve)(y)):
+            torch.testing.assert_close(jacobian, expected)
+        torch.testing.assert_close(torch.func.jvp(solve, (y,), (v,))[1], expected @ v)
+        if method == "rk4":
+            torch.testing.assert_close(torch.func.vmap(solve)(torch.stack([y, v])), torch.stack([solve(y), solve(v)]))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(y, v)
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(solve(dual)).tangent, expected @ v)

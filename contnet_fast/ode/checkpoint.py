@@ -19,7 +19,7 @@ from .solve import Record, Settings, make_solver, solve
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
-LEAST_TAPED = 2**17  # elements from which sums in a graph are fused too (backends/cpu.py); below, one graph a step
+LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, one graph a step
 Step = FixedStep | AdaptiveStep
 
 
