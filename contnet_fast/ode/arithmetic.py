@@ -161,6 +161,18 @@ def _added(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[f
     return y
 
 
+class End:
+    """The states at the last output time alone."""
+
+    def append(self, ys: Leaves) -> None:
+        """Of the next time."""
+        self._ys = ys
+
+    def finish(self) -> Leaves:
+        """Of the last."""
+        return self._ys
+
+
 class Outputs:
     """The states at the output times, [T, *y.shape] for each leaf, every one in the memory format of its ``y``."""
 
