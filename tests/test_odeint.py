@@ -123,6 +123,23 @@ def test_a_graph_can_be_used_twice():
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("least_taped", [0, 99], indirect=True)
+def test_checkpoints_draw_again_what_accepted_steps_drew(least_taped):
+    found = []
+    for gradient in ("discrete", "checkpoint"):
+        torch.manual_seed(3)
+        y0 = torch.linspace(0.5, 1.5, 8, dtype=D).requires_grad_()
+        out, stats = cf.odeint(
+            lambda t, y: y * (0.05 * torch.randn_like(y) - 10) + torch.sin(20 * t), y0, TWO,
+            **{"rtol": 0.03, "atol": 1e-3, "options": {"first_step": 0.9}},
+            **{"gradient": gradient, "params": (), "return_stats": True},
+        )  # fmt: skip
+        assert stats.rejected > 0
+        assert stats.accepted > 4
+        found.append(torch.autograd.grad(out[-1].square().sum(), y0)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_tensors_of_a_solve_go_without_a_garbage_collection(method, graph):

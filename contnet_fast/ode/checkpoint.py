@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -19,7 +20,8 @@ from .solve import Record, Settings, make_solver, solve
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
-LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, one graph a step
+LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, some in one graph
+MOST_IN_GRAPH = 4  # steps; of few the square root, which leaves most of the graph of all unmade
 Step = FixedStep | AdaptiveStep
 
 
@@ -184,12 +186,19 @@ def _step_by_step(
     transposed = Tape(solver, shared) if taped else Graph(shared)
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
     ahead: list[Cotangents] | None = None
-    for i in reversed(range(len(steps))):
-        begin = _begin(ctx, steps, i)
-        if timed and isinstance(solver, Adaptive):
-            begin = [*begin, [problem.scalar(float(record.steps[i].s), solver.dtype)]]
-        with replaying(ctx.module, record.random[i], problem.device):
-            end, outs = transposed.run(steps[i].run, begin)
+    size = 1 if taped else min(MOST_IN_GRAPH, max(round(len(steps) ** 0.5), 1))
+    for after in range(len(steps), 0, -size):
+        first = max(after - size, 0)
+        run = partial(_several, ctx, steps, range(first, after))
+        if first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
+            begin, random = [list(saved[1 : 1 + ctx.n])], record.before
+            run = partial(_from_start, ctx, run, solver, t)
+        else:
+            begin, random = _begin(ctx, steps, first), record.random[first]
+            if timed and isinstance(solver, Adaptive):
+                begin = [*begin, [problem.scalar(float(record.steps[first].s), solver.dtype)]]
+        with replaying(ctx.module, random, problem.device):
+            end, outs = transposed.run(run, begin)
         count = len(outs)
         results = [o for out in outs for o in out]
         cotangents: Cotangents = [g[row - count + j] for j in range(count) for g in grads]
@@ -201,18 +210,26 @@ def _step_by_step(
         del end, outs, results
     if ahead is None:
         ahead = [[None] * ctx.n]
-    if len(ahead) > 1 and not isinstance(solver, FixedGrid):  # the first evaluation, which the first step was given
-        with replaying(ctx.module, record.before, problem.device):
-            begin, _ = transposed.run(
-                lambda start: (_start(solver, _signed(ctx, t)[0], start[0], timed)[1:], []),
-                [list(saved[1 : 1 + ctx.n])],
-            )
-        (more,) = transposed.transpose([x for leaves in begin for x in leaves], [g for k in ahead[1:] for g in k])
-        ahead[0] = [_plus(a, b) for a, b in zip(ahead[0], more, strict=True)]
     ahead[0] = [_plus(g[0], a) for g, a in zip(grads, ahead[0], strict=True)]
     sums = iter(transposed.gradients.totals)
     of_t = next(sums) if timed else None
     return [of_t, *ahead[0], *(next(sums) if need else None for need in wanted[1 + ctx.n :])]
+
+
+def _several(ctx: Any, steps: list[Step], which: range, state: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    """Some steps as one."""
+    outs: list[Leaves] = []
+    for i in which:
+        _set_random(ctx.record.random[i], ctx.problem.device)
+        state, more = steps[i].run(state)
+        outs += more
+    return state, outs
+
+
+def _from_start(
+    ctx: Any, run: Callable, solver: Adaptive, t: torch.Tensor, start: list[Leaves]
+) -> tuple[list[Leaves], list[Leaves]]:
+    return run(_start(solver, _signed(ctx, t)[0], start[0], t.requires_grad))
 
 
 def _summed(ctx: Any) -> bool:
