@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -20,7 +21,8 @@ from .solve import Record, Settings, make_solver, solve
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
-LEAST_TAPED = 2**17  # elements from which sums in a graph are fused too (backends/cpu.py); below, one graph a step
+LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, some in one graph
+MOST_IN_GRAPH = 4  # steps; of few the square root, which leaves most of the graph of all unmade
 Step = FixedStep | AdaptiveStep
 
 
@@ -134,18 +136,11 @@ def _signed(ctx: Any) -> torch.Tensor:
 def _in_one_graph(
     ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    record, cotangents = ctx.record, apart(grads)
+    cotangents = apart(grads)
     solver, steps = _replayer(ctx)
-    total = [(ctx.ys, [g[0] for g in cotangents])]
-    with ctx.replay.at(record.before):
-        state = _start(ctx, solver, ctx.ys)
-    row = 1
-    for step, moment in zip(steps, record.moments, strict=True):
-        with ctx.replay.at(moment):
-            state, outs = step.run(state)
-        for out in outs:
-            total.append((out, [g[row] for g in cotangents]))
-            row += 1
+    run = partial(_several, ctx, steps, range(len(steps)))
+    _, later = _from_start(ctx, solver, run, [ctx.ys])
+    total = [(out, [g[row] for g in cotangents]) for row, out in enumerate([ctx.ys, *later])]
     pairs = [(o, g) for outs, gs in total for o, g in zip(outs, gs, strict=True) if o.requires_grad]
     if not pairs:
         return [None] * len(wanted)
@@ -160,7 +155,7 @@ def _in_one_graph(
 def _step_by_step(
     ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    problem, record, replay, timed = ctx.problem, ctx.record, ctx.replay, wanted[0]
+    problem, record, timed = ctx.problem, ctx.record, wanted[0]
     learned = ctx.grid is not None  # it may depend on y0 too
     taped = not (timed or learned) and _summed(ctx) and sum(y.numel() for y in problem.leaves) >= LEAST_TAPED
     with torch.enable_grad():
@@ -171,12 +166,17 @@ def _step_by_step(
     transposed = Tape(solver, tensors) if taped else Graph(tensors)
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
     ahead: list[Cotangents] | None = None
-    for i in reversed(range(len(steps))):
-        begin = _begin(ctx, steps, i)
-        if timed and isinstance(solver, Adaptive):
-            begin = [*begin, [problem.scalar(float(record.steps[i].s), solver.dtype)]]
-        with replay.at(record.moments[i]):
-            end, outs = transposed.run(steps[i].run, begin)
+    size = 1 if taped else min(MOST_IN_GRAPH, max(round(len(steps) ** 0.5), 1))
+    for after in range(len(steps), 0, -size):
+        first = max(after - size, 0)
+        run = partial(_several, ctx, steps, range(first, after))
+        if first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
+            begin, run = [list(saved[1 : 1 + ctx.n])], partial(_from_start, ctx, solver, run)
+        else:
+            begin = _begin(ctx, steps, first)
+            if timed and isinstance(solver, Adaptive):
+                begin = [*begin, [problem.scalar(float(record.steps[first].s), solver.dtype)]]
+        end, outs = transposed.run(run, begin)
         count = len(outs)
         results = [o for out in outs for o in out]
         cotangents: Cotangents = [g[row - count + j] for j in range(count) for g in grads]
@@ -188,17 +188,29 @@ def _step_by_step(
         del end, outs, results
     if ahead is None:
         ahead = [[None] * ctx.n]
-    if len(ahead) > 1 and not isinstance(solver, FixedGrid):  # the first evaluation, which the first step was given
-        with replay.at(record.before):
-            begin, _ = transposed.run(
-                lambda start: (_start(ctx, solver, start[0])[1:], []), [list(saved[1 : 1 + ctx.n])]
-            )
-        (more,) = transposed.transpose([x for leaves in begin for x in leaves], [g for k in ahead[1:] for g in k])
-        ahead[0] = [_plus(a, b) for a, b in zip(ahead[0], more, strict=True)]
     ahead[0] = [_plus(g[0], a) for g, a in zip(grads, ahead[0], strict=True)]
     sums = iter(transposed.gradients.totals)
     of_t, *rest = (next(sums) if need else None for need in shared)
     return [of_t, *(_plus(a, b) for a, b in zip(ahead[0], rest, strict=False)), *rest[ctx.n :]]
+
+
+def _several(ctx: Any, steps: list[Step], which: range, state: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    """Some steps as one."""
+    outs: list[Leaves] = []
+    for i in which:
+        with ctx.replay.at(ctx.record.moments[i]):
+            state, more = steps[i].run(state)
+        outs += more
+    return state, outs
+
+
+def _from_start(
+    ctx: Any, solver: FixedGrid | Adaptive, run: Callable, start: list[Leaves]
+) -> tuple[list[Leaves], list[Leaves]]:
+    """A run from y0, with what the first step starts from beside it."""
+    with ctx.replay.at(ctx.record.before):
+        state = _start(ctx, solver, start[0])
+    return run(state)
 
 
 def _summed(ctx: Any) -> bool:
