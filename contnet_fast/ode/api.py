@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def odeint(
     else:
         outputs = solve(problem, settings, graph=graph)
     solution = problem.solution(outputs)
-    return (solution, problem.stats) if return_stats else solution
+    return (solution, copy(problem.stats)) if return_stats else solution  # backward goes on counting in its own
 
 
 def odeint_adjoint(
@@ -147,9 +148,7 @@ def odeint_adjoint(
     back, _ = read_options(get_method(name).name, chosen, strict=strict_options)
     back.norm = norm
     problem = InitialValueProblem(func, y0, t)
-    adjoint = Adjoint(
-        problem.uncounted(), Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm
-    )
+    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm)
     n = len(problem.leaves)
 
     def forward() -> list[torch.Tensor]:
@@ -160,7 +159,7 @@ def odeint_adjoint(
 
     outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *own))
     solution = problem.state(outputs[:n])
-    stats = [problem.stats] if return_stats else []
+    stats = [copy(problem.stats)] if return_stats else []
     if event_fn is not None:
         return (outputs[n].detach(), solution, *stats)
     return (solution, *stats) if stats else solution

@@ -108,7 +108,7 @@ def _with_grid(
 def _replayer(ctx: Any, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, list[Step]]:
     """A solver in the graph of ``ctx.t``, and the accepted steps on it."""
     t, s = ctx.t, _signed(ctx)
-    solver = make_solver(ctx.problem.uncounted(), ctx.settings, graph=graph, s=s)
+    solver = make_solver(ctx.problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
         in_graph = t.requires_grad or ctx.grid is not None
         kept = (replace(step, solver=solver) for step in ctx.record.steps)

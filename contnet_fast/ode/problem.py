@@ -6,7 +6,6 @@ import cmath
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -127,12 +126,6 @@ class InitialValueProblem:
                 if not is_rate(rate, y):
                     raise rate_error(leaf_name("func", self.structure, i), rate, y)
         return [k if k.dtype == y.dtype else k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
-
-    def uncounted(self) -> InitialValueProblem:
-        """The same problem for a backward pass: what it evaluates is not in the caller's counts."""
-        again = copy(self)
-        again.stats = Stats(nfe=self.stats.nfe)
-        return again
 
     def state(self, ys: Leaves) -> Any:
         """Leaves in the caller's structure."""
