@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .arithmetic import Leaves
+from .arithmetic import End, Leaves
 from .problem import CALLBACKS, InitialValueProblem
 from .solve import Settings, solve
 from .tolerances import LeafNorm
@@ -99,7 +99,7 @@ class Adjoint:
             back = InitialValueProblem(field, start, t[i - 1 : i + 1].detach().flip(0), read=1 + 2 * n)
             options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
             settings = Settings(self.settings.method, options, self.settings.rtol, self.settings.atol)
-            first, *ends = (table[-1] for table in solve(back, settings, graph=False))
+            first, *ends = solve(back, settings, graph=False, outputs=End())
             lambdas = [x + g[i - 1] for x, g in zip(ends[n : 2 * n], grads, strict=True)]
             sums = ends[2 * n :]
         t_grad = torch.stack([first.to(t), *reversed(by_time)]) if with_t else None

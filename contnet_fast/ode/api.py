@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -55,9 +56,10 @@ def odeint(
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
         gradient: ``"discrete"`` keeps the graph of the solve; ``"checkpoint"`` keeps the states of accepted steps and
-            runs each step again in backward, with the same gradients. ``params`` then are the tensors beside y0 and t
-            that ``func`` depends on (those of a module unless given); ``keep="sqrt"`` keeps about the square root of
-            the number of states and runs steps twice.
+            runs each step again in backward, with the same gradients, random numbers, autocast and buffers (what it
+            cannot give back is in docs/guide.md). ``params`` then are the tensors beside y0 and t that ``func`` depends
+            on (those of a module unless given), each counted once; ``keep="sqrt"`` keeps about the square root of the
+            number of states and runs steps twice.
         batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
             acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
             the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
@@ -100,7 +102,7 @@ def odeint(
     else:
         outputs = solve(problem, settings, graph=graph)
     solution = problem.solution(outputs)
-    return (solution, problem.stats) if return_stats else solution
+    return (solution, copy(problem.stats)) if return_stats else solution  # backward goes on counting in its own
 
 
 def odeint_adjoint(
@@ -131,7 +133,8 @@ def odeint_adjoint(
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward one,
             without its norm, unless given. ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the
             parameters, or a callable on ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
-        adjoint_params: the tensors that get a gradient beside y0 and t; those of a module unless given.
+        adjoint_params: the tensors that get a gradient beside y0 and t, each counted once; those of a module unless
+            given.
 
     Raises:
         RuntimeError: the gradient is differentiated again.
@@ -156,7 +159,7 @@ def odeint_adjoint(
 
     outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *own))
     solution = problem.state(outputs[:n])
-    stats = [problem.stats] if return_stats else []
+    stats = [copy(problem.stats)] if return_stats else []
     if event_fn is not None:
         return (outputs[n].detach(), solution, *stats)
     return (solution, *stats) if stats else solution
@@ -234,4 +237,29 @@ def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None)
         found = list(module.parameters())
         if getattr(module, "_is_replica", False):  # DataParallel keeps the parameters of a replica as attributes
             found = [x for m in module.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
-    return [x for x in found if x.requires_grad]
+    return _independent([x for x in found if x.requires_grad])
+
+
+def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each once; where one is computed from another, the leaves that all come from, so that no path counts twice."""
+    tensors = list({id(x): x for x in tensors}.values())
+    nodes = {(x.grad_fn, x.output_nr) for x in tensors if x.grad_fn is not None}
+    if not nodes:
+        return tensors
+    known, seen = {id(x) for x in tensors}, set()
+    leaves: dict[int, torch.Tensor] = {id(x): x for x in tensors if x.grad_fn is None}
+    left, dependent = [node for node, _ in nodes], False
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for before, output in node.next_functions:
+            if type(before).__name__ == "AccumulateGrad":
+                leaf = before.variable  # type: ignore[union-attr]
+                leaves.setdefault(id(leaf), leaf)
+                dependent |= id(leaf) in known
+            elif before is not None:
+                left.append(before)
+                dependent |= (before, output) in nodes
+    return list(leaves.values()) if dependent else tensors

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import check_choice
 from .adaptive import Adaptive, AdaptiveStep
-from .arithmetic import Leaves, Outputs
+from .arithmetic import End, Leaves, Outputs
 from .device import Bursts, steps_per_read
 from .fixed import FixedGrid, FixedStep
 from .methods import get_method
@@ -76,10 +76,17 @@ def in_python(loop: Callable) -> Callable:
     return torch.compiler.disable(loop) if torch.compiler.is_compiling() else loop
 
 
-def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, record: Record | None = None) -> Leaves:
-    """The states at all times, [T, *y.shape] for each leaf."""
+def solve(
+    problem: InitialValueProblem,
+    settings: Settings,
+    *,
+    graph: bool,
+    record: Record | None = None,
+    outputs: Outputs | End | None = None,
+) -> Leaves:
+    """The states at all times, [T, *y.shape] for each leaf, or what other ``outputs`` make of them."""
     get_method(settings.method)
-    outputs = Outputs(problem.leaves, len(problem.times), graph=graph)
+    outputs = Outputs(problem.leaves, len(problem.times), graph=graph) if outputs is None else outputs
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
@@ -92,7 +99,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
     return outputs.finish()
 
 
-def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record) -> None:
+def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
     for step in solver.steps():
@@ -105,7 +112,7 @@ def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record) -> None:
             outputs.append(out)
 
 
-def _adaptively(solver: Adaptive, outputs: Outputs, record: Record, on_max_steps: str) -> None:
+def _adaptively(solver: Adaptive, outputs: Outputs | End, record: Record, on_max_steps: str) -> None:
     problem, limit = solver.problem, int(solver.options.max_num_steps)
     times = [solver.number(t) for t in problem.times]
     solver.begin()

@@ -10,6 +10,8 @@ import torch
 from ..reference.rk import accumulation_dtype
 from .schemas import lookup
 
+OWN_DERIVATIVE = ("cpu",)  # backends whose op has its derivative registered with it (csrc/rk_gradient.cpp)
+
 
 class RKCombine(torch.autograd.Function):
     """y + sum_j c_j k_j for every leaf y. Linear, so the backward is a scaling and is itself differentiable."""
@@ -23,7 +25,7 @@ class RKCombine(torch.autograd.Function):
         return tuple(lookup("rk_combine", backend)(ys, ks, coefficients))
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g, scaled in the accumulation dtype; nothing for c_j = 0."""
         return None, None, *_linear_grads(ctx, grads)
 
@@ -48,7 +50,7 @@ class RKCombineError(torch.autograd.Function):
         return *results, norm
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g; the gradient of the norm is ignored."""
         return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
 
@@ -64,6 +66,7 @@ def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 def _remember(
     ctx: Any, coefficients: tuple[float, ...], leaves: tuple[torch.Tensor, ...]
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    ctx.set_materialize_grads(False)  # zeros would meet infinite slopes of what nobody asked about
     count = len(leaves) // (len(coefficients) + 1)
     ys, ks = leaves[:count], leaves[count:]
     ctx.coefficients = coefficients
@@ -71,14 +74,14 @@ def _remember(
     return ys, ks
 
 
-def _linear_grads(ctx: Any, grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor | None, ...]:
+def _linear_grads(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     wanted = ctx.needs_input_grad[len(ctx.needs_input_grad) - len(ctx.dtypes) :]
-    wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
+    wide = [None if grad is None else grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
     terms = [(c, grad) for c in ctx.coefficients for grad in wide]
     return (
         *grads,
         *(
-            (grad * c).to(dtype) if want and c != 0.0 else None
+            (grad * c).to(dtype) if want and c != 0.0 and grad is not None else None
             for (c, grad), dtype, want in zip(terms, ctx.dtypes, wanted, strict=True)
         ),
     )
