@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import check_choice
+from ..ops import transforming
 from ..states import flatten
 from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows
@@ -77,7 +78,8 @@ def odeint(
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     constant = settings.fixed and event_fn is None and gradient == "discrete"
     problem = InitialValueProblem(func, y0, t, constant=constant)
-    graph = torch.is_grad_enabled()
+    taped = torch.is_grad_enabled()
+    graph = taped or transforming()
     if batched:
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
             if value != plain:
@@ -92,7 +94,7 @@ def odeint(
         return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
     if packs(problem, settings.options.norm):
         problem = PackedProblem(problem)
-    if gradient == "checkpoint" and graph:
+    if gradient == "checkpoint" and taped:
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
         own = _parameters("params", func, params)

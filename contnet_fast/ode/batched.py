@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..ops import followed
 from ..states import rate_error
 from .arithmetic import Arithmetic, Leaves
 from .fixed import nudge
@@ -49,7 +50,7 @@ def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool)
     y0 = problem.leaves[0]
     if y0.dim() == 0 or not y0.numel():
         raise ValueError(f"batched: got True with y0 of shape {tuple(y0.shape)}, accepted: [B, ...] with elements")
-    if problem.t.requires_grad:
+    if followed(problem.t):
         raise ValueError("batched: got True with t that requires grad, accepted: t without")
     for name, value in (
         ("norm", options.norm is not None),

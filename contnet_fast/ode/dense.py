@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops import transforming
 from .arithmetic import Leaves
 from .methods import ADAPTIVE, get_method
 from .options import read_options
@@ -42,7 +43,7 @@ def odeint_dense(
     read, _ = read_options(name, options, strict=strict_options)
     dtype = t0.dtype if isinstance(t0, torch.Tensor) else torch.float64
     problem = InitialValueProblem(func, y0, torch.tensor([float(t0), float(t1)], dtype=dtype))
-    solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled())
+    solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled() or transforming())
     solver.begin()  # type: ignore[union-attr]
     steps: list[Any] = []
     ends: list[float] = []

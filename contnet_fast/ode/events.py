@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops import followed
 from .adaptive import Adaptive
 from .arithmetic import Leaves
 from .fixed import FixedGrid
@@ -90,7 +91,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     if options.step_size is None:
         raise ValueError("options: got no step_size, accepted with event_fn and a fixed grid: a step_size")
     atol = Tolerance(settings.rtol, settings.atol, None, problem.leaves, problem.structure).strictest()
-    timed = solver.arithmetic.graph and problem.t.requires_grad
+    timed = solver.arithmetic.graph and followed(problem.t)
     t0 = problem.s[:1].to(problem.device, problem.dtype)
     ys, known = problem.leaves, []  # type: tuple[Leaves, list[Leaves]]
     if not timed:

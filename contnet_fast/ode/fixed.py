@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops import followed
 from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
@@ -148,7 +149,7 @@ class FixedGrid:
         problem, grid = self.problem, self.grid()
         t0, t1 = grid[:-1], grid[1:]
         dt = t1 - t0
-        in_graph = grid.requires_grad
+        in_graph = followed(grid)
         columns = [self._beside(column) for column in self.stage_times(t0, dt, t1)]
         ends = self._beside(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
         starts, sizes = t0.detach().tolist(), dt.detach().tolist()
@@ -166,7 +167,7 @@ class FixedGrid:
         """One step from [1]-shaped times."""
         times = [column[0] for column in map(self._beside, self.stage_times(t0, dt, t1))]
         end = self._beside(self.problem.sign * t1.to(self.problem.dtype))[0]
-        size = dt[0] if t0.requires_grad else dt.item()
+        size = dt[0] if followed(t0) else dt.item()
         return FixedStep(self, times, end, t0.item(), dt.item(), size, [])
 
     def _place(self, at_end: bool, t: torch.Tensor, t0: torch.Tensor, t1: torch.Tensor, in_graph: bool) -> Any:
@@ -178,7 +179,7 @@ class FixedGrid:
 
     def _beside(self, times: torch.Tensor) -> Any:
         """Times as 0-d tensors beside the state."""
-        if times.device == self.problem.device or times.requires_grad:
+        if times.device == self.problem.device or followed(times):
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
 
