@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+from .memory import Watch, watches
 from .tolerances import Tolerance
 
 Leaves = list[torch.Tensor]
@@ -68,7 +69,7 @@ class InitialValueProblem:
         times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
         dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
         read: the field reads so many leaves, the first; the others are integrals. summed: those of the rate that is
-            asked for are read.
+            asked for are read. name: of the field in errors. watch: of what it does with memory, until that is known.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class InitialValueProblem:
         self.device = self.leaves[0].device
         self.dtype = _real_dtype(self.leaves)
         self.stats = Stats()
+        self.name = "func"
+        self.watch = Watch() if watches(self.leaves) else None
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
         self._plain_tuple = self._flat_tuple and type(y0) is tuple
         self._callbacks = {
@@ -111,21 +114,38 @@ class InitialValueProblem:
         """
         self.stats.nfe += 1
         self.summed = summed
+        if self.watch is not None:
+            self.watch.before(ys)
         if self.structure is None:
             k, y = self.func(t, ys[0]), ys[0]
-            if self.stats.nfe == 1 and not is_rate(k, y):
-                raise rate_error("func", k, y)
-            return [k if k.dtype == y.dtype else k.to(y.dtype)]
-        k = self.func(t, self._structured(ys))
-        if self._flat_tuple and isinstance(k, (tuple, list)) and len(k) == len(ys):
-            ks = list(k)
+            fits = self.stats.nfe > 1 and k is not None and k.shape == y.shape and k.dtype == y.dtype
+            ks = [k]
         else:
-            ks = flatten_as("func", k, self.structure)
-        if self.stats.nfe == 1:
-            for i, (rate, y) in enumerate(zip(ks, ys, strict=True)):
-                if not is_rate(rate, y):
-                    raise rate_error(leaf_name("func", self.structure, i), rate, y)
-        return [k if k.dtype == y.dtype else k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
+            found = self.func(t, self._structured(ys))
+            if self._flat_tuple and isinstance(found, (tuple, list)) and len(found) == len(ys):
+                ks = list(found)
+            else:
+                ks = flatten_as(self.name, found, self.structure)
+            fits = self.stats.nfe > 1 and all(map(_fits, ks, ys))
+        if not fits:
+            ks = self._rates(ks, ys)
+        if self.watch is not None:
+            ks = self._watched(ys, ks)
+        return ks
+
+    def _rates(self, ks: Sequence[Any], ys: Leaves) -> Leaves:
+        """Rates in the dtypes of the state, if they are some."""
+        for i, (k, y) in enumerate(zip(ks, ys, strict=True)):
+            if not is_rate(k, y):
+                raise rate_error(leaf_name(self.name, self.structure, i), k, y)
+        return [k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
+
+    def _watched(self, ys: Leaves, ks: Leaves) -> Leaves:
+        assert self.watch is not None
+        ks = self.watch.after(ys, ks, self.name)
+        if self.watch.done:
+            self.watch = None
+        return ks
 
     def state(self, ys: Leaves) -> Any:
         """Leaves in the caller's structure."""
@@ -190,6 +210,10 @@ class InitialValueProblem:
                 where = bad[0].tolist()
                 return leaf_name(name, self.structure, i) + (str(where) if where else "")
         return None
+
+
+def _fits(k: Any, y: torch.Tensor) -> bool:
+    return k is not None and k.shape == y.shape and k.dtype == y.dtype
 
 
 def own_callbacks(adjoint: bool) -> tuple[str, ...]:
