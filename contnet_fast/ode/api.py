@@ -182,7 +182,11 @@ def odeint_event(
 
     Returns:
         The event time, which depends on y0, t0 and all parameters by the implicit function theorem, and the states at
-        t0 and at the event. Parameters of ``event_fn`` get their gradient too.
+        t0 and at the event. Parameters of ``event_fn`` get their gradient too. With :func:`odeint` there are two
+        derivatives, as far as the solution is that of the ODE.
+
+    Raises:
+        RuntimeError: a third derivative.
     """
     if not isinstance(t0, torch.Tensor) or t0.numel() != 1:
         raise TypeError(f"t0: got {t0!r}, accepted: a tensor with one time")
@@ -191,12 +195,9 @@ def odeint_event(
     event_t, solution, *stats = odeint_interface(func, y0, t, event_fn=event_fn, **arguments)
     problem = InitialValueProblem(func, y0, t)
     leaves, _ = flatten("solution", solution)
-    if not any(leaf.requires_grad for leaf in leaves):
+    if not (torch.is_grad_enabled() or transforming()):
         return (event_t, solution, *stats)
-    ends = [leaf[-1] for leaf in leaves]
-    with torch.no_grad():
-        rates = problem(problem.scalar(event_t.item()), ends)
-    time, states = link_gradient(event_t, ends, Event(problem, event_fn), rates)
+    time, states = link_gradient(problem, Event(problem, event_fn), event_t, [leaf[-1] for leaf in leaves])
     tables = [torch.cat([leaf[:-1], y[None]]) for leaf, y in zip(leaves, states, strict=True)]
     return (time, problem.state(tables), *stats)
 
