@@ -175,6 +175,8 @@ class Adaptive:
             bad = problem.nonfinite(name, ys)
             if bad is not None:
                 raise problem.failure("nonfinite", f"{what} is not finite: {bad}", self.s, self.y, 0.0, bad)
+        what = "the norm of y0 or func(t[0], y0) over what is tolerated is not finite, so that no first step is known"
+        raise problem.failure("nonfinite", f"{what}; options={{'first_step': h}} is one", self.s, self.y, 0.0)
 
     # -- times ----------------------------------------------------------------------------------------------------
 
@@ -331,11 +333,12 @@ class Adaptive:
         return self.interpolate(t, self.last)
 
     def interpolate(self, t: Any, taken: Taken) -> Leaves:
-        """The quartic of a step at one time in it: a number, or with a clock a tensor."""
+        """The quartic of a step at one time in it: a number, or in the graph of a tensor."""
         ys, y1s, ks, span, step, size = taken.ys, taken.y1s, taken.ks, taken.span, taken.step, taken.size
-        if span is not None:
-            at = t if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
-            x = ((at.to(span.start) - span.start) / span.size).to(self.problem.dtype)
+        if span is not None or isinstance(t, torch.Tensor):
+            at = t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+            start, length = (span.start, span.size) if span is not None else (float(step.s), float(step.s1 - step.s))
+            x = ((at.to(self.dtype) - start) / length).to(self.problem.dtype)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
             return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))

@@ -147,7 +147,7 @@ def odeint_adjoint(
     back, _ = read_options(get_method(name).name, chosen, strict=strict_options)
     back.norm = norm
     problem = InitialValueProblem(func, y0, t)
-    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm)
+    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, own)
     n = len(problem.leaves)
 
     def forward() -> list[torch.Tensor]:

@@ -38,6 +38,11 @@ class OdeintError(RuntimeError, AssertionError):
         self.reason, self.t, self.y = reason, t, y
         self.step_size, self.n_steps, self.component = step_size, n_steps, component
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied with its attributes."""
+        names = ("reason", "t", "y", "step_size", "n_steps", "component")
+        return partial(type(self), **{name: getattr(self, name) for name in names}), self.args
+
 
 @dataclass
 class Stats:
@@ -67,7 +72,8 @@ class InitialValueProblem:
     Attributes:
         leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
         times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
-        dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+        reached: so many output times have a state. dtype: of the times that the field is given: that of \\|y\\|, as
+            in torchdiffeq.
         read: the field reads so many leaves, the first; the others are integrals. summed: those of the rate that is
             asked for are read. name: of the field in errors. watch: of what it does with memory, until that is known.
     """
@@ -100,6 +106,7 @@ class InitialValueProblem:
         self.device = self.leaves[0].device
         self.dtype = _real_dtype(self.leaves)
         self.stats = Stats()
+        self.reached = len(values)
         self.name = "func"
         self.watch = Watch() if watches(self.leaves) else None
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
@@ -200,6 +207,10 @@ class InitialValueProblem:
             **{"reason": reason, "t": t, "y": state, "step_size": float(h), "n_steps": n, "component": component},
         )
 
+    def leaf_name(self, name: str, i: int) -> str:
+        """Leaf ``i`` of what ``name`` stands for."""
+        return leaf_name(name, self.structure, i)
+
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
         """The first component of leaves that is not finite, by name, or ``None``."""
         for i, y in enumerate(y.detach() for y in ys):
@@ -208,7 +219,7 @@ class InitialValueProblem:
             bad = (~torch.isfinite(y)).nonzero()
             if len(bad):
                 where = bad[0].tolist()
-                return leaf_name(name, self.structure, i) + (str(where) if where else "")
+                return self.leaf_name(name, i) + (str(where) if where else "")
         return None
 
 

@@ -115,7 +115,7 @@ def _adaptively(solver: Adaptive, outputs: Outputs, record: Record, on_max_steps
     while i < len(times):
         if n >= limit:
             if on_max_steps == "return":
-                problem.stats.completed = False
+                problem.stats.completed, problem.reached = False, i
                 return
             raise problem.failure(
                 "max_num_steps",

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from ..errors import check_number
+from ..reference.rk import accumulation_dtype
 from ..states import flatten_as, leaf_names, unflatten
 
 Leaves = list[torch.Tensor]
@@ -39,8 +40,8 @@ class Tolerance:
     """
 
     def __init__(self, rtol: Any, atol: Any, norm: Callable | None, leaves: Leaves, structure: TreeSpec | None) -> None:
-        self.rtol = _by_leaf("rtol", rtol, leaves, structure)
-        self.atol = _by_leaf("atol", atol, leaves, structure)
+        self.rtol = by_leaf("rtol", rtol, leaves, structure)
+        self.atol = by_leaf("atol", atol, leaves, structure)
         self._norm = LeafNorm() if norm is None else norm
         if not callable(self._norm):
             raise TypeError(f"options['norm']: got {norm!r}, accepted: a callable on states")
@@ -66,7 +67,9 @@ class Tolerance:
         return value.abs() if isinstance(value, torch.Tensor) else torch.as_tensor(float(value)).abs()
 
     def weighted(self, errors: Leaves, ys: Leaves, y1s: Leaves | None = None) -> Leaves:
-        """Errors over the tolerated ones."""
+        """Errors over the tolerated ones, of 16-bit leaves in float32: squares of them overflow."""
+        errors, ys = _wide(errors), _wide(ys)
+        y1s = None if y1s is None else _wide(y1s)
         sizes = (
             [y.abs() for y in ys]
             if y1s is None
@@ -82,7 +85,12 @@ class Tolerance:
         return min(float(a.min()) if isinstance(a, torch.Tensor) else a for a in self.atol)
 
 
-def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
+def _wide(leaves: Leaves) -> Leaves:
+    return [x.to(accumulation_dtype(x.dtype)) for x in leaves]
+
+
+def by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
+    """A tolerance of each leaf: a float, or a tensor that broadcasts to it."""
     if structure is None or _is_single(value):
         return [_one(name, value, leaves[0])] * len(leaves)
     if len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
@@ -117,7 +125,7 @@ def _one(name: str, value: Any, y: torch.Tensor) -> Any:
             raise ValueError(
                 f"{name}: got shape {tuple(value.shape)}, accepted: one that broadcasts to {tuple(y.shape)}"
             )
-        return value.to(y.device, torch.empty((), dtype=y.dtype, device="meta").abs().dtype)
+        return value.to(y.device, torch.empty((), dtype=accumulation_dtype(y.dtype), device="meta").abs().dtype)
     if number < 0:
         raise ValueError(f"{name}: got {number}, accepted: a number >= 0")
     return number
