@@ -65,10 +65,11 @@ def odeint_dense(
             ends.append(float(solver.s1))  # type: ignore[union-attr]
 
     def at(t: Any) -> Leaves:
-        s = problem.sign * float(t)
+        value = t.item() if isinstance(t, torch.Tensor) else float(t)
+        s = problem.sign * value
         if not problem.times[0] <= s <= ends[-1]:
             low, high = sorted((problem.sign * problem.times[0], problem.sign * ends[-1]))
-            raise ValueError(f"t: got {float(t):g}, accepted: {low:g} to {high:g}")
+            raise ValueError(f"t: got {value:g}, accepted: {low:g} to {high:g}")
         place = problem.sign * t if isinstance(t, torch.Tensor) else solver.number(s)  # type: ignore[union-attr]
         return solver.interpolate(place, steps[bisect_left(ends, s)])  # type: ignore[union-attr]
 
