@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +127,148 @@ def test_a_start_whose_norm_overflows_is_told():
     with pytest.raises(cf.OdeintError, match="the norm of y0 or func") as caught:
         cf.odeint(lambda t, y: torch.full_like(y, 1e30), torch.zeros(2), torch.tensor([0.0, 1.0]))
     assert caught.value.reason == "nonfinite"
+
+
+# -- arguments --------------------------------------------------------------------------------------------------------
+
+ONES, UNIT = torch.ones(3), torch.tensor([0.0, 1.0])
+GROWING = torch.tensor(0.25, requires_grad=True)
+
+
+def late(value):
+    """A field that goes wrong after a while."""
+    calls = []
+
+    def field(t, y):
+        calls.append(t)
+        return value if len(calls) > 6 else -y
+
+    return field
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"event_fn": lambda t, y: y - 2, "on_max_steps": "return"},
+            ValueError,
+            "on_max_steps: got 'return' with event",
+        ),
+        *(
+            ({"gradient": "checkpoint", "params": value}, TypeError, f"params: got {got}.*accepted: tensors in a tuple")
+            for value, got in (
+                (torch.nn.Linear(1, 1), "Linear"),
+                ("w", "str"),
+                (ONES, "Tensor"),
+                ([None], "NoneType among them"),
+                ({"w": ONES}, "dict"),
+                (3, "int"),
+            )
+        ),
+        *(
+            ({"options": {name: value}}, error, rf"options\['{name}'\]: {message}")
+            for name, value, error, message in (
+                ("max_num_steps", None, TypeError, "got None"),
+                ("max_num_steps", 2.5, TypeError, "got 2.5"),
+                ("max_step", "x", TypeError, "got 'x'"),
+                ("max_step", float("nan"), ValueError, "got nan"),
+                ("land_on_end", "no", TypeError, "got 'no', accepted: True or False"),
+                ("first_step_grad", 1, TypeError, "got 1, accepted: True or False"),
+                ("first_step", GROWING, ValueError, "got a tensor that requires grad"),
+                ("norm", lambda y: y, TypeError, r"returned shape \(3,\)"),
+                ("norm", lambda y: None, TypeError, "returned NoneType"),
+            )
+        ),
+        ({"method": "rk4", "options": {"step_size": GROWING}}, ValueError, "got a tensor that requires grad"),
+        (
+            {"method": "rk4", "options": {"grid_constructor": lambda func, y0, t: t[:0]}},
+            TypeError,
+            r"grid_constructor'\]: returned shape \(0,\)",
+        ),
+        ({"y0": torch.eye(2).to_sparse()}, TypeError, "y0: got layout torch.sparse_coo, accepted: torch.strided"),
+        ({"t": UNIT.to("meta")}, ValueError, "t: got times on device meta"),
+        ({"func": late(None)}, TypeError, "func: got NoneType"),
+        ({"func": late(torch.ones(1)), "method": "rk4", "options": {"step_size": 0.1}}, ValueError, "func: got .*(1,)"),
+        ({"rtol": "small"}, TypeError, "rtol: got 'small'"),
+        ({"rtol": [1e-3, 1e-3]}, ValueError, r"rtol: got shape \(2,\)"),
+        ({"rtol": ["a", "b", "c"]}, TypeError, "rtol: got .*accepted: a number, or numbers that broadcast"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, message):
+    given = {"func": lambda t, y: -y, "y0": ONES, "t": UNIT, **arguments}
+    with pytest.raises(error, match=message):
+        cf.odeint(**given)
+
+
+def test_bad_input_of_the_adjoint_is_named():
+    w = torch.tensor(1.0, requires_grad=True)
+    for given, got in (({"w": w}, "dict"), (w, "Tensor")):
+        with pytest.raises(TypeError, match=f"adjoint_params: got {got}, accepted: tensors in a tuple"):
+            cf.odeint_adjoint(lambda t, y: -w * y, ONES, UNIT, adjoint_params=given)
+    with pytest.raises(ValueError, match="on_max_steps: got 'return' with event_fn"):
+        cf.odeint_adjoint(
+            *(lambda t, y: -y, ONES, UNIT),
+            **{"event_fn": lambda t, y: y[0] - 0.5, "on_max_steps": "return", "adjoint_params": ()},
+        )
+
+
+def test_tolerances_and_budgets_of_other_kinds():
+    want = cf.odeint(lambda t, y: -y, ONES, UNIT, rtol=1e-3, atol=1e-3)
+    values = np.float32(1e-3), np.full(3, 1e-3), [1e-3] * 3, (1e-3,) * 3, torch.full((3,), 1e-3), np.float64(1e-3)
+    for tolerance in values:
+        got = cf.odeint(lambda t, y: -y, ONES, UNIT, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for budget in (float("inf"), 1e4, torch.tensor(1000)):
+        more = {"rtol": 1e-3, "atol": 1e-3, "options": {"max_num_steps": budget}}
+        assert torch.equal(cf.odeint(lambda t, y: -y, ONES, UNIT, **more), want)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"batched": True}, {"options": {"steps_per_read": 3}}, {"rtol": torch.tensor(1e-3)}]
+)
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_the_default_device_is_left_alone(method, more):
+    if method == "rk4" and more:
+        return
+    y0, pair = torch.ones(3, 1), tuple(torch.ones(2) for _ in range(5))
+    options = {"step_size": 0.1} if method == "rk4" else None
+    more = {"method": method, "options": options, **more}
+    want = cf.odeint(lambda t, y: -y, y0, UNIT, **more)
+    try:
+        torch.set_default_device("meta")
+        assert torch.equal(cf.odeint(lambda t, y: -y, y0, UNIT, **more), want)
+        if "batched" not in more:
+            cf.odeint(lambda t, s: s, pair, UNIT, **more)
+            assert cf.odeint_dense(lambda t, y: -y, y0, 0.0, 1.0)(0.5).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+class Told(Wave):
+    def callback_step(self, t, y, h):
+        """Served by all."""
+
+    callback_step_adjoint = callback_accept_step = callback_accept_step_adjoint = callback_step
+
+
+def test_warnings_point_at_the_call_and_come_once():
+    field, y0, t = Told(), torch.ones(2, 1, dtype=D, requires_grad=True), torch.tensor([0.0, 0.3, 0.5, 1.0], dtype=D)
+    grid, few, other = {"step_size": 0.1}, {"step_size": 0.1, "max_order": 2}, {"stepsize": 0.1, "step_size": 0.1}
+    plain = Wave()
+    for library in (cf, cf.torchdiffeq):
+        for run, count in (
+            (lambda lib: lib.odeint(plain, y0, t, method="rk4"), 1),
+            (lambda lib: lib.odeint_adjoint(plain, y0, t, method="rk4"), 1),
+            (lambda lib: lib.odeint(field, y0, t, method="rk4", options=grid), 1),
+            (lambda lib: lib.odeint(field, y0, t, method="rk4", options=grid, gradient="checkpoint"), 1),
+            (lambda lib: lib.odeint_adjoint(field, y0, t, method="rk4", options=grid), 2),
+            (lambda lib: lib.odeint_adjoint(plain, y0, t, method="explicit_adams", options=few), 1),
+            (lambda lib: lib.odeint_adjoint(plain, y0, t, method="rk4", options=other, strict_options=False), 1),
+        ):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                run(library).sum().backward()
+            assert [w.filename for w in caught] == [__file__] * count, [str(w.message) for w in caught]
 
 
 # -- dense output -----------------------------------------------------------------------------------------------------

@@ -101,7 +101,9 @@ class Adaptive:
         # of the stages after the first, in the numbers of the host where it has those of the field's times
         host = {torch.float32: np.float32, torch.float64: np.float64}.get(problem.dtype)
         nodes = self.method.c[1:]
-        self._nodes: Any = torch.tensor(nodes, dtype=problem.dtype) if host is None else np.array(nodes, host)
+        self._nodes: Any = (
+            torch.tensor(nodes, dtype=problem.dtype, device="cpu") if host is None else np.array(nodes, host)
+        )
         self._at_end = [j for j, c in enumerate(nodes) if c == 1.0]
         self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
@@ -165,7 +167,7 @@ class Adaptive:
                 h1 = (0.01 / (d2 if bend > slope else d1)) ** (1.0 / self.method.order)
             first = min(100 * h0, h1)
         if keep:
-            self._size = torch.as_tensor(first, dtype=self.dtype)
+            self._size = torch.as_tensor(first, dtype=self.dtype, device=problem.device)
             first = self._size.item()
         return self.number(first)
 
@@ -186,7 +188,7 @@ class Adaptive:
         if clock is not None:
             t = (clock + offset).to(problem.dtype)
         else:
-            t = torch.tensor(float(s) + offset, dtype=problem.dtype)
+            t = torch.tensor(float(s) + offset, dtype=problem.dtype, device="cpu")
         if side:
             t = nudge(t, side)
         t = t if problem.sign > 0 else -t
@@ -202,7 +204,7 @@ class Adaptive:
             return [at_end if j in self._at_end else time for j, time in enumerate(times)]
         if isinstance(nodes, torch.Tensor):
             found = nodes * float(h) + float(s)
-            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype), -1.0)
+            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype, device="cpu"), -1.0)
         else:
             number = nodes.dtype.type
             found, end = nodes * number(h) + number(s), number(s1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_structure
 
+from ..errors import warn
 from .arithmetic import Leaves
 from .problem import CALLBACKS, InitialValueProblem, OdeintError
 from .solve import Settings, solve
@@ -61,6 +62,9 @@ class Adjoint:
         self.problem, self.settings = problem, settings
         self.n = len(problem.leaves)
         self.norm = self._norm(getattr(settings.options, "norm", None), norm)
+        unknown = [f"{name}_adjoint" for name in CALLBACKS[1:] if hasattr(problem.func, f"{name}_adjoint")]
+        if unknown and settings.fixed:
+            warn(f"adjoint method {settings.method!r} does not call {', '.join(unknown)}")
         leaves = [torch.zeros((), dtype=problem.dtype, device=problem.device), *problem.leaves * 2, *params]
         for name, value in (("adjoint_rtol", settings.rtol), ("adjoint_atol", settings.atol)):
             if isinstance(value, float):
@@ -142,7 +146,7 @@ class Adjoint:
             of_t = filled.pop(0) if with_t else torch.zeros_like(t)
             return (of_t, *(f.detach() for f in rates), *filled, *([] if summed() else unread))
 
-        for name in CALLBACKS:
+        for name in CALLBACKS[: 1 if self.settings.fixed else None]:
             own = getattr(problem.func, name + "_adjoint", None)
             if own is not None:
                 setattr(augmented, name, own)

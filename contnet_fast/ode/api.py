@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from ..errors import check_choice
+from ..errors import check_choice, warn
 from ..ops import transforming
 from ..states import flatten
 from .adjoint import Adjoint, Backsolve, adjoint_settings
@@ -144,7 +143,7 @@ def odeint_adjoint(
         settings, options, rtol=adjoint_rtol, atol=adjoint_atol, method=adjoint_method, given=adjoint_options
     )
     norm = chosen.pop("norm", None)
-    back, _ = read_options(get_method(name).name, chosen, strict=strict_options)
+    back, _ = read_options(get_method(name).name, chosen, strict=strict_options, quiet=adjoint_options is None)
     back.norm = norm
     problem = InitialValueProblem(func, y0, t)
     adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, own)
@@ -215,11 +214,12 @@ def _settings(
     name = get_method(DEFAULT_METHOD if method is None else method).name
     read, chose_grid = read_options(name, options, strict=strict_options)
     settings = Settings(name, read, rtol, atol, on_max_steps)
-    if settings.fixed and event_fn is None and not chose_grid and not torch.compiler.is_compiling():
-        warnings.warn(
+    if event_fn is not None and on_max_steps != "raise":
+        raise ValueError(f"on_max_steps: got {on_max_steps!r} with event_fn, accepted: 'raise'")
+    if settings.fixed and event_fn is None and not chose_grid:
+        warn(
             f"{name} takes one step from each value of t to the next; options={{'step_size': h}} sets the step, "
-            "{'step_size': None} says that this is meant",
-            stacklevel=3,
+            "{'step_size': None} says that this is meant"
         )
     return settings
 
@@ -227,7 +227,13 @@ def _settings(
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
     """The tensors that want a gradient: those given, or the parameters of a module (of a replica, its attributes)."""
     if given is not None:
+        wanted = "tensors in a tuple, a list or an iterator, as module.parameters()"
+        if isinstance(given, (torch.Tensor, torch.nn.Module, Mapping, str)) or not isinstance(given, Iterable):
+            raise TypeError(f"{name}: got {type(given).__name__}, accepted: {wanted}")
         found = list(given)
+        other = next((x for x in found if not isinstance(x, torch.Tensor)), None)
+        if any(not isinstance(x, torch.Tensor) for x in found):
+            raise TypeError(f"{name}: got {type(other).__name__} among them, accepted: {wanted}")
     else:
         module = own_module(func)
         if module is None:

@@ -93,8 +93,8 @@ class Rows:
         self.h = np.zeros(n, self.dtype)
         self.row, self.next, self.tries = np.arange(n), np.ones(n, np.int64), np.zeros(n, np.int64)
         self.s = np.full(n, self.times[0], self.dtype)
-        nfe, accepted, rejected = torch.zeros(3, n, dtype=torch.int64)
-        self.stats = RowStats(nfe, accepted, rejected, torch.ones(n, dtype=torch.bool))
+        nfe, accepted, rejected = torch.zeros(3, n, dtype=torch.int64, device="cpu")
+        self.stats = RowStats(nfe, accepted, rejected, torch.ones(n, dtype=torch.bool, device="cpu"))
         strides = torch.empty_like(y0, device="meta").stride()
         self.table = y0.new_empty_strided((len(self.times), *y0.shape), (y0.numel(), *strides)).fill_(float("nan"))
         self.outputs: list[tuple[Any, Any, torch.Tensor]] = []
@@ -157,7 +157,7 @@ class Rows:
         nodes = np.asarray(method.c[1:], self.dtype)[:, None]
         times = torch.from_numpy(nodes * h + s).to(problem.dtype)
         at_end = nudge(torch.from_numpy(s1).to(problem.dtype), -1.0)
-        times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]])[:, None], at_end, times)
+        times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]], device="cpu")[:, None], at_end, times)
         times = (problem.sign * times).to(problem.device)
         rates, at = [[self.scaled(k, size)]], y
         for time, terms in zip(times, method.rows[1:], strict=True):

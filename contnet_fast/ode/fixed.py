@@ -105,8 +105,9 @@ class FixedGrid:
             return s
         y0 = problem.state(problem.leaves)
         grid = options.grid_constructor(problem.func, y0, s if problem.sign > 0 else -s)
-        if not isinstance(grid, torch.Tensor) or grid.dim() != 1:
-            raise TypeError(f"options['grid_constructor']: returned {type(grid).__name__}, accepted: a 1-d tensor")
+        if not isinstance(grid, torch.Tensor) or grid.dim() != 1 or not len(grid):
+            got = f"shape {tuple(grid.shape)}" if isinstance(grid, torch.Tensor) else type(grid).__name__
+            raise TypeError(f"options['grid_constructor']: returned {got}, accepted: a 1-d tensor of times")
         grid = grid if problem.sign > 0 else -grid
         ends = (grid[0].item(), grid[-1].item())
         if ends != (problem.times[0], problem.times[-1]):
@@ -199,7 +200,7 @@ def _host_steps(
     Resolved once when a call is traced.
     """
     options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
-    problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype), t.detach().cpu())
+    problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype, device="cpu"), t.detach().cpu())
     return tuple(
         (
             tuple(time.item() for time in step.times),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import warn
 from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
 from .memory import Watch, watches
 from .tolerances import Tolerance
@@ -93,6 +93,9 @@ class InitialValueProblem:
             raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
         self.func = func
         self.leaves, self.structure = flatten("y0", y0)
+        for i, y in enumerate(self.leaves):
+            if y.layout != torch.strided:
+                raise TypeError(f"{leaf_name('y0', self.structure, i)}: got layout {y.layout}, accepted: torch.strided")
         self.t = _check_times(t)
         self.constant = constant and torch.compiler.is_compiling() and not t.requires_grad
         values = list(_constant_values(t)) if self.constant else t.detach().tolist()
@@ -184,10 +187,11 @@ class InitialValueProblem:
             self._callbacks[name](self.scalar(self.sign * s, dtype), self.state(ys), self.scalar(h, dtype))
 
     def check_callbacks(self, method: str, served: Sequence[str]) -> None:
-        """Warn of callbacks that a method never calls."""
+        """Warn once of callbacks that a method never calls."""
         unknown = sorted(set(self._callbacks) - set(served))
         if unknown:
-            warnings.warn(f"method {method!r} does not call {', '.join(unknown)}", stacklevel=4)
+            warn(f"method {method!r} does not call {', '.join(unknown)}")
+            self._callbacks = {name: own for name, own in self._callbacks.items() if name in served}
 
     def accept(self, s: float, h: float) -> None:
         """Count an accepted step."""
@@ -227,11 +231,6 @@ def _fits(k: Any, y: torch.Tensor) -> bool:
     return k is not None and k.shape == y.shape and k.dtype == y.dtype
 
 
-def own_callbacks(adjoint: bool) -> tuple[str, ...]:
-    """The names by which ``func`` holds its callbacks."""
-    return tuple(name + "_adjoint" for name in CALLBACKS) if adjoint else CALLBACKS
-
-
 def own_module(func: Any) -> torch.nn.Module | None:
     """The module that a callable is, is bound to, or is partial of."""
     while isinstance(func, partial):
@@ -254,6 +253,8 @@ def _check_times(t: Any) -> torch.Tensor:
         raise TypeError(f"t: got dtype {t.dtype}, accepted: a floating-point dtype")
     if t.dim() != 1 or len(t) == 0:
         raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: [T] with at least one time")
+    if t.device.type == "meta":
+        raise ValueError("t: got times on device meta, accepted: a device that holds them")
     return t
 
 
