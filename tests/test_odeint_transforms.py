@@ -124,3 +124,15 @@ def test_the_ops_and_a_block(mode):
         want = directional(f, Y0, V)
         with mode():
             close(jvp(f, (Y0,), (V,))[1], want)
+
+
+def test_what_torch_func_is_refused():
+    w = torch.tensor(1.0, dtype=D)
+    more = {"event_fn": lambda t, y: y[0] - 0.5}
+    for run in (
+        lambda y: cf.odeint(lambda t, y: -y * w, y, TIMES, gradient="checkpoint", params=()).sum(),
+        lambda y: cf.odeint_adjoint(lambda t, y: -y * w, y, TIMES, adjoint_params=()).sum(),
+        lambda y: cf.odeint_event(lambda t, y: -y * w, y, TIMES[0], **more)[0],
+    ):
+        with pytest.raises(RuntimeError, match=r"inside of torch\.func, accepted there: odeint"):
+            grad(run)(torch.ones(2, dtype=D))

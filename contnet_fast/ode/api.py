@@ -94,6 +94,7 @@ def odeint(
     if packs(problem, settings.options.norm):
         problem = PackedProblem(problem)
     if gradient == "checkpoint" and taped:
+        _refuse_torch_func("gradient='checkpoint'")
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
         own = _parameters("params", func, params)
@@ -137,6 +138,7 @@ def odeint_adjoint(
     Raises:
         RuntimeError: the gradient is differentiated again.
     """
+    _refuse_torch_func("odeint_adjoint")
     own = _parameters("adjoint_params", func, adjoint_params)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     name, chosen, back_rtol, back_atol = adjoint_settings(
@@ -187,6 +189,7 @@ def odeint_event(
     Raises:
         RuntimeError: a third derivative.
     """
+    _refuse_torch_func("odeint_event")
     if not isinstance(t0, torch.Tensor) or t0.numel() != 1:
         raise TypeError(f"t0: got {t0!r}, accepted: a tensor with one time")
     start = t0.reshape(-1)
@@ -222,6 +225,11 @@ def _settings(
             "{'step_size': None} says that this is meant"
         )
     return settings
+
+
+def _refuse_torch_func(what: str) -> None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{what}: got a call inside of torch.func, accepted there: odeint with gradient='discrete'")
 
 
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
