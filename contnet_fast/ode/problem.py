@@ -111,7 +111,7 @@ class InitialValueProblem:
         self.stats = Stats()
         self.reached = len(values)
         self.name = "func"
-        self.watch = Watch() if watches(self.leaves) else None
+        self.watch: Watch | None = None
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
         self._plain_tuple = self._flat_tuple and type(y0) is tuple
         self._callbacks = {
@@ -122,13 +122,15 @@ class InitialValueProblem:
         """The field at the caller's time, as leaves in the dtypes of the state; unless ``summed`` no one reads those
         of integrals.
         """
-        self.stats.nfe += 1
+        nfe = self.stats.nfe = self.stats.nfe + 1
         self.summed = summed
+        if nfe == 1 and watches(ys):
+            self.watch = Watch()
         if self.watch is not None:
             self.watch.before(ys)
         if self.structure is None:
             k, y = self.func(t, ys[0]), ys[0]
-            fits = self.stats.nfe > 1 and k is not None and k.shape == y.shape and k.dtype == y.dtype
+            fits = nfe > 1 and k is not None and k.shape == y.shape and k.dtype == y.dtype
             ks = [k]
         else:
             found = self.func(t, self._structured(ys))
@@ -136,7 +138,7 @@ class InitialValueProblem:
                 ks = list(found)
             else:
                 ks = flatten_as(self.name, found, self.structure)
-            fits = self.stats.nfe > 1 and all(map(_fits, ks, ys))
+            fits = nfe > 1 and all(map(_fits, ks, ys))
         if not fits:
             ks = self._rates(ks, ys)
         if self.watch is not None:
