@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import check_choice
+from ..ops import followed, transforming
 from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import End, Leaves, Outputs
 from .device import Bursts, steps_per_read
@@ -62,9 +63,10 @@ def make_solver(
         problem.check_callbacks(settings.method, ("callback_step",))
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
-    timed = graph and (problem.t.requires_grad or settings.options.first_step_grad)
+    timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
-    if bursts and per_read > 1 and not (timed or tolerance.own_norm or problem.has_callbacks):
+    plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
+    if bursts and per_read > 1 and plain:
         solver = Bursts(problem, settings.method, settings.options, tolerance, graph=graph)
         solver.per_read = per_read
         return solver
@@ -120,7 +122,7 @@ def _adaptively(solver: Adaptive, outputs: Outputs | End, record: Record, on_max
     while i < len(times):
         if n >= limit:
             if on_max_steps == "return":
-                problem.stats.completed = False
+                problem.stats.completed, problem.reached = False, i
                 return
             raise problem.failure(
                 "max_num_steps",
