@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -52,6 +53,8 @@ class Watch:
                 "func that leaves y as it is (y = y.clone() first)"
             )
         safe = [self._safe(k, name) for k in ks]
+        if self._left == EVALUATIONS - 1 and all(map(operator.is_, ks, safe)):
+            self._left = 1  # new results: one more look, for a buffer that was one at first
         if not self._left:
             self._seen = {}
         return safe
