@@ -33,6 +33,7 @@ class Case:
     """One row: a block (or a network of width ``channels``) with batch norm, K = N.
 
     Attributes:
+        part: one of ``PARTS``, or "tune" for a block whose statistics are known, with gradients.
         sweep: what a case of the part ``scaling`` varies, one of ``SWEEPS``.
         label: of a network, as in the paper: "8-8-8" has K = N = 8 in each of its three blocks.
         dtype: of the state. On a GPU 16-bit states come with float32 parameters under autocast, as in training.
@@ -59,7 +60,13 @@ class Case:
 
     @property
     def training(self) -> bool:
-        return self.part in ("train", "net", "memory")
+        """Whether a backward pass follows."""
+        return self.part in ("train", "net", "memory", "tune")
+
+    @property
+    def statistics(self) -> bool:
+        """Whether they are those of the batch."""
+        return self.training and self.part != "tune"
 
     def cost(self) -> Cost:
         """The floor of the blocks alone: a network's stem, stitches and head are left out."""
@@ -173,6 +180,24 @@ def gpu_suite(order: str | None = None, *, tiny: bool = False) -> Iterator[AnyCa
         channels, side = (256, 8) if sweep == "channels" else (16, 32)
         yield Case("scaling", channels, side, "rk4_classic", 4, block_order, 512 if sweep == "batch" else 128, sweep,
                    dtype="bfloat16")  # fmt: skip
+
+
+def level_suite(*, tiny: bool = False) -> Iterator[Case]:
+    """Blocks whose levels are timed beside one another on a GPU, most telling first; ``tiny``: for the interpreter."""
+    if tiny:
+        yield from (Case(part, 4, 4, "midpoint", 1, batch=2) for part in ("eval", "tune", "train"))
+        return
+    rk4: dict[str, Any] = {"scheme": "rk4_classic", "n_steps": 8, "batch": 128, "dtype": "bfloat16"}
+    for sizes in (NARROW, WIDE):
+        for channels, side in sizes:
+            yield from (Case(part, channels, side, **rk4) for part in ("eval", "tune", "train"))
+    for channels, side in NARROW:
+        yield from (Case(part, channels, side, order="post", **rk4) for part in ("eval", "tune", "train"))
+    for dtype in ("float32", "float16"):
+        yield from (Case(part, 32, 16, **{**rk4, "dtype": dtype}) for part in ("eval", "tune", "train"))
+    for batch in (1, 512):
+        yield from (Case(part, 64, 8, **{**rk4, "batch": batch}) for part in ("eval", "train"))
+    yield from (Case(part, 16, 32, **{**rk4, "scheme": "euler"}) for part in ("eval", "tune", "train"))
 
 
 def _combinations(sizes: tuple[int, ...], dtypes: tuple[str, ...]) -> Iterator[Combination]:

@@ -241,9 +241,9 @@ def through_torchdiffeq(case: Case, *, published: bool, device: str = "cpu") -> 
     edge = "reference_fp32" if published else "left"
     owner = make_model(case, backend="reference:none", scheme=method, edge=edge, device=device)
     assert isinstance(owner, ContinuousBlock)
-    run = (PublishedLoop if published else Odeint)(owner).train(case.training)
+    run = (PublishedLoop if published else Odeint)(owner).train(case.statistics)
     notes = [] if method == case.scheme else ["its rk4 is the 3/8 rule: another RK4 with as many evaluations"]
-    if case.training and not published:
+    if case.statistics and not published:
         notes.append("running statistics are not updated, which the others do")
     name = "published loop" if published else "torchdiffeq"
     task = make_task(case, owner, run)

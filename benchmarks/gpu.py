@@ -30,7 +30,7 @@ import torch
 from options import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PHASES = ("environment", "build", "tests", "combine", "blocks", "training", "sanitizer", "choice")
+PHASES = ("environment", "build", "tests", "combine", "levels", "blocks", "training", "sanitizer", "choice")
 TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")
 DRY_TESTS = ("tests/test_triton_combine.py",)
 SANITIZED = ("tests/test_triton_gpu.py", "tests/test_cuda_gpu.py", "tests/test_cuda_conv_gpu.py")
@@ -201,8 +201,21 @@ def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
         run.attempt(phase, case.name, lambda case=case: measure(case, _context(run)))  # type: ignore[misc]
 
 
+def levels(run: Run) -> None:
+    """Levels of ``triton`` and ``cuda`` beside one another, in turn."""
+    from cases import level_suite
+    from gpu_levels import measure_levels
+    from timing import TINY, Effort
+
+    effort = TINY if run.dry else Effort(rounds=30, seconds=0.0, cold_rounds=0)
+    seeds = (1,) if run.dry else (1, 2, 3)
+    for case in level_suite(tiny=run.dry):
+        run.attempt("levels", case.name, lambda case=case: measure_levels(  # type: ignore[misc]
+            case, run.device, effort, seeds=seeds, log=run.log))  # fmt: skip
+
+
 def training(run: Run) -> None:
-    """The paper's 8-8-8 in short, by eager PyTorch and by Triton: losses, accuracies, seconds (``train_cifar.py``)."""
+    """The paper's 8-8-8 in short, by eager PyTorch and by ours: losses, accuracies, seconds (``train_cifar.py``)."""
     run.attempt("training", "8-8-8/rk4_classic", lambda: _training(run))
 
 
@@ -221,31 +234,48 @@ def _training(run: Run) -> dict[str, Any]:
     images = Images(images.data.to(run.device), images.note, images.thresholds)
     race = Race(line, config, images, images.thresholds, log=run.log, seconds=min(60.0, run.left / 3))
     with tempfile.TemporaryDirectory() as folder:
-        row = race.run(entrants(("reference:channels_last", "triton:channels_last")), Path(folder))
+        row = race.run(entrants(_who_trains()), Path(folder))
     del row["case"]  # a row of this file has its own
     ours = {name: found for name, found in row["ratios"].items() if not name.startswith("reference")}
     row["ratios"] = {f"{what} / {name}": value for name, found in ours.items() for what, value in found.items()}
     return row
 
 
+def _who_trains() -> tuple[str, ...]:
+    """Eager PyTorch, and what of ours can run here."""
+    from contnet_fast.backends import available_backends
+
+    ours = [name for name in ("triton", "cuda") if name in available_backends()]
+    return tuple(f"{name}:channels_last" for name in ("reference", *ours))
+
+
 def sanitizer(run: Run) -> None:
-    """compute-sanitizer on a small set of kernels."""
-
-    def work(tool: str) -> dict[str, Any]:
-        if run.dry:
-            return {"summary": "left out of a dry run"}
-        program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-        if not Path(program).exists():
-            return {"summary": "compute-sanitizer is not on this machine"}
-        selected = ["-k", "test_small_set"]
-        words = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "pytest", "-q", *selected]
-        out = run.command(
-            [*words, *SANITIZED], limit=min(run.left, 180), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        )
-        return {"summary": _tail(out)}
-
+    """compute-sanitizer on a small set of kernels of each backend."""
     for tool in ("memcheck", "racecheck"):
-        run.attempt("sanitizer", tool, lambda tool=tool: work(tool))  # type: ignore[misc]
+        for file in SANITIZED:
+            case = f"{tool} {Path(file).stem}"
+            run.attempt("sanitizer", case, lambda tool=tool, file=file: _sanitize(run, tool, file))  # type: ignore[misc]
+
+
+def _sanitize(run: Run, tool: str, file: str) -> dict[str, Any]:
+    if run.dry:
+        return {"summary": "left out of a dry run"}
+    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(program).exists():
+        return {"summary": "compute-sanitizer is not on this machine"}
+    words = [
+        program,
+        f"--tool={tool}",
+        "--error-exitcode=9",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "test_small_set",
+    ]
+    out = run.command([*words, file], limit=min(run.left, 180), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    return {"summary": re.findall(r"={3,} (\w+ SUMMARY: .*)", out), "tests": _tail(out.partition("SUMMARY")[0])}
 
 
 def choice(run: Run) -> None:
@@ -286,8 +316,11 @@ def summary(run: Run) -> None:
         for name, value in row.get("ratios", {}).items():
             pairs = {f"{kind} / {name}": v for kind, v in value.items()} if isinstance(value, dict) else {name: value}
             lines += [f"| {case} | {what} | {ratio:.2f} |" for what, ratio in pairs.items()]
-    left_out = [f"{case}: {name}" for (_, case), row in latest.items() for name in row.get("left_out", ())]
-    run.log("\n".join([*lines, *(f"left out: {line}" for line in left_out), *(f"FAILED {f}" for f in run.failed)]))
+    for (_, case), row in latest.items():
+        for what, aim in row.get("aims", {}).items():
+            lines.append(f"{case}: {what}: {'reaches' if aim['reached'] else 'MISSES'} the aim of {aim['least']}")
+        lines += [f"left out: {case}: {name}" for name in row.get("left_out", ())]
+    run.log("\n".join([*lines, *(f"FAILED {f}" for f in run.failed)]))
     run.log(f"rows in {run.rows_file}, log in {run.log_file}")
 
 

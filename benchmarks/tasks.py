@@ -135,7 +135,7 @@ def make_model(
         model = ContinuousBlock(field, checkpoint=checkpoint, edge=edge, **graph)
     perturb(model)
     parameters = torch.float32 if autocast_dtype(case, device) else DTYPES[case.dtype]
-    return model.train(case.training).to(device, dtype or parameters)
+    return model.train(case.statistics).to(device, dtype or parameters)
 
 
 def autocast_dtype(case: Case, device: str) -> torch.dtype | None:

@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     count = checked(lambda text: check_count("count", int(text)))
     whole = checked(lambda text: check_count("count", int(text), minimum=0))
     p.add_argument("--rows", nargs="+", default=["2-2-2/euler"], metavar="ROW", help=", ".join(ROWS))
-    p.add_argument("--contenders", nargs="+", metavar="WHO", help="reference, compiled, cpu, triton, or one layout of "
-                   "one, e.g. cpu:channels_last; default: what the device has")  # fmt: skip
+    p.add_argument("--contenders", nargs="+", metavar="WHO", help="reference, compiled, cpu, triton, cuda, or one "
+                   "layout of one, e.g. cpu:channels_last; default: what the device has")  # fmt: skip
     p.add_argument("--data", choices=DATASETS, help="default: cifar10 with --data-path, else gratings")
     p.add_argument("--data-path", type=Path, metavar="PATH", help="folder or .npz of CIFAR-10")
     p.add_argument("--subset", type=whole, metavar="N", help="training images, 0 for all; default 5000 of cifar10")

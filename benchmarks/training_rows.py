@@ -103,6 +103,7 @@ WHO = {
     "compiled": "torch.compile of the reference",
     "cpu": "the C++ backend",
     "triton": "the Triton backend",
+    "cuda": "the CUDA C++ backend",
 }
 WHOLE_GRAPH = 8  # evaluations of a block that one graph of the whole network may have
 
@@ -124,7 +125,7 @@ class Entrant:
 
     def settings(self) -> dict[str, Any]:
         """Its part of a :class:`Config`. Ours on a GPU keeps the states at steps, as the network's default is."""
-        checkpoint = "none" if self.who != "triton" else "step"
+        checkpoint = "step" if self.who in ("triton", "cuda") else "none"
         backend = self.who if self.is_ours else "reference:none"
         return {"backend": backend, "checkpoint": checkpoint, "channels_last": self.layout == "channels_last"}
 
@@ -149,7 +150,7 @@ def default_entrants(device: torch.device) -> tuple[str, ...]:
     """On a GPU PyTorch's own kernels prefer channels_last, so only eager shows both layouts there."""
     if device.type == "cpu":
         return ("reference", "compiled", "cpu")
-    return ("reference", "compiled:channels_last", "triton:channels_last")
+    return ("reference", "compiled:channels_last", "triton:channels_last", "cuda:channels_last")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Device:
         """FLOP/s of products with operands of ``dtype``."""
         return self.flops["tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")]
 
+    def share(self, blocks: int, units: int | None = None, each: int = 1) -> float:
+        """Of its rate that ``blocks`` reach, which take ``units`` in turn, at most ``each``: blocks are not divided."""
+        busiest = -(-blocks // self.multiprocessors) * each
+        return (blocks if units is None else units) / (self.multiprocessors * busiest)
+
 
 def _gpu(
     name: str, half: float, tf32: float, single: float, double: float, *, bandwidth: float, l2: float, l2_bytes: float,
@@ -62,6 +67,8 @@ DEVICES = {
         _gpu("B200", 2250, 1125, 75, 37, bandwidth=8.0, l2=9.4, l2_bytes=126, processors=148, clock=1.84),
     )
 }
+
+BY_FAMILY = {"sm_80": DEVICES["A100"], "sm_90": DEVICES["H100"], "sm_100": DEVICES["B200"]}  # of chips
 
 
 def measured_cpu(seconds: float = 0.2) -> Device:
@@ -101,7 +108,8 @@ class Cost:
 
     Attributes:
         flops: of the convolutions; a multiply-add counts two. bytes: each operand read once, each result written once.
-        launches: of kernels. saved: bytes kept for a backward pass. inner: bytes that pass through first-level caches.
+        launches: of kernels. saved: bytes kept for a backward pass. inner: bytes through first-level caches and shared
+            memory. again: bytes that every block reads for itself from L2: weights, partial sums of other blocks.
     """
 
     flops: float = 0.0
@@ -109,11 +117,12 @@ class Cost:
     launches: int = 0
     saved: float = 0.0
     inner: float = 0.0
+    again: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches,
-            self.saved + other.saved, self.inner + other.inner,
+            self.saved + other.saved, self.inner + other.inner, self.again + other.again,
         )  # fmt: skip
 
     def floor(self, device: Device, dtype: torch.dtype, *, precision: str = "ieee") -> float:
@@ -133,7 +142,8 @@ class Cost:
         resident = 0 < working_set <= device.l2_bytes
         parts = {
             "products": self.flops / (device.rate(dtype, precision) * share),
-            "L2" if resident else "memory": self.bytes / (device.l2_bandwidth if resident else device.bandwidth),
+            "memory": 0.0 if resident else self.bytes / device.bandwidth,
+            "L2": (self.again + (self.bytes if resident else 0.0)) / device.l2_bandwidth,
             "L1": self.inner / (device.l1_bandwidth * share),
             "launches": self.launches * device.launch,
         }
@@ -142,14 +152,14 @@ class Cost:
         return work + parts["launches"], bound
 
 
-# maps read and written, and launches, of one evaluation of the field and the combination after it, by level and order
-_MAPS = {"solve": (0, 0), "stage": (6, 8), "none": (19, 19)}  # (pre, post)
-_LAUNCHES = {"solve": (0, 0), "stage": (2, 3), "none": (8, 8)}
+# maps read and written, and launches, of one evaluation of the field and the combination after it, by level
+_MAPS = {"solve": 0, "none": 19}
+_LAUNCHES = {"solve": 0, "none": 8}
 
 
 def conv_solve_cost(
     shape: tuple[int, ...], *, stages: int, n_steps: int, n_basis: int, dtype: torch.dtype, compute_dtype: torch.dtype,
-    training: bool = False, checkpoint: str = "none", level: str = "solve", order: str = "pre",
+    training: bool = False, checkpoint: str = "none", level: str = "solve",
 ) -> Cost:  # fmt: skip
     """The floor of one solve of the convolutional field: 2 * 9 C^2 H W B operations a convolution, two an evaluation.
 
@@ -157,16 +167,15 @@ def conv_solve_cost(
         shape: of the state, [B, C, H, W].
         training: with the backward pass, which needs twice the products of the forward pass, and with ``checkpoint``
             "step" or "block" the forward pass's once more.
-        level: "solve": the state is read and written once, in one launch. "stage": each convolution reads and writes
-            its maps; two launches an evaluation for order "pre", three for "post". "none": PyTorch's own kernels, for
-            each half of the field a norm (3 maps), a relu (2) and a convolution (2); eps (2); the combination (3).
+        level: "solve": the state is read and written once, in one launch. "none": PyTorch's own kernels, for each half
+            of the field a norm (3 maps), a relu (2) and a convolution (2); eps (2); the combination (3).
     """
     batch, channels, height, width = shape
     map_bytes = float(batch * channels * height * width * dtype.itemsize)
-    evaluations, post = n_steps * stages, order == "post"
+    evaluations = n_steps * stages
     forward = 2.0 * 2 * 9 * channels * channels * height * width * batch * evaluations
     weights = 2.0 * n_basis * 9 * channels * channels * compute_dtype.itemsize
-    maps, launches = _MAPS[level][post] * evaluations, _LAUNCHES[level][post] * evaluations
+    maps, launches = _MAPS[level] * evaluations, _LAUNCHES[level] * evaluations
     cost = Cost(forward, (2 + maps) * map_bytes + weights, max(1, launches))
     if not training:
         return cost

@@ -207,7 +207,7 @@ def test_levels_that_it_does_not_have_are_refused_where_they_are_named():
         pass
 
 
-def test_auto_prefers_triton_and_the_compilers_own_fusion(there, monkeypatch):
+def test_auto_prefers_triton_for_combinations_and_the_compilers_own_fusion(there, monkeypatch):
     from contnet_fast.backends import triton
 
     monkeypatch.setattr(triton, "INSTALLED", False)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from contnet_fast.backends import available_backends
+from contnet_fast.backends import available_backends, choice
 from contnet_fast.backends import triton as backend_triton
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -88,6 +89,84 @@ def test_a_wrong_kernel_gives_no_ratio_and_an_error(gpu, tmp_path, monkeypatch, 
     assert row["error"].startswith("GateError: eval/pre/2x4@4/midpoint-1: ours (small batch) is not the reference")
     assert "ratios" not in row
     assert "FAILED blocks eval/pre/2x4@4/midpoint-1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("cpu" not in available_backends(), reason="needs the C++ extension")
+class TestLevels:
+    """With the levels of the cpu backend in place of those of a GPU, which the interpreter would take a minute for."""
+
+    @pytest.fixture
+    def levels(self, gpu, monkeypatch):
+        module = importlib.import_module("gpu_levels")
+        monkeypatch.setattr(choice, "FUSED", ("cpu:solve", "cpu:stage", "cuda:solve"))
+        monkeypatch.setattr(choice, "predicted", lambda problem, request, family: 1e-3)
+        monkeypatch.setattr(module, "FAMILIES", ("cpu",))
+        return module
+
+    def test_every_level_that_serves_has_its_time_and_its_ratios(self, gpu, levels, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(levels, "AIMS", {("tune/pre/2x4@4/midpoint-1", "cpu:stage / cpu:solve"): 1e9})
+        gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "levels"])
+        evaluation, tuning, training = rows(tmp_path)
+        for row in (evaluation, tuning):
+            assert list(row["ms"]) == list(row["predicted_ms"]) == list(row["gate"]) == ["cpu:solve", "cpu:stage"]
+            assert row["ratios"] == {
+                "cpu:stage / cpu:solve": pytest.approx(row["ms"]["cpu:stage"] / row["ms"]["cpu:solve"], abs=1e-3)
+            }
+        assert {"conv_solve cpu:solve", "conv_solve cpu:stage"} < set(tuning["ran"])
+        assert any(line.startswith("conv_solve_backward") for line in tuning["ran"])
+        assert list(training["ms"]) == ["cpu:stage"]
+        assert "cpu:solve (batch statistics couple the images of a batch" in training["left_out"][0]
+        assert any(line.startswith("cuda:solve (") for line in evaluation["left_out"])
+        assert tuning["aims"] == {"cpu:stage / cpu:solve": {"least": 1e9, "reached": False}}
+        assert "cpu:stage / cpu:solve: MISSES the aim of 1000000000.0" in capsys.readouterr().out
+
+    def test_a_wrong_level_has_no_row(self, gpu, levels, tmp_path, monkeypatch):
+        right = levels.ours
+
+        def another(case, request, *settings, **more):
+            return right(case, "cpu:stage", *settings, **more)
+
+        monkeypatch.setattr(levels, "ours", another)
+        assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "levels"]) == 1
+        assert rows(tmp_path)[0]["error"].startswith(
+            "WrongBackendError: eval/pre/2x4@4/midpoint-1: cpu:solve was asked for"
+        )
+
+    def test_the_table_of_auto_takes_what_was_measured(self, gpu, levels, tmp_path, monkeypatch):
+        monkeypatch.setattr(importlib.import_module("gpu_choice"), "FUSED", choice.FUSED)
+        assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "choice"]) == 0
+        table = choice.measured.__wrapped__(tmp_path / "choice-gpu.json")
+        found = [(row["norm"], row["needs_grad"], sorted(row["ms"])) for row in table["sm_90"]["rows"]]
+        both, stage = ["cpu:solve", "cpu:stage", "reference:none"], ["cpu:stage", "reference:none"]
+        assert found == [("known", False, both), ("known", True, both), ("batch", True, stage)]
+
+
+def test_levels_are_timed_for_every_aim_and_pair(gpu):
+    levels, cases = importlib.import_module("gpu_levels"), importlib.import_module("cases")
+    names = [case.name for case in cases.level_suite()]
+    assert len(names) == len(set(names))
+    requests = [f"{request}{end}" for request in choice.FUSED for end in ("", " graph")]
+    pairs = {f"{a} / {b}" for a, b in levels._pairs(requests)}
+    assert all(name in names and what in pairs for name, what in levels.AIMS)
+    assert {"triton:solve / cuda:solve", "triton:stage graph / cuda:stage graph"} <= pairs
+
+
+def test_what_compute_sanitizer_says_is_kept(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: __file__)
+    out = "1 passed in 2.00s\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    commands = []
+
+    def command(words, **options):
+        commands.append(words)
+        return out
+
+    run = SimpleNamespace(dry=False, left=100.0, command=command)
+    assert gpu._sanitize(run, "racecheck", "tests/test_cuda_conv_gpu.py") == {
+        "summary": ["RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"],
+        "tests": ["1 passed in 2.00s", "========= RACECHECK"],
+    }
+    assert commands[0][1] == "--tool=racecheck"
+    assert "tests/test_cuda_conv_gpu.py" in gpu.SANITIZED
 
 
 def test_when_time_is_up_nothing_more_begins(gpu, tmp_path, capsys):

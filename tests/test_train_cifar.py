@@ -209,3 +209,19 @@ def test_wrong_options_are_refused(bench, options, words, capsys):
         bench("train_cifar").main(options)
     assert exit_.value.code == 2
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gpu_trains_both_of_its_backends(bench, capsys):
+    rows, script = bench("training_rows"), bench("train_cifar")
+    names = rows.default_entrants(torch.device("cuda"))
+    assert names == ("reference", "compiled:channels_last", "triton:channels_last", "cuda:channels_last")
+    found = {one.name: one for one in rows.entrants(names)}
+    wanted = {"backend": "cuda", "checkpoint": "step", "channels_last": True}
+    assert found["cuda:channels_last"].settings() == wanted
+    if describe()["cuda"] == "available":
+        return
+    args = script.parser().parse_args([])
+    assert all(one.who != "cuda" for one in script._contenders(args, torch.device("cuda")))
+    assert f"left out: cuda:channels_last: {describe()['cuda']}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--contenders: got cuda:channels_last, which cannot run here: "):
+        script._contenders(script.parser().parse_args(["--contenders", "cuda:channels_last"]), torch.device("cuda"))

@@ -13,7 +13,7 @@ from . import extension
 from .registry import Problem
 
 MOST_STAGES = 13  # of dopri8; csrc/cuda/launch.h
-MOST_CHANNELS = 256  # at level stage; csrc/cuda/conv_launch.h
+MOST_CHANNELS, MOST_PIXELS = 256, 2**31  # at level stage; csrc/cuda/stages.cu
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERANDS = STATES[:3]  # of convolutions
 CHIPS: tuple[str, ...] = ()
@@ -60,11 +60,7 @@ class CudaBackend:
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for it."""
-        if level == "solve":
-            return "the state never leaves the chip: predicted faster than PyTorch (docs/cuda.md), not measured"
-        if level == "stage":
-            return "one launch a convolution and what is around it: expected faster than PyTorch, not yet measured"
+        """What speaks for its combinations."""
         return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
 
     def unavailable(self) -> str | None:
@@ -112,13 +108,15 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
         reasons.append(f"products in {problem.compute_dtype} are not served")
     elif problem.dtype not in (torch.float32, problem.compute_dtype):
         reasons.append(f"a state of {problem.dtype} beside products in {problem.compute_dtype} is not served")
-    _, channels, height, width = problem.shape
+    batch, channels, height, width = problem.shape
     sample = problem.field is not None and problem.field[1] in ("group", "layer")
     if level == "stage":
         if sample:
             reasons.append("statistics are taken within an image: level solve serves that")
         if channels % 8 or not 8 <= channels <= MOST_CHANNELS:
             reasons.append(f"{channels} channels: level stage takes a multiple of 8 up to {MOST_CHANNELS}")
+        if batch * height * width >= MOST_PIXELS:
+            reasons.append(f"{batch} maps of {height}x{width}: level stage takes fewer than 2^31 pixels")
         return reasons
     if problem.batch_statistics:
         reasons.append("batch statistics couple the images of a batch: level stage serves that")

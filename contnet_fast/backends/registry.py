@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import BackendUnavailable, choice_error
+from . import choice
 
 LEVELS = ("solve", "stage", "accumulate", "none")  # most fused first
 
@@ -64,7 +65,7 @@ class Backend(Protocol):
         """Why nothing at all can run here, or ``None``."""
 
     def discourage(self, problem: Problem, level: str) -> str | None:
-        """Why ``auto`` had better not choose this, by measurement, although it serves."""
+        """Why ``auto`` had better not choose this, although it serves; solves on a GPU it sorts by time besides."""
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it, where ``auto`` chooses it: shown by ``explain``."""
@@ -125,7 +126,7 @@ _state = _State()
 
 
 def register(backend: Backend) -> None:
-    """Add a backend. The order of registration is the order of preference of ``auto``."""
+    """Add a backend. The order of registration is the order of preference of ``auto``, but for solves on a GPU."""
     REGISTRY[backend.name] = backend
 
 
@@ -163,6 +164,8 @@ def select(problem: Problem, request: str = "auto") -> Plan:
     if _state.forced:
         request = _state.forced[-1]
     name, _, wanted = request.partition(":")
+    if name == "auto" and problem.op == "conv_solve" and problem.device == "cuda":
+        return _accept(_fastest(problem), name)
     refused: list[Refusal] = []
     candidates = tuple(REGISTRY) if name == "auto" else (name,)
     for candidate in candidates:
@@ -178,6 +181,29 @@ def select(problem: Problem, request: str = "auto") -> Plan:
                 return _accept(plan, name)
             refused.append(Refusal(candidate, level, reasons))
     raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
+
+
+def _fastest(problem: Problem) -> Plan:
+    """Of everything that serves a solve on a GPU what takes least time; equal ones by the order of registration."""
+    refused: list[Refusal] = []
+    serving: list[str] = []
+    for name, backend in REGISTRY.items():
+        for level in backend.levels:
+            reasons = backend.check(problem, level)
+            against = None if reasons else backend.discourage(problem, level)
+            if reasons or against is not None:
+                refused.append(Refusal(name, level, reasons or (str(against),)))
+            else:
+                serving.append(f"{name}:{level}")
+    words, order = choice.rank(problem, tuple(serving))
+    slower = [(request, reason) for request, reason in order[1:] if request in choice.FUSED]
+    for request, reason in slower:
+        name, _, level = request.partition(":")
+        refused.append(Refusal(name, level, (reason,)))
+    chosen = order[0][0]
+    name, _, level = chosen.partition(":")
+    why = words if slower or chosen in choice.FUSED else REGISTRY[name].why(problem, level)
+    return Plan(problem, name, level, why, tuple(refused))
 
 
 def _reasons(headline: str, refused: list[Refusal] | tuple[Refusal, ...]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..reference.rk import norm_dtype
-from . import choice
 from .registry import Problem, record
 
 
@@ -61,22 +60,11 @@ class TritonBackend:
             return "auto leaves it: Triton's interpreter is for tests"
         if level == "accumulate" and torch.compiler.is_compiling() and not problem.op.startswith("rk_combine"):
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
-        if problem.op == "conv_solve" and level != "accumulate":
-            times = self._choice(problem)
-            if times.faster(level) is not None:
-                return f"auto leaves it: {times.words(level)}"
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for it."""
-        if problem.op != "conv_solve" or level == "accumulate":
-            return "one pass over memory: predicted faster than PyTorch's chain (docs/kernels.md), not yet measured"
-        return self._choice(problem).words(level)
-
-    def _choice(self, problem: Problem) -> choice.Choice:
-        """Times of every level that serves."""
-        levels = tuple(level for level in ("solve", "stage") if not self.check(problem, level))
-        return choice.choose(problem, _family(), levels)
+        """What speaks for its combinations."""
+        return "one pass over memory: predicted faster than PyTorch's chain (docs/kernels.md), not yet measured"
 
     def unavailable(self) -> str | None:
         """Why nothing can run here."""
@@ -101,12 +89,6 @@ class TritonBackend:
     def native_log(self) -> None:
         """It is Python."""
         return
-
-
-def _family() -> str:
-    """Whose times speak for the current device (kernels/tiles.py has the same rule for tiles)."""
-    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
 
 
 def _against_conv(problem: Problem, level: str) -> list[str]:

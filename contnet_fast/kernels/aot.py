@@ -22,15 +22,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..costs import DEVICES, Cost
+from ..costs import BY_FAMILY as DEVICE
+from ..costs import Cost
 from ..errors import check_choice
 from .launch import INTERPRETED, Launch
 from .manifest import BLOCKS, Block, Combination, launches
+from .passes import Work
 from .sass import disassembly, instruction, mix, registers_of
-from .traffic import cost, working_set
+from .traffic import work
 
 CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-DEVICE = {"sm_80": DEVICES["A100"], "sm_90": DEVICES["H100"], "sm_100": DEVICES["B200"]}
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
 SHARED_SM = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024}
 REGISTERS, WARPS, BLOCKS_SM = 65536, 64, 32  # of a multiprocessor, on all three
@@ -153,16 +154,16 @@ def specialisations(blocks: tuple[Block | Combination, ...], chip: str) -> dict[
     return found
 
 
+def counted(launch: Launch) -> Work:
+    """A launch as its count."""
+    return work(launch.kernel.__name__, math.prod(launch.grid), launch.arguments)
+
+
 def predicted(launch: Launch, chip: str) -> tuple[float, str]:
     """Seconds of a launch on the chip's device by its count, and what bounds it."""
-    device, constants = DEVICE[chip], launch.arguments
-    weight = constants.get("packed", constants.get("tape"))
+    weight = launch.arguments.get("packed", launch.arguments.get("grads"))
     dtype = torch.float32 if weight is None else weight.dtype
-    programs = math.prod(launch.grid)
-    return cost(launch).predicted(
-        device, dtype, precision=constants.get("PRECISION", "ieee"), working_set=working_set(launch),
-        share=min(1.0, programs / device.multiprocessors),
-    )  # fmt: skip
+    return counted(launch).bound(DEVICE[chip], dtype, launch.arguments.get("PRECISION", "ieee"))
 
 
 def report(entry: tuple[Specialisation, tuple[str, Launch]], chip: str) -> Report:
@@ -173,7 +174,7 @@ def report(entry: tuple[Specialisation, tuple[str, Launch]], chip: str) -> Repor
     return Report(
         kernel=specialisation.kernel.__name__, case=case, chip=chip, warps=specialisation.warps, registers=registers_of(compiled.asm["cubin"]),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)), shared=compiled.metadata.shared, instruction=instruction(compiled.asm["ptx"]),
-        cost=cost(launch), predicted=predicted(launch, chip), mix=mix(code),
+        cost=counted(launch).cost, predicted=predicted(launch, chip), mix=mix(code),
     )  # fmt: skip
 
 
@@ -238,7 +239,7 @@ def totals() -> list[str]:
         if isinstance(block, Combination):
             continue
         by_chip = {chip: launches(block, chip) for chip in CHIPS}
-        whole = sum((cost(launch) for launch in by_chip["sm_90"]), Cost())
+        whole = sum((counted(launch).cost for launch in by_chip["sm_90"]), Cost())
         times = [1e3 * sum(predicted(launch, chip)[0] for launch in made) for chip, made in by_chip.items()]
         floor = 1e3 * whole.flops / DEVICE["sm_90"].rate(getattr(torch, block.dtype), block.precision)
         lines.append(

@@ -15,8 +15,9 @@ import torch
 from . import adjoint
 from .forward import BLOCK_ELEMENTS, Nodes, dense, like, prepared, run_solve
 from .launch import launch
-from .plan import PARAMETER_ROWS, Solve, Units, processors
+from .plan import PARAMETER_ROWS, Solve
 from .stage import conv_gradient
+from .tiles import Units
 from .weights import add_up, weight_gradient
 
 BIAS2, NORM_WEIGHT2, NORM_BIAS2, SKIP = 1, 4, 5, 6  # rows of the parameter table (maps.py)
@@ -139,18 +140,14 @@ class _Backward:
     def weight_gradients(self, i: int, tape: torch.Tensor) -> None:
         """All weight and bias gradients of a step."""
         s, c, stages = self.s, self.s.channels, self.s.grid.stages
-        t = s.tile("weights")
-        per_image = -(-s.pixels // t.pixels)
-        total, blocks = s.batch * per_image, -(-c // t.channels)
-        wanted = max(1, 2 * processors(s.device) // (3 * blocks * 2 * stages))
-        each = -(-total // min(wanted, total))
-        splits = -(-total // each)
+        units = s.weight_units()
+        t, splits = units.tile, units.programs
         weight_sums, bias_sums = s.floats(stages, 2, splits, 9, c, c), s.floats(stages, 2, splits, c)
         launch(
-            weight_gradient, (splits, 3 * blocks, 2 * stages), num_warps=t.warps, maxnreg=t.registers,
+            weight_gradient, (splits, 3 * -(-c // t.channels), 2 * stages), num_warps=t.warps, maxnreg=t.registers,
             tape=tape, grads=self.grads, parameters=self.p.parameters, moments=self.p.moments,
             slot_of=s.tables.slot_of, weight_sums=weight_sums, bias_sums=bias_sums,
-            first=i * stages, stages=stages, units=total, units_per_program=each, splits=splits, tiles=per_image,
+            first=i * stages, stages=stages, **self._units(units), splits=splits,
             images=s.batch, height=s.height, width=s.width, kind_distance=stages * s.plane, plane=s.plane,
             norm_eps=s.norm_eps, C=c, POST=s.post, NORMED=s.normed, SAMPLES=s.sample,
             PRECISION=s.precision, BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels,

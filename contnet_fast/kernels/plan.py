@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..costs import BY_FAMILY
 from .launch import INTERPRETED
-from .tiles import Tile, block_channels, family, tile
+from .tiles import Shared, Tile, Units, block_channels, family, tile, units, weight_units
 
 PARAMETER_ROWS = 7  # of maps.py
 
@@ -131,26 +132,11 @@ def _tables(grid: Grid, eps: float, device: torch.device) -> Tables:
 
 
 @lru_cache(maxsize=16)
-def processors(device: torch.device) -> int:
+def processors(device: torch.device, family: str) -> int:
     """Multiprocessors of a device; two in the interpreter, where each program costs a millisecond."""
     if device.type == "meta":
-        return 132
+        return BY_FAMILY[family].multiprocessors
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@dataclass(frozen=True)
-class Units:
-    """How the tiles of all images are dealt out: runs of ``per_program`` units to ``programs`` programs."""
-
-    tile: Tile
-    tiles: int
-    total: int
-    per_program: int
-
-    @property
-    def programs(self) -> int:
-        """Programs along the axis of pixels."""
-        return -(-self.total // self.per_program)
 
 
 @dataclass(frozen=True)
@@ -251,11 +237,16 @@ class Solve:
 
     def units(self, kernel: str, *, by_image: bool = False) -> Units:
         """How ``kernel`` shares the batch; ``by_image``: one unit a program, for sums that are merged by image."""
-        t = self.tile(kernel)
-        per_image = -(-self.pixels // t.pixels)
-        total = self.batch * per_image
-        each = 1 if by_image else -(-total // (2 * processors(self.device)))
-        return Units(t, per_image, total, max(1, each))
+        return units(kernel, self._shared, by_image=by_image)
+
+    def weight_units(self) -> Units:
+        """How the weight gradients of a step share it."""
+        return weight_units(self._shared, self.grid.stages)
+
+    @property
+    def _shared(self) -> Shared:
+        count = processors(self.device, self.family)
+        return Shared(self.batch, self.channels, self.pixels, self.compute, self.family, count)
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

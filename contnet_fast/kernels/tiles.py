@@ -150,6 +150,21 @@ def use(table: Table) -> Iterator[None]:
         _table = before
 
 
+@dataclass(frozen=True)
+class Units:
+    """How the tiles of all images are dealt out: runs of ``per_program`` units to ``programs`` programs."""
+
+    tile: Tile
+    tiles: int
+    total: int
+    per_program: int
+
+    @property
+    def programs(self) -> int:
+        """Programs along the axis of pixels."""
+        return -(-self.total // self.per_program)
+
+
 @lru_cache(maxsize=16)
 def family(device: torch.device) -> str:
     """Whose tiles a device uses. Chips from 12.0 on have the products of sm_80 and no tensor memory."""
@@ -178,6 +193,38 @@ def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, family: st
     """The tile of ``kernel`` for maps of ``channels`` and ``pixels``, with products in ``dtype``."""
     entry = _table.tiles[key_of(kernel, channels, dtype, family)]
     return replace(entry, pixels=min(entry.pixels, max(16, power_of_two(pixels))))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is dealt out, and among how many: maps of a batch, products in ``dtype``, on a chip of a family."""
+
+    batch: int
+    channels: int
+    pixels: int
+    dtype: torch.dtype
+    family: str
+    processors: int
+
+    def tiles(self, kernel: str) -> tuple[Tile, int]:
+        """The tile of a kernel, and how many an image has."""
+        found = tile(kernel, self.channels, self.pixels, self.dtype, self.family)
+        return found, -(-self.pixels // found.pixels)
+
+
+def units(kernel: str, of: Shared, *, by_image: bool = False) -> Units:
+    """How ``kernel`` shares the batch; ``by_image``: one unit a program, for sums that are merged by image."""
+    t, per_image = of.tiles(kernel)
+    total = of.batch * per_image
+    return Units(t, per_image, total, 1 if by_image else max(1, -(-total // (2 * of.processors))))
+
+
+def weight_units(of: Shared, stages: int) -> Units:
+    """How the weight gradients of a step share the batch: about two programs a multiprocessor in all."""
+    t, per_image = of.tiles("weights")
+    total = of.batch * per_image
+    wanted = max(1, 2 * of.processors // (3 * -(-of.channels // t.channels) * 2 * stages))
+    return Units(t, per_image, total, -(-total // min(wanted, total)))
 
 
 def combines_on_load(channels: int, dtype: torch.dtype, family: str) -> bool:

@@ -1,41 +1,56 @@
 """Operations and bytes of each launch, counted from its arguments: what the tables of docs/kernels.md predict from.
 
 ``inner`` bytes pass through first-level caches and shared memory: every tap of a convolution loads its pixels there
-once, and products read both operands from shared memory once more. Rows of statistics and tables of a few kilobytes are
-left out, except weights.
+once, and products read both operands from shared memory once more. What every program reads for itself, weights and the
+rows of partial sums over the batch, comes from L2 once a program (``again``). Other tables of a few kilobytes are left out.
+
+Nothing here needs triton: ``count`` takes a kernel's name and, of its arguments, those that its count reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..costs import Cost
-from .launch import Launch
-from .maps import COMBINED
+from .passes import Work
 
-Arguments = dict[str, Any]
+Arguments = Mapping[str, Any]
+COMBINED, NORMED = 4, (1, 2, 4)  # modes of maps.py
+BATCH = 1  # a coupling of adjoint.py
 
 
-def cost(launch: Launch) -> Cost:
+def count(kernel: str, arguments: Arguments) -> Cost:
     """The count of one launch."""
-    return _COUNTS[launch.kernel.__name__](launch.arguments)
+    return _COUNTS[kernel](arguments)
 
 
-def working_set(launch: Launch) -> float:
+def work(kernel: str, blocks: int, a: Arguments, times: int = 1) -> Work:
+    """Launches of ``blocks`` programs, which share units of pixels where the kernel has them."""
+    units, each = None, 1
+    if "units_per_program" in a and kernel != "prepare":
+        units, each = blocks // _programs(a) * a["units"], a["units_per_program"]
+    return Work(kernel, times, blocks, count(kernel, a), working_set(kernel, a), units, each)
+
+
+def working_set(kernel: str, a: Arguments) -> float:
     """Bytes that stay in use around a launch: of a solve its state, rates and operands, about eight maps."""
-    a = launch.arguments
-    if launch.kernel.__name__ in ("conv_solve", "weight_gradient"):
+    if kernel in ("conv_solve", "weight_gradient"):
         elements = a["images"] * a["height"] * a["width"] * a["C"]
-    elif "units" in a and "tiles" in a and "C" in a and "target" in a:
+    elif "target" in a:
         elements = _images(a) * a.get("pixels", a.get("height", 0) * a.get("width", 0)) * a["C"]
     else:
-        return cost(launch).bytes
-    return 8.0 * elements * (2 if a.get("PRECISION") != "tf32" and _is_half(a) else 4)
+        return count(kernel, a).bytes
+    return 8.0 * elements * (2 if _is_half(a) else 4)
 
 
 def _is_half(a: Arguments) -> bool:
     return any(name in a and a[name].element_size() == 2 for name in ("packed", "tape", "target"))
+
+
+def _programs(a: Arguments) -> int:
+    """Along the axis of pixels."""
+    return -(-a["units"] // a["units_per_program"])
 
 
 def _images(a: Arguments) -> int:
@@ -60,14 +75,24 @@ def _maps(a: Arguments, *names: str) -> int:
 def _conv_stage(a: Arguments) -> Cost:
     images, pixels = _images(a), a["height"] * a["width"]
     flops, inner = _conv(a, images, pixels, a["packed"].element_size())
-    combined = a["MODE"] == COMBINED.value
+    combined = a["MODE"] == COMBINED
     names = ["source", "target", *(("state", "rates") if a["COMBINE"] or combined else ())]
     names += ["inputs"] if a["WRITE"] else []
     if combined:  # each tap loads the state too
         inner += 9.0 * images * pixels * a["C"] * a["state"].element_size() * -(-a["C"] // a["BLOCK_N"])
     elements = images * pixels * a["C"]
-    weights = 9 * a["C"] ** 2 * a["packed"].element_size()
-    return Cost(flops, elements * _maps(a, *names) + weights, 1, inner=inner)
+    rows = a["rows_in"] if a["MERGE"] and a["MODE"] in NORMED else 0
+    return Cost(flops, elements * _maps(a, *names) + _weights(a), 1, inner=inner, again=_again(a, 3 * rows))
+
+
+def _weights(a: Arguments) -> int:
+    return 9 * a["C"] ** 2 * a["packed"].element_size()
+
+
+def _again(a: Arguments, rows: int = 0) -> float:
+    """What every program of a convolution reads: its weights, and ``rows`` of the channels' partial sums."""
+    each = 9.0 * a["C"] * a["BLOCK_N"] * a["packed"].element_size() + 4.0 * rows * a["C"]
+    return _programs(a) * -(-a["C"] // a["BLOCK_N"]) * each
 
 
 def _conv_gradient(a: Arguments) -> Cost:
@@ -75,21 +100,22 @@ def _conv_gradient(a: Arguments) -> Cost:
     flops, inner = _conv(a, images, pixels, a["packed"].element_size())
     read = ("value_in",) if a["MASK"] or a["SUMS"] else ()
     elements = images * pixels * a["C"]
-    weights = 9 * a["C"] ** 2 * a["packed"].element_size()
-    return Cost(flops, elements * _maps(a, "source", "target", *read) + weights, 1, inner=inner)
+    return Cost(flops, elements * _maps(a, "source", "target", *read) + _weights(a), 1, inner=inner, again=_again(a))
 
 
 def _conv_solve(a: Arguments) -> Cost:
     images, pixels, n = a["images"], a["height"] * a["width"], a["evaluations"]
     operand, state = a["packed"].element_size(), a["x"].element_size()
-    flops, inner = _conv(a, images, pixels, operand, count=2 * n - (1 if a["RECOMPUTE"] and not a["POST"] else 0))
+    convolutions = 2 * n - (1 if a["RECOMPUTE"] and not a["POST"] else 0)
+    flops, inner = _conv(a, images, pixels, operand, count=convolutions)
     elements = images * pixels * a["C"]
     kinds = 3 if a["POST"] else 2
     tape = kinds * n * state if a["TAPE"] else 0
     # both operands are written once an evaluation; the state is read and a rate written or read
     through = n * (2 * operand + 2 * state)
     once = 2 * state + 2 * a["slots"] * 9 * a["C"] ** 2 * operand / elements
-    return Cost(flops, elements * (once + tape + through), 1, inner=inner + elements * through)
+    again = float(images * convolutions * _weights(a))
+    return Cost(flops, elements * (once + tape + through), 1, inner=inner + elements * through, again=again)
 
 
 def _weight_gradient(a: Arguments) -> Cost:
@@ -114,7 +140,8 @@ def _pointwise(*names: str) -> Callable[[Arguments], Cost]:
     def count(a: Arguments) -> Cost:
         elements = _images(a) * a["pixels"] * a["C"]
         named = [n for n in names if n in a and not (n == "upstream" and not a.get("ADD"))]
-        return Cost(0.0, elements * _maps(a, *named), 1)
+        rows = 2 * a["rows"] if a.get("COUPLING") == BATCH else 3 * a["rows_in"] if a.get("MERGE") else 0
+        return Cost(0.0, elements * _maps(a, *named), 1, again=4.0 * rows * a["C"] * _programs(a))
 
     return count
 

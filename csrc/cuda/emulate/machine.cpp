@@ -8,6 +8,7 @@
 
 #include <mutex>
 #include <string_view>
+#include <utility>
 
 #include "threads.h"
 
@@ -96,6 +97,7 @@ struct Machine {
 
 Machine machine;
 std::mutex running;
+std::unique_ptr<std::string> noted;  // launches, a line each, that are not run; null: they are run
 
 __attribute__((noinline)) void suspend() {
   if (_setjmp(machine.current->context) == 0) _longjmp(machine.scheduler, 1);
@@ -314,9 +316,17 @@ void copy_async_wait(int pending, Place place) {
   thread.copies = std::move(rest);
 }
 
+bool noting() { return noted != nullptr; }
+
 void run(const Grid& grid, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> alone(running);
   check(grid);
+  if (noted != nullptr) {
+    const int64_t sizes[] = {grid.blocks, grid.rows, grid.threads, grid.shared};
+    for (const int64_t size : sizes) *noted += std::to_string(size) + ' ';
+    *noted += std::string(grid.name) + '\n';
+    return;
+  }
   machine.grid = &grid;
   machine.kernel = &kernel;
   machine.fault.clear();
@@ -330,3 +340,17 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
 }
 
 }  // namespace contnet_fast::cuda::emulate
+
+extern "C" {
+
+// From here on launches are noted and not run: maps may be large, and pointers need not lead anywhere.
+void emulated_note_launches() { contnet_fast::cuda::emulate::noted = std::make_unique<std::string>(); }
+
+// Launches run again. What was noted, good until the next call: a line "blocks rows threads shared name" each.
+const char* emulated_noted_launches() {
+  static std::string lines;
+  lines = *std::exchange(contnet_fast::cuda::emulate::noted, nullptr);
+  return lines.c_str();
+}
+
+}  // extern "C"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "machine.h"
 #include "threads.h"
@@ -29,6 +30,8 @@ bool ordered(const Access& before, const Access& now, int cluster) {
 bool same_thread(const Access& a, const Access& b) { return a.block == b.block && a.thread == b.thread; }
 bool same_warp(const Access& a, const Access& b) { return a.block == b.block && a.thread / 32 == b.thread / 32; }
 
+int64_t moved = 0;  // bytes read and written since they were last asked for
+
 }  // namespace
 
 Memory::Memory(std::string name, std::byte* data, size_t size, bool written, bool writable)
@@ -53,6 +56,7 @@ void Memory::race(const char* verb, size_t byte, Place place, const char* other,
 
 void Memory::read(ptrdiff_t offset, size_t bytes, Place place) {
   inside(offset, bytes, "reads", place);
+  moved += static_cast<int64_t>(bytes);
   const Access now = access(era, place);
   const int cluster = cluster_size();
   for (auto i = static_cast<size_t>(offset); i < static_cast<size_t>(offset) + bytes; ++i) {
@@ -82,6 +86,7 @@ void Memory::read(ptrdiff_t offset, size_t bytes, Place place) {
 void Memory::write(ptrdiff_t offset, size_t bytes, Place place, Content content) {
   inside(offset, bytes, "writes", place);
   if (!writable) fault("writes byte " + std::to_string(offset) + " of " + name + ", which is an input", place);
+  moved += static_cast<int64_t>(bytes);
   const Access now = access(era, place);
   const int cluster = cluster_size();
   for (auto i = static_cast<size_t>(offset); i < static_cast<size_t>(offset) + bytes; ++i) {
@@ -100,6 +105,7 @@ void Memory::write(ptrdiff_t offset, size_t bytes, Place place, Content content)
 
 void Memory::land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place place) {
   std::fill_n(content_.begin() + offset, bytes, static_cast<uint8_t>(kWritten));
+  moved -= static_cast<int64_t>(from == nullptr ? bytes : 2 * bytes);  // they moved when the copy was asked for
   write(offset, bytes, place);
   if (from != nullptr) {
     std::copy_n(from, bytes, data + offset);
@@ -125,6 +131,8 @@ void begin_era(uint32_t era) {
 }
 
 Memory* buffer_of(const void* data) {
+  static Memory anywhere("memory of launches that are not run", nullptr, 0, false, false);
+  if (noting()) return &anywhere;
   const auto* p = static_cast<const std::byte*>(data);
   auto found = buffers().upper_bound(p);
   if (found != buffers().begin()) {
@@ -135,3 +143,6 @@ Memory* buffer_of(const void* data) {
 }
 
 }  // namespace contnet_fast::cuda::emulate
+
+// Bytes that threads read and wrote, in shared memory and in buffers, since the last call.
+extern "C" int64_t emulated_moved() { return std::exchange(contnet_fast::cuda::emulate::moved, 0); }

@@ -1,0 +1,105 @@
+"""What the cuda backend answers in Python is what its launchers plan, forward and backward, on every chip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cuda_emulator as emulator
+import pytest
+import torch
+from conv_cases import Case
+from test_cuda_solve import ConvSolve
+from test_cuda_solve import plan as plan_solve
+from test_cuda_solve_backward import described as described_backward
+from test_cuda_solve_backward import plan as plan_solve_backward
+from test_cuda_stages import ConvStages
+from test_cuda_stages import plan as plan_stages
+from test_cuda_stages_solve_backward import ENTRY, ConvStagesBackward
+
+from contnet_fast.backends import Problem, cuda
+from contnet_fast.kernels import cuda_counts
+
+pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
+CHIPS = ((8, 0), (8, 6), (9, 0))
+SIZES = ((1, 1), (8, 8), (11, 12), (16, 16), (19, 27), (22, 33), (32, 32), (1, 500), (1, 900), (224, 224))
+CHANNELS = (8, 12, 16, 24, 32, 64, 72, 128, 256, 264)
+BASE = Case(norm="batch", scheme="rk4_classic")
+
+
+def limit(chip):
+    return 1024 * cuda_counts.SHARED.get(chip, cuda_counts.LEAST_SHARED)
+
+
+def answered(case, chip, level, monkeypatch, *, state=None):
+    """By the backend, on a device of this capability."""
+    monkeypatch.setattr(cuda, "_reason", None)
+    monkeypatch.setattr(cuda, "CHIPS", ("8.0", "9.0a"))
+    monkeypatch.setattr(cuda, "capability", lambda: chip)
+    problem = Problem(
+        "conv_solve", "cuda", state or case.dtype, case.dtype, case.shape, len(case.grid.update), case.n_steps,
+        field=(case.order, case.norm), batch_statistics=case.batch_statistics, needs_grad=bool(case.grads),
+    )  # fmt: skip
+    return cuda.CudaBackend().check(problem, level)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("scheme", ["euler", "rk4_classic", "dopri8"])
+def test_whole_solves(scheme, dtype, monkeypatch):
+    refused = 0
+    for chip in CHIPS:
+        for channels in CHANNELS:
+            for size in SIZES:
+                for norm in ("batch", "layer"):
+                    case = replace(BASE, channels=channels, size=size, norm=norm, dtype=dtype, scheme=scheme)
+                    forward = plan_solve(emulator.problem(case, ConvSolve, limit=limit(chip)))
+                    assert bool(answered(case, chip, "solve", monkeypatch)) == (forward.refusal is not None), (
+                        case,
+                        chip,
+                    )
+                    backward = plan_solve_backward(described_backward(case, limit=limit(chip)))
+                    reasons = answered(replace(case, grads="all"), chip, "solve", monkeypatch)
+                    refused += bool(reasons) and forward.refusal is None
+                    both = forward.refusal is not None or backward.refusal is not None
+                    assert bool(reasons) == both, (case, chip, reasons)
+                    if backward.shared:
+                        count = cuda_counts.SolveCount(backward.channels, *size, dtype.itemsize)
+                        assert count.shared_backward(len(case.grid.update)) == backward.shared
+    assert refused > 0  # by the backward pass alone
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_stages(order, dtype, monkeypatch):
+    for chip in CHIPS:
+        for channels in CHANNELS:
+            for size in SIZES:
+                for norm, training in (("none", False), ("batch", False), ("batch", True), ("layer", True)):
+                    case = replace(
+                        BASE, channels=channels, size=size, norm=norm, training=training, dtype=dtype, order=order
+                    )
+                    reasons = answered(replace(case, grads="all"), chip, "stage", monkeypatch)
+                    for kind, entry in ((ConvStages, "emulated_conv_stages"), (ConvStagesBackward, ENTRY)):
+                        p = emulator.problem(case, kind, limit=limit(chip))
+                        if kind is ConvStagesBackward:
+                            p.basis = case.n_basis
+                            p.slot_list = None
+                        found = plan_stages(p, entry)
+                        assert bool(reasons) == (found.refusal is not None), (case, chip, reasons, found.refusal)
+
+
+@pytest.mark.parametrize("batch", [2**31 // 1024 - 1, 2**31 // 1024])
+def test_the_largest_batch(batch, monkeypatch):
+    case = replace(BASE, channels=16, size=(32, 32), batch=batch, dtype=torch.bfloat16)
+    found = plan_stages(emulator.problem(case, ConvStages))
+    reasons = answered(case, (9, 0), "stage", monkeypatch)
+    assert bool(reasons) == (found.refusal is not None) == (batch == 2**21)
+    assert not reasons or "fewer than 2^31 pixels" in reasons[0]
+
+
+@pytest.mark.parametrize("state", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("level", ["solve", "stage"])
+def test_dtypes_of_states(state, level, monkeypatch):
+    case = replace(BASE, channels=16, dtype=torch.bfloat16)
+    kind, of = {"solve": (ConvSolve, plan_solve), "stage": (ConvStages, plan_stages)}[level]
+    found = of(emulator.problem(case, kind, state=state))
+    assert bool(answered(case, (9, 0), level, monkeypatch, state=state)) == (found.refusal is not None)
