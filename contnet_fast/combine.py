@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import TreeSpec
 
-from .backends import Problem, check_backend, select
+from .backends import Problem, check_backend, record, select
 from .errors import check_number
-from .ops import RKCombine, RKCombineError, distinct, transforming
+from .ops import RKCombine, RKCombineError, distinct
 from .reference.rk import State, norm_dtype, rk_error_norm
 from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
@@ -40,7 +40,8 @@ def rk_combine(
     rates = _rates(ks, ys, structure)
     scaled = _scaled("coefficients", coefficients, h, ks)
     plan = select(_problem("rk_combine", ys, rates), check_backend(backend))
-    if transforming():
+    if plan.level == "none":
+        record(plan.problem.op, plan.backend, plan.level)
         return unflatten(chain(ys, _by_term(rates, ys), scaled), structure)
     return unflatten(RKCombine.apply(plan.backend, scaled, *ys, *distinct(rates)), structure)
 
@@ -73,7 +74,8 @@ def rk_combine_error(
         if check_number(name, value) < 0:
             raise ValueError(f"{name}: got {value}, accepted: a finite number >= 0")
     plan = select(_problem("rk_combine_error", ys, rates), check_backend(backend))
-    if transforming():
+    if plan.level == "none":
+        record(plan.problem.op, plan.backend, plan.level)
         terms = _by_term(rates, ys)
         y1 = chain(ys, terms, scaled)
         with torch.no_grad():

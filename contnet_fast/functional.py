@@ -14,7 +14,7 @@ from . import reference
 from .backends import Plan, Problem, check_backend, record, select
 from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, distinct, fused_conv_solve, lookup, transforming
+from .ops import RKCombine, distinct, fused_conv_solve, lookup
 from .reference.rk import CHECKPOINTS, Combine, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
@@ -265,7 +265,7 @@ def conv_solve(
 
 
 def _combination(plan: Plan) -> Combine:
-    if plan.level == "none" or transforming():
+    if plan.level == "none":
         return reference.rk_combine
 
     op = lookup("rk_combine", plan.backend)

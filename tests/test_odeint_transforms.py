@@ -8,7 +8,6 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import contnet_fast as cf
-from contnet_fast.backends import cpu
 
 D = torch.float64
 TIMES = torch.tensor([0.0, 0.4, 1.1], dtype=D)
@@ -18,12 +17,6 @@ MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 Y0 = torch.tensor([[0.7, 1.3], [0.2, -0.4]], dtype=D)
 V = torch.tensor([[1.0, -0.5], [0.3, 2.0]], dtype=D)
 W = torch.tensor(0.6, dtype=D)
-
-
-@pytest.fixture(params=[0, 2**17], autouse=True)
-def fused_from(request, monkeypatch):
-    """Sums in a graph are fused from so many elements on."""
-    monkeypatch.setattr(cpu, "LEAST_GRADIENT", request.param)
 
 
 def solve(y, w=W, t=TIMES, *, method="rk4", options=METHODS[1][1], **more):
@@ -136,3 +129,15 @@ def test_what_torch_func_is_refused():
     ):
         with pytest.raises(RuntimeError, match=r"inside of torch\.func, accepted there: odeint"):
             grad(run)(torch.ones(2, dtype=D))
+
+
+def test_fused_levels_refuse_transforms_by_name():
+    block = cf.nn.ContinuousBlock(cf.nn.ConvField(4, n_basis=2, norm="group", groups=2), n_steps=2).double()
+    x = torch.randn(2, 4, 5, 5, dtype=D)
+    with cf.record_runs() as log:
+        got = vmap(block)(x[:, None])[:, 0]
+        cf.functional.rk_combine(Y0, [V], [0.5])
+    close(got, block(x))
+    assert {f"{run.backend}:{run.level}" for run in log[:1]} == {"reference:none"}
+    with pytest.raises(cf.BackendUnavailable, match=r"torch\.func and tangents need PyTorch's own operations"):
+        vmap(lambda y: cf.functional.rk_combine(y, [V[0]], [0.5], backend="reference:accumulate"))(Y0)

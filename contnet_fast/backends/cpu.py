@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
-from torch.autograd import forward_ad
 
 from . import extension
 from .registry import Problem
@@ -56,8 +55,6 @@ class CpuBackend:
             return _slower(problem)
         if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
-        if problem.op == "odeint" and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-            return "auto leaves it: torch.func and tangents need PyTorch's own operations"
         if problem.op in ("rk_solve", "odeint") and torch.compiler.is_compiling():
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
         return None

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
 from ..errors import check_choice, warn
-from ..ops import transforming
 from ..states import flatten
 from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows

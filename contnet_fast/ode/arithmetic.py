@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..backends import Problem, record, select
-from ..ops import OWN_DERIVATIVE, RKCombine, distinct, lookup, transforming
+from ..ops import OWN_DERIVATIVE, RKCombine, distinct, lookup
 from ..reference.rk import accumulation_dtype
 from ..states import leaf_dtypes, state_shape
 from .methods import Method, Terms
@@ -42,8 +42,7 @@ class Arithmetic:
         self.graph = graph
         self._exact = all(accumulation_dtype(y.dtype) == y.dtype for y in ys)
         self.backend = plan.backend
-        fusing = not transforming()
-        self.fused, self.fused_norms = fusing and plan.level != "none", fusing and norms.level != "none"
+        self.fused, self.fused_norms = plan.level != "none", norms.level != "none"
         if self.fused:
             self._combine = lookup("rk_combine", plan.backend)
         if self.fused_norms:

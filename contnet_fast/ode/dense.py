@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
 from ..errors import check_number
-from ..ops import followed, transforming
+from ..ops import followed
 from .arithmetic import Leaves
 from .methods import ADAPTIVE, get_method
 from .options import read_options

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..ops import followed, transforming
+from ..backends import transforming
+from ..ops import followed
 from .adaptive import Adaptive
 from .arithmetic import Leaves
 from .fixed import FixedGrid

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
 from ..errors import check_choice
-from ..ops import followed, transforming
+from ..ops import followed
 from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import End, Leaves, Outputs
 from .device import Bursts, steps_per_read

@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct, followed, transforming
+from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct, followed
 from .conv import ConvSolve, fused_conv_solve
 from .schemas import define, implement, lookup
 
@@ -23,5 +23,4 @@ __all__ = [
     "fused_conv_solve",
     "implement",
     "lookup",
-    "transforming",
 ]

@@ -56,13 +56,6 @@ class RKCombineError(torch.autograd.Function):
         return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
 
 
-def transforming() -> bool:
-    """Whether torch.func or forward-mode AD follows what is computed: neither sees into an op or its Function."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
 def followed(x: torch.Tensor) -> bool:
     """Whether derivatives by ``x`` are asked for: it requires grad, or has a tangent."""
     if x.requires_grad or torch.compiler.is_compiling() or forward_ad._current_level < 0:
