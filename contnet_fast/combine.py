@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import TreeSpec
 
-from .backends import Problem, check_backend, select
+from .backends import Problem, check_backend, record, select
 from .errors import check_number
 from .ops import RKCombine, RKCombineError, distinct
-from .reference.rk import State
+from .reference.rk import State, norm_dtype, rk_error_norm
+from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 
 
@@ -39,6 +40,9 @@ def rk_combine(
     rates = _rates(ks, ys, structure)
     scaled = _scaled("coefficients", coefficients, h, ks)
     plan = select(_problem("rk_combine", ys, rates), check_backend(backend))
+    if plan.level == "none":
+        record(plan.problem.op, plan.backend, plan.level)
+        return unflatten(chain(ys, _by_term(rates, ys), scaled), structure)
     return unflatten(RKCombine.apply(plan.backend, scaled, *ys, *distinct(rates)), structure)
 
 
@@ -70,8 +74,19 @@ def rk_combine_error(
         if check_number(name, value) < 0:
             raise ValueError(f"{name}: got {value}, accepted: a finite number >= 0")
     plan = select(_problem("rk_combine_error", ys, rates), check_backend(backend))
-    *y1, norm = RKCombineError.apply(plan.backend, scaled, error, float(rtol), float(atol), *ys, *distinct(rates))
+    if plan.level == "none":
+        record(plan.problem.op, plan.backend, plan.level)
+        terms = _by_term(rates, ys)
+        y1 = chain(ys, terms, scaled)
+        with torch.no_grad():
+            norm = rk_error_norm(ys, y1, terms, error, rtol=rtol, atol=atol).to(norm_dtype(ys))
+    else:
+        *y1, norm = RKCombineError.apply(plan.backend, scaled, error, float(rtol), float(atol), *ys, *distinct(rates))
     return unflatten(y1, structure), norm
+
+
+def _by_term(rates: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    return [list(rates[j : j + len(ys)]) for j in range(0, len(rates), len(ys))]
 
 
 def _problem(op: str, ys: Sequence[torch.Tensor], rates: Sequence[torch.Tensor]) -> Problem:

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+
+import torch
+
+
+def warn(message: str) -> None:
+    """A ``UserWarning`` that points at the line that called the package."""
+    if torch.compiler.is_compiling():
+        return
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("contnet_fast", "torch"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 class BackendUnavailable(RuntimeError):

@@ -1,11 +1,13 @@
 // Registers the C++ implementations of the ops, and the Python module with build information and the log of runs.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/Allocator.h>
 #include <torch/extension.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -50,10 +52,25 @@ struct Leaf {
   int64_t scalars;
 };
 
+constexpr size_t kLeastPooled = size_t(1) << 20;  // bytes from which mapping pages in anew costs more than a pass
+
+// Uninitialised, as at::empty_like; large ones are working memory, which the profiler is told of as of any other.
+at::Tensor result_like(const at::Tensor& y) {
+  const size_t bytes = y.nbytes();
+  if (bytes < kLeastPooled || !y.is_non_overlapping_and_dense()) return at::empty_like(y);
+  const std::shared_ptr<void> memory = take_memory(bytes);
+  const auto report = [bytes](void* data, int sign) {
+    c10::reportMemoryUsageToProfiler(data, sign * static_cast<int64_t>(bytes), 0, 0, c10::kCPU);
+  };
+  report(memory.get(), 1);
+  return at::from_blob(memory.get(), y.sizes(), y.strides(), [memory, report](void* data) { report(data, -1); },
+                       y.options());
+}
+
 // The rates of one leaf are every `leaves`-th of `ks`, which holds all leaves of the first term, then of the second ...
 Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients, size_t leaf, size_t leaves) {
   Leaf o;
-  o.out = at::empty_like(y);
+  o.out = result_like(y);
   o.y = in_storage_order(y, o.out, y.scalar_type());
   o.ks.reserve(coefficients.size());
   for (size_t i = leaf; i < ks.size(); i += leaves) o.ks.push_back(ks[i]);
@@ -156,7 +173,7 @@ TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 3; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 4; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def("cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },

@@ -145,6 +145,8 @@ def test_opcheck(dtype, layout):
     y = LAYOUTS[layout](torch.randn(2, 3, 4, 5).to(dtype))
     ks = [torch.randn(y.shape).to(dtype), y.clone()]
     torch.library.opcheck(lookup("rk_combine", "cpu"), ([y], ks, [0.5, 0.0]))
+    graph = [y.detach().clone().requires_grad_(), *(k.detach().clone().requires_grad_() for k in ks)]
+    torch.library.opcheck(lookup("rk_combine", "cpu"), (graph[:1], graph[1:], [0.5, 0.25]))
     torch.library.opcheck(lookup("rk_combine_error", "cpu"), ([y], ks, [0.5, 0.25], [0.1, -0.1], 1e-3, 1e-6))
 
 
@@ -298,3 +300,59 @@ assert cf.info().extension.startswith("none: it was built from other sources")
 
 def test_it_stands_first_and_the_reference_last():
     assert list(REGISTRY) == ["cpu", "triton", "cuda", "reference"]
+
+
+@built
+@pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (5,)]], ids=["one leaf", "two leaves"])
+@pytest.mark.parametrize("same", [False, True], ids=["apart", "rates are states"])
+def test_the_op_by_itself_has_derivatives(shapes, same):
+    torch.manual_seed(0)
+    n, coefficients = len(shapes), [0.5, 0.0, -1.25, 3.0]
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes * (1 if same else 5)]
+
+    def by(combine):
+        return lambda *xs: tuple(combine(list(xs[:n]), list(xs[:n] * 4 if same else xs[n:]), coefficients))
+
+    def plain(ys, ks, coefficients):
+        return [reference.rk_combine(y, ks[i::n], coefficients) for i, y in enumerate(ys)]
+
+    op = by(lookup("rk_combine", "cpu"))
+    assert torch.autograd.gradcheck(op, leaves)
+    assert torch.autograd.gradgradcheck(op, leaves)
+    found = [
+        torch.autograd.grad([y.sum() for y in call(*leaves)], leaves, allow_unused=True) for call in (op, by(plain))
+    ]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_gradients_of_the_op_are_those_of_the_function(dtype):
+    y = torch.randn(3000, dtype=dtype).view(2, 3, 20, 25).to(memory_format=torch.channels_last).requires_grad_()
+    ks = [torch.randn(y.shape, dtype=dtype, requires_grad=True) for _ in range(3)]
+    upstream = torch.randn(y.shape, dtype=dtype).to(memory_format=torch.channels_last)
+    (end,) = lookup("rk_combine", "cpu")([y], ks, [0.3, 0.0, -2.0])
+    found = torch.autograd.grad(end, [y, *ks], upstream, allow_unused=True)
+    expected = torch.autograd.grad(cf.rk_combine(y, ks, [0.3, 0.0, -2.0]), [y, *ks], upstream, allow_unused=True)
+    assert found[2] is expected[2] is None
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
+    assert found[1].dtype == dtype
+
+
+@built
+def test_the_op_refuses_tangents():
+    y = torch.ones(3)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="tangent"):
+        lookup("rk_combine", "cpu")([torch.autograd.forward_ad.make_dual(y, y)], [y], [1.0])
+
+
+@built
+def test_what_nobody_asks_about_gets_no_gradient():
+    """A leaf whose result is not used, at a point where zeros would become NaN."""
+    for combine in (lookup("rk_combine", "cpu"), lambda ys, ks, c: cf.rk_combine(ys, [ks], c, backend="cpu")):
+        x = torch.zeros(2, 3, requires_grad=True)
+        rates = [x[0].exp(), x[1].sqrt()]
+        first, _second = combine([torch.ones(3), torch.ones(3)], rates, [2.0])
+        (found,) = torch.autograd.grad(first.sum(), x)
+        assert torch.equal(found, torch.tensor([[2.0] * 3, [0.0] * 3]))

@@ -159,6 +159,23 @@ def gradients(case, *, level="solve"):
     return dict(zip(names, torch.autograd.grad(y, [leaves[n] for n in names], dy.to(case.dtype)), strict=True))
 
 
+@pytest.mark.parametrize("level", ["solve", "stage"])
+@pytest.mark.parametrize(("norm", "order"), [("none", "pre"), ("batch", "pre"), ("batch", "post")])
+def test_an_overflow_of_16_bits_that_a_relu_ends(launches, level, norm, order):
+    """As in the reference, whose maps of 16 bits are infinite there too."""
+    case = replace(BASE, size=(6, 6), norm=norm, order=order, dtype=torch.float16, n_steps=1, scheme="euler")
+    x, nodes, dy = draw(case)
+    weight, bias = nodes.conv1_weight.clone(), nodes.conv1_bias.clone()
+    weight[:, 3], bias[:, 3] = -60 * weight[:, 3].abs(), -65504.0
+    nodes = nodes._replace(conv1_weight=weight, conv1_bias=bias)
+    nodes = nodes._make(None if n is None else n.half() for n in nodes)
+    x = x.half().requires_grad_()
+    y, _ = solve(case, x=x, nodes=nodes, level=level)
+    (dx,) = torch.autograd.grad(y, x, dy.half())
+    assert y.isfinite().all()
+    assert dx.isfinite().all()
+
+
 def judge(case, level):
     case = away_from_kinks(case)
     exact, runs = truth(case)

@@ -123,6 +123,23 @@ def test_a_graph_can_be_used_twice():
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("least_taped", [0, 99], indirect=True)
+def test_checkpoints_draw_again_what_accepted_steps_drew(least_taped):
+    found = []
+    for gradient in ("discrete", "checkpoint"):
+        torch.manual_seed(3)
+        y0 = torch.linspace(0.5, 1.5, 8, dtype=D).requires_grad_()
+        out, stats = cf.odeint(
+            lambda t, y: y * (0.05 * torch.randn_like(y) - 10) + torch.sin(20 * t), y0, TWO,
+            **{"rtol": 0.03, "atol": 1e-3, "options": {"first_step": 0.9}},
+            **{"gradient": gradient, "params": (), "return_stats": True},
+        )  # fmt: skip
+        assert stats.rejected > 0
+        assert stats.accepted > 4
+        found.append(torch.autograd.grad(out[-1].square().sum(), y0)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_tensors_of_a_solve_go_without_a_garbage_collection(method, graph):
@@ -376,3 +393,29 @@ def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, pair, graph):
         cf.odeint(field, state, torch.tensor([0.0, 1.0], dtype=D), method="rk4", options=options)
         counts.append(len(reads))
     assert counts[-1] == counts[-2] <= 6
+
+
+# -- derivatives by other means ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(("method", "options"), [("rk4", {"step_size": 0.25}), ("dopri5", {}), ("bosh3", {})])
+def test_transforms_of_torch_func_and_tangents(method, options, graph):
+    w = torch.tensor([0.7, -1.2], dtype=D)
+
+    def solve(y):
+        return cf.odeint(
+            lambda t, y: torch.sin(w * y + t) + y.flip(0), y, TWO, rtol=1e-4, method=method, options=options
+        )[-1]
+
+    y, v = torch.tensor([[0.4, -0.3], [1.0, 0.2]], dtype=D)
+    expected = torch.autograd.functional.jacobian(solve, y)
+    with torch.set_grad_enabled(graph):
+        for jacobian in (torch.func.jacrev(solve)(y), torch.func.jacfwd(solve)(y)):
+            torch.testing.assert_close(jacobian, expected)
+        torch.testing.assert_close(torch.func.jvp(solve, (y,), (v,))[1], expected @ v)
+        if method == "rk4":
+            torch.testing.assert_close(torch.func.vmap(solve)(torch.stack([y, v])), torch.stack([solve(y), solve(v)]))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(y, v)
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(solve(dual)).tangent, expected @ v)

@@ -20,6 +20,7 @@ from .registry import (
     register,
     select,
     strict,
+    transforming,
     use_backend,
 )
 from .triton import TritonBackend
@@ -46,5 +47,6 @@ __all__ = [
     "register",
     "select",
     "strict",
+    "transforming",
     "use_backend",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from types import ModuleType
 
 import torch
@@ -17,7 +16,6 @@ _extension, _reason = extension.module, extension.missing("cpu")
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 AVX512 = _extension is not None and _extension.instruction_set() == "avx512"
 MOST_STAGES = 13  # of dopri8; csrc/include/conv.h
-LEAST_GRADIENT = 2**17  # elements from which a graph of fused sums beats one of PyTorch's chains in odeint
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (
@@ -57,8 +55,6 @@ class CpuBackend:
             return _slower(problem)
         if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
-        if problem.op == "odeint" and problem.needs_grad and prod(problem.shape) < LEAST_GRADIENT:
-            return f"auto leaves it: below {LEAST_GRADIENT} elements no gain was measured with gradients"
         if problem.op in ("rk_solve", "odeint") and torch.compiler.is_compiling():
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
         return None

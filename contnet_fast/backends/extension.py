@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 3  # of csrc/bind.cpp, which has the same number
+INTERFACE = 4  # of csrc/bind.cpp, which has the same number
 
 module: Any = None
 _absent = _stale = ""

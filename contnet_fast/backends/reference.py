@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..reference.rk import accumulation_dtype, rk_error_norm
-from .registry import Problem, record
+from .registry import Problem, record, transforming
 
 
 class ReferenceBackend:
@@ -17,8 +17,8 @@ class ReferenceBackend:
     levels: tuple[str, ...] = ("none", "accumulate")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
-        """A combination alone is one op; a solve may be plain PyTorch or use that op."""
-        if level == "none" and problem.op.startswith("rk_combine"):
+        """A combination alone is one op, unless transforms must see into it; a solve may be either."""
+        if level == "none" and problem.op.startswith("rk_combine") and not transforming():
             return (f"{problem.op} is one op: its level is accumulate",)
         return ()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from torch.autograd import forward_ad
 
 from ..errors import BackendUnavailable, choice_error
 from . import choice
@@ -171,7 +172,7 @@ def select(problem: Problem, request: str = "auto") -> Plan:
     for candidate in candidates:
         backend = REGISTRY[candidate]
         for level in (wanted,) if wanted else backend.levels:
-            reasons = backend.check(problem, level)
+            reasons = _against(backend, problem, level)
             slower = backend.discourage(problem, level) if name == "auto" and not reasons else None
             if slower is not None:
                 reasons = (slower,)
@@ -183,13 +184,27 @@ def select(problem: Problem, request: str = "auto") -> Plan:
     raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
 
 
+def transforming() -> bool:
+    """Whether torch.func or forward-mode AD follows what is computed: neither sees into our ops."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:
+    reasons = backend.check(problem, level)
+    if level != "none" and transforming():
+        reasons = (*reasons, "torch.func and tangents need PyTorch's own operations: ours have no rules for them")
+    return reasons
+
+
 def _fastest(problem: Problem) -> Plan:
     """Of everything that serves a solve on a GPU what takes least time; equal ones by the order of registration."""
     refused: list[Refusal] = []
     serving: list[str] = []
     for name, backend in REGISTRY.items():
         for level in backend.levels:
-            reasons = backend.check(problem, level)
+            reasons = _against(backend, problem, level)
             against = None if reasons else backend.discourage(problem, level)
             if reasons or against is not None:
                 refused.append(Refusal(name, level, reasons or (str(against),)))

@@ -101,7 +101,9 @@ class Adaptive:
         # of the stages after the first, in the numbers of the host where it has those of the field's times
         host = {torch.float32: np.float32, torch.float64: np.float64}.get(problem.dtype)
         nodes = self.method.c[1:]
-        self._nodes: Any = torch.tensor(nodes, dtype=problem.dtype) if host is None else np.array(nodes, host)
+        self._nodes: Any = (
+            torch.tensor(nodes, dtype=problem.dtype, device="cpu") if host is None else np.array(nodes, host)
+        )
         self._at_end = [j for j, c in enumerate(nodes) if c == 1.0]
         self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
@@ -165,7 +167,7 @@ class Adaptive:
                 h1 = (0.01 / (d2 if bend > slope else d1)) ** (1.0 / self.method.order)
             first = min(100 * h0, h1)
         if keep:
-            self._size = torch.as_tensor(first, dtype=self.dtype)
+            self._size = torch.as_tensor(first, dtype=self.dtype, device=problem.device)
             first = self._size.item()
         return self.number(first)
 
@@ -175,6 +177,8 @@ class Adaptive:
             bad = problem.nonfinite(name, ys)
             if bad is not None:
                 raise problem.failure("nonfinite", f"{what} is not finite: {bad}", self.s, self.y, 0.0, bad)
+        what = "the norm of y0 or func(t[0], y0) over what is tolerated is not finite, so that no first step is known"
+        raise problem.failure("nonfinite", f"{what}; options={{'first_step': h}} is one", self.s, self.y, 0.0)
 
     # -- times ----------------------------------------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Adaptive:
         if clock is not None:
             t = (clock + offset).to(problem.dtype)
         else:
-            t = torch.tensor(float(s) + offset, dtype=problem.dtype)
+            t = torch.tensor(float(s) + offset, dtype=problem.dtype, device="cpu")
         if side:
             t = nudge(t, side)
         t = t if problem.sign > 0 else -t
@@ -200,7 +204,7 @@ class Adaptive:
             return [at_end if j in self._at_end else time for j, time in enumerate(times)]
         if isinstance(nodes, torch.Tensor):
             found = nodes * float(h) + float(s)
-            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype), -1.0)
+            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype, device="cpu"), -1.0)
         else:
             number = nodes.dtype.type
             found, end = nodes * number(h) + number(s), number(s1)
@@ -331,11 +335,12 @@ class Adaptive:
         return self.interpolate(t, self.last)
 
     def interpolate(self, t: Any, taken: Taken) -> Leaves:
-        """The quartic of a step at one time in it: a number, or with a clock a tensor."""
+        """The quartic of a step at one time in it: a number, or in the graph of a tensor."""
         ys, y1s, ks, span, step, size = taken.ys, taken.y1s, taken.ks, taken.span, taken.step, taken.size
-        if span is not None:
-            at = t if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
-            x = ((at.to(span.start) - span.start) / span.size).to(self.problem.dtype)
+        if span is not None or isinstance(t, torch.Tensor):
+            at = t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+            start, length = (span.start, span.size) if span is not None else (float(step.s), float(step.s1 - step.s))
+            x = ((at.to(self.dtype) - start) / length).to(self.problem.dtype)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
             return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))

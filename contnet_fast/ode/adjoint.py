@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_structure
 
-from .arithmetic import Leaves
-from .problem import CALLBACKS, InitialValueProblem
+from ..errors import warn
+from .arithmetic import End, Leaves
+from .problem import CALLBACKS, InitialValueProblem, OdeintError
 from .solve import Settings, solve
-from .tolerances import LeafNorm
+from .tolerances import LeafNorm, by_leaf
 
 
 class Backsolve(torch.autograd.Function):
@@ -50,13 +52,28 @@ class Adjoint:
     """The augmented problem (dL/dt, y, dL/dy, dL/dparams), leaf by leaf.
 
     Args:
-        problem: the forward problem. settings: of the backward solve. norm: of the forward state, or ``None``.
+        problem: the forward problem. settings: of the backward solve. norm: of the forward state, or ``None``. params:
+            the tensors that get a gradient beside t and y0.
     """
 
-    def __init__(self, problem: InitialValueProblem, settings: Settings, norm: Callable | None) -> None:
+    def __init__(
+        self, problem: InitialValueProblem, settings: Settings, norm: Callable | None, params: Sequence[torch.Tensor]
+    ) -> None:
         self.problem, self.settings = problem, settings
         self.n = len(problem.leaves)
         self.norm = self._norm(getattr(settings.options, "norm", None), norm)
+        unknown = [f"{name}_adjoint" for name in CALLBACKS[1:] if hasattr(problem.func, f"{name}_adjoint")]
+        if unknown and settings.fixed:
+            warn(f"adjoint method {settings.method!r} does not call {', '.join(unknown)}")
+        leaves = [torch.zeros((), dtype=problem.dtype, device=problem.device), *problem.leaves * 2, *params]
+        for name, value in (("adjoint_rtol", settings.rtol), ("adjoint_atol", settings.atol)):
+            if isinstance(value, float):
+                continue
+            try:
+                by_leaf(name, value, leaves, tree_structure(tuple(leaves)))
+            except ValueError as error:
+                parts = "a number, or one for each of (dL/dt, *y, *dL/dy, *dL/dparams)"
+                raise ValueError(f"{error}; the backward solve takes {parts}") from None
 
     def _norm(self, asked: Any, state_norm: Callable | None) -> Callable:
         n = self.n
@@ -80,8 +97,10 @@ class Adjoint:
     def solve(
         self, t: torch.Tensor, tables: Leaves, grads: Leaves, params: Sequence[torch.Tensor], with_t: bool
     ) -> tuple[torch.Tensor | None, Leaves, Leaves]:
-        """Gradients of t, y0 and the parameters from those of the tables."""
-        n, problem = self.n, self.problem
+        """Gradients of t, y0 and the parameters from those of the tables, of the times that were reached."""
+        n, problem, reached = self.n, self.problem, self.problem.reached
+        late = torch.zeros_like(t[reached:])
+        t, tables, grads = t[:reached], [y[:reached] for y in tables], [g[:reached] for g in grads]
         back = problem
         # norms look at dL/dt
         field = self._field(params, with_t or not self.settings.fixed, lambda: back.summed)
@@ -96,13 +115,13 @@ class Adjoint:
                 first = first - along
                 by_time.append(along.to(t))  # type: ignore[union-attr]
             start = (first, *(y[i] for y in tables), *lambdas, *sums)
-            back = InitialValueProblem(field, start, t[i - 1 : i + 1].detach().flip(0), read=1 + 2 * n)
+            back = AugmentedProblem(problem, field, start, t[i - 1 : i + 1].detach().flip(0))
             options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
             settings = Settings(self.settings.method, options, self.settings.rtol, self.settings.atol)
-            first, *ends = (table[-1] for table in solve(back, settings, graph=False))
+            first, *ends = solve(back, settings, graph=False, outputs=End())
             lambdas = [x + g[i - 1] for x, g in zip(ends[n : 2 * n], grads, strict=True)]
             sums = ends[2 * n :]
-        t_grad = torch.stack([first.to(t), *reversed(by_time)]) if with_t else None
+        t_grad = torch.cat([torch.stack([first.to(t), *reversed(by_time)]), late]) if with_t else None
         return t_grad, lambdas, sums
 
     def _field(self, params: Sequence[torch.Tensor], with_t: bool, summed: Callable[[], bool]) -> Callable:
@@ -127,11 +146,34 @@ class Adjoint:
             of_t = filled.pop(0) if with_t else torch.zeros_like(t)
             return (of_t, *(f.detach() for f in rates), *filled, *([] if summed() else unread))
 
-        for name in CALLBACKS:
+        for name in CALLBACKS[: 1 if self.settings.fixed else None]:
             own = getattr(problem.func, name + "_adjoint", None)
             if own is not None:
                 setattr(augmented, name, own)
         return augmented
+
+
+class AugmentedProblem(InitialValueProblem):
+    """The backward solve of a problem; its errors name the parts of the augmented state."""
+
+    def __init__(self, problem: InitialValueProblem, field: Callable, start: tuple[Any, ...], t: torch.Tensor) -> None:
+        super().__init__(field, start, t, read=1 + 2 * len(problem.leaves))
+        self._forward = problem
+
+    def leaf_name(self, name: str, i: int) -> str:
+        """As ``func of dL/dy['v']`` for a rate, ``dL/dy['v']`` for a state."""
+        n = len(self._forward.leaves)
+        if i == 0:
+            part = "dL/dt"
+        elif i <= 2 * n:
+            part = self._forward.leaf_name("y" if i <= n else "dL/dy", (i - 1) % n)
+        else:
+            part = f"dL/dparams[{i - 1 - 2 * n}]"
+        return f"func of {part}" if name.startswith("func") else part
+
+    def failure(self, reason: str, what: str, *given: Any, **more: Any) -> OdeintError:
+        """As of any problem."""
+        return super().failure(reason, f"backward solve of odeint_adjoint: {what}", *given, **more)
 
 
 def adjoint_settings(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
 
-from ..errors import check_choice
+from ..backends import transforming
+from ..errors import check_choice, warn
 from ..states import flatten
 from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows
@@ -55,9 +56,10 @@ def odeint(
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
         gradient: ``"discrete"`` keeps the graph of the solve; ``"checkpoint"`` keeps the states of accepted steps and
-            runs each step again in backward, with the same gradients. ``params`` then are the tensors beside y0 and t
-            that ``func`` depends on (those of a module unless given); ``keep="sqrt"`` keeps about the square root of
-            the number of states and runs steps twice.
+            runs each step again in backward, with the same gradients, random numbers, autocast and buffers (what it
+            cannot give back is in docs/guide.md). ``params`` then are the tensors beside y0 and t that ``func`` depends
+            on (those of a module unless given), each counted once; ``keep="sqrt"`` keeps about the square root of the
+            number of states and runs steps twice.
         batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
             acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
             the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
@@ -77,7 +79,8 @@ def odeint(
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     constant = settings.fixed and event_fn is None and gradient == "discrete"
     problem = InitialValueProblem(func, y0, t, constant=constant)
-    graph = torch.is_grad_enabled()
+    taped = torch.is_grad_enabled()
+    graph = taped or transforming()
     if batched:
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
             if value != plain:
@@ -92,7 +95,8 @@ def odeint(
         return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
     if packs(problem, settings.options.norm):
         problem = PackedProblem(problem)
-    if gradient == "checkpoint" and graph:
+    if gradient == "checkpoint" and taped:
+        _refuse_torch_func("gradient='checkpoint'")
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
         own = _parameters("params", func, params)
@@ -100,7 +104,7 @@ def odeint(
     else:
         outputs = solve(problem, settings, graph=graph)
     solution = problem.solution(outputs)
-    return (solution, problem.stats) if return_stats else solution
+    return (solution, copy(problem.stats)) if return_stats else solution  # backward goes on counting in its own
 
 
 def odeint_adjoint(
@@ -131,21 +135,23 @@ def odeint_adjoint(
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward one,
             without its norm, unless given. ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the
             parameters, or a callable on ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
-        adjoint_params: the tensors that get a gradient beside y0 and t; those of a module unless given.
+        adjoint_params: the tensors that get a gradient beside y0 and t, each counted once; those of a module unless
+            given.
 
     Raises:
         RuntimeError: the gradient is differentiated again.
     """
+    _refuse_torch_func("odeint_adjoint")
     own = _parameters("adjoint_params", func, adjoint_params)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     name, chosen, back_rtol, back_atol = adjoint_settings(
         settings, options, rtol=adjoint_rtol, atol=adjoint_atol, method=adjoint_method, given=adjoint_options
     )
     norm = chosen.pop("norm", None)
-    back, _ = read_options(get_method(name).name, chosen, strict=strict_options)
+    back, _ = read_options(get_method(name).name, chosen, strict=strict_options, quiet=adjoint_options is None)
     back.norm = norm
     problem = InitialValueProblem(func, y0, t)
-    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm)
+    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, own)
     n = len(problem.leaves)
 
     def forward() -> list[torch.Tensor]:
@@ -156,7 +162,7 @@ def odeint_adjoint(
 
     outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *own))
     solution = problem.state(outputs[:n])
-    stats = [problem.stats] if return_stats else []
+    stats = [copy(problem.stats)] if return_stats else []
     if event_fn is not None:
         return (outputs[n].detach(), solution, *stats)
     return (solution, *stats) if stats else solution
@@ -180,8 +186,13 @@ def odeint_event(
 
     Returns:
         The event time, which depends on y0, t0 and all parameters by the implicit function theorem, and the states at
-        t0 and at the event. Parameters of ``event_fn`` get their gradient too.
+        t0 and at the event. Parameters of ``event_fn`` get their gradient too. With :func:`odeint` there are two
+        derivatives, as far as the solution is that of the ODE.
+
+    Raises:
+        RuntimeError: a third derivative.
     """
+    _refuse_torch_func("odeint_event")
     if not isinstance(t0, torch.Tensor) or t0.numel() != 1:
         raise TypeError(f"t0: got {t0!r}, accepted: a tensor with one time")
     start = t0.reshape(-1)
@@ -189,12 +200,9 @@ def odeint_event(
     event_t, solution, *stats = odeint_interface(func, y0, t, event_fn=event_fn, **arguments)
     problem = InitialValueProblem(func, y0, t)
     leaves, _ = flatten("solution", solution)
-    if not any(leaf.requires_grad for leaf in leaves):
+    if not (torch.is_grad_enabled() or transforming()):
         return (event_t, solution, *stats)
-    ends = [leaf[-1] for leaf in leaves]
-    with torch.no_grad():
-        rates = problem(problem.scalar(event_t.item()), ends)
-    time, states = link_gradient(event_t, ends, Event(problem, event_fn), rates)
+    time, states = link_gradient(problem, Event(problem, event_fn), event_t, [leaf[-1] for leaf in leaves])
     tables = [torch.cat([leaf[:-1], y[None]]) for leaf, y in zip(leaves, states, strict=True)]
     return (time, problem.state(tables), *stats)
 
@@ -212,19 +220,31 @@ def _settings(
     name = get_method(DEFAULT_METHOD if method is None else method).name
     read, chose_grid = read_options(name, options, strict=strict_options)
     settings = Settings(name, read, rtol, atol, on_max_steps)
-    if settings.fixed and event_fn is None and not chose_grid and not torch.compiler.is_compiling():
-        warnings.warn(
+    if event_fn is not None and on_max_steps != "raise":
+        raise ValueError(f"on_max_steps: got {on_max_steps!r} with event_fn, accepted: 'raise'")
+    if settings.fixed and event_fn is None and not chose_grid:
+        warn(
             f"{name} takes one step from each value of t to the next; options={{'step_size': h}} sets the step, "
-            "{'step_size': None} says that this is meant",
-            stacklevel=3,
+            "{'step_size': None} says that this is meant"
         )
     return settings
+
+
+def _refuse_torch_func(what: str) -> None:
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{what}: got a call inside of torch.func, accepted there: odeint with gradient='discrete'")
 
 
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
     """The tensors that want a gradient: those given, or the parameters of a module (of a replica, its attributes)."""
     if given is not None:
+        wanted = "tensors in a tuple, a list or an iterator, as module.parameters()"
+        if isinstance(given, (torch.Tensor, torch.nn.Module, Mapping, str)) or not isinstance(given, Iterable):
+            raise TypeError(f"{name}: got {type(given).__name__}, accepted: {wanted}")
         found = list(given)
+        other = next((x for x in found if not isinstance(x, torch.Tensor)), None)
+        if any(not isinstance(x, torch.Tensor) for x in found):
+            raise TypeError(f"{name}: got {type(other).__name__} among them, accepted: {wanted}")
     else:
         module = own_module(func)
         if module is None:
@@ -234,4 +254,29 @@ def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None)
         found = list(module.parameters())
         if getattr(module, "_is_replica", False):  # DataParallel keeps the parameters of a replica as attributes
             found = [x for m in module.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
-    return [x for x in found if x.requires_grad]
+    return _independent([x for x in found if x.requires_grad])
+
+
+def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Each once; where one is computed from another, the leaves that all come from, so that no path counts twice."""
+    tensors = list({id(x): x for x in tensors}.values())
+    nodes = {(x.grad_fn, x.output_nr) for x in tensors if x.grad_fn is not None}
+    if not nodes:
+        return tensors
+    known, seen = {id(x) for x in tensors}, set()
+    leaves: dict[int, torch.Tensor] = {id(x): x for x in tensors if x.grad_fn is None}
+    left, dependent = [node for node, _ in nodes], False
+    while left:
+        node = left.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for before, output in node.next_functions:
+            if type(before).__name__ == "AccumulateGrad":
+                leaf = before.variable  # type: ignore[union-attr]
+                leaves.setdefault(id(leaf), leaf)
+                dependent |= id(leaf) in known
+            elif before is not None:
+                left.append(before)
+                dependent |= (before, output) in nodes
+    return list(leaves.values()) if dependent else tensors

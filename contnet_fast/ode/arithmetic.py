@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..backends import Problem, record, select
-from ..ops import RKCombine, distinct, lookup
+from ..ops import OWN_DERIVATIVE, RKCombine, distinct, lookup
 from ..reference.rk import accumulation_dtype
 from ..states import leaf_dtypes, state_shape
 from .methods import Method, Terms
@@ -64,7 +64,7 @@ class Arithmetic:
         if not self.fused:
             return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
         rates = [ks[j][0] for j, _ in terms] if len(ys) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
-        if self.graph:
+        if self.graph and self.backend not in OWN_DERIVATIVE:
             return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
         return self._combine(ys, rates, coefficients)
 
@@ -159,6 +159,18 @@ def _added(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[f
     for k, c in zip(ks, coefficients, strict=True):
         y = torch.add(y, k, alpha=c)
     return y
+
+
+class End:
+    """The states at the last output time alone."""
+
+    def append(self, ys: Leaves) -> None:
+        """Of the next time."""
+        self._ys = ys
+
+    def finish(self) -> Leaves:
+        """Of the last."""
+        return self._ys
 
 
 class Outputs:

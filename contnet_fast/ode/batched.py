@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..states import rate_error
+from ..ops import followed
 from .arithmetic import Arithmetic, Leaves
 from .fixed import nudge
 from .methods import get_method, interpolation_weights
@@ -49,7 +49,7 @@ def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool)
     y0 = problem.leaves[0]
     if y0.dim() == 0 or not y0.numel():
         raise ValueError(f"batched: got True with y0 of shape {tuple(y0.shape)}, accepted: [B, ...] with elements")
-    if problem.t.requires_grad:
+    if followed(problem.t):
         raise ValueError("batched: got True with t that requires grad, accepted: t without")
     for name, value in (
         ("norm", options.norm is not None),
@@ -93,8 +93,8 @@ class Rows:
         self.h = np.zeros(n, self.dtype)
         self.row, self.next, self.tries = np.arange(n), np.ones(n, np.int64), np.zeros(n, np.int64)
         self.s = np.full(n, self.times[0], self.dtype)
-        nfe, accepted, rejected = torch.zeros(3, n, dtype=torch.int64)
-        self.stats = RowStats(nfe, accepted, rejected, torch.ones(n, dtype=torch.bool))
+        nfe, accepted, rejected = torch.zeros(3, n, dtype=torch.int64, device="cpu")
+        self.stats = RowStats(nfe, accepted, rejected, torch.ones(n, dtype=torch.bool, device="cpu"))
         strides = torch.empty_like(y0, device="meta").stride()
         self.table = y0.new_empty_strided((len(self.times), *y0.shape), (y0.numel(), *strides)).fill_(float("nan"))
         self.outputs: list[tuple[Any, Any, torch.Tensor]] = []
@@ -130,8 +130,7 @@ class Rows:
     def field(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The rates of rows [b, ...] at their times [b]."""
         (k,) = self.problem(t, [y])
-        if k.shape != y.shape:  # a constant of the whole batch, met by the rows that are left
-            raise rate_error("func (batched: rows still going)", k, y)
+        self.problem.name = "func (batched: rows still going)"  # may meet a constant of the whole batch
         return k
 
     def norm(self, x: torch.Tensor, y: torch.Tensor, y1: torch.Tensor | None = None) -> Any:
@@ -158,7 +157,7 @@ class Rows:
         nodes = np.asarray(method.c[1:], self.dtype)[:, None]
         times = torch.from_numpy(nodes * h + s).to(problem.dtype)
         at_end = nudge(torch.from_numpy(s1).to(problem.dtype), -1.0)
-        times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]])[:, None], at_end, times)
+        times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]], device="cpu")[:, None], at_end, times)
         times = (problem.sign * times).to(problem.device)
         rates, at = [[self.scaled(k, size)]], y
         for time, terms in zip(times, method.rows[1:], strict=True):

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
+from ..errors import check_number
+from ..ops import followed
 from .arithmetic import Leaves
 from .methods import ADAPTIVE, get_method
 from .options import read_options
@@ -33,37 +36,60 @@ def odeint_dense(
         t0, t1: numbers or tensors with one element. The rest is as in :func:`contnet_fast.odeint`.
 
     Returns:
-        ``solution(t)``: for a number or a 0-d tensor the state there, for a 1-d tensor [T, *y0.shape]. Times outside
-        of the interval that was stepped over are refused. It holds every step's rates.
+        ``solution(t)``: for a number or a 0-d tensor the state there, for a 1-d tensor [T, *y0.shape], in the graph of
+        t and t0 where they have one. Times outside of the interval that was stepped over are refused. It holds every
+        step's rates.
+
+    Raises:
+        TypeError, ValueError: naming the argument. OdeintError: the solve cannot go on, or takes more than
+            ``max_num_steps``.
     """
     name = get_method("dopri5" if method is None else method).name
     if name not in ADAPTIVE:
         raise ValueError(f"method: got {method!r}, accepted for dense output: {', '.join(ADAPTIVE)}")
     read, _ = read_options(name, options, strict=strict_options)
-    dtype = t0.dtype if isinstance(t0, torch.Tensor) else torch.float64
-    problem = InitialValueProblem(func, y0, torch.tensor([float(t0), float(t1)], dtype=dtype))
-    solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled())
+    start = _one("t0", t0, torch.float64)
+    problem = InitialValueProblem(func, y0, torch.stack([start, _one("t1", t1, start.dtype).to(start)]))
+    solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled() or transforming())
     solver.begin()  # type: ignore[union-attr]
     steps: list[Any] = []
     ends: list[float] = []
+    limit = int(read.max_num_steps)  # type: ignore[union-attr]
     while solver.s1 < problem.times[-1]:  # type: ignore[union-attr]
+        if problem.stats.accepted + problem.stats.rejected >= limit:
+            what = f"max_num_steps: {limit} steps did not reach t1 = {problem.sign * problem.times[-1]:.9g}"
+            raise problem.failure("max_num_steps", what, solver.s1, solver.y, solver.h)  # type: ignore[union-attr]
         before = solver.last  # type: ignore[union-attr]
         solver.attempt()  # type: ignore[union-attr]
         if solver.last is not before:  # type: ignore[union-attr]
             steps.append(solver.last)  # type: ignore[union-attr]
             ends.append(float(solver.s1))  # type: ignore[union-attr]
 
-    def at(t: float) -> Leaves:
-        s = problem.sign * t
+    def at(t: Any) -> Leaves:
+        value = t.item() if isinstance(t, torch.Tensor) else float(t)
+        s = problem.sign * value
         if not problem.times[0] <= s <= ends[-1]:
             low, high = sorted((problem.sign * problem.times[0], problem.sign * ends[-1]))
-            raise ValueError(f"t: got {t:g}, accepted: {low:g} to {high:g}")
-        return solver.interpolate(solver.number(s), steps[bisect_left(ends, s)])  # type: ignore[union-attr]
+            raise ValueError(f"t: got {value:g}, accepted: {low:g} to {high:g}")
+        place = problem.sign * t if isinstance(t, torch.Tensor) else solver.number(s)  # type: ignore[union-attr]
+        return solver.interpolate(place, steps[bisect_left(ends, s)])  # type: ignore[union-attr]
 
     def solution(t: Any) -> Any:
+        if isinstance(t, torch.Tensor) and t.dim() > 1:
+            raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: a number, 0-d or [T]")
+        times = t.tolist() if isinstance(t, torch.Tensor) and not followed(t) else t
         if isinstance(t, torch.Tensor) and t.dim() == 1:
-            states = [at(value) for value in t.tolist()]
+            states = [at(value) for value in times]
             return problem.state([torch.stack([s[i] for s in states]) for i in range(len(problem.leaves))])
-        return problem.state(at(float(t)))
+        return problem.state(at(times))
 
     return solution
+
+
+def _one(name: str, t: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A time as a 0-d tensor, of a number in ``dtype``."""
+    if not isinstance(t, torch.Tensor):
+        return torch.tensor(check_number(name, t), dtype=dtype, device="cpu")
+    if t.numel() != 1:
+        raise ValueError(f"{name}: got shape {tuple(t.shape)}, accepted: a number, or a tensor with one time")
+    return t.reshape(())

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
+from ..ops import followed
 from .adaptive import Adaptive
 from .arithmetic import Leaves
 from .fixed import FixedGrid
@@ -90,7 +92,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     if options.step_size is None:
         raise ValueError("options: got no step_size, accepted with event_fn and a fixed grid: a step_size")
     atol = Tolerance(settings.rtol, settings.atol, None, problem.leaves, problem.structure).strictest()
-    timed = solver.arithmetic.graph and problem.t.requires_grad
+    timed = solver.arithmetic.graph and followed(problem.t)
     t0 = problem.s[:1].to(problem.device, problem.dtype)
     ys, known = problem.leaves, []  # type: tuple[Leaves, list[Leaves]]
     if not timed:
@@ -114,23 +116,108 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     raise problem.failure("max_num_steps", f"no event in {MOST_FIXED_STEPS} steps", t0.item(), ys, options.step_size)
 
 
-def link_gradient(event_t: torch.Tensor, ys: Leaves, event: Event, rates: Leaves) -> tuple[torch.Tensor, Leaves]:
-    """The event time and state with the gradient of the implicit function theorem.
+def link_gradient(
+    problem: InitialValueProblem, event: Event, event_t: torch.Tensor, ys: Leaves
+) -> tuple[torch.Tensor, Leaves]:
+    """The event time and state with two derivatives of the implicit function theorem.
 
-    With c(t*, y(t*)) = 0, dt* = -(dc/dy dy) / (dc/dt + dc/dy f), and dy* = dy + f dt*.
+    ``ys`` are the states at the time t* that was found, which stays where it is when what they depend on moves. The
+    event then moves by d with c(t* + d, y + f d + f' d^2 / 2) = 0, where ' is the derivative along the solution: with
+    r = c / c', d = -r - c'' / c' r^2 / 2. The terms of second order have no first derivative and are asked for by a
+    second one alone.
     """
-    time = event_t.detach().requires_grad_()
-    at = [y.detach().requires_grad_() for y in ys]
+    found = event_t.detach()
+    moved = event(found, ys)
+    if not followed(moved):
+        return found, ys
+    time = problem.scalar(found.item())
+    rates = problem(time, ys)
+    r = (moved - moved.detach()) / (_along(event, found, ys, rates) + 1e-12)
+    bend = Bend(problem, event, time, ys)
+    d = -r
+    if not transforming():
+        d = d - Square.apply(lambda: [bend.of_event()], [r], r)[0]
+    states = [y + f * d.to(y.device, _real(y)) for y, f in zip(ys, rates, strict=True)]
+    if not transforming():
+        states = [y + more for y, more in zip(states, Square.apply(bend.of_states, ys, d), strict=True)]
+    return found + d.to(found), states
+
+
+def _along(event: Event, time: torch.Tensor, ys: Leaves, rates: Leaves) -> torch.Tensor:
+    """The derivative of the event function along the solution, in the graph of what it depends on."""
     with torch.enable_grad():
+        time, *at = (x if x.requires_grad else x.detach().requires_grad_() for x in (time, *ys))
         c = event(time, at)
-        found = torch.autograd.grad(c, [time, *at], allow_unused=True)
-    slopes = [torch.zeros_like(y) if g is None else g for y, g in zip(at, found[1:], strict=True)]
-    speed = sum(_dot(g, f) for g, f in zip(slopes, rates, strict=True))
-    total = speed if found[0] is None else speed + found[0]
-    moved = event(event_t.detach(), ys)
-    linked = event_t.detach() - ((moved - moved.detach()) / (total + 1e-12)).to(event_t.dtype)
-    shift = linked - event_t.detach()
-    return linked, [y + f * shift.to(y.device, _real(y)) for y, f in zip(ys, rates, strict=True)]
+        of_time, *slopes = torch.autograd.grad(c, [time, *at], create_graph=True, allow_unused=True)
+        total = torch.zeros_like(c) if of_time is None else of_time.to(c)
+        return total + sum(_dot(g, f).to(c) for g, f in zip(slopes, rates, strict=True) if g is not None)
+
+
+class Bend:
+    """Second derivatives along the solution at one time, without a graph."""
+
+    def __init__(self, problem: InitialValueProblem, event: Event, time: torch.Tensor, ys: Leaves) -> None:
+        self._problem, self._event = problem, event
+        self._at = (time, *(y.detach() for y in ys))
+
+    def _field(self, time: torch.Tensor, *ys: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._problem(time, list(ys)))
+
+    def _derivative(self, function: Callable[..., Any]) -> tuple[Any, Any]:
+        """A function of (t, *ys) and its derivative along the solution."""
+        time, *ys = self._at
+        with torch.no_grad():
+            rates = self._field(time, *ys)
+        return torch.autograd.functional.jvp(function, self._at, (torch.ones_like(time), *rates))
+
+    def of_states(self) -> Leaves:
+        """f'."""
+        return list(self._derivative(self._field)[1])
+
+    def of_event(self) -> torch.Tensor:
+        """c'' / c'."""
+        speed, change = self._derivative(lambda t, *ys: _along(self._event, t, list(ys), list(self._field(t, *ys))))
+        return change / (speed + 1e-12)
+
+
+class Square(torch.autograd.Function):
+    """a x^2 / 2 for each coefficient a, at x = 0: the coefficients are asked for by a second derivative alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, coefficients: Callable[[], Leaves], like: Leaves, x: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """``like``: tensors such as the results."""
+        ctx.coefficients = coefficients
+        ctx.save_for_backward(x)
+        return tuple(torch.zeros_like(y) for y in like)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """a x, which is 0."""
+        if not torch.is_grad_enabled():
+            return None, None, None
+        (x,) = ctx.saved_tensors
+        slope = sum(_dot(a.detach(), g).to(x) for a, g in zip(ctx.coefficients(), grads, strict=True))
+        return None, None, LastSlope.apply(slope, x)
+
+
+class LastSlope(torch.autograd.Function):
+    """a x with its derivative, beyond which nothing is known."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Their product."""
+        ctx.save_for_backward(slope, x)
+        return slope * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Differentiable no more."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("odeint_event: asked for a third derivative, accepted: the first and the second")
+        slope, x = ctx.saved_tensors
+        return grad * x, grad * slope
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops import followed
 from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
@@ -104,8 +105,9 @@ class FixedGrid:
             return s
         y0 = problem.state(problem.leaves)
         grid = options.grid_constructor(problem.func, y0, s if problem.sign > 0 else -s)
-        if not isinstance(grid, torch.Tensor) or grid.dim() != 1:
-            raise TypeError(f"options['grid_constructor']: returned {type(grid).__name__}, accepted: a 1-d tensor")
+        if not isinstance(grid, torch.Tensor) or grid.dim() != 1 or not len(grid):
+            got = f"shape {tuple(grid.shape)}" if isinstance(grid, torch.Tensor) else type(grid).__name__
+            raise TypeError(f"options['grid_constructor']: returned {got}, accepted: a 1-d tensor of times")
         grid = grid if problem.sign > 0 else -grid
         ends = (grid[0].item(), grid[-1].item())
         if ends != (problem.times[0], problem.times[-1]):
@@ -148,7 +150,7 @@ class FixedGrid:
         problem, grid = self.problem, self.grid()
         t0, t1 = grid[:-1], grid[1:]
         dt = t1 - t0
-        in_graph = grid.requires_grad
+        in_graph = followed(grid)
         columns = [self._beside(column) for column in self.stage_times(t0, dt, t1)]
         ends = self._beside(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
         starts, sizes = t0.detach().tolist(), dt.detach().tolist()
@@ -166,7 +168,7 @@ class FixedGrid:
         """One step from [1]-shaped times."""
         times = [column[0] for column in map(self._beside, self.stage_times(t0, dt, t1))]
         end = self._beside(self.problem.sign * t1.to(self.problem.dtype))[0]
-        size = dt[0] if t0.requires_grad else dt.item()
+        size = dt[0] if followed(t0) else dt.item()
         return FixedStep(self, times, end, t0.item(), dt.item(), size, [])
 
     def _place(self, at_end: bool, t: torch.Tensor, t0: torch.Tensor, t1: torch.Tensor, in_graph: bool) -> Any:
@@ -178,7 +180,7 @@ class FixedGrid:
 
     def _beside(self, times: torch.Tensor) -> Any:
         """Times as 0-d tensors beside the state."""
-        if times.device == self.problem.device or times.requires_grad:
+        if times.device == self.problem.device or followed(times):
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
 
@@ -198,7 +200,7 @@ def _host_steps(
     Resolved once when a call is traced.
     """
     options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
-    problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype), t.detach().cpu())
+    problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype, device="cpu"), t.detach().cpu())
     return tuple(
         (
             tuple(time.item() for time in step.times),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..errors import check_choice, check_count, check_number, choice_error
-from .methods import ADAMS, ADAMS_MAX_ORDER, ADAPTIVE
+from ..errors import check_choice, check_count, check_number, choice_error, warn
+from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
 
 
 @dataclass
@@ -40,8 +39,7 @@ class FixedOptions:
                 raise ValueError("options: got step_size and grid_constructor, accepted: one of them")
         if self.grid_constructor is not None and not callable(self.grid_constructor):
             raise TypeError(f"options['grid_constructor']: got {self.grid_constructor!r}, accepted: a callable")
-        if not isinstance(self.perturb, bool):
-            raise TypeError(f"options['perturb']: got {self.perturb!r}, accepted: True or False")
+        _check_bool("perturb", self.perturb)
 
 
 @dataclass
@@ -52,12 +50,10 @@ class AdamsOptions(FixedOptions):
     max_iters: int = 4
 
     def check(self) -> None:
-        """Raise for a value of the wrong kind, warn of an order that rk4 serves."""
+        """Raise for a value of the wrong kind."""
         super().check()
         if check_count("options['max_order']", self.max_order) > ADAMS_MAX_ORDER:
             raise ValueError(f"options['max_order']: got {self.max_order}, accepted: at most {ADAMS_MAX_ORDER}")
-        if self.max_order < 4:
-            warnings.warn(f"explicit_adams with max_order = {self.max_order} < 4 is rk4", stacklevel=5)
 
 
 @dataclass
@@ -98,19 +94,22 @@ class AdaptiveOptions:
         if self.first_step is not None:
             self.first_step = _number("first_step", self.first_step, positive=True)
         self.min_step = _number("min_step", self.min_step)
-        self.max_step = float(self.max_step)
+        if self.max_step != float("inf"):
+            self.max_step = _number("max_step", self.max_step)
         if not self.max_step > 0 or self.min_step < 0:
             raise ValueError(f"options: got min_step {self.min_step}, max_step {self.max_step}, accepted: >= 0 and > 0")
         if self.steps_per_read is not None:
             check_count("options['steps_per_read']", self.steps_per_read)
-        check_count("options['max_num_steps']", int(self.max_num_steps), minimum=0)
+        self.max_num_steps = _budget(self.max_num_steps)
+        for name in ("land_on_end", "first_step_grad"):
+            _check_bool(name, getattr(self, name))
         if self.dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"options['dtype']: got {self.dtype!r}, accepted: a floating-point torch.dtype")
         for name in ("step_t", "jump_t"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, torch.Tensor):
                 try:
-                    setattr(self, name, torch.as_tensor(value, dtype=torch.float64))
+                    setattr(self, name, torch.as_tensor(value, dtype=torch.float64, device="cpu"))
                 except (TypeError, ValueError, RuntimeError):
                     raise TypeError(f"options[{name!r}]: got {value!r}, accepted: a 1-d tensor of times") from None
 
@@ -119,11 +118,13 @@ Options = FixedOptions | AdaptiveOptions
 _ALIASES = {"enforce_openset": "perturb"}
 
 
-def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool) -> tuple[Options, bool]:
+def read_options(
+    method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool = False
+) -> tuple[Options, bool]:
     """The options of a method with their defaults, and whether any was given that chooses a grid.
 
     Raises:
-        ValueError: an unknown name; without ``strict`` that is a warning, as in torchdiffeq.
+        ValueError: an unknown name; without ``strict`` that is a warning, as in torchdiffeq, unless ``quiet``.
     """
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: got {type(options).__name__}, accepted: a dict or None")
@@ -137,10 +138,12 @@ def read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool
         elif strict:
             accepted = (*known, *(alias for alias, of in _ALIASES.items() if of in known))
             raise choice_error(f"options of {method}", name, accepted)
-        else:
-            warnings.warn(f"{method}: unexpected option {name!r} is not used", stacklevel=4)
+        elif not quiet:
+            warn(f"{method}: unexpected option {name!r} is not used")
     read = kind(**given)
     read.check()
+    if isinstance(read, AdamsOptions) and read.max_order < ADAMS_START + 1 and not quiet:
+        warn(f"explicit_adams with max_order = {read.max_order} < {ADAMS_START + 1} is rk4")
     return read, "step_size" in given or "grid_constructor" in given
 
 
@@ -154,5 +157,21 @@ def _names(kind: type[Options]) -> list[str]:
 
 
 def _number(name: str, value: Any, *, positive: bool = False) -> float:
+    if isinstance(value, torch.Tensor) and value.requires_grad:
+        raise ValueError(f"options[{name!r}]: got a tensor that requires grad, accepted: one that does not")
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     return check_number(f"options[{name!r}]", number, positive=positive)
+
+
+def _budget(value: Any) -> int:
+    """``max_num_steps`` as an int; infinity is the largest."""
+    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    if number == float("inf"):
+        return 2**31 - 1
+    count: Any = int(number) if isinstance(number, float) and number.is_integer() else number
+    return check_count("options['max_num_steps']", count, minimum=0)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"options[{name!r}]: got {value!r}, accepted: True or False")

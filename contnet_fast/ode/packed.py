@@ -93,5 +93,8 @@ def _by_element(values: Sequence[Any], parts: Leaves) -> Any:
     """One number where it is the same for all leaves."""
     if all(isinstance(v, float) and v == values[0] for v in values):
         return values[0]
-    sizes = [torch.as_tensor(v, dtype=y.abs().dtype).expand(y.shape) for v, y in zip(values, parts, strict=True)]
+    sizes = [
+        torch.as_tensor(v, dtype=y.abs().dtype, device=y.device).expand(y.shape)
+        for v, y in zip(values, parts, strict=True)
+    ]
     return _concatenated(sizes)

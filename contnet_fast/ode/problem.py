@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cmath
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,9 @@ from typing import Any
 
 import torch
 
+from ..errors import warn
 from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+from .memory import Watch, watches
 from .tolerances import Tolerance
 
 Leaves = list[torch.Tensor]
@@ -36,6 +37,11 @@ class OdeintError(RuntimeError, AssertionError):
         super().__init__(message)
         self.reason, self.t, self.y = reason, t, y
         self.step_size, self.n_steps, self.component = step_size, n_steps, component
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied with its attributes."""
+        names = ("reason", "t", "y", "step_size", "n_steps", "component")
+        return partial(type(self), **{name: getattr(self, name) for name in names}), self.args
 
 
 @dataclass
@@ -66,9 +72,10 @@ class InitialValueProblem:
     Attributes:
         leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
         times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
-        dtype: of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+        reached: so many output times have a state. dtype: of the times that the field is given: that of \\|y\\|, as
+            in torchdiffeq.
         read: the field reads so many leaves, the first; the others are integrals. summed: those of the rate that is
-            asked for are read.
+            asked for are read. name: of the field in errors. watch: of what it does with memory, until that is known.
     """
 
     def __init__(
@@ -86,6 +93,9 @@ class InitialValueProblem:
             raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
         self.func = func
         self.leaves, self.structure = flatten("y0", y0)
+        for i, y in enumerate(self.leaves):
+            if y.layout != torch.strided:
+                raise TypeError(f"{leaf_name('y0', self.structure, i)}: got layout {y.layout}, accepted: torch.strided")
         self.t = _check_times(t)
         self.constant = constant and torch.compiler.is_compiling() and not t.requires_grad
         values = list(_constant_values(t)) if self.constant else t.detach().tolist()
@@ -99,6 +109,9 @@ class InitialValueProblem:
         self.device = self.leaves[0].device
         self.dtype = _real_dtype(self.leaves)
         self.stats = Stats()
+        self.reached = len(values)
+        self.name = "func"
+        self.watch: Watch | None = None
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
         self._plain_tuple = self._flat_tuple and type(y0) is tuple
         self._callbacks = {
@@ -109,23 +122,42 @@ class InitialValueProblem:
         """The field at the caller's time, as leaves in the dtypes of the state; unless ``summed`` no one reads those
         of integrals.
         """
-        self.stats.nfe += 1
+        nfe = self.stats.nfe = self.stats.nfe + 1
         self.summed = summed
+        if nfe == 1 and watches(ys):
+            self.watch = Watch()
+        if self.watch is not None:
+            self.watch.before(ys)
         if self.structure is None:
             k, y = self.func(t, ys[0]), ys[0]
-            if self.stats.nfe == 1 and not is_rate(k, y):
-                raise rate_error("func", k, y)
-            return [k if k.dtype == y.dtype else k.to(y.dtype)]
-        k = self.func(t, self._structured(ys))
-        if self._flat_tuple and isinstance(k, (tuple, list)) and len(k) == len(ys):
-            ks = list(k)
+            fits = nfe > 1 and k is not None and k.shape == y.shape and k.dtype == y.dtype
+            ks = [k]
         else:
-            ks = flatten_as("func", k, self.structure)
-        if self.stats.nfe == 1:
-            for i, (rate, y) in enumerate(zip(ks, ys, strict=True)):
-                if not is_rate(rate, y):
-                    raise rate_error(leaf_name("func", self.structure, i), rate, y)
-        return [k if k.dtype == y.dtype else k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
+            found = self.func(t, self._structured(ys))
+            if self._flat_tuple and isinstance(found, (tuple, list)) and len(found) == len(ys):
+                ks = list(found)
+            else:
+                ks = flatten_as(self.name, found, self.structure)
+            fits = nfe > 1 and all(map(_fits, ks, ys))
+        if not fits:
+            ks = self._rates(ks, ys)
+        if self.watch is not None:
+            ks = self._watched(ys, ks)
+        return ks
+
+    def _rates(self, ks: Sequence[Any], ys: Leaves) -> Leaves:
+        """Rates in the dtypes of the state, if they are some."""
+        for i, (k, y) in enumerate(zip(ks, ys, strict=True)):
+            if not is_rate(k, y):
+                raise rate_error(leaf_name(self.name, self.structure, i), k, y)
+        return [k.to(y.dtype) for k, y in zip(ks, ys, strict=True)]
+
+    def _watched(self, ys: Leaves, ks: Leaves) -> Leaves:
+        assert self.watch is not None
+        ks = self.watch.after(ys, ks, self.name)
+        if self.watch.done:
+            self.watch = None
+        return ks
 
     def state(self, ys: Leaves) -> Any:
         """Leaves in the caller's structure."""
@@ -157,10 +189,11 @@ class InitialValueProblem:
             self._callbacks[name](self.scalar(self.sign * s, dtype), self.state(ys), self.scalar(h, dtype))
 
     def check_callbacks(self, method: str, served: Sequence[str]) -> None:
-        """Warn of callbacks that a method never calls."""
+        """Warn once of callbacks that a method never calls."""
         unknown = sorted(set(self._callbacks) - set(served))
         if unknown:
-            warnings.warn(f"method {method!r} does not call {', '.join(unknown)}", stacklevel=4)
+            warn(f"method {method!r} does not call {', '.join(unknown)}")
+            self._callbacks = {name: own for name, own in self._callbacks.items() if name in served}
 
     def accept(self, s: float, h: float) -> None:
         """Count an accepted step."""
@@ -180,6 +213,10 @@ class InitialValueProblem:
             **{"reason": reason, "t": t, "y": state, "step_size": float(h), "n_steps": n, "component": component},
         )
 
+    def leaf_name(self, name: str, i: int) -> str:
+        """Leaf ``i`` of what ``name`` stands for."""
+        return leaf_name(name, self.structure, i)
+
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
         """The first component of leaves that is not finite, by name, or ``None``."""
         for i, y in enumerate(y.detach() for y in ys):
@@ -188,13 +225,12 @@ class InitialValueProblem:
             bad = (~torch.isfinite(y)).nonzero()
             if len(bad):
                 where = bad[0].tolist()
-                return leaf_name(name, self.structure, i) + (str(where) if where else "")
+                return self.leaf_name(name, i) + (str(where) if where else "")
         return None
 
 
-def own_callbacks(adjoint: bool) -> tuple[str, ...]:
-    """The names by which ``func`` holds its callbacks."""
-    return tuple(name + "_adjoint" for name in CALLBACKS) if adjoint else CALLBACKS
+def _fits(k: Any, y: torch.Tensor) -> bool:
+    return k is not None and k.shape == y.shape and k.dtype == y.dtype
 
 
 def own_module(func: Any) -> torch.nn.Module | None:
@@ -219,6 +255,8 @@ def _check_times(t: Any) -> torch.Tensor:
         raise TypeError(f"t: got dtype {t.dtype}, accepted: a floating-point dtype")
     if t.dim() != 1 or len(t) == 0:
         raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: [T] with at least one time")
+    if t.device.type == "meta":
+        raise ValueError("t: got times on device meta, accepted: a device that holds them")
     return t
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from ..backends import transforming
 from ..errors import check_choice
+from ..ops import followed
 from .adaptive import Adaptive, AdaptiveStep
-from .arithmetic import Leaves, Outputs
+from .arithmetic import End, Leaves, Outputs
 from .device import Bursts, steps_per_read
 from .fixed import FixedGrid, FixedStep
 from .methods import get_method
@@ -62,9 +64,10 @@ def make_solver(
         problem.check_callbacks(settings.method, ("callback_step",))
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
-    timed = graph and (problem.t.requires_grad or settings.options.first_step_grad)
+    timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
-    if bursts and per_read > 1 and not (timed or tolerance.own_norm or problem.has_callbacks):
+    plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
+    if bursts and per_read > 1 and plain:
         solver = Bursts(problem, settings.method, settings.options, tolerance, graph=graph)
         solver.per_read = per_read
         return solver
@@ -76,10 +79,17 @@ def in_python(loop: Callable) -> Callable:
     return torch.compiler.disable(loop) if torch.compiler.is_compiling() else loop
 
 
-def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, record: Record | None = None) -> Leaves:
-    """The states at all times, [T, *y.shape] for each leaf."""
+def solve(
+    problem: InitialValueProblem,
+    settings: Settings,
+    *,
+    graph: bool,
+    record: Record | None = None,
+    outputs: Outputs | End | None = None,
+) -> Leaves:
+    """The states at all times, [T, *y.shape] for each leaf, or what other ``outputs`` make of them."""
     get_method(settings.method)
-    outputs = Outputs(problem.leaves, len(problem.times), graph=graph)
+    outputs = Outputs(problem.leaves, len(problem.times), graph=graph) if outputs is None else outputs
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
@@ -92,7 +102,7 @@ def solve(problem: InitialValueProblem, settings: Settings, *, graph: bool, reco
     return outputs.finish()
 
 
-def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record) -> None:
+def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
     for step in solver.steps():
@@ -105,7 +115,7 @@ def _on_grid(solver: FixedGrid, outputs: Outputs, record: Record) -> None:
             outputs.append(out)
 
 
-def _adaptively(solver: Adaptive, outputs: Outputs, record: Record, on_max_steps: str) -> None:
+def _adaptively(solver: Adaptive, outputs: Outputs | End, record: Record, on_max_steps: str) -> None:
     problem, limit = solver.problem, int(solver.options.max_num_steps)
     times = [solver.number(t) for t in problem.times]
     solver.begin()
@@ -113,7 +123,7 @@ def _adaptively(solver: Adaptive, outputs: Outputs, record: Record, on_max_steps
     while i < len(times):
         if n >= limit:
             if on_max_steps == "return":
-                problem.stats.completed = False
+                problem.stats.completed, problem.reached = False, i
                 return
             raise problem.failure(
                 "max_num_steps",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import TreeSpec
 
 from ..errors import check_number
+from ..reference.rk import accumulation_dtype
 from ..states import flatten_as, leaf_names, unflatten
 
 Leaves = list[torch.Tensor]
@@ -24,7 +27,7 @@ class LeafNorm:
         """A real 0-d tensor; leaves without elements count as 0."""
         norms = [x.abs().square().mean().sqrt() for x in leaves[: self.count] if x.numel()]
         if not norms:
-            return torch.zeros(())
+            return torch.zeros((), device="cpu")
         if norms[0].requires_grad:  # the others must stay out of its graph: the square root has no slope at 0
             return max(norms)
         return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
@@ -39,8 +42,8 @@ class Tolerance:
     """
 
     def __init__(self, rtol: Any, atol: Any, norm: Callable | None, leaves: Leaves, structure: TreeSpec | None) -> None:
-        self.rtol = _by_leaf("rtol", rtol, leaves, structure)
-        self.atol = _by_leaf("atol", atol, leaves, structure)
+        self.rtol = by_leaf("rtol", rtol, leaves, structure)
+        self.atol = by_leaf("atol", atol, leaves, structure)
         self._norm = LeafNorm() if norm is None else norm
         if not callable(self._norm):
             raise TypeError(f"options['norm']: got {norm!r}, accepted: a callable on states")
@@ -63,10 +66,17 @@ class Tolerance:
         if isinstance(self._norm, LeafNorm):
             return self._norm(leaves)
         value = self._norm(unflatten(leaves, self._structure))
-        return value.abs() if isinstance(value, torch.Tensor) else torch.as_tensor(float(value)).abs()
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return value.abs().reshape(())
+        if not isinstance(value, Real):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TypeError(f"options['norm']: returned {got}, accepted: a number or a tensor with one")
+        return torch.tensor(abs(float(value)), device="cpu")
 
     def weighted(self, errors: Leaves, ys: Leaves, y1s: Leaves | None = None) -> Leaves:
-        """Errors over the tolerated ones."""
+        """Errors over the tolerated ones, of 16-bit leaves in float32: squares of them overflow."""
+        errors, ys = _wide(errors), _wide(ys)
+        y1s = None if y1s is None else _wide(y1s)
         sizes = (
             [y.abs() for y in ys]
             if y1s is None
@@ -82,7 +92,12 @@ class Tolerance:
         return min(float(a.min()) if isinstance(a, torch.Tensor) else a for a in self.atol)
 
 
-def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
+def _wide(leaves: Leaves) -> Leaves:
+    return [x.to(accumulation_dtype(x.dtype)) for x in leaves]
+
+
+def by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
+    """A tolerance of each leaf: a float, or a tensor that broadcasts to it."""
     if structure is None or _is_single(value):
         return [_one(name, value, leaves[0])] * len(leaves)
     if len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
@@ -97,13 +112,18 @@ def _by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) 
 
 
 def _is_single(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+    return isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.dim() == 0)
 
 
 def _one(name: str, value: Any, y: torch.Tensor) -> Any:
     """A float, or a tensor that broadcasts to its leaf."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        try:
+            value = torch.as_tensor(value, device=y.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name}: got {value!r}, accepted: a number, or numbers that broadcast to y") from None
     if not isinstance(value, torch.Tensor):
-        number = check_number(name, value)
+        number = check_number(name, float(value) if isinstance(value, np.floating) else value)
     elif value.requires_grad:
         raise ValueError(f"{name}: got a tensor that requires grad, accepted: one that does not")
     elif value.numel() == 1 and value.dim() == 0:
@@ -117,7 +137,7 @@ def _one(name: str, value: Any, y: torch.Tensor) -> Any:
             raise ValueError(
                 f"{name}: got shape {tuple(value.shape)}, accepted: one that broadcasts to {tuple(y.shape)}"
             )
-        return value.to(y.device, torch.empty((), dtype=y.dtype, device="meta").abs().dtype)
+        return value.to(y.device, torch.empty((), dtype=accumulation_dtype(y.dtype), device="meta").abs().dtype)
     if number < 0:
         raise ValueError(f"{name}: got {number}, accepted: a number >= 0")
     return number

@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import RKCombine, RKCombineError, distinct
+from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct, followed
 from .conv import ConvSolve, fused_conv_solve
 from .schemas import define, implement, lookup
 
@@ -12,4 +12,15 @@ for _backend in REGISTRY.values():
         else:
             implement(_op, _backend.name, _function, _key)
 
-__all__ = ["ConvSolve", "RKCombine", "RKCombineError", "define", "distinct", "fused_conv_solve", "implement", "lookup"]
+__all__ = [
+    "OWN_DERIVATIVE",
+    "ConvSolve",
+    "RKCombine",
+    "RKCombineError",
+    "define",
+    "distinct",
+    "followed",
+    "fused_conv_solve",
+    "implement",
+    "lookup",
+]

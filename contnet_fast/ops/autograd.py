@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ..reference.rk import accumulation_dtype
 from .schemas import lookup
+
+OWN_DERIVATIVE = ("cpu",)  # backends whose op has its derivative registered with it (csrc/rk_gradient.cpp)
 
 
 class RKCombine(torch.autograd.Function):
@@ -23,7 +26,7 @@ class RKCombine(torch.autograd.Function):
         return tuple(lookup("rk_combine", backend)(ys, ks, coefficients))
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g, scaled in the accumulation dtype; nothing for c_j = 0."""
         return None, None, *_linear_grads(ctx, grads)
 
@@ -48,9 +51,16 @@ class RKCombineError(torch.autograd.Function):
         return *results, norm
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g; the gradient of the norm is ignored."""
         return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
+
+
+def followed(x: torch.Tensor) -> bool:
+    """Whether derivatives by ``x`` are asked for: it requires grad, or has a tangent."""
+    if x.requires_grad or torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return x.requires_grad
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -64,6 +74,7 @@ def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 def _remember(
     ctx: Any, coefficients: tuple[float, ...], leaves: tuple[torch.Tensor, ...]
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    ctx.set_materialize_grads(False)  # zeros would meet infinite slopes of what nobody asked about
     count = len(leaves) // (len(coefficients) + 1)
     ys, ks = leaves[:count], leaves[count:]
     ctx.coefficients = coefficients
@@ -71,14 +82,14 @@ def _remember(
     return ys, ks
 
 
-def _linear_grads(ctx: Any, grads: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor | None, ...]:
+def _linear_grads(ctx: Any, grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
     wanted = ctx.needs_input_grad[len(ctx.needs_input_grad) - len(ctx.dtypes) :]
-    wide = [grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
+    wide = [None if grad is None else grad.to(accumulation_dtype(grad.dtype)) for grad in grads]
     terms = [(c, grad) for c in ctx.coefficients for grad in wide]
     return (
         *grads,
         *(
-            (grad * c).to(dtype) if want and c != 0.0 else None
+            (grad * c).to(dtype) if want and c != 0.0 and grad is not None else None
             for (c, grad), dtype, want in zip(terms, ctx.dtypes, wanted, strict=True)
         ),
     )

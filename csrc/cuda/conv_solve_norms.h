@@ -140,10 +140,11 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
               g = result <= 0.f ? 0.f : g * skip[j];
             }
             sum[0][j] += in ? g : 0.f;
-            sum[1][j] += in ? g * hat : 0.f;
+            sum[1][j] += in && g != 0.f ? g * hat : 0.f;  // a map of 16 bits may hold infinities that relu ends
           }
           if (ends) {
-            g = scale * g - rstd[j] * (plain[j] + hat * with[j]);
+            g = scale * g;
+            if (pass == 1) g -= rstd[j] * (plain[j] + hat * with[j]);
             if constexpr (POST) g = value <= 0.f ? 0.f : g * skip[j];
           }
           v[m][n][q] = g;

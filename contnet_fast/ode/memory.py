@@ -1,0 +1,84 @@
+"""What a field does with memory: rates in a buffer that it fills again are copied; writes to the state are told."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+
+from ..backends import transforming
+from ..errors import warn
+
+PLAIN = {torch.Tensor, torch.nn.Parameter}
+EVALUATIONS = 3  # after so many what a field does is taken for its habit
+
+
+def watches(leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors like these have memory that can be looked at."""
+    if torch.compiler.is_compiling() or transforming() or leaves[0].device.type == "meta":
+        return False
+    return all(type(y) in PLAIN for y in leaves)
+
+
+class Watch:
+    """The first evaluations of a field.
+
+    A rate is read until its step ends, so one in memory that the next evaluation fills must be copied at once. What an
+    operation returned was never written to (version 0); anything else is copied until it is seen whether it comes back.
+    """
+
+    def __init__(self) -> None:
+        self._left = EVALUATIONS
+        self._seen: dict[int, tuple[torch.Tensor, int | None, bool]] = {}  # rate, its version, whether it was copied
+        self._copies = False  # from now on, all
+
+    @property
+    def done(self) -> bool:
+        """There is nothing more to do."""
+        return not self._left and not self._copies
+
+    def before(self, ys: Sequence[torch.Tensor]) -> None:
+        """Remember what the field is given."""
+        self._versions = [_version(y) for y in ys] if self._left else []
+
+    def after(self, ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
+        """The rates to go on with."""
+        if not self._left:
+            return [k.clone() for k in ks]
+        self._left -= 1
+        if [_version(y) for y in ys] != self._versions:
+            warn(
+                f"{name} changes y in place: steps and outputs go on from y, and are then those of no ODE; accepted: a "
+                "func that leaves y as it is (y = y.clone() first)"
+            )
+        safe = [self._safe(k, name) for k in ks]
+        if self._left == EVALUATIONS - 1 and all(map(operator.is_, ks, safe)):
+            self._left = 1  # new results: one more look, for a buffer that was one at first
+        if not self._left:
+            self._seen = {}
+        return safe
+
+    def _safe(self, k: torch.Tensor, name: str) -> torch.Tensor:
+        place, version = k.data_ptr(), _version(k)
+        if place in self._seen:
+            _, before, copied = self._seen[place]
+            if copied:
+                self._copies |= version is None or version != before or not _resizable(k)
+            elif version != before and k.numel():
+                raise ValueError(
+                    f"{name}: returned a rate in the memory of an earlier one, which the step still reads, accepted: a "
+                    "tensor of its own (return buffer.clone())"
+                )
+        copies = self._copies or version != 0 or not _resizable(k)
+        self._seen[place] = k, version, copies
+        return k.clone() if copies else k
+
+
+def _version(x: torch.Tensor) -> int | None:
+    return None if x.is_inference() else x._version
+
+
+def _resizable(k: torch.Tensor) -> bool:
+    """PyTorch allocated it, and so nothing else fills it."""
+    return k.untyped_storage().resizable()
