@@ -372,9 +372,10 @@ std::vector<at::Tensor> conv_solve_backward_op(
   const int64_t basis = call.nodes.basis, c = x.size(1);
   const at::Tensor x_grad = call.maps(1)[0];
   std::vector<at::Tensor> grads(cuda::kNodes);
-  if (call.stage) {
+  const bool by_stage = call.stage || cuda::plan_solve(call.problem).wide;  // of wide maps the states alone are kept
+  if (by_stage) {
     for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
-    stages_back(call, upstream, kept, keep == "none", moments, x_grad, grads);
+    stages_back(call, upstream, kept, call.stage && keep == "none", moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str());
   } else {
     int launches = 0;
@@ -390,7 +391,7 @@ std::vector<at::Tensor> conv_solve_backward_op(
   }
   results.push_back(like(x, x_grad));
   for (int64_t i : wanted)  // results share no storage
-    results.push_back(grads[i].to(given.get(i)->scalar_type(), false, !call.stage));
+    results.push_back(grads[i].to(given.get(i)->scalar_type(), false, !by_stage));
   return results;
 }
 
