@@ -366,8 +366,9 @@ std::vector<at::Tensor> conv_solve_backward_op(
   const at::Tensor x_grad = call.maps(1)[0];
   std::vector<at::Tensor> grads(cuda::kNodes);
   for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
-  if (call.stage) {
-    stages_back(call, upstream, kept, keep == "none", moments, x_grad, grads);
+  const bool by_stage = call.stage || cuda::plan_solve(call.problem).wide;  // of wide maps the states alone are kept
+  if (by_stage) {
+    stages_back(call, upstream, kept, call.stage && keep == "none", moments, x_grad, grads);
     record("conv_solve_backward", "cuda", level.c_str());
   } else {
     int launches = 0;

@@ -66,7 +66,11 @@ def test_a_backward_pass_holds_more_of_an_image(there, monkeypatch):
 def test_it_serves_whole_solves_of_wide_maps(there, shape, dtype):
     problem = conv(shape=shape, dtype=dtype, compute_dtype=dtype)
     assert select(facts(**problem), "cuda").level == "solve"
-    assert select(facts(**problem, needs_grad=True), "cuda").level == "stage"
+    assert select(facts(**problem, needs_grad=True), "cuda").level == "solve"
+    problem["field"] = ("post", "group")
+    assert select(facts(**problem), "cuda").level == "solve"
+    with pytest.raises(cf.BackendUnavailable, match="no backward pass of wide maps has norms within an image"):
+        select(facts(**problem, needs_grad=True), "cuda:solve")
 
 
 def test_wide_maps_take_clusters_of_blocks(there, monkeypatch):
@@ -115,8 +119,8 @@ def test_stages_it_refuses(there, change, words):
         ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 256 pixels of 64 channels; clusters"),
         ({"shape": (8, 16, 33, 33)}, "maps of 33x33: registers of a block hold 1024 pixels of 16 channels"),
         (
-            {"shape": (8, 64, 12, 12), "needs_grad": True},
-            "maps of 12x12: the backward pass holds 128 pixels of 64 channels: level stage serves it",
+            {"shape": (8, 64, 12, 12), "needs_grad": True, "field": ("pre", "group")},
+            "maps of 12x12: no backward pass of wide maps has norms within an image",
         ),
         ({"shape": (8, 8, 1, 900), "dtype": torch.float32, "compute_dtype": torch.float32}, "KiB of shared memory of"),
         ({"dtype": torch.float64, "compute_dtype": torch.float64}, "products in torch.float64 are not served"),
@@ -180,7 +184,7 @@ assert "cuda" not in cf.available_backends()
 
 
 WITHOUT = """types.SimpleNamespace(
-    interface=lambda: 3, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
+    interface=lambda: 4, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
     without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
     record=lambda on: None, take_runs=lambda: [])"""
 

@@ -224,6 +224,14 @@ def test_some_gradients_and_an_empty_batch(launches):
 
 def test_wide_maps(launches):
     check(replace(BASE, channels=72, size=(4, 3), scheme="euler", n_steps=1), level="stage")
+    check(replace(BASE, channels=72, size=(4, 3), scheme="euler", n_steps=1))
+
+
+@pytest.mark.parametrize(("order", "norm", "checkpoint"), [("pre", "batch", "none"), ("post", "none", "block")])
+def test_gradients_of_wide_solves(launches, order, norm, checkpoint):
+    """Level stage makes them from the states that were kept."""
+    case = replace(BASE, channels=64, size=(3, 43), batch=1, scheme="euler", dtype=torch.bfloat16, grads="all")
+    judge(replace(case, order=order, norm=norm, checkpoint=checkpoint), "solve")
 
 
 @pytest.mark.parametrize(
@@ -233,6 +241,7 @@ def test_wide_maps(launches):
         ({"size": (40, 40)}, "exceed the registers of a multiprocessor"),
         ({"training": True}, "level solve with norm batch in training"),
         ({"norm": "group", "level": "stage"}, "level stage with norm group"),
+        ({"channels": 64, "size": (65, 64)}, "exceed the registers of 8 multiprocessors"),
         ({"dtype": torch.float64}, "x of dtype Double: accepted are float16, bfloat16, float32"),
     ],
     ids=str,

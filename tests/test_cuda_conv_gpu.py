@@ -9,6 +9,7 @@ import torch
 from conv_cases import SMALL, Case, scale, solve, truth
 
 import contnet_fast as cf
+from contnet_fast.backends import cuda
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = [
@@ -39,8 +40,10 @@ def check(case, backend):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("order", ["pre", "post"])
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
-@pytest.mark.parametrize(("channels", "size"), NARROW)
+@pytest.mark.parametrize(("channels", "size"), [*NARROW, *WIDE])
 def test_whole_solves(channels, size, norm, order, dtype):
+    if (channels, size) in WIDE[:2] and cuda.clusters() == 1:
+        pytest.skip("needs clusters of blocks")
     check(replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype), "cuda:solve")
 
 
@@ -100,4 +103,7 @@ def test_small_set():
                 solve(replace(case, channels=channels, training=True), "cuda:stage", device="cuda")
             for channels in (32, 64):
                 solve(replace(case, channels=channels), "cuda:solve", device="cuda")
+            if cuda.clusters() > 1:
+                for norm in ("batch", "group"):
+                    solve(replace(case, channels=64, size=(5, 53), norm=norm), "cuda:solve", device="cuda")
     torch.cuda.synchronize()

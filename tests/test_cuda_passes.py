@@ -13,6 +13,7 @@ from conv_cases import Case
 from cuda_emulator import call
 from test_cuda_prepare import ConvPrepare, prepare
 from test_cuda_solve import ConvSolve
+from test_cuda_solve import plan as plan_solve
 from test_cuda_solve_backward import ConvSolveBackward, gradients
 from test_cuda_stages import ConvStages
 from test_cuda_stages_solve_backward import ConvStagesBackward, backward
@@ -58,13 +59,16 @@ def noted(p: ConvPass, level: str, family: str) -> Counter:
     prepare = problem(p, ConvPrepare, family, without=statistics)
     again = problem(p, ConvPrepare, family, without=("partials", "moments"))
     calls = []
+    unkept = (() if p.backward and p.keep == "none" else ("tape",)) + (() if p.keep == "step" else ("states",))
     if level == "solve":
-        calls = [("prepare", prepare), ("solve", problem(p, ConvSolve, family))]
-        if p.backward:
+        solve, wide = problem(p, ConvSolve, family), ("tape",) + (("states",) if p.keep == "block" else ())
+        calls = [("prepare", prepare), ("solve", solve)]
+        if p.backward and plan_solve(solve).wide:
+            calls.append(("stages_backward", problem(p, ConvStagesBackward, family, without=wide)))
+        elif p.backward:
             calls += calls if p.keep == "block" and p.n_steps > 1 else []
             calls += [("prepare", again), ("solve_backward", problem(p, ConvSolveBackward, family))]
     else:
-        unkept = (() if p.backward and p.keep == "none" else ("tape",)) + (() if p.keep == "step" else ("states",))
         calls = [("stages", problem(p, ConvStages, family, without=unkept))]
         if p.backward:
             calls.append(("stages_backward", problem(p, ConvStagesBackward, family, without=unkept)))

@@ -170,9 +170,8 @@ def refusals(
         return [f"{maps}: registers of {blocks} hold {most} pixels of {count.channels} channels{without}"]
     if count.shared > limit * 1024:
         return [f"{maps}: an operand takes {count.shared / 1024:.0f} KiB of shared memory of {limit} KiB"]
-    if backward and count.wide:
-        most = 64 * 128 // count.channels
-        return [f"{maps}: the backward pass holds {most} pixels of {count.channels} channels: level stage serves it"]
+    if count.wide:  # the backward pass is that of level stage
+        return [f"{maps}: no backward pass of wide maps has norms within an image"] if backward and sample else []
     if backward and count.shared_backward(backward) > limit * 1024:
         takes = f"{count.shared_backward(backward) / 1024:.0f} KiB of shared memory of {limit} KiB"
         return [f"{maps}: operand and gradient of the backward pass take {takes}"]

@@ -41,7 +41,7 @@ class _Launches:
     """What both levels launch."""
 
     def __init__(self, p: ConvPass, family: str, processors: int) -> None:
-        self.p, self.limit, self.processors = p, SHARED[family], processors
+        self.p, self.family, self.limit, self.processors = p, family, SHARED[family], processors
         self.matrix = 9 * p.channels * p.channels
         self.resident = 8.0 * p.elements * p.state  # state, rates and operands: about eight maps
 
@@ -109,8 +109,12 @@ class _Solve(_Launches):
         )  # fmt: skip
 
     def backward(self) -> Iterator[Launched]:
-        """A launch a step, sums of blocks after each."""
+        """A launch a step, sums of blocks after each; of wide maps that of level stage from states."""
         p, of = self.p, self.count
+        if of.wide:
+            states = replace(p, keep="step" if p.keep == "none" else p.keep)
+            yield from _Stages(states, self.family, self.processors).backward()
+            return
         if p.keep == "block" and p.n_steps > 1:
             yield self.prepare(forward=True)
             yield from self.forward()
