@@ -260,16 +260,19 @@ inline void check(cudaError_t status, const char* name) {
   throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
 }
 
+inline int of_device(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "device");
+  return value;
+}
+
 // `kernel`: any; clusters take code for sm_90 or newer as well as such a chip
 inline DeviceFacts device_facts(void (*kernel)()) {
-  int device = 0, processors = 0, shared = 0, clusters = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
-  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "device");
-  check(cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, device), "device");
   cudaFuncAttributes code;
   check(cudaFuncGetAttributes(&code, kernel), "device");
-  return {processors, clusters != 0 && code.ptxVersion >= 90 ? 8 : 1, shared};
+  return {of_device(cudaDevAttrMultiProcessorCount), of_device(cudaDevAttrClusterLaunch) != 0 && code.ptxVersion >= 90 ? 8 : 1,
+          of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -277,7 +280,7 @@ void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... argu
   if (grid.blocks == 0 || grid.rows == 0) return;
   if (grid.shared > 48 * 1024)  // always the same limit, as launches of other threads set it too
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(device_facts().shared_limit)),
+                               of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
           grid.name);
   if (grid.cluster > 8)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), grid.name);
