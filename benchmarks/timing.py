@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from contenders import Contender
 
-LEAST_SECONDS = 1e-3  # shorter calls are repeated within a measurement, warm as they are in a loop
 PRODUCT_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
 EVICTED_BYTES = 2**28  # more than any cache of a GPU
 
@@ -25,6 +24,8 @@ class Effort:
 
     Attributes:
         cold_rounds: rounds more, on a GPU, in which the caches are overwritten before each call.
+        least_seconds: shorter calls are repeated within a measurement, warm as they are in a loop; the first one of a
+            round finds caches that the garbage collection before it has emptied.
     """
 
     rounds: int = 15
@@ -32,6 +33,7 @@ class Effort:
     warm_up_seconds: float = 0.3
     warm_up_calls: int = 3
     cold_rounds: int = 15
+    least_seconds: float = 1e-3
 
 
 QUICK = Effort(rounds=5, seconds=2.0, warm_up_seconds=0.1, warm_up_calls=2, cold_rounds=3)
@@ -149,8 +151,8 @@ def interleave(
 ) -> dict[str, Times]:
     """Time all contenders in turn, one call each a round, the order rotated by one from round to round.
 
-    Calls shorter than a millisecond are repeated until that is filled. On a GPU by events around the calls; what is
-    queued before is waited for.
+    Calls shorter than ``effort.least_seconds`` are repeated until that is filled. On a GPU by events around the calls;
+    what is queued before is waited for.
 
     Args:
         advance: called after each round with the fraction of the work that it was.
@@ -189,7 +191,7 @@ def _warm_up(contender: Contender, effort: Effort, device: str) -> int:
     while calls < effort.warm_up_calls or time.perf_counter() - start < effort.warm_up_seconds:
         shortest = min(shortest, once(contender.call, device))
         calls += 1
-    return max(1, math.ceil(LEAST_SECONDS / max(shortest, 1e-6)))
+    return max(1, math.ceil(effort.least_seconds / max(shortest, 1e-6)))
 
 
 def once(

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if not torch.cuda.is_available():  # Triton kernels then run in its interpreter, which it asks for when imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -39,3 +40,26 @@ def reads(monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     return found
+
+
+class Scalars(TorchDispatchMode):
+    """Ops that wait for what a tensor holds, whoever calls them: for its value, or to know the shape of a result."""
+
+    waiting = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.waiting:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def scalars():
+    """:class:`Scalars` while the test runs."""
+    with Scalars() as mode:
+        yield mode

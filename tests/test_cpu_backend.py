@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
@@ -356,3 +357,19 @@ def test_what_nobody_asks_about_gets_no_gradient():
         first, _second = combine([torch.ones(3), torch.ones(3)], rates, [2.0])
         (found,) = torch.autograd.grad(first.sum(), x)
         assert torch.equal(found, torch.tensor([[2.0] * 3, [0.0] * 3]))
+
+
+@built
+def test_large_results_are_tensors_like_any_other():
+    y = torch.randn(2, 8, 300, 300).to(memory_format=torch.channels_last)
+    end = cf.rk_combine(y, [y], [1.0], backend="cpu")
+    assert end.stride() == y.stride()
+    assert torch.equal(end, y + y)
+    copied = pickle.loads(pickle.dumps(end))
+    assert torch.equal(copied, end)
+    assert end.clone().resize_(3 * y.numel()).shape == end.resize_(3 * y.numel()).shape
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cf.rk_combine(y, [y], [1.0], backend="cpu")
+    sizes = [e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert y.nbytes in sizes
+    assert -y.nbytes in sizes

@@ -373,26 +373,32 @@ def test_the_adjoint_refuses_a_second_derivative():
 
 
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("pair", [False, True])
-def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, pair, graph):
+@pytest.mark.parametrize("leaves", [1, 2, 5])
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, scalars, method, leaves, graph):
     y = torch.linspace(0.5, 1.5, 6, dtype=D).requires_grad_(graph)
-    state = (y, y[:2] * 2) if pair else y
+    state = tuple(y * (i + 1) for i in range(leaves)) if leaves > 1 else y
 
     def field(t, s):
-        return tuple(x * torch.cos(9 * t) for x in s) if pair else s * torch.cos(9 * t)
+        return tuple(x * torch.cos(9 * t) for x in s) if leaves > 1 else s * torch.cos(9 * t)
 
-    counts = []
-    for end in (1.0, 4.0):
+    def solve(end, **more):
         reads.clear()
-        _, stats = cf.odeint(field, state, torch.tensor([0.0, end], dtype=D), return_stats=True, rtol=1e-5)
-        counts.append((len(reads), stats.accepted + stats.rejected))
-    (few, n), (more, m) = counts
-    assert more - few == m - n > 5
-    for options in ({"step_size": 0.1}, {"step_size": 0.01}):
-        reads.clear()
-        cf.odeint(field, state, torch.tensor([0.0, 1.0], dtype=D), method="rk4", options=options)
-        counts.append(len(reads))
-    assert counts[-1] == counts[-2] <= 6
+        scalars.found.clear()
+        out, stats = cf.odeint(field, state, torch.tensor([0.0, end], dtype=D), return_stats=True, rtol=1e-5, **more)
+        counts = len(reads), len(scalars.found)
+        if graph:
+            scalars.found.clear()
+            torch.autograd.grad((out[0] if leaves > 1 else out).sum(), y, retain_graph=True)
+            assert scalars.found == []
+        return *counts, stats.accepted + stats.rejected
+
+    (few, few_ops, n), (more, more_ops, m) = solve(1.0, method=method), solve(4.0, method=method)
+    assert more - few == more_ops - few_ops == m - n > 5
+    assert few_ops - n <= 3  # of the first step size
+    coarse, fine = (solve(1.0, method="rk4", options={"step_size": h}) for h in (0.1, 0.01))
+    assert coarse[0] == fine[0] <= 6
+    assert coarse[1] == fine[1] <= 2  # the grid
 
 
 # -- derivatives by other means ---------------------------------------------------------------------------------------
