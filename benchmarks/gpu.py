@@ -33,9 +33,10 @@ from gpu_tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, test
 from options import Parser
 
 # by phase, the seconds after which a case that has not ended hangs: it compiles, times, and gets ready
-LIMITS = {"blocks": 360.0, "choice": 150.0, "levels": 150.0, "combine": 90.0, "training": 300.0}
+LIMITS = {"blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
 PHASES = ("environment", "build", "smoke", *LIMITS, "tests", "sanitizer")
 GRACE = 30.0  # seconds that a case may take beyond the end
+IDLE = 120.0  # seconds within which a phase begins a case
 RESTARTS = 12  # of a phase
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "ninja", "scikit-learn", "rich", "torchdiffeq")
 ASK_TORCH = """
@@ -128,17 +129,21 @@ def ask(program: str) -> dict[str, Any]:
 
 def measured(run: Run, phase: str, seconds: float) -> None:
     """A phase of ``gpu_phases.py`` in its own process, and in another one after a crash, a hang or a lost device."""
-    end = time.monotonic() + seconds
+    end, active = time.monotonic() + seconds, time.monotonic()
 
     def stalled() -> str | None:
-        begun = run.begun()
-        return f"hangs for {begun[1]:.0f} s" if begun and begun[1] > LIMITS[phase] else None
+        nonlocal active
+        if begun := run.begun():
+            active = time.monotonic()
+            return f"hangs for {begun[1]:.0f} s" if begun[1] > LIMITS[phase] else None
+        return f"begins nothing for {IDLE:.0f} s" if time.monotonic() - active > IDLE else None
 
     for _ in range(RESTARTS):
         left = end - time.monotonic()
         if left <= 0:
             break
         run.running.unlink(missing_ok=True)
+        active = time.monotonic()
         words = [sys.executable, str(Path(__file__).with_name("gpu_phases.py")), phase]
         path = f"{gpu_run.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         try:

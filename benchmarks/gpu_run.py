@@ -208,7 +208,8 @@ class Run:
         if why or process.returncode:
             what = why or f"exit {process.returncode}"
             status = None if why else process.returncode
-            raise Failed(f"{words[-1]}: {what}: {' / '.join(tail(output))}"[:4000], output=output, status=status)
+            program = Path(next((word for word in words[1:] if not word.startswith("-")), words[0])).name
+            raise Failed(f"{program}: {what}: {' / '.join(tail(output))}"[:4000], output=output, status=status)
         return output
 
     def stop_all(self) -> None:

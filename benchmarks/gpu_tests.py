@@ -56,7 +56,7 @@ def run_tests(run: Run, file: str) -> dict[str, Any]:
     """Counts by verdict. What comes after a crash or a lost device runs in another process.
 
     Raises:
-        Failed: a test failed or hung, by name, or none ran.
+        Failed: a test failed, crashed or did not end, by name, or none ran.
     """
     end = time.monotonic() + min(run.left, FILE_LIMIT)
     selection = ["-m", "gpu"] if file in GPU_TESTS else []
@@ -91,7 +91,9 @@ def _share(run: Run, names: list[str], end: float) -> tuple[dict[str, str], list
         words += [line for line in output.splitlines() if line.startswith("E  ") or "Fatal Python error" in line]
         if error and error.status != 1:  # it did not come to its end
             culprit = next((name for name in names if name in found and found[name] == ""), None)
-            found = {name: word or ("hung" if error.status is None else "crashed") for name, word in found.items()}
+            found = {
+                name: word or ("unfinished" if error.status is None else "crashed") for name, word in found.items()
+            }
             words.append(str(error))
             if culprit is None:  # no test is to blame
                 return verdicts | dict.fromkeys(names, "not run") | found, words

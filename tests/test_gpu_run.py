@@ -166,7 +166,7 @@ sys.exit(os.environ["CONTNET_FAST_BUILD"] + "\\n" + "\\n".join(f"error {i}: no w
     first = run()
     gpu("gpu").build(first, H100)
     (row,) = first.rows()
-    assert row["error"].startswith("no extension: --inplace: exit 1")
+    assert row["error"].startswith("no extension: setup.py: exit 1")
     assert row["output"] == [f"error {i}: no wgmma" for i in range(10, 30)]
     assert "\ncuda\nerror 0: no wgmma" in first.log_file.read_text()
     assert not old.exists()
@@ -238,13 +238,18 @@ sys.exit(1)
     assert not whole.late
 
 
-def test_a_phase_that_cannot_begin_is_one_error(run, project, gpu, monkeypatch):
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [("import nowhere", "No module named 'nowhere'"), ("import time; time.sleep(100)", "begins nothing for 1 s")],
+)
+def test_a_phase_that_cannot_begin_is_one_error(run, project, gpu, monkeypatch, words, error):
     driver, whole = gpu("gpu"), run()
-    monkeypatch.setattr(driver, "__file__", str(project("gpu_phases.py", "import nowhere").with_name("gpu.py")))
+    monkeypatch.setattr(driver, "IDLE", 1.0)
+    monkeypatch.setattr(driver, "__file__", str(project("gpu_phases.py", words).with_name("gpu.py")))
     driver.measured(whole, "blocks", 30)
     (row,) = whole.rows()
     assert row["case"] == "process"
-    assert "No module named 'nowhere'" in row["error"]
+    assert error in row["error"]
 
 
 # ---- tests and the sanitizer
@@ -270,7 +275,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "verdict", "later"), [("crashes", "crashed", 3), ("loses", "failed", 3), ("hangs", "hung", 1)]
+    ("name", "verdict", "later"), [("crashes", "crashed", 3), ("loses", "failed", 3), ("hangs", "unfinished", 1)]
 )
 def test_one_bad_test_is_named_and_the_others_run(run, project, gpu, monkeypatch, tmp_path, name, verdict, later):
     module, whole = gpu("gpu_tests"), run()
