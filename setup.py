@@ -140,7 +140,8 @@ def compile_kernels(cuda: Cuda, folder: Path) -> list[str]:
         RuntimeError: nvcc's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Icsrc/cuda", "--threads", "2"]
+    options = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-lineinfo", "-Icsrc/cuda"]
+    options += ["--threads", "2"]
 
     def one(source: str) -> str:
         made = folder / f"{Path(source).stem}.o"
@@ -155,7 +156,7 @@ def compile_kernels(cuda: Cuda, folder: Path) -> list[str]:
             words = (done.stderr or done.stdout).strip()
             raise RuntimeError(words or f"{' '.join(command)} exits with {done.returncode}")
         note.write_text(" ".join(command))
-        say(f"nvcc {source}: {time.perf_counter() - start:.0f} s")
+        say("\n".join([f"nvcc {source}: {time.perf_counter() - start:.0f} s", *done.stderr.strip().splitlines()]))
         return str(made)
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
@@ -229,7 +230,7 @@ def build_command(wanted: str, compiler: str, cuda: Cuda | None) -> type:
             except Exception as error:
                 if wanted != "auto":
                     raise
-                reason = f"the build failed ({str(error).splitlines()[0]})"
+                reason = failure(error)
             if with_cuda:
                 say(f"building the C++ extension without CUDA: {reason}")
                 self.leave_cuda_out(reason)
@@ -238,7 +239,7 @@ def build_command(wanted: str, compiler: str, cuda: Cuda | None) -> type:
                     super().run()
                     return
                 except Exception as error:
-                    reason = f"the build failed ({str(error).splitlines()[0]})"
+                    reason = failure(error)
             say(f"no C++ extension: {reason}")
             self.extensions = []
 
@@ -260,6 +261,14 @@ def build_command(wanted: str, compiler: str, cuda: Cuda | None) -> type:
                 super().copy_extensions_to_source()
 
     return Build
+
+
+def failure(error: Exception) -> str:
+    """One line that says why a build failed; the log has the last of the compiler's words."""
+    words = str(error).strip().splitlines() or [type(error).__name__]
+    if len(words) > 1:
+        say("the compiler's last words:\n" + "\n".join(words[-20:]))
+    return f"the build failed ({words[0]})"
 
 
 def refuse(wanted: str, reason: str) -> dict[str, Any]:

@@ -3,125 +3,59 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --phases blocks --out /tmp/results --minutes 5
 
-Writes ``gpu-<device>.jsonl`` and ``gpu-<device>.log`` into a folder. A phase or case that the file has for this commit
-and device is not run again (``--again`` does), and one that fails does not stop the others: the exit status is 1 then.
-Nothing is fetched: packages that are missing are said so. ``--dry-run`` goes through every phase on a CPU with Triton's
-interpreter and tiny shapes; its times tell nothing.
+Writes ``gpu-<device>.jsonl`` and ``gpu-<device>.log`` into a folder. What the file has for these sources and this
+device is not run again (``--again`` does), but for the build. What fails does not stop the rest: the exit status is 1
+then. Each phase that times kernels is a process of its own, begun after the build and again after a crash, a hang or an
+error of the device; while others wait it has half of the time that is left. Nothing is fetched: packages that are
+missing are said so.
+``--dry-run`` goes through every phase on a CPU with Triton's interpreter and tiny shapes; its times tell nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+import gpu_run
+from gpu_run import LATE, LOST, Failed, Run, add_options, phase_options, said, tail
+from gpu_tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, tests
 from options import Parser
 
-ROOT = Path(__file__).resolve().parent.parent
-PHASES = ("environment", "build", "tests", "combine", "levels", "blocks", "training", "sanitizer", "choice")
-TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")
-DRY_TESTS = ("tests/test_triton_combine.py",)
-SANITIZED = ("tests/test_triton_gpu.py", "tests/test_cuda_gpu.py", "tests/test_cuda_conv_gpu.py")
+# by phase, the seconds after which a case that has not ended hangs: it compiles, times, and gets ready
+LIMITS = {"blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
+PHASES = ("environment", "build", "smoke", *LIMITS, "tests", "sanitizer")
+GRACE = 30.0  # seconds that a case may take beyond the end
+IDLE = 120.0  # seconds within which a phase begins a case
+RESTARTS = 12  # of a phase
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "ninja", "scikit-learn", "rich", "torchdiffeq")
+ASK_TORCH = """
+import json, torch
+found = {"torch": torch.__version__, "cuda": torch.version.cuda, "name": None}
+if torch.cuda.is_available():
+    p = torch.cuda.get_device_properties(0)
+    found |= {"name": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability()),
+              "multiprocessors": p.multi_processor_count, "memory": p.total_memory}
+print(json.dumps(found))
+"""
+ASK_PACKAGE = """
+import json, contnet_fast as cf
+print(json.dumps({**cf.info().as_dict(), "available": list(cf.available_backends())}))
+"""
 
 
-class Run:
-    """One run: options, time left, and the file that rows go to."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.start = options, time.monotonic()
-        self.dry = options.dry_run
-        self.device = "cpu" if self.dry else "cuda"
-        self.name = "dry-run" if self.dry else torch.cuda.get_device_name()
-        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-        self.rows_file, self.log_file = (options.out / f"gpu-{slug}.{end}" for end in ("jsonl", "log"))
-        self.commit = _output(["git", "rev-parse", "HEAD"])
-        self.failed: list[str] = []
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return 60 * self.options.minutes - (time.monotonic() - self.start)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Rows of this commit and device; a line that was cut short by an interruption is no row."""
-        found = []
-        for line in self.rows_file.read_text(encoding="utf-8").splitlines() if self.rows_file.exists() else ():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row.get("commit") == self.commit and row.get("device") == self.name:
-                found.append(row)
-        return found
-
-    def has(self, phase: str, case: str) -> bool:
-        """Whether it need not run again: only what succeeded is kept."""
-        if self.options.again:
-            return False
-        return any(r["phase"] == phase and r["case"] == case and "error" not in r for r in self.rows())
-
-    def write(self, phase: str, case: str, row: dict[str, Any]) -> None:
-        """Append a row, on a line of its own even after one that was cut short."""
-        whole = {"phase": phase, "case": case, "device": self.name, "commit": self.commit, **row}
-        torn = self.rows_file.exists() and self.rows_file.read_bytes()[-1:] not in (b"\n", b"")
-        with self.rows_file.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(whole) + "\n")
-
-    def log(self, text: str) -> None:
-        """To the terminal and the log."""
-        print(text, flush=True)
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
-
-    def attempt(self, phase: str, case: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Run and write one row; an error becomes a row with its words."""
-        if self.has(phase, case):
-            self.log(f"{phase}: {case}: done before")
-            return
-        if self.left <= 0:
-            self.log(f"{phase}: {case}: no time left; the same command goes on from here")
-            self.failed.append(f"{phase} {case} (no time left)")
-            return
-        begin = time.monotonic()
-        try:
-            row = work()
-        except Exception as error:  # one phase must not take the others with it
-            row = {"error": f"{type(error).__name__}: {error}"}
-        row["seconds"] = round(time.monotonic() - begin, 1)
-        self.write(phase, case, row)
-        if "error" in row:
-            self.failed.append(f"{phase} {case}")
-        summary = row.get("error") or json.dumps(row.get("ratios", row.get("summary", "done")))
-        self.log(f"{phase}: {case}: {summary} ({row['seconds']:.0f} s)")
-
-    def command(self, words: Sequence[str], *, limit: float, environment: dict[str, str] | None = None) -> str:
-        """Run a program and log its output; raises with its last lines if it fails or takes too long."""
-        done = subprocess.run(
-            words, cwd=ROOT, capture_output=True, text=True, timeout=max(limit, 1.0), check=False,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}\n")
-        if done.returncode:
-            raise RuntimeError(f"{words[-1]}: exit {done.returncode}: " + " / ".join(_tail(done.stdout + done.stderr)))
-        return done.stdout
-
-
-def environment(run: Run) -> None:
-    """Versions, device, driver."""
+def environment(run: Run, torch: dict[str, Any]) -> None:
+    """Versions, device, driver, clocks, nvcc, and the package before the build."""
 
     def work() -> dict[str, Any]:
         versions = {}
@@ -130,187 +64,111 @@ def environment(run: Run) -> None:
                 versions[name] = metadata.version(name)
             except metadata.PackageNotFoundError:
                 versions[name] = "not installed"
-        row: dict[str, Any] = {"summary": versions, "python": sys.version.split()[0], "cuda": torch.version.cuda}
+        row: dict[str, Any] = {"summary": versions, "python": sys.version.split()[0], **torch, "cpus": os.cpu_count()}
+        row["info"] = ask(ASK_PACKAGE)
         if not run.dry:
-            properties = torch.cuda.get_device_properties(0)
-            query = "driver_version,clocks.max.sm,clocks.max.mem,power.limit"
+            folder = toolkit()
+            query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
             row |= {
-                "capability": list(torch.cuda.get_device_capability()),
-                "multiprocessors": properties.multi_processor_count,
-                "memory": properties.total_memory,
-                "nvidia-smi": _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
+                "nvcc": tail(said([f"{folder}/bin/nvcc", "--version"]), 2) if folder else "not found",
+                "nvidia-smi": said(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
             }
+            run.note(said(["nvidia-smi", "-q"]))
         return row
 
-    run.attempt("environment", "report", work)
+    run.attempt("environment", "report", work, always=True)
 
 
-def build(run: Run) -> None:
-    """The C++ extension."""
-
-    def work() -> dict[str, Any]:
-        if run.dry:
-            return {"summary": "left out of a dry run"}
-        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-        chip = ".".join(map(str, torch.cuda.get_device_capability()))
-        settings = {"CONTNET_FAST_BUILD": "auto", "TORCH_CUDA_ARCH_LIST": chip}
-        out = run.command(command, limit=min(run.left, 300), environment=settings)
-        asked = [sys.executable, "-c", "import contnet_fast as cf; print(cf.info().extension)"]
-        return {"summary": run.command(asked, limit=60).strip(), "output": _tail(out)}
-
-    run.attempt("build", "extension", work)
+def build(run: Run, torch: dict[str, Any]) -> None:
+    """The C++ extension with CUDA, in every run: what did not change is not compiled again."""
+    run.attempt("build", "extension", lambda: _build(run, torch), always=True)
 
 
-def tests(run: Run) -> None:
-    """GPU tests, then the kernels' tests compiled, in several processes."""
-    files = DRY_TESTS if run.dry else ("-m gpu tests", *TRITON_TESTS)
-    for file in files:
-        run.attempt("tests", file, lambda file=file: _tests(run, file))  # type: ignore[misc]
-
-
-def _tests(run: Run, file: str) -> dict[str, Any]:
-    base = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
-    listed = run.command([*base, "--collect-only", *file.split()], limit=120)
-    ids = [line for line in listed.splitlines() if "::" in line]
-    share = min(len(ids), 1 if run.dry else min(8, os.cpu_count() or 1)) or 1
-    limit = min(run.left, 300)
-    with ThreadPoolExecutor(share) as pool:
-        outs = list(pool.map(lambda i: run.command([*base, *ids[i::share]], limit=limit), range(share)))
-    counts: dict[str, int] = {}
-    for out in outs:
-        for number, word in re.findall(r"(\d+) (passed|skipped|failed|error)", out):
-            counts[word] = counts.get(word, 0) + int(number)
-    return {"summary": counts}
-
-
-def combine(run: Run) -> None:
-    """Bandwidth of stage combinations."""
-    _suite(run, "combine", lambda case: case.part == "op")
-
-
-def blocks(run: Run) -> None:
-    """Blocks and networks beside the baselines."""
-    _suite(run, "blocks", lambda case: case.part != "op")
-
-
-def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
-    from cases import gpu_suite
-    from parts import measure
-
-    for case in filter(wanted, gpu_suite(tiny=run.dry)):
-        run.attempt(phase, case.name, lambda case=case: measure(case, _context(run)))  # type: ignore[misc]
-
-
-def levels(run: Run) -> None:
-    """Levels of ``triton`` and ``cuda`` beside one another, in turn."""
-    from cases import level_suite
-    from gpu_levels import measure_levels
-    from timing import TINY, Effort
-
-    effort = TINY if run.dry else Effort(rounds=30, seconds=0.0, cold_rounds=0)
-    seeds = (1,) if run.dry else (1, 2, 3)
-    for case in level_suite(tiny=run.dry):
-        run.attempt("levels", case.name, lambda case=case: measure_levels(  # type: ignore[misc]
-            case, run.device, effort, seeds=seeds, log=run.log))  # fmt: skip
-
-
-def training(run: Run) -> None:
-    """The paper's 8-8-8 in short, by eager PyTorch and by ours: losses, accuracies, seconds (``train_cifar.py``)."""
-    run.attempt("training", "8-8-8/rk4_classic", lambda: _training(run))
-
-
-def _training(run: Run) -> dict[str, Any]:
-    from training_race import Race
-    from training_rows import ROWS, Images, TrainingRow, entrants, gratings, load_images
-
+def _build(run: Run, torch: dict[str, Any]) -> dict[str, Any]:
     if run.dry:
-        images, line = Images(gratings(4, 4), "drawn gratings", (0.5,)), TrainingRow(1, "euler")
-        config = line.config(epochs=1, data="synthetic", batch_size=2, width=4)
-    else:
-        images = load_images("cifar10" if run.options.data else "gratings", run.options.data, 4096)
-        line = ROWS["8-8-8/rk4_classic"]
-        config = line.config(epochs=6, data="synthetic", amp="bfloat16", device=run.device)
-    torch.backends.cudnn.benchmark = True
-    images = Images(images.data.to(run.device), images.note, images.thresholds)
-    race = Race(line, config, images, images.thresholds, log=run.log, seconds=min(60.0, run.left / 3))
-    with tempfile.TemporaryDirectory() as folder:
-        row = race.run(entrants(_who_trains()), Path(folder))
-    del row["case"]  # a row of this file has its own
-    ours = {name: found for name, found in row["ratios"].items() if not name.startswith("reference")}
-    row["ratios"] = {f"{what} / {name}": value for name, found in ours.items() for what, value in found.items()}
+        return {"summary": "left out of a dry run"}
+    folder, (major, minor) = toolkit(), torch["capability"]
+    settings = {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}{'a' if major >= 9 else ''}"}
+    settings |= {"CONTNET_FAST_BUILD": "cuda", "CUDA_HOME": str(folder)} if folder else {"CONTNET_FAST_BUILD": "auto"}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    try:
+        output = run.command(command, limit=run.left, environment=settings)
+    except Failed as error:
+        stale = f"contnet_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+        (gpu_run.ROOT / stale).unlink(missing_ok=True)  # it would be timed as this code
+        words = tail(error.output, 20)
+        run.log("\n".join(words))
+        raise Failed(f"no extension: {error}", row={"output": words}) from None
+    info = ask(ASK_PACKAGE)
+    row = {"summary": info.get("extension"), "info": info, "settings": settings, "output": tail(output, 20)}
+    if "cuda" not in info.get("available", ()):
+        why = info.get("error") or f"{info.get('extension')}; {info.get('backends', {}).get('cuda')}"
+        raise Failed(f"the cuda backend cannot run: {why}" + ("" if folder else "; no nvcc found"), row=row)
     return row
 
 
-def _who_trains() -> tuple[str, ...]:
-    """Eager PyTorch, and what of ours can run here."""
-    from contnet_fast.backends import available_backends
-
-    ours = [name for name in ("triton", "cuda") if name in available_backends()]
-    return tuple(f"{name}:channels_last" for name in ("reference", *ours))
-
-
-def sanitizer(run: Run) -> None:
-    """compute-sanitizer on a small set of kernels of each backend."""
-    for tool in ("memcheck", "racecheck"):
-        for file in SANITIZED:
-            case = f"{tool} {Path(file).stem}"
-            run.attempt("sanitizer", case, lambda tool=tool, file=file: _sanitize(run, tool, file))  # type: ignore[misc]
+def toolkit() -> Path | None:
+    """The folder of the CUDA toolkit, where there is an nvcc."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    homes += [str(Path(found).parents[1])] if (found := shutil.which("nvcc")) else []
+    return next((Path(h) for h in (*homes, "/usr/local/cuda") if h and os.access(f"{h}/bin/nvcc", os.X_OK)), None)
 
 
-def _sanitize(run: Run, tool: str, file: str) -> dict[str, Any]:
-    if run.dry:
-        return {"summary": "left out of a dry run"}
-    program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(program).exists():
-        return {"summary": "compute-sanitizer is not on this machine"}
-    words = [
-        program,
-        f"--tool={tool}",
-        "--error-exitcode=9",
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-k",
-        "test_small_set",
-    ]
-    out = run.command([*words, file], limit=min(run.left, 180), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-    return {"summary": re.findall(r"={3,} (\w+ SUMMARY: .*)", out), "tests": _tail(out.partition("SUMMARY")[0])}
+def ask(program: str) -> dict[str, Any]:
+    """What a Python program prints as JSON, or ``{"error": its last words}``."""
+    words = [sys.executable, "-c", program]
+    try:
+        done = subprocess.run(words, cwd=gpu_run.ROOT, capture_output=True, text=True, timeout=120, check=False)
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"error": " / ".join(tail(done.stdout + done.stderr)) or f"exit {done.returncode}"}
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"error": str(error)}
+    return found
 
 
-def choice(run: Run) -> None:
-    """Times that ``auto`` chooses by; the table is written once all of them are there."""
-    from gpu_choice import choice_cases, measure_choice, write_choice
-    from timing import TINY, Effort
+def measured(run: Run, phase: str, seconds: float) -> None:
+    """A phase of ``gpu_phases.py`` in its own process, and in another one after a crash, a hang or a lost device."""
+    end, active = time.monotonic() + seconds, time.monotonic()
 
-    effort = TINY if run.dry else Effort(rounds=30, seconds=0.0, cold_rounds=0)
-    cases = list(choice_cases(tiny=run.dry))
-    for case in cases:
-        run.attempt("choice", case.name, lambda case=case: measure_choice(case, run.device, effort, tiny=run.dry))  # type: ignore[misc]
-    done = [row for row in run.rows() if row["phase"] == "choice" and "choice" in row]
-    if len({row["case"] for row in done}) == len(cases):
-        major = 9 if run.dry else torch.cuda.get_device_capability()[0]
-        family = {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-        path = run.options.out / "choice-gpu.json"
-        count = write_choice(done, family, f"{run.name}, commit {run.commit[:8]}", path)
-        run.log(f"choice: {count} rows in {path}; copied to contnet_fast/backends/ auto goes by it")
+    def stalled() -> str | None:
+        nonlocal active
+        if begun := run.begun():
+            active = time.monotonic()
+            return f"hangs for {begun[1]:.0f} s" if begun[1] > LIMITS[phase] else None
+        return f"begins nothing for {IDLE:.0f} s" if time.monotonic() - active > IDLE else None
 
-
-def _context(run: Run) -> Any:
-    from parts import Context
-    from rows import device_rates
-    from timing import TINY, Effort
-
-    if run.dry:
-        return Context(TINY, "triton", 60.0, run.log, without=("compile", "torchdiffeq", "published loop"), seeds=(1,))
-    torch.backends.cudnn.benchmark = True
-    budget = min(run.options.compile_budget, run.left)
-    return Context(Effort(rounds=30, seconds=0.0), "triton", budget, run.log, device="cuda", rates=device_rates("cuda"))
+    for _ in range(RESTARTS):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        run.running.unlink(missing_ok=True)
+        active = time.monotonic()
+        words = [sys.executable, str(Path(__file__).with_name("gpu_phases.py")), phase]
+        path = f"{gpu_run.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        try:
+            run.command([*words, *phase_options(run.options, left / 60)], limit=run.left + GRACE, show=True,
+                        stalled=stalled, environment={"PYTHONPATH": path})  # fmt: skip
+            return
+        except Failed as error:
+            if error.status == 1 and any(name.startswith(f"{phase} ") for name in run.errors()):
+                return
+            if error.status == LATE:
+                run.late.append(phase)
+                return
+            if error.status != LOST:
+                begun = run.begun()
+                words = tail(error.output, 8)
+                run.write(phase, begun[0] if begun else "process", {"error": str(error), "output": words})
+                run.log(f"{phase}: {begun[0] if begun else 'process'}: {error}")
+                if begun is None:
+                    return
+    run.late.append(phase)
 
 
 def summary(run: Run) -> None:
-    """The last table: every ratio of this commit and device."""
-    lines = ["", f"{run.name}, commit {run.commit[:8]}", "", "| case | what | ratio |", "|---|---|---|"]
+    """The last table: every ratio of this code and device."""
+    lines = ["", f"{run.name}, code {run.code}, commit {run.commit}", "", "| case | what | ratio |", "|---|---|---|"]
     latest = {(row["phase"], row["case"]): row for row in run.rows()}
     for (_, case), row in latest.items():
         for name, value in row.get("ratios", {}).items():
@@ -320,53 +178,67 @@ def summary(run: Run) -> None:
         for what, aim in row.get("aims", {}).items():
             lines.append(f"{case}: {what}: {'reaches' if aim['reached'] else 'MISSES'} the aim of {aim['least']}")
         lines += [f"left out: {case}: {name}" for name in row.get("left_out", ())]
-    run.log("\n".join([*lines, *(f"FAILED {f}" for f in run.failed)]))
+        lines += [f"refused: {case}: {row['refused']}"] if "refused" in row else []
+    lines += [f"FAILED {name}" for name in dict.fromkeys(run.errors())]
+    run.log("\n".join([*lines, *(f"NOT DONE {name} (no time left)" for name in run.late)]))
     run.log(f"rows in {run.rows_file}, log in {run.log_file}")
-
-
-def _tail(text: str, lines: int = 3) -> list[str]:
-    return [line for line in text.strip().splitlines() if line.strip()][-lines:]
-
-
-def _output(words: Sequence[str]) -> str:
-    try:
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
     p = Parser("gpu.py", __doc__)
-    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", metavar="DIR", help="folder of results")
     p.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE", help=", ".join(PHASES))
-    p.add_argument("--minutes", type=float, default=9.0, help="no case is begun after these; default 9")
-    p.add_argument("--compile-budget", type=float, default=100.0, metavar="S", help="for one baseline; default 100")
-    p.add_argument("--data", type=Path, metavar="PATH", help="CIFAR-10 to train on; default: drawn images")
-    p.add_argument("--again", action="store_true", help="run what the file has too")
-    p.add_argument("--dry-run", action="store_true", help="tiny shapes in Triton's interpreter, without a GPU")
+    add_options(p)
     options = p.parse_args(argv)
     if options.minutes <= 0 or options.compile_budget <= 0:
         p.error("--minutes and --compile-budget: accepted: numbers above 0")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if options.dry_run and not interpreted:
-        p.error("--dry-run: needs TRITON_INTERPRET=1 in the environment")
-    if not options.dry_run and (interpreted or not torch.cuda.is_available()):
-        p.error(f"torch {torch.__version__} sees no CUDA device (--dry-run needs none)" if not interpreted
-                else "TRITON_INTERPRET is set: unset it, or give --dry-run")  # fmt: skip
-    from contnet_fast.files import writable_folder
-
     try:
-        writable_folder("--out", options.out)
-    except ValueError as error:
-        p.error(str(error))
-    run = Run(options)
-    for phase in PHASES:
-        if phase in options.phases:
-            globals()[phase](run)
-    summary(run)
-    return 1 if run.failed else 0
+        options.out = options.out.resolve()
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / ".writable").touch()
+        (options.out / ".writable").unlink()
+    except OSError as error:
+        p.error(f"--out: got {options.out}, accepted: a writable folder ({error.strerror})")
+    os.environ.pop("TRITON_INTERPRET", None)
+    if options.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"
+    torch = ask(ASK_TORCH)
+    if not options.dry_run and not torch.get("name"):
+        p.error(torch.get("error") or f"torch {torch['torch']} sees no CUDA device (--dry-run needs none)")
+    options.run, options.cuda = f"{time.time_ns():x}", False
+    run = Run(options, "dry-run" if options.dry_run else torch["name"])
+    before = signal.signal(signal.SIGTERM, lambda *_: (run.stop_all(), sys.exit(143)))
+    try:
+        go(run, torch)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 1 if run.late or run.errors() else 0
+
+
+def go(run: Run, torch: dict[str, Any]) -> None:
+    """Every phase that was asked for, in order."""
+    wanted = [phase for phase in PHASES if phase in run.options.phases]
+    try:
+        if "environment" in wanted:
+            environment(run, torch)
+        if "build" in wanted:
+            build(run, torch)
+        run.options.cuda = not run.dry and "cuda" in ask(ASK_PACKAGE).get("available", ())
+        for phase in wanted:
+            if phase in LIMITS:
+                measured(run, phase, run.left if phase == wanted[-1] else run.left / 2)
+            elif phase in ("smoke", "tests"):
+                every = SMOKE if phase == "smoke" else (*GPU_TESTS, *TRITON_TESTS)
+                tests(run, DRY_TESTS if run.dry else every)
+            elif phase == "sanitizer":
+                sanitizer(run)
+            run.close(phase)
+    finally:
+        run.stop_all()
+        run.running.unlink(missing_ok=True)
+        summary(run)
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # stopped ones dump none
     sys.exit(main())

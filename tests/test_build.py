@@ -181,12 +181,13 @@ def test_cuda_is_built_by_nvcc_alone_and_linked_into_the_extension(source, stubs
 
 
 def test_where_nvcc_fails_the_rest_is_built_unless_cuda_was_asked_for(source, stubs):
-    env = stubs("13.0", nvcc="echo unsupported compiler >&2; exit 1")
+    env = stubs("13.0", nvcc="printf 'unsupported compiler\\nin line 7\\n' >&2; exit 1")
     done = setup(source, "-q", "build_ext", "--inplace", **env, CONTNET_FAST_BUILD="cuda")
     assert done.returncode == 1
     assert "unsupported compiler" in done.stderr
     done = setup(source, "-q", "build_ext", "--inplace", **env)
     assert done.returncode == 0, done.stderr
+    assert "the compiler's last words:\nunsupported compiler\nin line 7\n" in done.stderr
     assert "building the C++ extension without CUDA: the build failed (unsupported compiler)" in done.stderr
     (link,) = [line for line in stubs.log.read_text().splitlines() if " -shared " in line]
     assert "cuda" not in link.replace(str(source), "")

@@ -1,11 +1,10 @@
-"""``make gpu`` goes through every phase, resumes, keeps what it has, and refuses what it cannot do."""
+"""The phases of ``make gpu`` that time kernels write rows, resume, keep what they have and say what failed."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,61 +16,93 @@ pytestmark = pytest.mark.skipif(not backend_triton.INTERPRETED, reason="needs tr
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def phases(monkeypatch):
+    """``run(folder, phase, *options)``: the exit status of a dry run in this process."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return importlib.import_module("gpu")
+    module = importlib.import_module("gpu_phases")
+
+    def run(folder, phase, *options):
+        return module.main([phase, "--dry-run", "--out", str(folder), *options])
+
+    return run
 
 
 def rows(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "gpu-dry-run.jsonl").read_text().splitlines() if line]
 
 
-def test_a_dry_run_writes_rows_and_a_table_of_ratios(gpu, tmp_path, capsys):
-    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "environment", "combine", "blocks"]) == 0
+def test_a_dry_run_writes_rows_with_ratios(phases, tmp_path, monkeypatch, capsys):
+    cases = importlib.import_module("cases")
+    some = [case for case in cases.gpu_suite(tiny=True) if getattr(case, "order", "pre") == "pre"]
+    monkeypatch.setattr(cases, "gpu_suite", lambda tiny: some)  # the other takes half a minute more
+    assert phases(tmp_path, "combine") == phases(tmp_path, "blocks") == 0
     found = rows(tmp_path)
-    assert [row["phase"] for row in found] == ["environment", "combine", "blocks", "blocks", "blocks"]
-    for row in found[2:]:
+    assert [row["phase"] for row in found] == ["combine", "blocks", "blocks"]
+    for row in found[1:]:
         assert all(g["small_y_error"] <= g["small_y_allowed"] for g in row["gate"].values())
         assert any("conv_solve triton" in line for line in row["ran"])
         assert row["ratios"]
-    assert "| op/rk_combine/4 terms/1024/float32 | best eager / ours |" in capsys.readouterr().out
-    assert "best eager / ours" in (tmp_path / "gpu-dry-run.log").read_text()
+    assert "combine: op/rk_combine/4 terms/1024/float32: " in capsys.readouterr().out
+    assert "best eager" in (tmp_path / "gpu-dry-run.log").read_text()
 
 
 @pytest.mark.skipif("cpu" not in available_backends(), reason="needs the C++ extension")
-def test_the_training_phase_writes_a_row_and_ratios(gpu, tmp_path, monkeypatch, capsys):
+def test_the_training_phase_writes_a_row_and_ratios(phases, tmp_path, monkeypatch):
     data = importlib.import_module("training_rows")
     right = data.entrants
     # the interpreter would take half a minute for Triton
     monkeypatch.setattr(data, "entrants", lambda names: right(tuple(name.replace("triton", "cpu") for name in names)))
-    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "training"]) == 0
+    assert phases(tmp_path, "training") == 0
     (row,) = rows(tmp_path)
     assert row["contenders"]["cpu:channels_last"]["ran"] == ["conv_solve cpu:stage", "conv_solve_backward cpu:stage"]
     assert row["ratios"]["best reference, an epoch / cpu:channels_last"] > 0
-    assert "| 8-8-8/rk4_classic | best reference, an epoch / cpu:channels_last |" in capsys.readouterr().out
 
 
-def test_what_is_done_is_not_run_again_unless_asked_for(gpu, tmp_path, capsys):
-    options = ["--dry-run", "--out", str(tmp_path), "--phases", "environment"]
-    assert gpu.main(options) == gpu.main(options) == 0
-    assert "done before" in capsys.readouterr().out
+def test_what_is_done_is_not_run_again_unless_asked_for(phases, tmp_path, capsys):
+    assert phases(tmp_path, "combine") == phases(tmp_path, "combine") == 0
+    assert "combine: 1 done before" in capsys.readouterr().out
     assert len(rows(tmp_path)) == 1
-    assert gpu.main([*options, "--again"]) == 0
+    assert phases(tmp_path, "combine", "--again") == 0
     assert len(rows(tmp_path)) == 2
 
 
-def test_a_row_that_was_cut_short_is_run_again(gpu, tmp_path):
-    options = ["--dry-run", "--out", str(tmp_path), "--phases", "environment"]
-    gpu.main(options)
+def test_a_row_that_was_cut_short_is_run_again(phases, tmp_path):
+    phases(tmp_path, "combine")
     path = tmp_path / "gpu-dry-run.jsonl"
     path.write_text(path.read_text()[:-40])
-    assert gpu.main(options) == 0
+    assert phases(tmp_path, "combine") == 0
     last = path.read_text().splitlines()[-1]
-    assert json.loads(last)["phase"] == "environment"
+    assert json.loads(last)["phase"] == "combine"
 
 
-def test_a_wrong_kernel_gives_no_ratio_and_an_error(gpu, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_case_that_failed_is_not_tried_again_in_its_run_and_a_lost_device_ends_the_process(
+    phases, tmp_path, monkeypatch, lost
+):
+    module, cases = importlib.import_module("gpu_phases"), importlib.import_module("cases")
+    parts = importlib.import_module("parts")
+    first, second = list(cases.gpu_suite(tiny=True))[:2]
+    monkeypatch.setattr(cases, "gpu_suite", lambda tiny: [first, second])
+
+    def measure(case, context):
+        if case == first:
+            raise RuntimeError("CUDA error: misaligned address")
+        return {"ratios": {}}
+
+    def probe():
+        if lost:
+            raise module.DeviceLost("misaligned address")
+
+    monkeypatch.setattr(parts, "measure", measure)
+    monkeypatch.setattr(module, "probe", probe)
+    statuses = [phases(tmp_path, "blocks", "--run", "one") for _ in range(2)]
+    assert statuses == [module.LOST if lost else 1, 1]
+    assert [(row["case"], "error" in row) for row in rows(tmp_path)] == [(first.name, True), (second.name, False)]
+    phases(tmp_path, "blocks", "--run", "another")
+    assert [row["case"] for row in rows(tmp_path)] == [first.name, second.name, first.name]
+
+
+def test_a_wrong_kernel_gives_no_ratio_and_an_error(phases, tmp_path, monkeypatch):
     from contnet_fast.kernels import forward
 
     true = forward.run_solve
@@ -84,11 +115,10 @@ def test_a_wrong_kernel_gives_no_ratio_and_an_error(gpu, tmp_path, monkeypatch, 
     cases = importlib.import_module("cases")
     first = list(cases.gpu_suite(tiny=True))[:1]
     monkeypatch.setattr(cases, "gpu_suite", lambda tiny: first)
-    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "blocks"]) == 1
+    assert phases(tmp_path, "blocks") == 1
     (row,) = rows(tmp_path)
     assert row["error"].startswith("GateError: eval/pre/2x4@4/midpoint-1: ours (small batch) is not the reference")
     assert "ratios" not in row
-    assert "FAILED blocks eval/pre/2x4@4/midpoint-1" in capsys.readouterr().out
 
 
 @pytest.mark.skipif("cpu" not in available_backends(), reason="needs the C++ extension")
@@ -96,16 +126,16 @@ class TestLevels:
     """With the levels of the cpu backend in place of those of a GPU, which the interpreter would take a minute for."""
 
     @pytest.fixture
-    def levels(self, gpu, monkeypatch):
+    def levels(self, phases, monkeypatch):
         module = importlib.import_module("gpu_levels")
         monkeypatch.setattr(choice, "FUSED", ("cpu:solve", "cpu:stage", "cuda:solve"))
         monkeypatch.setattr(choice, "predicted", lambda problem, request, family: 1e-3)
         monkeypatch.setattr(module, "FAMILIES", ("cpu",))
         return module
 
-    def test_every_level_that_serves_has_its_time_and_its_ratios(self, gpu, levels, tmp_path, monkeypatch, capsys):
+    def test_every_level_that_serves_has_its_time_and_its_ratios(self, phases, levels, tmp_path, monkeypatch):
         monkeypatch.setattr(levels, "AIMS", {("tune/pre/2x4@4/midpoint-1", "cpu:stage / cpu:solve"): 1e9})
-        gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "levels"])
+        phases(tmp_path, "levels")
         evaluation, tuning, training = rows(tmp_path)
         for row in (evaluation, tuning):
             assert list(row["ms"]) == list(row["predicted_ms"]) == list(row["gate"]) == ["cpu:solve", "cpu:stage"]
@@ -118,30 +148,29 @@ class TestLevels:
         assert "cpu:solve (batch statistics couple the images of a batch" in training["left_out"][0]
         assert any(line.startswith("cuda:solve (") for line in evaluation["left_out"])
         assert tuning["aims"] == {"cpu:stage / cpu:solve": {"least": 1e9, "reached": False}}
-        assert "cpu:stage / cpu:solve: MISSES the aim of 1000000000.0" in capsys.readouterr().out
 
-    def test_a_wrong_level_has_no_row(self, gpu, levels, tmp_path, monkeypatch):
+    def test_a_wrong_level_has_no_row(self, phases, levels, tmp_path, monkeypatch):
         right = levels.ours
 
         def another(case, request, *settings, **more):
             return right(case, "cpu:stage", *settings, **more)
 
         monkeypatch.setattr(levels, "ours", another)
-        assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "levels"]) == 1
+        assert phases(tmp_path, "levels") == 1
         assert rows(tmp_path)[0]["error"].startswith(
             "WrongBackendError: eval/pre/2x4@4/midpoint-1: cpu:solve was asked for"
         )
 
-    def test_the_table_of_auto_takes_what_was_measured(self, gpu, levels, tmp_path, monkeypatch):
+    def test_the_table_of_auto_takes_what_was_measured(self, phases, levels, tmp_path, monkeypatch):
         monkeypatch.setattr(importlib.import_module("gpu_choice"), "FUSED", choice.FUSED)
-        assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "choice"]) == 0
+        assert phases(tmp_path, "choice") == 0
         table = choice.measured.__wrapped__(tmp_path / "choice-gpu.json")
         found = [(row["norm"], row["needs_grad"], sorted(row["ms"])) for row in table["sm_90"]["rows"]]
         both, stage = ["cpu:solve", "cpu:stage", "reference:none"], ["cpu:stage", "reference:none"]
         assert found == [("known", False, both), ("known", True, both), ("batch", True, stage)]
 
 
-def test_levels_are_timed_for_every_aim_and_pair(gpu):
+def test_levels_are_timed_for_every_aim_and_pair(phases):
     levels, cases = importlib.import_module("gpu_levels"), importlib.import_module("cases")
     names = [case.name for case in cases.level_suite()]
     assert len(names) == len(set(names))
@@ -151,42 +180,6 @@ def test_levels_are_timed_for_every_aim_and_pair(gpu):
     assert {"triton:solve / cuda:solve", "triton:stage graph / cuda:stage graph"} <= pairs
 
 
-def test_what_compute_sanitizer_says_is_kept(gpu, monkeypatch):
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: __file__)
-    out = "1 passed in 2.00s\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
-    commands = []
-
-    def command(words, **options):
-        commands.append(words)
-        return out
-
-    run = SimpleNamespace(dry=False, left=100.0, command=command)
-    assert gpu._sanitize(run, "racecheck", "tests/test_cuda_conv_gpu.py") == {
-        "summary": ["RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"],
-        "tests": ["1 passed in 2.00s", "========= RACECHECK"],
-    }
-    assert commands[0][1] == "--tool=racecheck"
-    assert "tests/test_cuda_conv_gpu.py" in gpu.SANITIZED
-
-
-def test_when_time_is_up_nothing_more_begins(gpu, tmp_path, capsys):
-    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--phases", "combine", "--minutes", "1e-9"]) == 1
-    assert "no time left; the same command goes on from here" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--dry-runn"], "did you mean --dry-run?"),
-        (["--phases", "blok"], "invalid choice: 'blok'"),
-        (["--dry-run", "--minutes", "0"], "accepted: numbers above 0"),
-        (["--dry-run", "--minutes", "x"], "invalid float value: 'x'"),
-        (["--dry-run", "--out", "/proc/nowhere"], "--out: got /proc/nowhere, accepted: a writable folder"),
-        ([], "TRITON_INTERPRET is set"),
-    ],
-)
-def test_wrong_options_are_refused(gpu, options, words, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        gpu.main(options)
-    assert exit_.value.code == 2
-    assert words in capsys.readouterr().err
+def test_when_time_is_up_nothing_more_begins(phases, tmp_path, capsys):
+    assert phases(tmp_path, "combine", "--minutes", "1e-9") == importlib.import_module("gpu_phases").LATE
+    assert "no time left for 1; the same command goes on from here" in capsys.readouterr().out
