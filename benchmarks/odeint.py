@@ -4,11 +4,13 @@
     python benchmarks/odeint.py --quick --out quick.jsonl
 
 All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if
-they do not compute the same. torchode takes part where it is installed.
+they do not compute the same. torchode takes part where it is installed. The process starts itself again with a malloc that keeps
+freed memory.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +32,8 @@ from timing import QUICK, Effort, interleave, interval
 
 from contnet_fast.errors import check_count, check_number
 
+# glibc gives freed memory back and faults it in again, at sizes that depend on what ran before: up to half of a solve's time
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
 
 AnyCase = Case | GradientCase | WorkCase
@@ -64,7 +68,8 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = No
     effort = replace(effort, least_seconds=LEAST_SECONDS)
     out = args.out or (Path("quick.jsonl") if args.quick else results_file("cpu", "odeint"))
     packages = {name: _version(name) for name in ("torchdiffeq", "torchode", "scipy")}
-    append(out, header({**given, "case": args.case, "quick": args.quick, "packages": packages}))
+    malloc = {name: os.environ.get(name) for name in KEEP_MEMORY}
+    append(out, header({**given, "case": args.case, "quick": args.quick, "packages": packages, "malloc": malloc}))
     messages, threads, failed = Console(stderr=True), torch.get_num_threads(), 0
     with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task("", total=len(chosen))
@@ -122,4 +127,6 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
+    if KEEP_MEMORY.items() - os.environ.items():  # malloc reads it as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     sys.exit(main())
