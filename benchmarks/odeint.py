@@ -4,8 +4,8 @@
     python benchmarks/odeint.py --quick --out quick.jsonl
 
 All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if
-they do not compute the same. torchode takes part where it is installed. The process starts itself again with a malloc that keeps
-freed memory.
+they do not compute the same. torchode takes part where it is installed. The process starts itself again with a malloc
+that keeps freed memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from timing import QUICK, Effort, interleave, interval
 
 from contnet_fast.errors import check_count, check_number
 
-# glibc gives freed memory back and faults it in again, at sizes that depend on what ran before: up to half of a solve's time
+# glibc gives freed memory back and faults it in again, by what ran before: up to half of a solve's time
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
 
