@@ -17,7 +17,7 @@ from gpu_run import Failed, Run, tail
 
 SMOKE = ("tests/test_cuda_gpu.py", "tests/test_gpu_kernels.py")  # before anything is timed
 GPU_TESTS = (*SMOKE, "tests/test_cuda_conv_gpu.py", "tests/test_triton_gpu.py", "tests/test_odeint_device.py",
-             "tests/test_gpu.py")  # fmt: skip
+             "tests/test_odeint_checkpoint.py", "tests/test_gpu.py")  # fmt: skip
 TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")  # of the kernels, compiled
 DRY_TESTS = ("tests/test_triton_combine.py",)
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "faulthandler_timeout=100")
