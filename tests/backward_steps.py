@@ -78,7 +78,7 @@ def described(case: Step, given: dict[str, torch.Tensor]) -> Pass:
     p = Pass(
         emulator.SCALARS[case.state or case.dtype], emulator.SCALARS[case.dtype], emulator.SCALARS[case.dtype],
         case.tf32, case.post, case.norm, case.images, *case.size, case.channels, case.channels, case.stages,
-        (case.first + case.stages) // case.stages, case.slots, case.processors,
+        (case.first + case.stages) // case.stages, case.slots, case.processors, 1,
         1.0, 1e-5, shared_limit=emulator.SM_90, skip=case.skip, nodes=case.nodes,
     )  # fmt: skip
     for name in ("parameters", "moments", "mix", "slot_of"):
