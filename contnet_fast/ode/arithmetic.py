@@ -174,36 +174,48 @@ class End:
 
 
 class Outputs:
-    """The states at the output times, [T, *y.shape] for each leaf, every one in the memory format of its ``y``."""
+    """The states at the output times, [T, *y.shape] for each leaf, every one in the memory format of its ``y``.
+
+    Without a graph tables are made with the second state: until then a solve of two times runs in memory it reuses.
+    """
 
     def __init__(self, ys: Leaves, length: int, *, graph: bool) -> None:
         # what empty_like keeps of a memory format: dense strides in the order of those of y
         self._strides = [torch.empty_like(y, device="meta").stride() for y in ys]
         self._graph, self._like, self._length = graph, ys, length
-        self._states: list[Leaves] = []
+        self._states: list[Leaves] = []  # with a graph all, without one those that are in no table yet
         self._tables: Leaves = []
-        if not graph:
-            self._tables = [
-                y.new_empty_strided((length, *y.shape), (y.numel(), *strides))
-                for y, strides in zip(ys, self._strides, strict=True)
-            ]
+        self._reached = 0
 
     def append(self, ys: Leaves) -> None:
         """Add the states at the next time."""
-        for table, y in zip(self._tables, ys, strict=True) if self._tables else ():
-            table[len(self._states)].copy_(y)
-        self._states.append(ys if self._graph else [])
+        self._states.append(ys)
+        self._reached += 1
+        if not self._graph and self._reached > 1:
+            self._write()
+
+    def _write(self) -> None:
+        if not self._tables:
+            self._tables = [
+                y.new_empty_strided((self._length, *y.shape), (y.numel(), *strides))
+                for y, strides in zip(self._like, self._strides, strict=True)
+            ]
+        first = self._reached - len(self._states)
+        for row, ys in enumerate(self._states, first):
+            for table, y in zip(self._tables, ys, strict=True):
+                table[row].copy_(y)
+        self._states = []
 
     def finish(self) -> Leaves:
         """The tables; times that were not reached hold NaN."""
-        reached = len(self._states)
         if not self._graph:
+            self._write()
             for table in self._tables:
-                table[reached:].fill_(float("nan"))
+                table[self._reached :].fill_(float("nan"))
             return self._tables
-        if reached < self._length:
+        if self._reached < self._length:
             absent = [torch.full_like(y, float("nan"), requires_grad=False) for y in self._like]
-            self._states += [absent] * (self._length - reached)
+            self._states += [absent] * (self._length - self._reached)
         return [self._stack([s[i] for s in self._states], strides) for i, strides in enumerate(self._strides)]
 
     @staticmethod

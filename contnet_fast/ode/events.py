@@ -95,6 +95,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     timed = solver.arithmetic.graph and followed(problem.t)
     t0 = problem.s[:1].to(problem.device, problem.dtype)
     ys, known = problem.leaves, []  # type: tuple[Leaves, list[Leaves]]
+    solver.first = []
     if not timed:
         t0 = t0.detach()
     sign = event.sign(t0.item(), ys, problem.dtype)
@@ -108,7 +109,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
 
             def between(s: Any, step: Any = step, ys: Leaves = ys, y1s: Leaves = y1s, t0: Any = t0) -> Leaves:
                 place = (s - t0[0]) / step.h if timed else (s - step.s) / step.h
-                return step.between(place, ys, solver.first, y1s)
+                return step.between(place, ys, solver.first or [], y1s)
 
             at = bisect_event(between, event, sign, s0, s1, problem.dtype, atol)
             return at, between(at)

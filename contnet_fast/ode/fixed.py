@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
 from .problem import InitialValueProblem
+
+MOST_REMEMBERED = 4096  # steps of a grid
+# times of the field, the end in a tuple that is empty where no one asks there, s, h, weights
+HostStep = tuple[tuple[float, ...], tuple[float, ...], float, float, tuple[Any, ...]]
 
 
 def nudge(t: torch.Tensor, direction: float) -> torch.Tensor:
@@ -42,7 +48,9 @@ class FixedStep:
         """The step from ``[ys, *remembered rates, the newest first]``."""
         solver, problem, (ys, *known) = self.solver, self.solver.problem, start
         dt = self.dt * problem.sign
-        solver.first = k0 = problem(self.times[0], ys, summed=solver.summed[0])
+        k0 = problem(self.times[0], ys, summed=solver.summed[0])
+        if solver.first is not None:
+            solver.first = k0
         if solver.adams:
             known = [k0, *known][: solver.remembered]
         if solver.adams and len(known) >= ADAMS_START:
@@ -92,7 +100,7 @@ class FixedGrid:
         self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph, read=problem.read)
         self.summed = [bool(b) for b in self.method.b]  # the rates that the update or something else sums
         self.summed[0] |= self.adams or options.interp == "cubic"
-        self.first: Leaves = []  # the rate at the start of the last step
+        self.first: Leaves | None = None  # the rate at the start of the last step, of a solver that starts with []
 
     def grid(self) -> torch.Tensor:
         """The grid in s, in the dtype and graph of ``t``."""
@@ -133,18 +141,23 @@ class FixedGrid:
         return columns
 
     def steps(self) -> Iterator[FixedStep]:
-        """Every step with its outputs; times are resolved for all steps at once, on the device of ``t``."""
-        if self.problem.constant and self.options.grid_constructor is None:
-            return iter(self._constant_steps())
-        return self._steps()
-
-    def _constant_steps(self) -> list[FixedStep]:
+        """Every step with its outputs; times are resolved for all steps at once."""
         problem, options = self.problem, self.options
         chosen = (self.method.name, options.step_size, options.perturb, options.interp)
-        return [
-            FixedStep(self, [problem.scalar(t) for t in times], end and problem.scalar(end[0]), s, h, h, list(weights))
-            for times, end, s, h, weights in _host_steps(problem.t, problem.dtype, *chosen)
-        ]
+        count = len(problem.times) + (problem.times[-1] - problem.times[0]) / (options.step_size or math.inf)
+        if options.grid_constructor is None:
+            if problem.constant:
+                return self._of_numbers(_host_steps(problem.t, problem.dtype, *chosen))
+            if count < MOST_REMEMBERED and not (followed(self.s) or torch.compiler.is_compiling()):
+                times = tuple(problem.sign * t for t in problem.times)
+                return self._of_numbers(_known_steps(times, problem.t.dtype, problem.dtype, *chosen))
+        return self._steps()
+
+    def _of_numbers(self, steps: tuple[HostStep, ...]) -> Iterator[FixedStep]:
+        times = iter(self.problem.scalars([time for step in steps for time in (*step[0], *step[1])]))
+        for before, end, s, h, weights in steps:
+            own = [next(times) for _ in before]
+            yield FixedStep(self, own, next(times) if end else None, s, h, h, list(weights))
 
     def _steps(self) -> Iterator[FixedStep]:
         problem, grid = self.problem, self.grid()
@@ -194,21 +207,25 @@ class FixedGrid:
 
 def _host_steps(
     t: torch.Tensor, dtype: torch.dtype, method: str, step_size: float | None, perturb: bool, interp: str
-) -> tuple[tuple[Any, ...], ...]:
-    """The times, end (in a tuple, empty where it is not asked for), s, h and weights of each step in host numbers.
-
-    Resolved once when a call is traced.
-    """
+) -> tuple[HostStep, ...]:
+    """The steps of a grid in host numbers; where a call is traced, once for all of its runs."""
     options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
     problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype, device="cpu"), t.detach().cpu())
+    steps = list(FixedGrid(problem, method, options, graph=False)._steps())
+    found = [(step.times, [] if step.end is None else [step.end]) for step in steps]
+    values = iter(torch.stack([time for times, end in found for time in (*times, *end)]).tolist())
     return tuple(
-        (
-            tuple(time.item() for time in step.times),
-            () if step.end is None else (step.end.item(),),
-            *(step.s, step.h, tuple(step.weights)),
-        )
-        for step in FixedGrid(problem, method, options, graph=False)._steps()
+        (tuple(next(values) for _ in times), tuple(next(values) for _ in end), step.s, step.h, tuple(step.weights))
+        for step, (times, end) in zip(steps, found, strict=True)
     )
 
 
 _host_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=32)
+def _known_steps(
+    times: tuple[float, ...], t_dtype: torch.dtype, dtype: torch.dtype, *chosen: Any
+) -> tuple[HostStep, ...]:
+    """The same by the values of t: training solves on one grid again and again."""
+    return _host_steps(torch.tensor(times, dtype=t_dtype, device="cpu"), dtype, *chosen)

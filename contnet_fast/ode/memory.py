@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..backends import transforming
 from ..errors import warn
@@ -30,7 +31,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._left = EVALUATIONS
-        self._seen: dict[int, tuple[torch.Tensor, int | None, bool]] = {}  # rate, its version, whether it was copied
+        self._seen: dict[int, tuple[Held, int | None, bool]] = {}  # memory of a rate, its version, whether copied
         self._copies = False  # from now on, all
 
     @property
@@ -61,8 +62,8 @@ class Watch:
 
     def _safe(self, k: torch.Tensor, name: str) -> torch.Tensor:
         place, version = k.data_ptr(), _version(k)
-        if place in self._seen:
-            _, before, copied = self._seen[place]
+        held, before, copied = self._seen.get(place, (None, None, False))
+        if held is not None and not held.expired():  # else the allocator gave its memory out again
             if copied:
                 self._copies |= version is None or version != before or not _resizable(k)
             elif version != before and k.numel():
@@ -71,8 +72,20 @@ class Watch:
                     "tensor of its own (return buffer.clone())"
                 )
         copies = self._copies or version != 0 or not _resizable(k)
-        self._seen[place] = k, version, copies
+        self._seen[place] = Held(k), version, copies
         return k.clone() if copies else k
+
+
+class Held:
+    """The memory of a tensor, which this does not keep; but it keeps a tensor whose memory is not PyTorch's."""
+
+    def __init__(self, k: torch.Tensor) -> None:
+        self._storage = StorageWeakRef(k.untyped_storage())
+        self._tensor = None if _resizable(k) else k
+
+    def expired(self) -> bool:
+        """No one has it any more."""
+        return self._storage.expired()
 
 
 def _version(x: torch.Tensor) -> int | None:

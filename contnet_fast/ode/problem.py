@@ -178,6 +178,12 @@ class InitialValueProblem:
         """A 0-d tensor beside the state, written by a kernel: nothing waits for a device."""
         return torch.full((), value, dtype=dtype or self.dtype, device=self.device)
 
+    def scalars(self, values: Sequence[float]) -> Sequence[torch.Tensor]:
+        """Many of them, in the dtype of times."""
+        if self.device.type != "cpu":
+            return [self.scalar(v) for v in values]
+        return torch.tensor(values, dtype=self.dtype, device="cpu").unbind()
+
     @property
     def has_callbacks(self) -> bool:
         """``func`` wants to be told of steps."""
