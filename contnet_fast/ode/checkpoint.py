@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -23,18 +23,56 @@ from .tape import Cotangents, Graph, Tape
 KEEP = ("all", "sqrt")
 LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, some in one graph
 MOST_IN_GRAPH = 4  # steps; of few the square root, which leaves most of the graph of all unmade
+MOST_ON_TAPE = 2  # steps whose tape is kept from the forward pass; at most an eighth of all, but one
 Step = FixedStep | AdaptiveStep
 
 
-class Kept(Record):
-    """The accepted steps, what every ``stride``-th started from, and the moment before each and before all."""
+@dataclass
+class Tail:
+    """The last steps of a grid, run so that backward starts from them; ``first`` is the first of them."""
 
-    def __init__(self, replay: Replay) -> None:
-        self.steps: list[Step] = []
+    first: int
+    solver: FixedGrid
+    transposed: Tape | Graph
+    end: list[Leaves] = field(default_factory=list)
+    outs: list[Leaves] = field(default_factory=list)
+
+    def run(self, step: FixedStep, i: int, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+        """Run step i; its start, unless it is the first, is what the one before it returned."""
+        again = replace(step, solver=self.solver)
+        if i == self.first:
+            self.end, outs = self.transposed.run(again.run, start)
+        else:
+            with torch.enable_grad():
+                self.end, outs = again.run(start)
+        self.outs += outs
+        return self.end, outs
+
+
+class Kept(Record):
+    """The accepted steps, what every ``stride``-th started from, and the moment before each and before all.
+
+    ``last`` makes of all steps of a grid the tail, or ``None``.
+    """
+
+    def __init__(self, replay: Replay, last: Callable[[list[FixedStep]], Tail | None]) -> None:
+        self.accepted: list[Step] = []
         self.starts: list[list[Leaves]] = []
         self.moments: list[Moment] = []
-        self._replay = replay
+        self.tail: Tail | None = None
+        self._replay, self._last = replay, last
         self.before = replay.now()
+
+    def steps(self, solver: FixedGrid) -> list[FixedStep]:
+        """As of any record."""
+        steps = list(solver.steps())
+        self.tail = self._last(steps)
+        return steps
+
+    def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+        """As of any record, the last steps for backward."""
+        i = len(self.accepted)
+        return step.run(start) if self.tail is None or i < self.tail.first else self.tail.run(step, i, start)
 
     def start(self, tensors: list[Leaves]) -> Any:
         """The start of a step that may be rejected."""
@@ -43,14 +81,14 @@ class Kept(Record):
     def took(self, step: Step, mark: Any) -> None:
         """Keep the start of an accepted step."""
         tensors, moment = mark
-        self.steps.append(step)
-        self.starts.append([list(leaves) for leaves in tensors])
+        self.accepted.append(step)
+        self.starts.append([[x.detach() if x.requires_grad else x for x in leaves] for leaves in tensors])
         self.moments.append(moment)
 
     def finish(self) -> None:
         """Let go of the solver, which holds the last rates."""
         self._replay.settle()
-        for step in self.steps:
+        for step in self.accepted:
             del step.solver
 
     def thin(self) -> None:
@@ -70,12 +108,12 @@ class Checkpointed(torch.autograd.Function):
         ctx.t, *ctx.ys = apart(tensors[: 1 + n])
         settings, ctx.grid = _with_grid(problem, settings, ctx.t, ctx.ys)
         ctx.replay = Replay(problem.func, problem.device)
-        record = Kept(ctx.replay)
-        outputs = solve(problem, settings, graph=False, record=record)
-        record.finish()
+        ctx.problem, ctx.settings, ctx.n = problem, settings, n
+        ctx.record = Kept(ctx.replay, partial(_tail, ctx, tensors))
+        outputs = solve(problem, settings, graph=False, record=ctx.record)
+        ctx.record.finish()
         if keep == "sqrt":
-            record.thin()
-        ctx.problem, ctx.settings, ctx.record, ctx.n = problem, settings, record, n
+            ctx.record.thin()
         ctx.save_for_backward(*tensors)
         return tuple(outputs)
 
@@ -111,10 +149,10 @@ def _replayer(ctx: Any, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, li
     solver = make_solver(ctx.problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
         in_graph = t.requires_grad or ctx.grid is not None
-        kept = (replace(step, solver=solver) for step in ctx.record.steps)
+        kept = (replace(step, solver=solver) for step in ctx.record.accepted)
         return solver, list(solver.steps() if in_graph else kept)
     steps = []
-    for step in ctx.record.steps:
+    for step in ctx.record.accepted:
         outputs = [s[i].to(solver.dtype) if t.requires_grad else at for i, at in step.outputs]
         steps.append(replace(step, solver=solver, outputs=outputs))
     return solver, steps
@@ -152,31 +190,81 @@ def _in_one_graph(
     return linked([next(found) if need else None for need in wanted], [*ends, *cotangents], [*saved, *grads])
 
 
+def _in_graph(ctx: Any) -> list[bool]:
+    """Which of t, y0 and the parameters each step depends on beside its start, of those that want a gradient."""
+    wanted = ctx.needs_input_grad[4:]
+    learned = ctx.grid is not None  # it may depend on y0 too
+    return [wanted[0], *(learned and need for need in wanted[1 : 1 + ctx.n]), *wanted[1 + ctx.n :]]
+
+
+def _on_tape(ctx: Any, steps: Sequence[Step], timed: bool) -> bool:
+    """Whether steps run on a tape: all that they do beside evaluations is sums, which are worth it."""
+    size, options = sum(y.numel() for y in ctx.problem.leaves), ctx.settings.options
+    if timed or ctx.grid is not None or size < LEAST_TAPED:
+        return False
+    if isinstance(options, AdaptiveOptions):
+        return True
+    at_ends = all(w is None for step in steps if isinstance(step, FixedStep) for w in step.weights)
+    return options.interp == "linear" and at_ends
+
+
+def _at_once(steps: Sequence[Step], taped: bool) -> int:
+    """So many steps run again as one."""
+    return 1 if taped else min(MOST_IN_GRAPH, max(round(len(steps) ** 0.5), 1))
+
+
+def _transposer(ctx: Any, saved: Sequence[torch.Tensor], solver: FixedGrid | Adaptive, taped: bool) -> Tape | Graph:
+    ends = [ctx.t, *ctx.ys, *saved[1 + ctx.n :]]
+    tensors = [x for x, need in zip(ends, _in_graph(ctx), strict=True) if need]
+    return Tape(solver, tensors) if taped else Graph(tensors)
+
+
+def _tail(ctx: Any, saved: Sequence[torch.Tensor], steps: list[FixedStep]) -> Tail | None:
+    """The last steps of a grid in a graph, which backward has at the same time anyway or which is small beside all.
+
+    Not where times are in it, nor under autocast: not every PyTorch makes a graph for casts that it has cached without
+    one (its issue 112583).
+    """
+    timed = ctx.needs_input_grad[4]
+    if not steps or timed or ctx.grid is not None or ctx.replay.autocasts:
+        return None
+    taped = _on_tape(ctx, steps, timed)
+    count = min(MOST_ON_TAPE, max(len(steps) // 8, 1)) if taped else _at_once(steps, taped)
+    solver = make_solver(ctx.problem, ctx.settings, graph=not taped)
+    assert isinstance(solver, FixedGrid)
+    return Tail(len(steps) - count, solver, _transposer(ctx, saved, solver, taped))
+
+
 def _step_by_step(
     ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
     problem, record, timed = ctx.problem, ctx.record, wanted[0]
-    learned = ctx.grid is not None  # it may depend on y0 too
-    taped = not (timed or learned) and _summed(ctx) and sum(y.numel() for y in problem.leaves) >= LEAST_TAPED
-    with torch.enable_grad():
-        solver, steps = _replayer(ctx, graph=not taped)
-    ends = [ctx.t, *ctx.ys, *saved[1 + ctx.n :]]
-    shared = [timed, *(learned and need for need in wanted[1 : 1 + ctx.n]), *wanted[1 + ctx.n :]]
-    tensors = [x for x, need in zip(ends, shared, strict=True) if need]
-    transposed = Tape(solver, tensors) if taped else Graph(tensors)
+    tail, record.tail = record.tail, None  # a second time its graph is gone
+    if tail is None:
+        taped = _on_tape(ctx, record.accepted, timed)
+        with torch.enable_grad():
+            solver, steps = _replayer(ctx, graph=not taped)
+        transposed = _transposer(ctx, saved, solver, taped)
+    else:
+        solver, transposed = tail.solver, tail.transposed
+        steps = [replace(step, solver=solver) for step in record.accepted]
+    size = _at_once(steps, isinstance(transposed, Tape))
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
     ahead: list[Cotangents] | None = None
-    size = 1 if taped else min(MOST_IN_GRAPH, max(round(len(steps) ** 0.5), 1))
-    for after in range(len(steps), 0, -size):
-        first = max(after - size, 0)
+    after = len(steps)
+    while after:
+        first = max(after - size, 0) if tail is None else tail.first
         run = partial(_several, ctx, steps, range(first, after))
-        if first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
-            begin, run = [list(saved[1 : 1 + ctx.n])], partial(_from_start, ctx, solver, run)
+        if tail is not None:
+            end, outs = tail.end, tail.outs
+        elif first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
+            run = partial(_from_start, ctx, solver, run)
+            end, outs = transposed.run(run, [list(saved[1 : 1 + ctx.n])])
         else:
-            begin = _begin(ctx, steps, first)
+            begin = _begin(ctx, first)
             if timed and isinstance(solver, Adaptive):
-                begin = [*begin, [problem.scalar(float(record.steps[first].s), solver.dtype)]]
-        end, outs = transposed.run(run, begin)
+                begin = [*begin, [problem.scalar(float(record.accepted[first].s), solver.dtype)]]
+            end, outs = transposed.run(run, begin)
         count = len(outs)
         results = [o for out in outs for o in out]
         cotangents: Cotangents = [g[row - count + j] for j in range(count) for g in grads]
@@ -185,12 +273,13 @@ def _step_by_step(
             results += [x for leaves in end for x in leaves]
             cotangents += [g for leaves in ahead for g in leaves]
         ahead = transposed.transpose(results, cotangents)
+        after, tail = first, None
         del end, outs, results
     if ahead is None:
         ahead = [[None] * ctx.n]
     ahead[0] = [_plus(g[0], a) for g, a in zip(grads, ahead[0], strict=True)]
     sums = iter(transposed.gradients.totals)
-    of_t, *rest = (next(sums) if need else None for need in shared)
+    of_t, *rest = (next(sums) if need else None for need in _in_graph(ctx))
     return [of_t, *(_plus(a, b) for a, b in zip(ahead[0], rest, strict=False)), *rest[ctx.n :]]
 
 
@@ -213,14 +302,6 @@ def _from_start(
     return run(state)
 
 
-def _summed(ctx: Any) -> bool:
-    """Whether all that a step does beside evaluations is sums."""
-    options = ctx.settings.options
-    if isinstance(options, AdaptiveOptions):
-        return True
-    return options.interp == "linear" and all(w is None for step in ctx.record.steps for w in step.weights)
-
-
 def _outputs(step: Step) -> int:
     return len(step.weights if isinstance(step, FixedStep) else step.outputs)
 
@@ -229,16 +310,16 @@ def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None
     return b if a is None else a if b is None else a + b
 
 
-def _begin(ctx: Any, steps: list[Step], i: int) -> list[Leaves]:
+def _begin(ctx: Any, i: int) -> list[Leaves]:
     """What step i started from; between the kept ones, from the last kept before it, once for the whole segment."""
     starts, record = ctx.record.starts, ctx.record
     if not starts[i]:
         first = max(j for j in range(i) if starts[j])
         state = starts[first]
         with torch.no_grad():
+            solver = make_solver(ctx.problem, ctx.settings, graph=False)
             for j in range(first, i):
                 with ctx.replay.at(record.moments[j]):
-                    state, _ = steps[j].run(state)
+                    state, _ = replace(record.accepted[j], solver=solver).run(state)
                 starts[j + 1] = state
-    begin = starts[i]
-    return begin
+    return starts[i]

@@ -41,6 +41,11 @@ class Replay:
         self._replaced = [False] * len(now)
         self._latest = Moment(self._random(), (0,) * len(now))
 
+    @property
+    def autocasts(self) -> bool:
+        """The forward pass runs under autocast."""
+        return any(enabled for enabled, _, _ in self._autocast.values())
+
     def now(self) -> Moment:
         """This moment; the same object as long as nothing has changed."""
         random = self._random()

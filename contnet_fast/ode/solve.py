@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,14 @@ class Settings:
 
 class Record:
     """Told of every step; one that remembers them is in ``checkpoint.py``."""
+
+    def steps(self, solver: FixedGrid) -> Iterable[FixedStep]:
+        """The steps of a grid, in order."""
+        return solver.steps()
+
+    def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+        """Run the next of them."""
+        return step.run(start)
 
     def start(self, tensors: list[Leaves]) -> Any:
         """Called before a step may be taken, with the tensors that it starts from; what it returns goes to ``took``."""
@@ -105,10 +113,10 @@ def solve(
 def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
-    for step in solver.steps():
+    for step in record.steps(solver):
         problem.call_back("callback_step", step.s, state[0], step.h, problem.t.dtype)
         mark = record.start(state)
-        state, outs = step.run(state)
+        state, outs = record.run(step, state)
         problem.accept(step.s, step.h)
         record.took(step, mark)
         for out in outs:
