@@ -306,6 +306,12 @@ def _outputs(step: Step) -> int:
     return len(step.weights if isinstance(step, FixedStep) else step.outputs)
 
 
+def _without_outputs(step: Step, solver: Any) -> Step:
+    if isinstance(step, FixedStep):
+        return replace(step, solver=solver, weights=[])
+    return replace(step, solver=solver, outputs=[])
+
+
 def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
     return b if a is None else a if b is None else a + b
 
@@ -320,6 +326,6 @@ def _begin(ctx: Any, i: int) -> list[Leaves]:
             solver = make_solver(ctx.problem, ctx.settings, graph=False)
             for j in range(first, i):
                 with ctx.replay.at(record.moments[j]):
-                    state, _ = replace(record.accepted[j], solver=solver).run(state)
+                    state, _ = _without_outputs(record.accepted[j], solver).run(state)
                 starts[j + 1] = state
     return starts[i]
