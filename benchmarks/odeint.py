@@ -10,7 +10,6 @@ that keeps freed memory.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,12 +27,10 @@ from options import Parser, checked
 from rich.console import Console
 from rich.progress import Progress
 from rows import append, header, results_file
-from timing import QUICK, Effort, interleave, interval
+from timing import QUICK, Effort, interleave, interval, keep_memory
 
 from contnet_fast.errors import check_count, check_number
 
-# glibc gives freed memory back and faults it in again, by what ran before: up to half of a solve's time
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
 
 AnyCase = Case | GradientCase | WorkCase
@@ -68,8 +65,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = No
     effort = replace(effort, least_seconds=LEAST_SECONDS)
     out = args.out or (Path("quick.jsonl") if args.quick else results_file("cpu", "odeint"))
     packages = {name: _version(name) for name in ("torchdiffeq", "torchode", "scipy")}
-    malloc = {name: os.environ.get(name) for name in KEEP_MEMORY}
-    append(out, header({**given, "case": args.case, "quick": args.quick, "packages": packages, "malloc": malloc}))
+    append(out, header({**given, "case": args.case, "quick": args.quick, "packages": packages}))
     messages, threads, failed = Console(stderr=True), torch.get_num_threads(), 0
     with Progress(console=messages, transient=True, disable=not messages.is_terminal) as progress:
         task = progress.add_task("", total=len(chosen))
@@ -127,6 +123,5 @@ def _version(name: str) -> str:
 
 
 if __name__ == "__main__":
-    if KEEP_MEMORY.items() - os.environ.items():  # malloc reads it as a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+    keep_memory()
     sys.exit(main())

@@ -178,7 +178,7 @@ def suite() -> list[Case]:
         for method, gradient in ((m, g) for g in ("", "discrete") for m in ("euler", "rk4")):
             cases.append(
                 Case("odeint conv", f"conv {channels}@{side}", method, GRID, gradient=gradient,
-                     against=("loop", "torchdiffeq"), aim=1 / 1.02, training=bool(gradient))
+                     against=("loop", "loop and table", "torchdiffeq"), aim=1 / 1.02, training=bool(gradient))
             )  # fmt: skip
     kept = Case("odeint checkpoint", "conv 16@32", "rk4", {"step_size": 1 / 16}, gradient="checkpoint", training=True,
                 against=("plain", "torchdiffeq"), aim=1 / 1.45, peak=True)  # fmt: skip
@@ -186,7 +186,8 @@ def suite() -> list[Case]:
         kept,
         replace(tiny, part="odeint checkpoint", gradient="checkpoint", against=("plain", "torchdiffeq"), peak=True),
     ]
-    back = replace(tiny, part="odeint adjoint", gradient="adjoint", against=("torchdiffeq", "plain"), aim=1.3)
+    others = ("torchdiffeq", "plain", "field")
+    back = replace(tiny, part="odeint adjoint", gradient="adjoint", against=others, aim=1.3)
     cases += [
         back,
         replace(back, problem="conv 16@8", t1=1.0, rtol=1e-3, atol=1e-3),

@@ -129,6 +129,12 @@ def _loop(case: Case) -> Solver:
     return solve
 
 
+def _loop_and_table(case: Case) -> Solver:
+    """The same, returning [y0, y] as a solver does."""
+    loop = _loop(case)
+    return lambda problem: torch.stack([problem.y0, loop(problem)])[-1]
+
+
 def _torchode(case: Case, rows: bool) -> Solver:
     """torchode's dopri5 with the integral controller: every row by itself, or the whole batch as one instance."""
     import torchode
@@ -153,6 +159,9 @@ def _torchode(case: Case, rows: bool) -> Solver:
 def _field(case: Case) -> Solver:
     """As many evaluations as the solve takes, one after the other, and nothing else: what no solver can undercut."""
     count = Solve(_ours(case), make_problem(case), bool(case.gradient)).evaluations()
+    if case.gradient == "adjoint":
+        ahead = Solve(_ours(case), make_problem(case), False).evaluations()
+        return lambda problem: Alone.apply(problem, ahead, count - ahead, problem.y0, *problem.params)
 
     def solve(problem: Problem) -> torch.Tensor:
         y, t = problem.y0, torch.zeros(())
@@ -163,17 +172,41 @@ def _field(case: Case) -> Solver:
     return solve
 
 
+class Alone(torch.autograd.Function):
+    """Evaluations without a graph, then in backward others with their vjps: those of a continuous adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, ahead: int, back: int, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.problem, ctx.back, y = problem, back, inputs[0]
+        for _ in range(ahead):
+            y = problem.field(torch.zeros(()), y)
+        ctx.y = y
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (g,), params = grads, ctx.problem.params
+        of_params: tuple[torch.Tensor, ...] = ()
+        for _ in range(ctx.back):
+            y = ctx.y.detach().requires_grad_()
+            with torch.enable_grad():
+                rate = ctx.problem.field(torch.zeros(()), y)
+            g, *of_params = torch.autograd.grad(rate, [y, *params], g)
+        return None, None, None, g, *of_params
+
+
 SOLVERS: dict[str, Callable[[Case], Solver]] = {
     "ours": _ours,
     "torchdiffeq": _theirs,
     "plain": _plain,
     "one step for all": _plain,
     "loop": _loop,
+    "loop and table": _loop_and_table,
     "torchode": lambda case: _torchode(case, False),
     "torchode by rows": lambda case: _torchode(case, True),
     "field": _field,
 }
-SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop")
+SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop", "loop and table")
 
 
 def available(name: str) -> bool:

@@ -9,8 +9,8 @@ from results_file import Results, Row
 
 FAST_TOLERANCE = 1e-6
 HEADS = {"torchdiffeq": "torchdiffeq", "torchode": "torchode", "torchode by rows": "torchode by rows",
-         "loop": "loop by hand", "plain": "odeint", "one step for all": "one step for all",
-         "field": "field alone"}  # fmt: skip
+         "loop": "loop by hand", "loop and table": "loop and table", "plain": "odeint",
+         "one step for all": "one step for all", "field": "field alone"}  # fmt: skip
 GRADIENTS = ("odeint", "checkpoint", "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq odeint_adjoint")
 METHODS = {"adaptive_heun": "#7F7F7F", "fehlberg2": "#56B4E9", "bosh3": "#009E73", "dopri5": "#0072B2",
            "tsit5": "#E69F00", "dopri8": "#CC79A7", "DOP853": "#000000"}  # fmt: skip

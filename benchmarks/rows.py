@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import re
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from timing import KEEP_MEMORY
 
 import contnet_fast as cf
 from contnet_fast.costs import DEVICES, Device, measured_cpu
@@ -38,6 +40,7 @@ def header(options: dict[str, Any], *, device: str = "cpu", rates: Device | None
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "options": options,
+            "malloc": {name: os.environ.get(name) for name in KEEP_MEMORY},
             "info": cf.info().as_dict(),
             **(_gpu() if device == "cuda" else {}),
             **known,

@@ -6,7 +6,8 @@
 
 All contenders of a case take turns in one process. Rows are appended as JSON lines to benchmarks/results/suite-<device>
 below a header that says where they were measured; a row is written only if ours equals the reference and the backend
-that was asked for ran; otherwise the exit status is 1. compare.py compares two files, report.py draws them.
+that was asked for ran; otherwise the exit status is 1. compare.py compares two files, report.py draws them. The process
+starts itself again with a malloc that keeps freed memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from parts import Context, measure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rows import append, device_rates, header, results_file, table
-from timing import QUICK, Effort
+from timing import QUICK, Effort, keep_memory
 
 import contnet_fast as cf
 from contnet_fast.backends import check_backend
@@ -134,4 +135,5 @@ def _run(args: argparse.Namespace, cases: Sequence[AnyCase]) -> int:
 
 
 if __name__ == "__main__":
+    keep_memory()
     sys.exit(main())

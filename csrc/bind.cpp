@@ -1,14 +1,11 @@
 // Registers the C++ implementations of the ops, and the Python module with build information and the log of runs.
 #include <ATen/ATen.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <c10/core/Allocator.h>
 #include <torch/extension.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -19,6 +16,7 @@
 #include "include/pool.h"
 #include "include/rk_combine.h"
 #include "include/runtime.h"
+#include "include/working_tensor.h"
 
 namespace contnet_fast {
 namespace {
@@ -53,35 +51,12 @@ struct Leaf {
   int64_t scalars;
 };
 
-// Working memory for tensors, which the profiler is told of as of any other.
-struct WorkingMemory : c10::Allocator {
-  struct Owner {
-    std::shared_ptr<void> memory;
-    int64_t bytes;
-  };
-  static void report(const Owner& owner, int sign) {
-    c10::reportMemoryUsageToProfiler(owner.memory.get(), sign * owner.bytes, 0, 0, c10::kCPU);
-  }
-  static void give_back(void* owner) {
-    std::unique_ptr<Owner> last(static_cast<Owner*>(owner));
-    report(*last, -1);
-  }
-  c10::DataPtr allocate(size_t bytes) override {
-    auto* owner = new Owner{take_memory(bytes), static_cast<int64_t>(bytes)};
-    report(*owner, 1);
-    return {owner->memory.get(), owner, give_back, c10::kCPU};
-  }
-  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
-};
-
 constexpr size_t kLeastPooled = size_t(1) << 20;  // bytes from which mapping pages in anew costs more than a pass
 
 // As at::empty_like; large ones are of working memory.
 at::Tensor result_like(const at::Tensor& y) {
   if (y.nbytes() < kLeastPooled || !y.is_non_overlapping_and_dense()) return at::empty_like(y);
-  static auto* const memory = new WorkingMemory;  // never destroyed: tensors may outlive static objects
-  return at::detail::empty_strided_generic(y.sizes(), y.strides(), memory, c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                           y.scalar_type());
+  return working_tensor(y.sizes(), y.strides(), y.scalar_type());
 }
 
 // The rates of one leaf are every `leaves`-th of `ks`, which holds all leaves of the first term, then of the second ...

@@ -4,15 +4,14 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "include/conv_solve.h"
-#include "include/pool.h"
 #include "include/runtime.h"
+#include "include/working_tensor.h"
 
 namespace contnet_fast {
 namespace {
@@ -141,13 +140,6 @@ void running_statistics(const SolveSpec& spec, const Nodes& nodes, const at::Ten
       for (int i = 0; i < 4; ++i) all.select(0, j).select(0, i).add_(nodes.tensors[kinds[i]].select(0, k), w);
 }
 
-at::Tensor pooled(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const int64_t numel = c10::multiply_integers(sizes);
-  if (numel == 0) return at::empty(sizes, options);
-  const std::shared_ptr<void> memory = take_memory(numel * options.dtype().itemsize());
-  return at::from_blob(memory.get(), sizes, [memory](void*) {}, options);
-}
-
 template <typename T, typename P>
 ImageBatch<T> images(const at::Tensor& t, P* data, int64_t step = -1) {
   const auto s = t.strides().slice(step < 0 ? 0 : 1);
@@ -180,7 +172,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   const int64_t c = x.size(1), padded = spec.map.padded;
   const at::Tensor statistics = at::empty({spec.batch_statistics ? spec.evaluations() : 0, 4, c}, options);
   const at::Tensor moments = at::empty({spec.evaluations(), 2, 2, spec.moment_rows(), padded}, options);
-  const at::Tensor kept = pooled({spec.kept_maps(), spec.batch, x.size(2), x.size(3), padded}, options);
+  const std::vector<int64_t> maps{spec.kept_maps(), spec.batch, x.size(2), x.size(3), padded};
+  const at::Tensor kept = working_tensor(maps, c10::contiguous_strides(maps), type);
   AT_DISPATCH_FLOATING_TYPES(type, "conv_solve_cpu", [&] {
     ForwardCall<scalar_t> call{};
     call.x = images<const scalar_t>(input, input.const_data_ptr<scalar_t>());

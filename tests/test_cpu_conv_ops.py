@@ -189,6 +189,18 @@ def test_weights_beyond_the_memory_for_all_slots_at_once():
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
+def test_a_profiler_sees_the_maps_that_wait_for_backward():
+    net, x = block(16, checkpoint="none"), torch.randn(8, 16, 16, 16, requires_grad=True)
+    with cf.use_backend("cpu"), torch.profiler.profile(profile_memory=True) as profile:
+        y = net(x)
+    events = profile.profiler.kineto_results.events()
+    held = sum(e.nbytes() for e in events if e.name() == "[memory]") - y.nbytes
+    own = {t.data_ptr() for t in (x, *net.parameters())}
+    kept = sum(t.nbytes for t in y.grad_fn.saved_tensors if t is not None and t.data_ptr() not in own)
+    assert held == pytest.approx(kept, rel=0.05)
+    assert kept >= 3 * x.nbytes
+
+
 @pytest.mark.skipif("ASAN_OPTIONS" in os.environ, reason="needs a build without the address sanitizer")
 def test_working_memory_is_held_for_the_next_call_and_can_be_released():
     net, x = block(32, scheme="rk4"), torch.randn(8, 32, 16, 16, requires_grad=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import contnet_fast as cf
+from contnet_fast.ode.device import STEPS_PER_READ, steps_per_read
 from contnet_fast.ode.methods import ADAPTIVE
 
 D = torch.float64
@@ -146,6 +148,21 @@ def test_the_step_budget_is_the_host_s():
         assert not stats.completed
         found.append((caught.value.n_steps, stats.accepted, out[-1].isnan().all()))
     assert found[0] == found[1]
+
+
+def test_attempts_go_in_bursts_where_no_buffer_can_move():
+    def count(func, graph=False):
+        problem = SimpleNamespace(func=func, device=torch.device("cuda"))
+        return steps_per_read(None, problem, graph=graph)
+
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    assert count(net) == 1
+    net.eval()
+    assert count(net) == STEPS_PER_READ
+    assert count(net, graph=True) == count(lambda t, y: net(y)) == 1
+    net[1].train()  # of a root in evaluation
+    assert count(net) == 1
+    assert count(torch.nn.Linear(3, 3)) == STEPS_PER_READ
 
 
 @pytest.mark.gpu

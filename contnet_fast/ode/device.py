@@ -24,7 +24,7 @@ def steps_per_read(asked: int | None, problem: InitialValueProblem, *, graph: bo
     if asked is not None:
         return asked
     module = own_module(problem.func)
-    moves = module is None or (module.training and any(True for _ in module.buffers()))
+    moves = module is None or any(m.training and any(True for _ in m.buffers(recurse=False)) for m in module.modules())
     return 1 if problem.device.type != "cuda" or graph or moves else STEPS_PER_READ
 
 
