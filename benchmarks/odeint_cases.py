@@ -180,6 +180,8 @@ def suite() -> list[Case]:
                 Case("odeint conv", f"conv {channels}@{side}", method, GRID, gradient=gradient,
                      against=("loop", "loop and table", "torchdiffeq"), aim=1 / 1.02, training=bool(gradient))
             )  # fmt: skip
+        many = replace(cases[-1], method="euler", options={"step_size": 1 / 16}, gradient="", training=False)
+        cases.append(many)  # where what a solve costs once is less of it
     kept = Case("odeint checkpoint", "conv 16@32", "rk4", {"step_size": 1 / 16}, gradient="checkpoint", training=True,
                 against=("plain", "torchdiffeq"), aim=1 / 1.45, peak=True)  # fmt: skip
     cases += [
