@@ -57,9 +57,12 @@ class Arithmetic:
                 _chain(y, [_chain(None, [ks[j][i] for j, _ in terms], [c for _, c in terms])], [h])
                 for i, y in enumerate(ys)
             ]
+        if self._exact and len(terms) == len(ys) == 1:
+            # one addition of PyTorch's: a call, and a backward pass, that cost less than the op's
+            (j, c) = terms[0]
+            return [torch.add(ys[0], ks[j][0], alpha=h * c)]
         coefficients = [h * c for _, c in terms]
-        # one term is one addition of PyTorch's: a call, and a backward pass, that cost less than the op's
-        if self._exact and (not self.fused or (len(terms) == 1 and (self.graph or len(ys) == 1))):
+        if self._exact and (not self.fused or (len(terms) == 1 and self.graph)):
             return [_added(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
         if not self.fused:
             return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]

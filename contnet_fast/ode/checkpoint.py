@@ -71,11 +71,13 @@ class Kept(Record):
 
     def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """As of any record, the last steps for backward."""
-        i = len(self.accepted)
-        return step.run(start) if self.tail is None or i < self.tail.first else self.tail.run(step, i, start)
+        i, mark = len(self.accepted), self.start(start)
+        found = step.run(start) if self.tail is None or i < self.tail.first else self.tail.run(step, i, start)
+        self.took(step, mark)
+        return found
 
     def start(self, tensors: list[Leaves]) -> Any:
-        """The start of a step that may be rejected."""
+        """What a step starts from that may be rejected."""
         return tensors, self._replay.now()
 
     def took(self, step: Step, mark: Any) -> None:

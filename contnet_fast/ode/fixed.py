@@ -55,9 +55,11 @@ class FixedStep:
             known = [k0, *known][: solver.remembered]
         if solver.adams and len(known) >= ADAMS_START:
             y1s = solver.arithmetic.combine(ys, known, adams_weights(len(known)), dt)
+        elif len(self.times) == 1:
+            y1s = solver.arithmetic.combine(ys, [k0], solver.method.update, dt)
         else:
             y1s = solver.stages(self.times, ys, k0, dt)
-        return [y1s, *known], [self.between(w, ys, k0, y1s) for w in self.weights]
+        return [y1s, *known], [self.between(w, ys, k0, y1s) for w in self.weights] if self.weights else []
 
     def between(self, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
         """Linear or cubic Hermite at the place ``w`` of the step; the cubic asks the field at its end each time."""

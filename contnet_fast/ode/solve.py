@@ -49,14 +49,14 @@ class Record:
         return solver.steps()
 
     def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """Run the next of them."""
+        """Run the next of them; it is accepted."""
         return step.run(start)
 
     def start(self, tensors: list[Leaves]) -> Any:
-        """Called before a step may be taken, with the tensors that it starts from; what it returns goes to ``took``."""
+        """Called before an adaptive step is tried, with the tensors that it starts from; the result goes to ``took``."""
 
-    def took(self, step: FixedStep | AdaptiveStep, mark: Any) -> None:
-        """Called after an accepted step."""
+    def took(self, step: AdaptiveStep, mark: Any) -> None:
+        """Called after an accepted one."""
 
 
 def make_solver(
@@ -114,11 +114,10 @@ def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
     for step in record.steps(solver):
-        problem.call_back("callback_step", step.s, state[0], step.h, problem.t.dtype)
-        mark = record.start(state)
+        if problem.has_callbacks:
+            problem.call_back("callback_step", step.s, state[0], step.h, problem.t.dtype)
         state, outs = record.run(step, state)
         problem.accept(step.s, step.h)
-        record.took(step, mark)
         for out in outs:
             outputs.append(out)
 
