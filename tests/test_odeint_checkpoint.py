@@ -377,6 +377,33 @@ def test_graphs_of_few_steps_live_at_once(keep, n, kept, least, monkeypatch):
     assert max(alive, default=0) <= 4 * max(kept, 1)
 
 
+@solvers
+@pytest.mark.parametrize("least", [0, 99])
+@pytest.mark.parametrize("backward", [False, True])
+def test_all_is_let_go_without_a_garbage_collection(backward, least, method, options, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LEAST_TAPED", least)
+    held = []
+
+    class Field(Rate):
+        def forward(self, t, y):
+            token = Token()
+            held.append(weakref.ref(token))
+            return Probe.apply(super().forward(t, y), token)
+
+    gc.collect()
+    gc.disable()
+    try:
+        x = torch.ones(2, 3, dtype=D, requires_grad=True)
+        out = solve(Field(), x + 0.0, "checkpoint", method=method, options=options)
+        held.append(weakref.ref(out.grad_fn.record))
+        if backward:
+            out.sum().backward()
+        del out
+        assert [one() for one in held if one() is not None] == []
+    finally:
+        gc.enable()
+
+
 def test_a_parameter_changed_before_backward_is_refused():
     rate, x = Rate(), torch.ones(2, 3, dtype=D, requires_grad=True)
     out = solve(rate, x, "checkpoint")

@@ -56,16 +56,18 @@ class Kept(Record):
     """
 
     def __init__(self, replay: Replay, last: Callable[[list[FixedStep]], Tail | None]) -> None:
+        self._last: Callable[[list[FixedStep]], Tail | None] | None = last
         self.accepted: list[Step] = []
         self.starts: list[list[Leaves]] = []
         self.moments: list[Moment] = []
         self.tail: Tail | None = None
-        self._replay, self._last = replay, last
+        self._replay = replay
         self.before = replay.now()
 
     def steps(self, solver: FixedGrid) -> list[FixedStep]:
         """As of any record."""
         steps = list(solver.steps())
+        assert self._last is not None
         self.tail = self._last(steps)
         return steps
 
@@ -88,7 +90,8 @@ class Kept(Record):
         self.moments.append(moment)
 
     def finish(self) -> None:
-        """Let go of the solver, which holds the last rates."""
+        """Let go of the solver, which holds the last rates, and of what knows this record."""
+        self._last = None
         self._replay.settle()
         for step in self.accepted:
             del step.solver

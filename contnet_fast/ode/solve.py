@@ -53,7 +53,7 @@ class Record:
         return step.run(start)
 
     def start(self, tensors: list[Leaves]) -> Any:
-        """Called before an adaptive step is tried, with the tensors that it starts from; the result goes to ``took``."""
+        """Called before an adaptive step is tried, with what it starts from; the result goes to ``took``."""
 
     def took(self, step: AdaptiveStep, mark: Any) -> None:
         """Called after an accepted one."""
