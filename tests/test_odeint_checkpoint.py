@@ -10,42 +10,12 @@ from functools import partial
 
 import pytest
 import torch
+from checkpoint_cases import TIMES, D, Rate, same, solve, solvers
 from torch import nn
 
 import contnet_fast as cf
 from contnet_fast.ode import checkpoint
 from contnet_fast.ode.replay import modules_within
-
-D = torch.float64
-TIMES = torch.linspace(0, 1, 3, dtype=D)
-SOLVERS = [("rk4", {"step_size": 0.25}), ("dopri5", {"first_step": 0.3, "min_step": 0.3, "max_step": 0.3})]
-solvers = pytest.mark.parametrize(("method", "options"), SOLVERS, ids=[m for m, _ in SOLVERS])
-
-
-def solve(func, y0, gradient, t=TIMES, *, method="rk4", options=SOLVERS[0][1], **more):
-    more = {"rtol": 1e-2, "atol": 1e-2, **more}
-    return cf.odeint(func, y0, t, method=method, options=options, gradient=gradient, **more)
-
-
-def same(found, expected, rtol=1e-11):
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12)
-
-
-class Rate(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder, self.linear = nn.Linear(3, 3, dtype=D), nn.Linear(3, 3, dtype=D)
-        self.start = nn.Parameter(torch.randn(2, 3, dtype=D))
-        self.drop = nn.Dropout(0.5)
-
-    def forward(self, t, y):
-        return torch.tanh(self.linear(y)) + torch.sin(t)
-
-    def dropped(self, t, y):
-        return self.drop(self(t, y))
-
 
 # -- derivatives ------------------------------------------------------------------------------------------------------
 
@@ -307,110 +277,6 @@ def test_replays_on_a_gpu_draw_its_random_numbers_under_its_autocast(method, opt
             )
         found.append([out, *torch.autograd.grad(out.sum(), [x, *rate.rate.linear.parameters()])])
     same(*found, rtol=1e-5)
-
-
-# -- the last steps of a grid -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep", ["all", "sqrt"])
-@pytest.mark.parametrize(("least", "kept"), [(0, 2), (99, 4)])
-def test_the_last_steps_of_a_grid_run_once(keep, least, kept, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LEAST_TAPED", least)
-    asked, grads = [], {}
-
-    class Counted(Rate):
-        def forward(self, t, y):
-            asked.append(torch.is_grad_enabled())
-            return super().forward(t, y)
-
-    how = {"method": "rk4", "options": {"step_size": 1 / 16}, "t": torch.tensor([0.0, 0.5, 1.0], dtype=D)}
-    for gradient in ("discrete", "checkpoint"):
-        rate, x = Counted(), torch.ones(2, 3, dtype=D, requires_grad=True)
-        out = solve(rate, x, gradient, keep=keep, **how)
-        asked.clear()
-        inputs = [x, rate.linear.weight]
-        grads[gradient] = torch.autograd.grad(out.square().sum(), inputs, retain_graph=True)
-        first = sum(asked)
-        asked.clear()
-        grads["again"] = torch.autograd.grad(out.square().sum(), inputs)
-        same(grads["again"], grads["discrete"])
-        same(grads[gradient], grads["discrete"])
-    assert (first, sum(asked)) == (4 * (16 - kept), 4 * 16)
-
-
-class Token:
-    """Lives as long as the graph node that has it."""
-
-
-class Probe(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, token):
-        ctx.token = token
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g, None
-
-
-@pytest.mark.parametrize("keep", ["all", "sqrt"])
-@pytest.mark.parametrize(("n", "kept", "least"), [(1, 1, 0), (4, 1, 0), (8, 1, 0), (16, 2, 0), (64, 2, 0), (64, 4, 99)])
-def test_graphs_of_few_steps_live_at_once(keep, n, kept, least, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LEAST_TAPED", least)
-    made, alive = [], []
-
-    class Field(Rate):
-        def forward(self, t, y):
-            token = Token()
-            made.append(weakref.ref(token))
-            k = Probe.apply(super().forward(t, y), token)
-            del token
-            alive.append(sum(one() is not None for one in made))
-            return k
-
-    x = torch.ones(2, 3, dtype=D, requires_grad=True)
-    how = {"options": {"step_size": 1 / n}, "t": torch.tensor([0.0, 1.0], dtype=D), "keep": keep}
-    out = solve(Field(), x, "checkpoint", **how)
-    assert sum(one() is not None for one in made) == 4 * kept
-    alive.clear()
-    out.sum().backward()
-    assert max(alive, default=0) <= 4 * max(kept, 1)
-
-
-@solvers
-@pytest.mark.parametrize("least", [0, 99])
-@pytest.mark.parametrize("backward", [False, True])
-def test_all_is_let_go_without_a_garbage_collection(backward, least, method, options, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LEAST_TAPED", least)
-    held = []
-
-    class Field(Rate):
-        def forward(self, t, y):
-            token = Token()
-            held.append(weakref.ref(token))
-            return Probe.apply(super().forward(t, y), token)
-
-    gc.collect()
-    gc.disable()
-    try:
-        x = torch.ones(2, 3, dtype=D, requires_grad=True)
-        out = solve(Field(), x + 0.0, "checkpoint", method=method, options=options)
-        held.append(weakref.ref(out.grad_fn.record))
-        if backward:
-            out.sum().backward()
-        del out
-        assert [one() for one in held if one() is not None] == []
-    finally:
-        gc.enable()
-
-
-def test_a_parameter_changed_before_backward_is_refused():
-    rate, x = Rate(), torch.ones(2, 3, dtype=D, requires_grad=True)
-    out = solve(rate, x, "checkpoint")
-    with torch.no_grad():
-        rate.linear.weight.mul_(2.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
 
 
 # -- what the caller has ----------------------------------------------------------------------------------------------
