@@ -179,40 +179,34 @@ class End:
 class Outputs:
     """The states at the output times, [T, *y.shape] for each leaf, every one in the memory format of its ``y``.
 
-    Without a graph tables are made with the second state: until then a solve of two times runs in memory it reuses.
+    With a graph they are stacked at the end; without one states are copied into them, unless there are but two.
     """
 
     def __init__(self, ys: Leaves, length: int, *, graph: bool) -> None:
         # what empty_like keeps of a memory format: dense strides in the order of those of y
         self._strides = [torch.empty_like(y, device="meta").stride() for y in ys]
-        self._graph, self._like, self._length = graph, ys, length
-        self._states: list[Leaves] = []  # with a graph all, without one those that are in no table yet
+        self._like, self._length = ys, length
+        self._stacks = graph or length <= 2
+        self._states: list[Leaves] = []  # all that are stacked
         self._tables: Leaves = []
         self._reached = 0
+        if not self._stacks:
+            self._tables = [
+                y.new_empty_strided((length, *y.shape), (y.numel(), *strides))
+                for y, strides in zip(ys, self._strides, strict=True)
+            ]
 
     def append(self, ys: Leaves) -> None:
         """Add the states at the next time."""
-        self._states.append(ys)
+        if self._stacks:
+            self._states.append(ys)
+        for table, y in zip(self._tables, ys, strict=True) if self._tables else ():
+            table[self._reached].copy_(y)
         self._reached += 1
-        if not self._graph and self._reached > 1:
-            self._write()
-
-    def _write(self) -> None:
-        if not self._tables:
-            self._tables = [
-                y.new_empty_strided((self._length, *y.shape), (y.numel(), *strides))
-                for y, strides in zip(self._like, self._strides, strict=True)
-            ]
-        first = self._reached - len(self._states)
-        for row, ys in enumerate(self._states, first):
-            for table, y in zip(self._tables, ys, strict=True):
-                table[row].copy_(y)
-        self._states = []
 
     def finish(self) -> Leaves:
         """The tables; times that were not reached hold NaN."""
-        if not self._graph:
-            self._write()
+        if not self._stacks:
             for table in self._tables:
                 table[self._reached :].fill_(float("nan"))
             return self._tables
