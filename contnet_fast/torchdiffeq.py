@@ -10,6 +10,7 @@ from typing import Any
 from . import ode
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
+__version__ = "0.2.5"  # of the torchdiffeq that it stands in for
 
 
 def odeint(func: Any, y0: Any, t: Any, **arguments: Any) -> Any:

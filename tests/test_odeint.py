@@ -114,6 +114,35 @@ def test_memory_formats_survive(method, graph):
     assert all(y.is_contiguous(memory_format=torch.channels_last) for y in got)
 
 
+@pytest.mark.parametrize("way", ["discrete", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("leaves", [2, 5])  # 5 small ones are one vector
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_leaves_that_nothing_depends_on_get_zeros(method, leaves, way):
+    def field(t, s):
+        return tuple(-x for x in s)
+
+    state = [torch.ones(3, dtype=D, requires_grad=True) for _ in range(leaves)]
+    apart = torch.ones(3, dtype=D)  # wants none
+    solve = cf.odeint_adjoint if way == "adjoint" else cf.odeint
+    more = {"adjoint_params": ()} if way == "adjoint" else {"gradient": way, "params": ()}
+    options = {"step_size": 0.5} if method == "rk4" else {}
+    found = solve(field, (*state, apart), TWO, method=method, options=options, **more)
+    inputs = torch.autograd.grad(found[0][-1].sum(), state)  # an error where one is None
+    assert all(g.count_nonzero() == (3 if i == 0 else 0) for i, g in enumerate(inputs))
+
+
+@pytest.mark.parametrize("leaves", [2, 5])
+def test_so_they_do_in_dense_output_and_at_an_event(leaves):
+    def field(t, s):
+        return tuple(-x for x in s)
+
+    state = tuple(torch.ones(3, dtype=D, requires_grad=True) for _ in range(leaves))
+    _, at_event = cf.odeint(field, state, TWO, event_fn=lambda t, s: s[0][0] - 0.5)
+    dense = cf.odeint_dense(field, state, TWO[0], TWO[1])(0.5)
+    for end in (at_event[0][-1], dense[0]):
+        assert [int(g.count_nonzero()) for g in torch.autograd.grad(end.sum(), state)] == [3] + [0] * (leaves - 1)
+
+
 def test_a_graph_can_be_used_twice():
     y0 = torch.ones(3, dtype=D, requires_grad=True)
     for gradient in ("discrete", "checkpoint"):

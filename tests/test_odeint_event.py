@@ -41,6 +41,16 @@ def test_second_derivatives_of_a_ball_are_exact():
             torch.testing.assert_close(*seconds, rtol=1e-8, atol=1e-9)
 
 
+def test_the_event_time_of_an_adjoint_solve_has_zeros_and_odeint_event_the_gradient():
+    x = number(1.0)
+    how = {"event_fn": lambda t, y: y, "adjoint_params": (), "method": "rk4", "options": {"step_size": 0.25}}
+    fall_of = lambda t, y: -torch.ones_like(y)  # noqa: E731
+    time, _ = cf.odeint_adjoint(fall_of, x, torch.tensor([0.0, 1.0], dtype=D), **how)
+    assert torch.autograd.grad(time, x)[0].item() == 0.0  # torchdiffeq's too
+    time, _ = cf.odeint_event(fall_of, x, START, odeint_interface=cf.odeint_adjoint, **how)
+    assert torch.autograd.grad(time, x)[0].item() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("kind", ["plain", "complex", "of time"])
 def test_derivatives_by_differences(kind):
     def run(x, v, k, p):

@@ -15,6 +15,7 @@ from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows
 from .checkpoint import KEEP, Checkpointed
 from .events import Event, link_gradient, solve_until
+from .linked import together
 from .methods import get_method
 from .options import AdaptiveOptions, read_options
 from .packed import PackedProblem, packs
@@ -81,6 +82,9 @@ def odeint(
     problem = InitialValueProblem(func, y0, t, constant=constant)
     taped = torch.is_grad_enabled()
     graph = taped or transforming()
+    packed = event_fn is None and packs(problem, settings.options.norm)
+    if taped and gradient == "discrete" and not packed:
+        problem.leaves = together(problem.leaves)
     if batched:
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
             if value != plain:
@@ -93,7 +97,7 @@ def odeint(
         event_t, (start, end) = solve_until(problem, settings, event_fn, graph=graph)
         tables = [torch.stack(pair) for pair in zip(start, end, strict=True)]
         return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
-    if packs(problem, settings.options.norm):
+    if packed:
         problem = PackedProblem(problem)
     if gradient == "checkpoint" and taped:
         _refuse_torch_func("gradient='checkpoint'")
@@ -164,7 +168,7 @@ def odeint_adjoint(
     solution = problem.state(outputs[:n])
     stats = [copy(problem.stats)] if return_stats else []
     if event_fn is not None:
-        return (outputs[n].detach(), solution, *stats)
+        return (outputs[n], solution, *stats)
     return (solution, *stats) if stats else solution
 
 

@@ -12,6 +12,7 @@ from ..backends import transforming
 from ..errors import check_number
 from ..ops import followed
 from .arithmetic import Leaves
+from .linked import together
 from .methods import ADAPTIVE, get_method
 from .options import read_options
 from .problem import InitialValueProblem
@@ -50,6 +51,8 @@ def odeint_dense(
     read, _ = read_options(name, options, strict=strict_options)
     start = _one("t0", t0, torch.float64)
     problem = InitialValueProblem(func, y0, torch.stack([start, _one("t1", t1, start.dtype).to(start)]))
+    if torch.is_grad_enabled():
+        problem.leaves = together(problem.leaves)
     solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled() or transforming())
     solver.begin()  # type: ignore[union-attr]
     steps: list[Any] = []

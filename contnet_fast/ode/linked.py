@@ -1,4 +1,4 @@
-"""Derivatives of derivatives where a graph ends at stand-ins for its inputs."""
+"""Graphs that end at stand-ins for their inputs, and states whose leaves get their gradients together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from ..backends import transforming
+
+
+def together(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The leaves of a state: where one gets a gradient, so does each that wants one, zeros if nothing depends on it.
+
+    So it is in torchdiffeq, which concatenates them; an optimiser takes ``None`` for another thing than zeros.
+    """
+    if len(leaves) == 1 or torch.compiler.is_compiling() or transforming():
+        return leaves
+    wanted = [y for y in leaves if y.requires_grad]
+    joined = iter(Together.apply(*wanted) if len(wanted) > 1 else wanted)
+    return [next(joined) if y.requires_grad else y for y in leaves]
+
+
+class Together(torch.autograd.Function):
+    """The same tensors; a gradient that is missing in backward is zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Views."""
+        return tuple(y.view_as(y) for y in leaves)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What there is, and zeros."""
+        return grads
 
 
 def apart(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -92,7 +92,7 @@ def get_method(name: str) -> Method:
     """The method of a name or alias; ``explicit_adams`` is given by the method that starts it.
 
     Raises:
-        ValueError: an unknown name, with the nearest known one; an implicit method of torchdiffeq.
+        ValueError: an unknown name, with the nearest known one; a method that is torchdiffeq's alone.
     """
     return _method(name)
 
@@ -105,10 +105,12 @@ get_method._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _method(name: str) -> Method:
     scheme = ALIASES.get(name, name) if isinstance(name, str) else name
     if scheme not in METHODS:
-        error = choice_error("method", name, (*METHODS, *ALIASES))
         if name in IMPLICIT:
-            raise ValueError(f"{error}; implicit methods are torchdiffeq's")
-        raise error
+            known = ", ".join((*METHODS, *ALIASES))
+            raise ValueError(
+                f"method: got {name!r}, accepted: {known}; implicit methods and scipy_solver are torchdiffeq's"
+            )
+        raise choice_error("method", name, (*METHODS, *ALIASES))
     tableau = SCHEMES["rk4" if scheme == ADAMS else scheme]
     adaptive = scheme in ADAPTIVE
     return Method(

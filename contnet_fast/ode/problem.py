@@ -280,7 +280,8 @@ def _check_order(values: list[float]) -> None:
     steps = [b - a for a, b in pairwise(values)]
     if not (all(d > 0 for d in steps) or all(d < 0 for d in steps)):
         i = next(i for i, d in enumerate(steps) if d == 0 or (d > 0) != (steps[0] > 0) or steps[0] == 0)
+        again = " again" if steps[i] == 0 else ""
         raise ValueError(
-            f"t: got t[{i}] = {values[i]:g} before t[{i + 1}] = {values[i + 1]:g}, accepted: times that strictly "
-            "increase or strictly decrease"
+            f"t: got t[{i}] = {values[i]:.9g} before t[{i + 1}] = {values[i + 1]:.9g}{again}, accepted: times that "
+            "strictly increase or strictly decrease"
         )
