@@ -11,7 +11,7 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.ode import METHODS, checkpoint
-from contnet_fast.ode.fixed import _known_steps
+from contnet_fast.ode.fixed import _known_steps, _met
 from contnet_fast.ode.methods import ADAPTIVE, FIXED
 
 D = torch.float64
@@ -324,11 +324,39 @@ def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, scalars, meth
     (few, few_ops, n), (more, more_ops, m) = solve(1.0, method=method), solve(4.0, method=method)
     assert more - few == more_ops - few_ops == m - n > 5
     assert few_ops - n <= 3  # of the first step size
+    _met.cache_clear()
     _known_steps.cache_clear()
-    for most in (8, 1):  # the grid, and when it is known t alone
+    for most in (6, 8, 1):  # the grid, its numbers, and when they are known t alone
         coarse, fine = (solve(1.0, method="rk4", options={"step_size": h}) for h in (0.1, 0.01))
         assert coarse[0] == fine[0] <= most
         assert coarse[1] == fine[1] <= 2
+
+
+@pytest.mark.parametrize("t_dtype", [torch.float32, D])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("method", GRID)
+@pytest.mark.parametrize("options", [{"step_size": 0.3}, {"step_size": 0.3, "perturb": True, "interp": "cubic"}])
+def test_a_grid_is_the_same_when_it_is_asked_for_again(method, options, sign, t_dtype):
+    _met.cache_clear()
+    _known_steps.cache_clear()
+    t = sign * torch.tensor([0.1, 0.75, 1.4], dtype=t_dtype)
+
+    def solve():
+        asked = []
+
+        def field(t, y):
+            asked.append((t.dtype, t.item()))
+            return growth(t, y)
+
+        out, stats = cf.odeint(field, torch.ones(2, dtype=D), t, method=method, options=options, return_stats=True)
+        return out, asked, stats
+
+    found = [solve() for _ in range(3)]
+    assert _known_steps.cache_info()[:2] == (1, 1)  # hits and misses: the third and the second
+    for out, asked, stats in found[1:]:
+        assert torch.equal(out, found[0][0])
+        assert asked == found[0][1]
+        assert stats == found[0][2]
 
 
 # -- derivatives by other means ---------------------------------------------------------------------------------------

@@ -152,7 +152,10 @@ class FixedGrid:
                 return self._of_numbers(_host_steps(problem.t, problem.dtype, *chosen))
             if count < MOST_REMEMBERED and not (followed(self.s) or torch.compiler.is_compiling()):
                 times = tuple(problem.sign * t for t in problem.times)
-                return self._of_numbers(_known_steps(times, problem.t.dtype, problem.dtype, *chosen))
+                key = (times, problem.t.dtype, problem.dtype, *chosen)
+                if met := _met(*key):
+                    return self._of_numbers(_known_steps(*key))
+                met.append(True)
         return self._steps()
 
     def _of_numbers(self, steps: tuple[HostStep, ...]) -> Iterator[FixedStep]:
@@ -225,7 +228,13 @@ def _host_steps(
 _host_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
+def _met(*key: Any) -> list[bool]:
+    """Whether a grid was asked for before; one that is new each time is not worth the numbers."""
+    return []
+
+
+@lru_cache(maxsize=16)
 def _known_steps(
     times: tuple[float, ...], t_dtype: torch.dtype, dtype: torch.dtype, *chosen: Any
 ) -> tuple[HostStep, ...]:
