@@ -135,6 +135,7 @@ def speeds() -> torch.Tensor:
 PROBLEMS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "dy/dt = y, 2 million": lambda: (Growth(), torch.rand(BIG)),
     "dy/dt = -y, 2 million": lambda: (Decay(), torch.rand(BIG)),
+    "dy/dt = -y, 64": lambda: (Decay(), torch.rand(64)),
     "dy/dt = -y, 20 thousand": lambda: (Decay(), torch.rand(BIG // 100)),
     "MLP 4-32-4, batch 64": lambda: (Mlp(), torch.randn(64, 4)),
     "MLP of 256 speeds": lambda: (Speeds(), speeds()),
@@ -167,6 +168,8 @@ def suite() -> list[Case]:
         Case("odeint steps", big, "rk4_classic", GRID, against=("loop",)),
         Case("odeint steps", big, "euler", GRID, against=("torchdiffeq", "loop")),
     ]
+    small = Case("odeint steps", "dy/dt = -y, 64", "euler", against=("torchdiffeq", "loop"))
+    cases += [replace(small, options={"step_size": 1 / n}) for n in (STEPS, 64)]  # Python alone
     tiny = Case("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
     others = ("torchdiffeq", "torchode", "torchode by rows", "field")
     cases += [

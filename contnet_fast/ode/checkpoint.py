@@ -153,9 +153,8 @@ def _replayer(ctx: Any, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, li
     t, s = ctx.t, _signed(ctx)
     solver = make_solver(ctx.problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
-        in_graph = t.requires_grad or ctx.grid is not None
         kept = (replace(step, solver=solver) for step in ctx.record.accepted)
-        return solver, list(solver.steps() if in_graph else kept)
+        return solver, list(solver.steps() if _in_time(ctx) else kept)
     steps = []
     for step in ctx.record.accepted:
         outputs = [s[i].to(solver.dtype) if t.requires_grad else at for i, at in step.outputs]
@@ -202,10 +201,15 @@ def _in_graph(ctx: Any) -> list[bool]:
     return [wanted[0], *(learned and need for need in wanted[1 : 1 + ctx.n]), *wanted[1 + ctx.n :]]
 
 
-def _on_tape(ctx: Any, steps: Sequence[Step], timed: bool) -> bool:
+def _in_time(ctx: Any) -> bool:
+    """Whether the times of steps have a gradient."""
+    return ctx.needs_input_grad[4] or ctx.grid is not None
+
+
+def _on_tape(ctx: Any, steps: Sequence[Step]) -> bool:
     """Whether steps run on a tape: all that they do beside evaluations is sums, which are worth it."""
     size, options = sum(y.numel() for y in ctx.problem.leaves), ctx.settings.options
-    if timed or ctx.grid is not None or size < LEAST_TAPED:
+    if _in_time(ctx) or size < LEAST_TAPED:
         return False
     if isinstance(options, AdaptiveOptions):
         return True
@@ -230,14 +234,25 @@ def _tail(ctx: Any, saved: Sequence[torch.Tensor], steps: list[FixedStep]) -> Ta
     Not where times are in it, nor under autocast: not every PyTorch makes a graph for casts that it has cached without
     one (its issue 112583).
     """
-    timed = ctx.needs_input_grad[4]
-    if not steps or timed or ctx.grid is not None or ctx.replay.autocasts:
+    if _in_time(ctx) or ctx.replay.autocasts:
         return None
-    taped = _on_tape(ctx, steps, timed)
+    taped = _on_tape(ctx, steps)
     count = min(MOST_ON_TAPE, max(len(steps) // 8, 1)) if taped else _at_once(steps, taped)
     solver = make_solver(ctx.problem, ctx.settings, graph=not taped)
     assert isinstance(solver, FixedGrid)
     return Tail(len(steps) - count, solver, _transposer(ctx, saved, solver, taped))
+
+
+def _ready(
+    ctx: Any, saved: Sequence[torch.Tensor], tail: Tail | None
+) -> tuple[FixedGrid | Adaptive, list[Step], Tape | Graph]:
+    """A solver, the accepted steps on it, and what transposes them; those of the tail where there is one."""
+    if tail is not None:
+        return tail.solver, [replace(step, solver=tail.solver) for step in ctx.record.accepted], tail.transposed
+    taped = _on_tape(ctx, ctx.record.accepted)
+    with torch.enable_grad():
+        solver, steps = _replayer(ctx, graph=not taped)
+    return solver, steps, _transposer(ctx, saved, solver, taped)
 
 
 def _step_by_step(
@@ -245,14 +260,7 @@ def _step_by_step(
 ) -> list[torch.Tensor | None]:
     problem, record, timed = ctx.problem, ctx.record, wanted[0]
     tail, record.tail = record.tail, None  # a second time its graph is gone
-    if tail is None:
-        taped = _on_tape(ctx, record.accepted, timed)
-        with torch.enable_grad():
-            solver, steps = _replayer(ctx, graph=not taped)
-        transposed = _transposer(ctx, saved, solver, taped)
-    else:
-        solver, transposed = tail.solver, tail.transposed
-        steps = [replace(step, solver=solver) for step in record.accepted]
+    solver, steps, transposed = _ready(ctx, saved, tail)
     size = _at_once(steps, isinstance(transposed, Tape))
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
     ahead: list[Cotangents] | None = None

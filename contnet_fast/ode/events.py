@@ -107,9 +107,11 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
         s0, s1 = t0.item(), t1.item()
         if event.sign(s1, y1s, problem.dtype) != sign:
 
-            def between(s: Any, step: Any = step, ys: Leaves = ys, y1s: Leaves = y1s, t0: Any = t0) -> Leaves:
+            def between(
+                s: Any, step: Any = step, ys: Leaves = ys, k0: Leaves = solver.first, y1s: Leaves = y1s, t0: Any = t0
+            ) -> Leaves:
                 place = (s - t0[0]) / step.h if timed else (s - step.s) / step.h
-                return step.between(place, ys, solver.first or [], y1s)
+                return step.between(place, ys, k0, y1s)
 
             at = bisect_event(between, event, sign, s0, s1, problem.dtype, atol)
             return at, between(at)
