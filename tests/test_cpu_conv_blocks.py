@@ -163,6 +163,30 @@ def test_autocast_is_right_or_refused_and_auto_works(backend, norm, training, dt
     assert all(p.grad is not None for p in block.parameters())
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_state_in_the_dtype_of_autocast_is_served_and_another_is_refused_with_the_reason(dtype, training):
+    block, x = make(training=training, backend="auto"), images()
+    exact = on_reference(block, torch.float64)(x.to(dtype).double()).detach()
+    with torch.autocast("cpu", dtype=dtype):
+        other = cf.explain(block, x)
+        same = on_reference(block)(x.to(dtype))
+        with cf.record_runs() as log:
+            got = block(x.to(dtype))
+    assert [run.backend for run in log] == ["cpu"]
+    assert got.dtype == dtype
+    assert_within_budget(got, exact, same)
+    assert [unit.backend for _, unit in other.units] == ["reference"]
+    assert f"autocast to {dtype} of a state in torch.float32" in str(other)
+
+
+def test_blocks_of_a_network_under_autocast_are_served():
+    net = cf.models.ContinuousNet(1, 3, width=4, n_basis=2, n_steps=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16), cf.record_runs() as log:
+        net(torch.randn(2, 1, 8, 8))
+    assert [run.backend for run in log] == ["cpu"] * 3
+
+
 @served
 @pytest.mark.parametrize("checkpoint", ["step", "none"])
 def test_compiled_blocks(backend, norm, training, checkpoint):

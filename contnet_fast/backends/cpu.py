@@ -94,7 +94,10 @@ def _against_conv(problem: Problem, level: str) -> list[str]:
         return [f"level {level} serves conv_solve, not {problem.op}"]
     reasons = []
     if problem.compute_dtype != problem.dtype:
-        reasons.append(f"autocast to {problem.compute_dtype}: convolutions run in float32 or float64 only")
+        reasons.append(
+            f"autocast to {problem.compute_dtype} of a state in {problem.dtype}: a fused solve has one dtype, so the "
+            "state must be in that of autocast already"
+        )
     if problem.stages > MOST_STAGES:
         reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
     if level == "solve" and problem.batch_statistics:
