@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from setuptools import setup
+import setuptools
 
 CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -279,4 +279,6 @@ def refuse(wanted: str, reason: str) -> dict[str, Any]:
     return {}
 
 
-setup(**extensions())
+# setuptools before 77 refuses the license as an expression, in pyproject.toml too; LICENSE is found by its name
+LICENSE = "license_expression" if int(setuptools.__version__.split(".")[0]) >= 77 else "license"
+setuptools.setup(**{LICENSE: "Apache-2.0"}, **extensions())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ensurepip
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,8 @@ def setup(source, *command, **env):
 def test_what_cannot_be_built_is_said(source, env, status, words):
     if env.get("CXX") == "false" and shutil.which("false") is None:
         pytest.skip("needs the command false")
-    done = setup(source, "-q", "build_ext", "--inplace", **env)
+    # without nvcc: a CUDA build of torch would compile every kernel first, which is for `make cuda-extension`
+    done = setup(source, "-q", "build_ext", "--inplace", CUDA_HOME="/none", **env)
     assert done.returncode == status, done.stderr
     assert words in done.stderr
     assert not list((source / "contnet_fast").glob("*.so"))
@@ -193,3 +196,41 @@ def test_where_nvcc_fails_the_rest_is_built_unless_cuda_was_asked_for(source, st
     assert "cuda" not in link.replace(str(source), "")
     about = (source / "build/temp/contnet_fast_build.h").read_text()
     assert '#define CONTNET_FAST_WITHOUT_CUDA "the build failed (unsupported compiler)"' in about
+
+
+# ---- setuptools: of a release that Python brings, older than licenses as expressions, and the installed one
+
+
+def metadata(source, **env):
+    """Lines of what a build says of the package, and its requirements."""
+    done = setup(source, "-q", "egg_info", CONTNET_FAST_BUILD="none", **env)
+    assert done.returncode == 0, done.stderr
+    folder = source / "contnet_fast.egg-info"
+    lines = (folder / "PKG-INFO").read_text().partition("\n\n")[0].splitlines()
+    return lines, (folder / "requires.txt").read_text()
+
+
+@pytest.fixture
+def old_setuptools(tmp_path):
+    """A folder with the setuptools that ``python -m venv`` installs before Python 3.12."""
+    wheels = sorted((Path(ensurepip.__file__).parent / "_bundled").glob("setuptools-*.whl"))
+    if not wheels:
+        pytest.skip("needs a Python that brings setuptools (before 3.12)")
+    shutil.unpack_archive(wheels[-1], tmp_path / "old", "zip")
+    return tmp_path / "old"
+
+
+def test_an_old_setuptools_reads_the_metadata_and_builds(source, stubs, old_setuptools):
+    (new, requires), (old, as_before) = metadata(source), metadata(source, PYTHONPATH=str(old_setuptools))
+    key = "License-Expression" if int(version("setuptools").split(".")[0]) >= 77 else "License"
+    assert f"{key}: Apache-2.0" in new
+    assert "License: Apache-2.0" in old
+    assert "License-File: LICENSE" in old
+    assert requires == as_before
+    for line in new:
+        assert line in old or line.startswith(("License", "Metadata-Version", "Dynamic", "Requires-Dist")), line
+    env = stubs(None)
+    env["PYTHONPATH"] = f"{old_setuptools}{os.pathsep}{env['PYTHONPATH']}"
+    done = setup(source, "-q", "build_ext", "--inplace", **env, CONTNET_FAST_BUILD="cpu")
+    assert done.returncode == 0, done.stderr
+    assert " -shared " in stubs.log.read_text()
