@@ -23,7 +23,8 @@ class ContinuousNet(nn.Module):
     Args:
         in_channels, num_classes: of the images [B, in_channels, H, W] and of the logits [B, num_classes].
         width: w, the channels of the first block. stem_width: default ``width``.
-        n_basis, basis, order, norm, skip_init, stats: of the fields, see :class:`ConvField`.
+        n_basis, basis, order, norm, skip_init, stats: of the fields, see :class:`ConvField`. With order "post",
+            ``skip_init`` also gives each stitch such a scalar, as in the published code.
         n_steps, scheme, edge, checkpoint, backend: of the blocks, see :class:`ContinuousBlock`.
         eps: scale of the fields; default ``n_basis``, so that Euler with N = K adds exactly R(x): a residual
             network. It stays as it is under refinement. The stitches' branches are scaled by eps / n_steps.
@@ -76,7 +77,8 @@ class ContinuousNet(nn.Module):
             )
 
         def stitch(wide_in: int, wide_out: int, stride: int) -> Stitch:
-            return Stitch(wide_in, wide_out, stride=stride, order=order, norm=norm, eps=scale / n_steps)
+            skip = skip_init and order == "post"
+            return Stitch(wide_in, wide_out, stride=stride, order=order, norm=norm, eps=scale / n_steps, skip_init=skip)
 
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), make_norm(norm, stem), nn.ReLU()

@@ -41,6 +41,7 @@ class Stitch(nn.Module):
     Args:
         in_channels, out_channels: widths. stride: of D and of the first convolution.
         order, norm: as in :class:`ConvField`. eps: scale of F.
+        skip_init: multiply F by a learnt scalar, ``skip`` [1], that starts at zero.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Stitch(nn.Module):
         order: str = "post",
         norm: str = "batch",
         eps: float = 1.0,
+        skip_init: bool = False,
     ) -> None:
         super().__init__()
         check_count("in_channels", in_channels)
@@ -65,6 +67,7 @@ class Stitch(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.norm1 = make_norm(norm, in_channels if order == "pre" else out_channels)
         self.norm2 = make_norm(norm, out_channels) if order == "pre" else nn.Identity()
+        self.skip = nn.Parameter(torch.zeros(1)) if skip_init else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
@@ -74,4 +77,6 @@ class Stitch(nn.Module):
         else:
             u = self.norm1(torch.relu(self.conv1(x)))
             u = torch.relu(self.conv2(u))
+        if self.skip is not None:
+            u = self.skip * u
         return self.shortcut(every(x, self.stride)) + self.eps * u
