@@ -6,14 +6,15 @@ Bad input ends with one line on standard error and exit status 2, a run that div
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import BackendUnavailable
+from ._version import __version__
+from .errors import BackendUnavailable, choice_error, nearest
 
 if TYPE_CHECKING:
     from .training import Config, Data, Run
@@ -29,14 +30,17 @@ class _Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         word = next((w for w in words if w.startswith("-")), words[0])
-        near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1)
-        self.error(f"unknown argument {word}" + (f", did you mean {near[0]}?" if near else ""))
+        near = nearest(word.partition("=")[0], self._option_string_actions) if word.startswith("-") else None
+        self.error(f"unknown argument {word}" + (f", did you mean {near}?" if near else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser, commands = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        parser.error(str(choice_error("COMMAND", words[0], commands)))
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
         commands[arguments.command].unknown(unknown)
     command: Callable[[argparse.Namespace], int] = arguments.run
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(arguments.command, error, 1)
     except KeyboardInterrupt:
-        return _fail(arguments.command, "interrupted; go on with contnet-fast train --resume RUN", 130)
+        return _fail(arguments.command, "interrupted", 130)
 
 
 def _fail(command: str, error: object, status: int) -> int:
@@ -68,6 +72,7 @@ def _fail(command: str, error: object, status: int) -> int:
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog="contnet-fast", description="Fast continuous-depth networks.", allow_abbrev=False)
     group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands: dict[str, _Parser] = {}
 
     def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> _Parser:
@@ -179,14 +184,19 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         config, out = _resumed(arguments, settings)
     else:
-        config = make_config(arguments.recipe, toml=arguments.config, overrides=settings)
+        config = make_config(arguments.recipe, toml=arguments.config, overrides=settings, tell=print)
         out = arguments.out or _free_folder(Path("runs") / (arguments.recipe or config.data))
         if (out / "config.json").exists():
             raise ValueError(f"out: got {out}, which holds a run, accepted: a new folder, or --resume {out}")
     data = _data(config, download=arguments.download, load=load_data)
     console = Console(highlight=False, soft_wrap=True)
-    with ConsoleReporter(console) as reporter:
-        result = train(config, data, out, reporter=reporter, resume=arguments.resume is not None)
+    try:
+        with ConsoleReporter(console) as reporter:
+            result = train(config, data, out, reporter=reporter, resume=arguments.resume is not None)
+    except KeyboardInterrupt:
+        if not (out / "config.json").exists():
+            raise
+        return _fail("train", f"interrupted; go on with contnet-fast train --resume {shlex.quote(str(out))}", 130)
     console.print(
         f"test accuracy {100 * result.test.accuracy:.2f} % of {result.test.n_images} images (weights of epoch "
         f"{result.best['epoch']}, chosen by validation {100 * result.best['valid_accuracy']:.2f} %); "

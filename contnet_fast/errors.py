@@ -24,11 +24,108 @@ class BackendUnavailable(RuntimeError):
     """The requested backend cannot serve this call; the message lists every reason."""
 
 
+# what else our names are called, by other libraries and in papers; the first of ours that is accepted is suggested
+_ALSO_CALLED = {
+    # settings and options
+    "lr": "learning_rate lr_rate lrate base_lr initial_lr eta",
+    "lr_schedule": "scheduler schedule lr_scheduler learning_rate_schedule",
+    "lr_decay": "gamma decay_factor",
+    "lr_decay_epochs": "milestones lr_milestones decay_epochs",
+    "warmup_epochs": "warmup warm_up",
+    "weight_decay": "wd l2 decay",
+    "batch_size": "batch bs batchsize train_batch_size per_device_batch_size",
+    "epochs": "num_epochs n_epochs max_epochs nb_epochs",
+    "n_steps": "steps num_steps n",
+    "n_basis": "num_basis basis_functions k",
+    "eps": "epsilon",
+    "scheme": "method solver integrator",
+    "schemes": "scheme method methods solver integrator",
+    "steps": "n_steps num_steps",
+    "model": "arch architecture network net backbone",
+    "optimizer": "optim opt optimiser",
+    "amp": "dtype precision mixed_precision fp16 bf16 half autocast",
+    "device": "gpu gpus cuda accelerator",
+    "grad_clip": "clip clip_grad max_norm gradient_clipping max_grad_norm",
+    "label_smoothing": "smoothing",
+    "augment": "augmentation aug data_augmentation",
+    "flip": "hflip mirror horizontal_flip",
+    "image_size": "img_size size resolution input_size resize",
+    "image_channels": "in_channels input_channels grayscale greyscale gray grey",
+    "data": "dataset data_set",
+    "data_path": "data_dir data_root dataset_path root path folder",
+    "valid_fraction": "val_fraction val_split validation_split valid_split val_size",
+    "limit": "subset max_images num_images",
+    "depth": "layers num_layers n_layers",
+    "width": "channels hidden planes",
+    "widen_factor": "widen width_factor",
+    "seed": "random_seed manual_seed",
+    "out": "output output_dir out_dir save_dir log_dir run_dir outdir logdir",
+    "resume": "continue resume_from",
+    "recipe": "preset",
+    "save_every": "checkpoint_every save_interval save_steps",
+    "refine_epochs": "refine refinements",
+    "split": "part subset",
+    "project": "compress",
+    "trials": "iterations tries",
+    "checkpoint": "ckpt weights",
+    "measure": "time timing benchmark",
+    "rates": "peak roofline",
+    # data sets and recipes
+    "cifar10": "cifar cifar_10",
+    "cifar100": "cifar_100",
+    "mnist": "handwritten",
+    "fashion_mnist": "fashion fmnist fashionmnist mnist_fashion",
+    "folder": "imagefolder image_folder images pictures custom own",
+    "valid": "val validation dev",
+    # schemes
+    "euler": "forward_euler explicit_euler rk1",
+    "midpoint": "rk2 explicit_midpoint",
+    "heun2": "heun trapezoid trapezoidal",
+    "rk4_classic": "classic classical runge_kutta rungekutta runge_kutta4 kutta4 classic_rk4 classical_rk4",
+    "bosh3": "bogacki_shampine rk23 rk3 bs3 ode23",
+    "dopri5": "dopri dormand_prince rk45 rk5 ode45 dp5",
+    "dopri8": "dop853 rk78",
+    "tsit5": "tsitouras tsit tsitouras5",
+    # bases, models, orders
+    "piecewise_constant": "constant p0",
+    "hat": "linear p1 fem",
+    "wide_resnet": "wrn wideresnet",
+    "continuousnet": "continuous continuous_net odenet neural_ode",
+    "wide_continuousnet": "wide_continuous widecontinuousnet",
+    "pre": "preactivation pre_activation",
+    "post": "postactivation post_activation",
+    "reference": "torch pytorch eager",
+    # commands
+    "train": "fit run",
+    "eval": "evaluate test score predict",
+    "info": "version env doctor",
+    "validate": "check verify selftest",
+    "recipes": "presets configs list",
+    "demo": "example quickstart",
+}
+_MEANS: dict[str, list[str]] = {}
+for _name, _words in _ALSO_CALLED.items():
+    for _word in _words.split():
+        _MEANS.setdefault(_word, []).append(_name)
+
+
+def nearest(got: object, accepted: Iterable[str]) -> str | None:
+    """The accepted name that ``got`` most likely means: another word for it, or one that is spelt nearly so."""
+
+    def plain(word: str) -> str:
+        return word.strip("-").lower().replace("-", "_")
+
+    names, word = {plain(name): name for name in accepted}, plain(str(got))
+    parts = [name for name in names if len(word) > 2 and (name.startswith(word) or word in name.split("_"))]
+    spelt = difflib.get_close_matches(word, names, n=1, cutoff=0.7 if len(word) > 4 else 0.6)
+    return next((names[name] for name in (word, *_MEANS.get(word, ()), *parts, *spelt) if name in names), None)
+
+
 def choice_error(argument: str, got: object, accepted: Iterable[str]) -> ValueError:
     """A ``ValueError`` that names the accepted values and, for a near miss, the nearest one."""
     names = list(accepted)
-    near = difflib.get_close_matches(str(got), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(got, names)
+    hint = f" (did you mean {near!r}?)" if near else ""
     return ValueError(f"{argument}: got {got!r}, accepted: {', '.join(names)}{hint}")
 
 

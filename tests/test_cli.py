@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
 
+import contnet_fast
 from contnet_fast import cli
 
 SMALL = ["--recipe", "synthetic", "--width", "4", "--limit", "128"]
@@ -106,6 +110,9 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
     [
         (["--lr", "nan"], "lr: got nan, accepted: a finite number > 0"),
         (["--sheme", "euler"], "unknown argument --sheme, did you mean --scheme?"),
+        (["--learning-rate", "0.1"], "unknown argument --learning-rate, did you mean --lr?"),
+        (["--data-dir=x"], "unknown argument --data-dir=x, did you mean --data-path?"),
+        (["--num-workers", "2"], "unknown argument --num-workers;"),
         (["--scheme", "rk5"], "scheme: got 'rk5', accepted: euler"),
         (["--n-steps", "0"], "n_steps: got 0, accepted: an int >= 1"),
         (["--n-steps", "-3"], "n_steps: got -3"),
@@ -116,6 +123,9 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
         (["--backend", "triton:solved"], "backend: got 'triton:solved', accepted: auto"),
         (["--refine-epochs", "9"], "refine_epochs: got 9, accepted: epochs before the end of the run, 4"),
         (["--recipe", "digit"], "recipe: got 'digit', accepted: digits"),
+        (["--recipe", "cifar"], "(did you mean 'cifar10'?)"),
+        (["--data-path", "nowhere"], "data_path: got nowhere, which does not exist, accepted: none, for synthetic"),
+        (["--data-path", "/"], "data_path: got / with data 'synthetic', accepted: none, for synthetic needs no files"),
         (["--config", "absent.toml"], "config: got absent.toml"),
         (["--data", "cifar10", "--data-path", "nowhere"], "data_path: got nowhere, which does not exist"),
         (["--data", "imagenet"], "data: got 'imagenet'"),
@@ -168,6 +178,9 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, finished):
         (["eval", "RUN", "--checkpoint", "first"], "checkpoint: got 'first', accepted: best, last"),
         (["eval", "RUN", "--project", "none"], "project: got 'none'"),
         (["eval", "RUN", "--basis", "spline"], "basis: got 'spline'"),
+        (["eval", "RUN", "--data-path", "nowhere"], "data_path: got nowhere, which does not exist"),
+        (["eval", "RUN", "--n-steps", "4"], "unknown argument --n-steps, did you mean --steps?"),
+        (["eval", "RUN", "--schemes", "RK45"], "(did you mean 'dopri5'?)"),
         (["eval", "RUN", "--device", "cuda:99"], "device: got 'cuda:99'"),
         (["eval", "RUN", "--step", "2"], "unknown argument --step, did you mean --steps?"),
         (["eval"], "required: RUN"),
@@ -176,7 +189,8 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, finished):
         (["recipes", "digit"], "recipe: got 'digit', accepted: digits"),
         (["demo", "--epochs", "2"], "epochs: got '2', accepted: an int >= 4"),
         (["info", "--jason"], "unknown argument --jason, did you mean --json?"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["trian"], "COMMAND: got 'trian', accepted: train, eval, explain"),
+        (["evaluate", "RUN"], "(did you mean 'eval'?)"),
         ([], "required: COMMAND"),
         (["train", "--resume", "nowhere"], "run: got nowhere"),
         (["train", "--resume", "RUN", "--lr", "0.2"], "lr: got 0.2 with --resume, accepted: 0.1, as the run began"),
@@ -195,8 +209,46 @@ def test_a_diverging_run_ends_with_status_1(capsys, tmp_path):
     assert "the loss is" in fails(capsys, *run, status=1)
 
 
+def test_a_recipe_is_shortened_by_epochs_alone_and_says_so(capsys, tmp_path):
+    assert cli.main(["train", *SMALL, "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    assert "recipe synthetic: left out refine_epochs 2 (the run has 1 epoch)\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["refine_epochs"] == []
+
+
+@pytest.mark.parametrize("out", ["a run", None])
+def test_an_interrupted_run_says_how_it_goes_on_and_does(capsys, tmp_path, monkeypatch, out):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    place = ["--out", out] if out else []
+    run = ["train", *SMALL, "--epochs", "1", *place]
+    with monkeypatch.context() as patch:
+        patch.setattr("contnet_fast.training.loop.finish_epoch", interrupt)
+        line = fails(capsys, *run, status=130)
+    words = shlex.split(line.partition("go on with ")[2])
+    assert words == ["contnet-fast", "train", "--resume", out or "runs/synthetic"]
+    assert cli.main(words[1:]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("contnet_fast.training.data.synthetic", interrupt)
+        assert fails(capsys, "train", *SMALL, "--out", "new", status=130).endswith("error: interrupted\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_version_and_module(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"contnet-fast {contnet_fast.__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "contnet_fast", "recipes", "digit"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("contnet-fast recipes: error: recipe: got 'digit'")
+
+
 def test_every_command_has_help(capsys):
-    for command in ("train", "eval", "explain", "recipes", "info", "demo"):
+    for command in ("train", "eval", "explain", "validate", "tune", "recipes", "info", "demo"):
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0

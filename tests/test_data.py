@@ -185,6 +185,13 @@ def damaged(tmp_path, name):
     elif name == "npz lengths":
         np.savez(tmp_path / "len.npz", x_train=IMAGES, x_test=IMAGES, y_train=LABELS[:9], y_test=LABELS)
         return tmp_path / "len.npz"
+    elif name.startswith("npz "):
+        test = IMAGES[:, :, 4:-4, 4:-4] if name == "npz sizes" else IMAGES
+        images = {"npz gray": IMAGES[:, 0], "npz gray test": IMAGES, "npz sizes": IMAGES, "npz label": IMAGES}[name]
+        test = IMAGES[:, :1] if name == "npz gray test" else test
+        labels = LABELS / 2 if name == "npz label" else LABELS
+        np.savez(tmp_path / "own.npz", x_train=images, x_test=test, y_train=labels, y_test=LABELS)
+        return tmp_path / "own.npz"
     elif name == "absent":
         return tmp_path / "absent"
     return tmp_path / "py"
@@ -202,6 +209,10 @@ def damaged(tmp_path, name):
         ("npz", "bad.npz, which cannot be read"),
         ("npz keys", "it holds images"),
         ("npz floats", "images of dtype float64, not uint8"),
+        ("npz gray", "train images of 1 channels, accepted: 3 channels"),
+        ("npz gray test", "test images of 1 channels, accepted: 3 channels"),
+        ("npz sizes", r"training images \(3, 32, 32\) and test images \(3, 24, 24\), accepted: equal ones"),
+        ("npz label", "labels of dtype float64, not integers"),
         ("npz lengths", "train images .* and 9 labels"),
         ("absent", "absent, which does not exist"),
     ],
@@ -221,6 +232,12 @@ def test_damaged_idx_is_refused(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")
     with pytest.raises(ValueError, match="cannot be read"):
         load_data("mnist", tmp_path)
+
+
+def test_colour_given_as_mnist_is_refused(tmp_path):
+    np.savez(tmp_path / "own.npz", x_train=IMAGES, x_test=IMAGES, y_train=LABELS, y_test=LABELS)
+    with pytest.raises(ValueError, match="train images of 3 channels, accepted: 1 channels"):
+        load_data("mnist", tmp_path / "own.npz")
 
 
 def test_unknown_data_and_download_without_torchvision(tmp_path):

@@ -69,6 +69,7 @@ LAYERS = [  # each may import itself and what stands before it
     {"training", "validation"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -6,21 +6,22 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..bases import ALIASES as BASIS_ALIASES
 from ..bases import BASES
-from ..errors import choice_error
+from ..errors import choice_error, warn
 from ..reference.rk import CHECKPOINTS
 from ..reference.statistics import STATS
 from ..spec import NORMS, ORDERS
 from ..tableaus import ALIASES, SCHEMES
 from ..timegrid import EDGES
 
-MODELS = ("continuousnet", "wide-continuousnet", "resnet", "wide-resnet")
+CONTINUOUS = ("continuousnet", "wide-continuousnet")
+MODELS = (*CONTINUOUS, "resnet", "wide-resnet")
 DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic")
 
 
@@ -103,7 +104,7 @@ class Config:
     @property
     def is_continuous(self) -> bool:
         """The model contains ODE blocks."""
-        return self.model in ("continuousnet", "wide-continuousnet")
+        return self.model in CONTINUOUS
 
     def refinements(self, epoch: int) -> int:
         """How many refinements lie before or at the start of ``epoch``."""
@@ -174,10 +175,15 @@ def make_config(
     *,
     toml: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    tell: Callable[[str], object] = warn,
 ) -> Config:
     """A recipe (default: the recipe of the data set, or the defaults), then a TOML file, then ``overrides``.
 
-    Overrides may be texts, as they come from a command line.
+    Overrides may be texts, as they come from a command line. What the recipe plans for after the last of fewer
+    ``epochs``, or for another kind of model, is left out.
+
+    Args:
+        tell: called with one line if something of the recipe is left out; by default a warning.
 
     Raises:
         ValueError, TypeError: an unknown recipe or key, or an impossible value, naming the choices.
@@ -196,11 +202,33 @@ def make_config(
     if recipe is None:
         data = settings.get("data", "digits")
         recipe = data if data in RECIPES else None
-        if recipe and settings.get("model", "continuousnet") not in MODELS[:2]:
-            settings.setdefault("refine_epochs", ())
     elif recipe not in RECIPES:
         raise choice_error("recipe", recipe, RECIPES)
-    return Config(**{**(RECIPES[recipe] if recipe else {}), **settings})
+    preset, left_out = _fitted(RECIPES[recipe] if recipe else {}, settings)
+    config = Config(**{**preset, **settings})
+    if left_out:
+        tell(f"recipe {recipe}: left out {'; '.join(left_out)}")
+    return config
+
+
+def _fitted(preset: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A recipe without what does not fit the epochs and the model of ``settings``, and what that was.
+
+    What the settings name themselves is theirs: :class:`Config` refuses it if it does not fit.
+    """
+    epochs, model = ({**preset, **settings}.get(name, FIELDS[name].default) for name in ("epochs", "model"))
+    fitted, left_out = dict(preset), []
+    for name in ("refine_epochs", "lr_decay_epochs", "warmup_epochs"):
+        if name not in preset or name in settings or not isinstance(epochs, int):
+            continue
+        values = preset[name] if isinstance(preset[name], tuple) else (preset[name],)
+        foreign = name == "refine_epochs" and model not in CONTINUOUS
+        beyond = [value for value in values if foreign or value >= epochs]
+        if beyond:
+            fitted[name] = tuple(v for v in values if v not in beyond) if isinstance(preset[name], tuple) else 0.0
+            why = f"not for model {model}" if foreign else f"the run has {epochs} epoch{'s' * (epochs != 1)}"
+            left_out.append(f"{name} {', '.join(f'{value:g}' for value in beyond)} ({why})")
+    return fitted, left_out
 
 
 def parse(name: str, text: str) -> Any:

@@ -142,11 +142,19 @@ def load_data(
     place = Path(path) if path is not None else Path("data") / name
     if download:
         _download(name, place)
-    if kind.needs_path and not place.exists():
-        hint = "" if download else ", or --download where torchvision is installed"
-        raise ValueError(f"data_path: got {place}, which does not exist, accepted: the folder or .npz of {name}{hint}")
+    if (kind.needs_path or path is not None) and not place.exists():
+        accepted = f"the folder or .npz of {name}" if kind.needs_path else f"none, for {name} needs no files"
+        hint = ", or --download where torchvision is installed" if name in _TORCHVISION and not download else ""
+        raise ValueError(f"data_path: got {place}, which does not exist, accepted: {accepted}{hint}")
+    if path is not None and not kind.needs_path:
+        raise ValueError(f"data_path: got {place} with data {name!r}, accepted: none, for {name} needs no files")
     arrays = read_packed(place) if kind.needs_path and place.suffix == ".npz" else kind.read(place)
-    train, test = (_checked(part, Split(*arrays[part]), kind.num_classes, place) for part in ("train", "test"))
+    train, test = (_checked(part, Split(*arrays[part]), kind, place) for part in ("train", "test"))
+    shapes = [tuple(split.images.shape[1:]) for split in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"data_path: got {place} with training images {shapes[0]} and test images {shapes[1]}, accepted: equal ones"
+        )
     train, valid = _split(train, valid_fraction)
     if limit:
         train = train.take(torch.arange(min(limit, len(train))))
@@ -156,8 +164,8 @@ def load_data(
     return Data(name, kind.num_classes, train, valid, test, mean, std, kind.pad, kind.flip)
 
 
-def _checked(part: str, split: Split, num_classes: int, place: Path) -> Split:
-    images, labels = split.images, split.labels
+def _checked(part: str, split: Split, kind: _Kind, place: Path) -> Split:
+    images, labels, num_classes = split.images, split.labels, kind.num_classes
     if images.dim() != 4 or len(images) != len(labels) or len(labels) == 0:
         raise ValueError(
             f"data_path: got {place} with {part} images {tuple(images.shape)} and {len(labels)} labels, "
@@ -167,6 +175,11 @@ def _checked(part: str, split: Split, num_classes: int, place: Path) -> Split:
         raise ValueError(
             f"data_path: got {place} with {part} labels from {int(labels.min())} to {int(labels.max())}, "
             f"accepted: 0 to {num_classes - 1}"
+        )
+    channels, known = images.shape[1], len(kind.mean)
+    if known not in (0, channels):
+        raise ValueError(
+            f"data_path: got {place} with {part} images of {channels} channels, accepted: {known} channels"
         )
     return Split(images.contiguous(), labels.long())
 

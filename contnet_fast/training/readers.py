@@ -178,6 +178,8 @@ def _plain(images: np.ndarray, labels: np.ndarray) -> Pair:
         images = images.transpose(0, 3, 1, 2)
     elif images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images of shape {images.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels of dtype {labels.dtype}, not integers")
     return torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
