@@ -5,7 +5,7 @@ refinement will reach. They may be off by twice what eager PyTorch in the same m
 of the largest logit (autocast: 2^-8) and by what relus near zero do to gradients (``gate.CHANCE``). PyTorch's
 statistics of batch norm in channels_last are good to 1e-3 only, and stem and stitches have them: there, and for
 baselines, logits may be off by 1e-3 more. A gradient that is off is looked at again with other first weights: a
-relu near zero is off in one draw, a wrong formula in all. Ours is checked in float64 too, which leaves no room for chance.
+relu near zero is off in one draw, a wrong formula in all. Ours is checked in float64 too, where chance has no room.
 """
 
 from __future__ import annotations
