@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from . import reference
-from .backends import Plan, Problem, check_backend, record, select
+from .backends import Plan, Problem, check_backend, record, select, transforming
 from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
 from .ops import RKCombine, distinct, fused_conv_solve, lookup
@@ -161,7 +161,7 @@ def _solve(
         stage_rows=steps.stage_rows,
         update=steps.update,
         n_steps=steps.n_steps,
-        checkpoint=checkpoint,
+        checkpoint=_kept(checkpoint),
         preserve_rng_state=True,
         return_steps=return_steps,
         combine=_combination(plan),
@@ -258,7 +258,7 @@ def conv_solve(
         spec=spec,
         grid=grid,
         training=training,
-        checkpoint=checkpoint,
+        checkpoint=_kept(checkpoint),
         return_steps=return_steps,
         combine=_combination(plan),
     )
@@ -288,7 +288,19 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 def _autocast(x: torch.Tensor) -> bool:
     device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace the question
+
+
+def _kept(checkpoint: str) -> str:
+    """The memory policy of the reference: torch.func cannot follow a recomputation, and has its own memory."""
+    return "none" if checkpoint != "none" and transforming() else checkpoint
 
 
 def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:

@@ -23,9 +23,8 @@ HostStep = tuple[tuple[float, ...], tuple[float, ...], float, float, tuple[Any, 
 
 def nudge(t: torch.Tensor, direction: float) -> torch.Tensor:
     """The next number of the dtype towards t + direction; the gradient passes as if it were t."""
-    with torch.no_grad():
-        step = torch.nextafter(t, t + direction) - t
-    return t + step
+    here = t.detach()
+    return t + (torch.nextafter(here, here + direction) - here)
 
 
 @dataclass
