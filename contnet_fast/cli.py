@@ -160,7 +160,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             action = argparse.BooleanOptionalAction
             parser_kwargs: dict[str, Any] = {"action": action, "default": None}
         else:
-            parser_kwargs = {"default": None, "metavar": "VALUE"}
+            several = {"nargs": "*"} if isinstance(field.default, tuple) else {}
+            parser_kwargs = {"default": None, "metavar": "VALUE", **several}
         group.add_argument(option, dest=f"set_{name}", help=shown.replace("%", "%%"), **parser_kwargs)
 
 
@@ -180,7 +181,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from .training import load_data, make_config, train
     from .training.progress import ConsoleReporter
 
-    settings = {k.removeprefix("set_"): v for k, v in vars(arguments).items() if k.startswith("set_") and v is not None}
+    given = {k.removeprefix("set_"): v for k, v in vars(arguments).items() if k.startswith("set_") and v is not None}
+    settings = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     if arguments.resume is not None:
         config, out = _resumed(arguments, settings)
     else:

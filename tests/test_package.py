@@ -67,6 +67,7 @@ LAYERS = [  # each may import itself and what stands before it
     {"warm"},
     {"analysis"},
     {"training", "validation"},
+    {"study"},
     {"demo"},
     {"cli"},
     {"__main__"},

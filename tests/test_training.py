@@ -16,6 +16,7 @@ import torch
 import contnet_fast as cf
 from contnet_fast.training import TrainingError, load_data, load_net, make_config, open_run, train
 from contnet_fast.training.checkpoints import load_checkpoint, save_checkpoint
+from contnet_fast.training.loop import _seed, begin, deepen, drawn_discretization, finish_epoch, train_epoch
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session
 
@@ -108,10 +109,11 @@ OPTIONS = [
     {"optimizer": "adamw", "lr": 3e-3, "ema": 0.9, "warmup_epochs": 0.5},
     {"amp": "bfloat16", "grad_clip": 1.0, "refine_variance": 0.1, "save_every": 2, "channels_last": True},
     {"refine_state": "reset", "norm": "group", "basis": "hat", "skip_init": True, "nesterov": True},
+    {"random_discretization": ("euler:1", "rk4:2", "midpoint:3"), "n_basis": 2, "n_steps": 2, "save_every": 2},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["sgd", "adamw-ema", "amp", "hat"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["sgd", "adamw-ema", "amp", "hat", "random"])
 @pytest.mark.parametrize("batch", [1, 3, 5, 9, 11])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, data, options, batch):
     whole = tmp_path / "whole"
@@ -130,6 +132,42 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, data, options, bat
         return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
 
     assert without_times(whole) == without_times(cut)
+
+
+def test_batches_train_with_drawn_discretizations_and_the_net_is_scored_with_its_own(tmp_path, data):
+    config = make_config(
+        "synthetic", overrides={**SMALL, "random_discretization": ("euler:1", "rk4:3"), "n_basis": 2, "augment": False}
+    )
+    trained = []
+
+    class Spy(Silent):
+        def batch(self, work, status):
+            trained.append(session.net.stages[1].scheme + f":{session.net.stages[1].n_steps}")
+
+    session = begin(config, data, tmp_path)
+    for _ in range(config.epochs):
+        deepen(session, data, tmp_path, Silent())
+        train_epoch(session, data, tmp_path, Spy())
+        refined = session.refinements
+        assert {(b.scheme, b.n_steps) for b in cf.blocks(session.net)} == {("rk4_classic", 2**refined)}
+        record = finish_epoch(session, data, tmp_path, Silent())
+        assert record["n_steps"] == 2**refined
+    drawn = [drawn_discretization(config, epoch, batch) for epoch in range(3) for batch in range(4)]
+    assert trained == [f"{scheme}:{n}" for scheme, n in drawn]
+    assert set(trained) == {"euler:1", "rk4:3"}
+    many = [drawn_discretization(config, 0, batch) for batch in range(1000)]
+    assert 400 < many.count(("euler", 1)) < 600
+    assert many != [drawn_discretization(config, 1, batch) for batch in range(1000)]
+    assert drawn_discretization(make_config("synthetic"), 0, 0) is None
+
+
+def test_the_draw_does_not_move_with_the_augmentation(data):
+    config = make_config("synthetic", overrides={"random_discretization": ("euler:1", "euler:2")})
+    agree = 0
+    for batch in range(400):  # the generator that shifts the images begins with this seed
+        first = torch.randint(2, (), generator=torch.Generator().manual_seed(_seed(config, 0, batch)))
+        agree += drawn_discretization(config, 0, batch) == ("euler", 1 + int(first))
+    assert 160 < agree < 240
 
 
 def test_a_run_killed_by_the_system_at_any_moment_resumes_to_the_same_bits(tmp_path):

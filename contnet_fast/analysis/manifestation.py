@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +36,17 @@ def measure(net: nn.Module, score: Scorer) -> Manifestation:
     return Manifestation(block.scheme, block.n_steps, stages * block.n_steps, block.field.basis.size, size, score(net))
 
 
+@contextmanager
+def kept_discretization(net: nn.Module) -> Iterator[None]:
+    """At the end of the ``with`` every block of ``net`` has the scheme and step count that it began with."""
+    before = [(block, block.scheme, block.n_steps) for block in blocks(net)]
+    try:
+        yield
+    finally:
+        for block, scheme, n in before:
+            block.set_manifestation(scheme=scheme, n_steps=n)
+
+
 def sweep(
     net: nn.Module,
     score: Scorer,
@@ -55,17 +67,13 @@ def sweep(
         ValueError, TypeError: an unknown scheme or impossible step count, before anything is scored.
     """
     rows = []
-    before = [(block, block.scheme, block.n_steps) for block in blocks(net)]
     graphs = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
-    try:
+    with kept_discretization(net):
         for scheme, n in graphs:
             set_manifestation(net, scheme=scheme, n_steps=n)
         for scheme, n in graphs:
             rows.append(measure(set_manifestation(net, scheme=scheme, n_steps=n), score))
             done(rows[-1])
-    finally:
-        for block, scheme, n in before:
-            block.set_manifestation(scheme=scheme, n_steps=n)
     return rows
 
 

@@ -27,7 +27,8 @@ class ContinuousNet(nn.Module):
             ``skip_init`` also gives each stitch such a scalar, as in the published code.
         n_steps, scheme, edge, checkpoint, backend: of the blocks, see :class:`ContinuousBlock`.
         eps: scale of the fields; default ``n_basis``, so that Euler with N = K adds exactly R(x): a residual
-            network. It stays as it is under refinement. The stitches' branches are scaled by eps / n_steps.
+            network. It stays as it is under refinement.
+        stitch_eps: scale of the stitches' branches; default eps / n_steps, one step of a block.
 
     Raises:
         TypeError, ValueError: naming the argument, what it got and what is accepted.
@@ -52,6 +53,7 @@ class ContinuousNet(nn.Module):
         backend: str = "auto",
         stats: str = "sequential",
         stem_width: int | None = None,
+        stitch_eps: float | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("num_classes", num_classes), ("width", width)):
@@ -59,6 +61,7 @@ class ContinuousNet(nn.Module):
         check_count("n_basis", n_basis)
         check_count("n_steps", n_steps)
         scale = float(n_basis) if eps is None else check_number("eps", eps)
+        branch = scale / n_steps if stitch_eps is None else check_number("stitch_eps", stitch_eps)
         stem = width if stem_width is None else check_count("stem_width", stem_width)
 
         def block(channels: int) -> ContinuousBlock:
@@ -78,7 +81,7 @@ class ContinuousNet(nn.Module):
 
         def stitch(wide_in: int, wide_out: int, stride: int) -> Stitch:
             skip = skip_init and order == "post"
-            return Stitch(wide_in, wide_out, stride=stride, order=order, norm=norm, eps=scale / n_steps, skip_init=skip)
+            return Stitch(wide_in, wide_out, stride=stride, order=order, norm=norm, eps=branch, skip_init=skip)
 
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), make_norm(norm, stem), nn.ReLU()

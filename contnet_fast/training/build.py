@@ -39,7 +39,7 @@ def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module
     options: dict[str, Any] = {
         name: getattr(config, name)
         for name in (
-            *("width", "n_basis", "n_steps", "scheme", "basis", "norm", "eps"),
+            *("width", "n_basis", "n_steps", "scheme", "basis", "norm", "eps", "stitch_eps"),
             *("skip_init", "edge", "stats", "checkpoint", "backend"),
         )
     }

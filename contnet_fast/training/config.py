@@ -57,6 +57,7 @@ class Config:
     )
     norm: str = _option("batch", "normalisation", choices=NORMS)
     eps: float | None = _option(None, "scale of the vector field (default: n_basis)", low=_TINY)
+    stitch_eps: float | None = _option(None, "scale of the stitches' branches (default: eps / n_steps)", low=_TINY)
     skip_init: bool = _option(False, "learnt scalar, zero at the start, on the vector field")
     edge: str = _option("left", "cell that a stage at the end of a step reads", choices=EDGES)
     stats: str = _option("sequential", "update of running statistics", choices=STATS)
@@ -68,6 +69,9 @@ class Config:
     refine_epochs: tuple[int, ...] = _option((), "epochs (from 0) before which basis and steps double", low=1)
     refine_variance: float = _option(0.0, "noise on refined weights: w (1 + v randn)", low=0.0)
     refine_state: str = _option("carry", "optimiser state at refinement", choices=("carry", "reset"))
+    random_discretization: tuple[str, ...] = _option(
+        (), "SCHEME:N pairs, as euler:2 rk4_classic:4; every batch trains with one that is drawn from them"
+    )
     optimizer: str = _option("sgd", "optimiser", choices=("sgd", "adamw"))
     lr: float = _option(0.1, "peak learning rate", low=_TINY)
     momentum: float = _option(0.9, "of SGD", low=0.0, high=1.0)
@@ -95,11 +99,18 @@ class Config:
         self._check_epochs()
         if not self.is_continuous and self.refine_epochs:
             raise ValueError(f"refine_epochs: got {self.refine_epochs} with model {self.model!r}, accepted: none")
+        self._check_discretizations()
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: got True with momentum 0, accepted: a momentum > 0")
         if self.ema == 1.0 or self.momentum == 1.0:
             name = "ema" if self.ema == 1.0 else "momentum"
             raise ValueError(f"{name}: got 1.0, accepted: a number below 1")
+
+    @property
+    def discretizations(self) -> tuple[tuple[str, int], ...]:
+        """The pairs (scheme, N) of ``random_discretization``."""
+        pairs = (text.partition(":") for text in self.random_discretization)
+        return tuple((scheme, int(n)) for scheme, _, n in pairs)
 
     @property
     def is_continuous(self) -> bool:
@@ -124,6 +135,17 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON and TOML."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    def _check_discretizations(self) -> None:
+        name = "random_discretization"
+        for text in self.random_discretization:
+            scheme, _, n = text.partition(":")
+            if not (n.isdecimal() and int(n) >= 1):
+                raise ValueError(f"{name}: got {text!r}, accepted: SCHEME:N with N >= 1, as rk4_classic:4")
+            if scheme not in (*SCHEMES, *ALIASES):
+                raise choice_error(name, scheme, (*SCHEMES, *ALIASES))
+        if self.random_discretization and not self.is_continuous:
+            raise ValueError(f"{name}: got {self.random_discretization} with model {self.model!r}, accepted: none")
 
     def _check_epochs(self) -> None:
         for name in ("refine_epochs", "lr_decay_epochs"):
@@ -240,7 +262,7 @@ def parse(name: str, text: str) -> Any:
         return None
     try:
         if tuple in kinds:
-            return tuple(int(part) for part in text.replace(",", " ").split())
+            return tuple(_item(name)(part) for part in text.replace(",", " ").split())
         if bool in kinds:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         return next(kind for kind in (int, float, str) if kind in kinds)(text)
@@ -254,12 +276,24 @@ def _kinds(name: str) -> tuple[Any, ...]:
     return tuple(typing.get_origin(member) or member for member in members)
 
 
+def _item(name: str) -> type:
+    """What a field of tuples holds."""
+    kind: type = typing.get_args(_TYPES[name])[0]
+    return kind
+
+
 def _accepted(field: dataclasses.Field) -> str:
     kinds = _kinds(field.name)
     low, high = field.metadata["low"], field.metadata["high"]
     if field.metadata["choices"]:
         return ", ".join(field.metadata["choices"])
-    words = {tuple: "comma-separated ints", bool: "true or false", int: "an int", float: "a finite number"}
+    items = f"{_item(field.name).__name__}s" if tuple in kinds else ""
+    words = {
+        tuple: f"comma-separated {items.replace('strs', 'texts')}",
+        bool: "true or false",
+        int: "an int",
+        float: "a finite number",
+    }
     text = next((word for kind, word in words.items() if kind in kinds), "a text")
     if low is not None:
         text += " > 0" if low == _TINY else f" >= {low:g}"
@@ -275,7 +309,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         return None
     if tuple in kinds and isinstance(value, (list, tuple)):
         value = tuple(value)
-        right = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        right = all(type(v) is _item(field.name) for v in value)
     elif float in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = float(value)
         right = math.isfinite(value)

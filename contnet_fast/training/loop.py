@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..analysis.accuracy import Score, evaluate
+from ..analysis.manifestation import kept_discretization
 from ..files import writable_folder, write_text
 from ..nn import set_manifestation
 from .build import amp_dtype, pick_device
@@ -116,6 +117,15 @@ def _seed(config: Config, epoch: int, batch: int) -> int:
     return ((config.seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**62
 
 
+def drawn_discretization(config: Config, epoch: int, batch: int) -> tuple[str, int] | None:
+    """Scheme and N that this batch trains with, ``None`` for those of the net: a function of (seed, epoch, batch)."""
+    choices = config.discretizations
+    if not choices:
+        return None
+    generator = torch.Generator().manual_seed(_seed(config, epoch, -3 - batch))  # apart from that of the augmentation
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
 def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
     """The refinements that are due before this epoch."""
     config = session.config
@@ -192,31 +202,36 @@ def train_epoch(
 
     session.net.train()
     run = session.net if forward is None else forward
-    while session.batch < end:
-        index = order[session.batch * config.batch_size : (session.batch + 1) * config.batch_size].to(device)
-        seed = _seed(config, session.epoch, session.batch)
-        torch.manual_seed(seed)
-        generator.manual_seed(seed)
-        images, labels = data.train.images[index], data.train.labels[index]
-        if config.augment:
-            images = data.augment(images, generator)
-        rate = config.learning_rate(session.epoch + session.batch / n_batches)
-        for group in session.optimizer.param_groups:
-            group["lr"] = rate
-        with context:
-            logits = run(_formatted(data.normalise(images), config))
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        _step(session, loss)
-        with torch.no_grad():
-            right = (logits.argmax(1) == labels).sum()
-            totals += torch.stack([loss.double() * len(index), right.double(), right.new_tensor(len(index)).double()])
-        session.batch += 1
-        last = session.batch == end
-        status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
-        reporter.batch(2**session.refinements, status)
-        if config.save_every and session.batch % config.save_every == 0 and not last:
-            settle()
-            save_checkpoint(out, "last", session.tensors(), session.state())
+    with kept_discretization(session.net):
+        while session.batch < end:
+            index = order[session.batch * config.batch_size : (session.batch + 1) * config.batch_size].to(device)
+            seed = _seed(config, session.epoch, session.batch)
+            torch.manual_seed(seed)
+            if drawn := drawn_discretization(config, session.epoch, session.batch):
+                set_manifestation(session.net, scheme=drawn[0], n_steps=drawn[1])
+            generator.manual_seed(seed)
+            images, labels = data.train.images[index], data.train.labels[index]
+            if config.augment:
+                images = data.augment(images, generator)
+            rate = config.learning_rate(session.epoch + session.batch / n_batches)
+            for group in session.optimizer.param_groups:
+                group["lr"] = rate
+            with context:
+                logits = run(_formatted(data.normalise(images), config))
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+            _step(session, loss)
+            with torch.no_grad():
+                right = (logits.argmax(1) == labels).sum()
+                totals += torch.stack(
+                    [loss.double() * len(index), right.double(), right.new_tensor(len(index)).double()]
+                )
+            session.batch += 1
+            last = session.batch == end
+            status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
+            reporter.batch(2**session.refinements, status)
+            if config.save_every and session.batch % config.save_every == 0 and not last:
+                settle()
+                save_checkpoint(out, "last", session.tensors(), session.state())
 
 
 def _step(session: Session, loss: torch.Tensor) -> None:

@@ -1,0 +1,199 @@
+"""What two factors do in a crossed study: effects with their spread over seeds, and the sentences that they support.
+
+A factor is compared at two levels, as the schemes Euler and RK4, or the schedules fixed and refined. With the same seed
+all four combinations are trained; an effect is a difference within a seed, and its spread is that over the seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+MARGIN = 1.0  # points of accuracy; an effect within it is called none
+
+# 0.975 quantiles of Student's t for 1, 2, ... 10 degrees of freedom
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def student(freedom: int) -> float:
+    """The 0.975 quantile of Student's t: from the table to 10 degrees of freedom, then by its expansion at infinity."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = 1.959964
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Mean and standard deviation of differences over ``n`` seeds, and the 95 % interval of the mean by Student's t."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """``"up"``, ``"down"``: the interval is on one side of 0 and the mean at least ``MARGIN`` away from it;
+        ``"none"``: the interval lies within ``MARGIN`` of 0; ``"open"``: the seeds do not settle it.
+        """
+        if max(-self.low, self.high) <= MARGIN:
+            return "none"
+        if self.low > 0 and self.mean >= MARGIN:
+            return "up"
+        return "down" if self.high < 0 and self.mean <= -MARGIN else "open"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
+
+
+def effect(differences: Sequence[float]) -> Effect:
+    """Of one difference a seed.
+
+    Raises:
+        ValueError: fewer than two seeds.
+    """
+    n = len(differences)
+    if n < 2:
+        raise ValueError(f"differences: got {n}, accepted: those of two seeds or more")
+    centre, sd = mean(differences), stdev(differences)
+    half = student(n - 1) * sd / math.sqrt(n)
+    return Effect(centre, sd, centre - half, centre + half, n)
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Effects on one outcome, in points.
+
+    Attributes:
+        scheme, schedule: main effects: the second level less the first, averaged over the levels of the other factor.
+        interaction: the effect of the scheme under the second schedule less that under the first.
+        scheme_under: the effect of the scheme under each schedule.
+        schedule_under: the effect of the schedule under each scheme.
+    """
+
+    scheme: Effect
+    schedule: Effect
+    interaction: Effect
+    scheme_under: Mapping[str, Effect]
+    schedule_under: Mapping[str, Effect]
+
+
+def crossed(
+    values: Mapping[tuple[str, str, int], float], *, schemes: tuple[str, str], schedules: tuple[str, str]
+) -> Crossed:
+    """Effects on an outcome ``values[scheme, schedule, seed]``, over the seeds that have all four combinations."""
+    seeds = sorted({key[2] for key in values})
+    whole = [s for s in seeds if all((a, b, s) in values for a in schemes for b in schedules)]
+
+    def over_seeds(of_seed: Callable[[int], float]) -> Effect:
+        return effect([of_seed(seed) for seed in whole])
+
+    def scheme_gain(schedule: str, seed: int) -> float:
+        return values[schemes[1], schedule, seed] - values[schemes[0], schedule, seed]
+
+    def schedule_gain(scheme: str, seed: int) -> float:
+        return values[scheme, schedules[1], seed] - values[scheme, schedules[0], seed]
+
+    first, second = schedules
+    return Crossed(
+        scheme=over_seeds(lambda s: mean(scheme_gain(schedule, s) for schedule in schedules)),
+        schedule=over_seeds(lambda s: mean(schedule_gain(scheme, s) for scheme in schemes)),
+        interaction=over_seeds(lambda s: scheme_gain(second, s) - scheme_gain(first, s)),
+        scheme_under={b: over_seeds(lambda s, b=b: scheme_gain(b, s)) for b in schedules},  # type: ignore[misc]
+        schedule_under={a: over_seeds(lambda s, a=a: schedule_gain(a, s)) for a in schemes},  # type: ignore[misc]
+    )
+
+
+def outcomes(record: Mapping[str, Any]) -> dict[str, float]:
+    """What is compared of a cell of :mod:`contnet_fast.study`, in points of test accuracy.
+
+    ``own``: the accuracy with the discretization of training. The others are changes against it, negative where
+    accuracy is lost. ``finer`` and ``coarser``: to the lowest accuracy with more and with fewer steps and the own
+    scheme; ``schemes``: to the lowest with another scheme and the own N; ``K = 2`` and so on: to that after projection,
+    with the own discretization.
+    """
+    scheme, n = record["scheme"], str(record["n_steps"])
+    accuracy = record["accuracy"]
+    own = accuracy[scheme][n]
+    steps = accuracy[scheme].items()
+    lowest = {
+        "finer": min(a for m, a in steps if int(m) > int(n)),
+        "coarser": min(a for m, a in steps if int(m) < int(n)),
+        "schemes": min(row[n] for name, row in accuracy.items() if name != scheme),
+        **{f"K = {size}": row[n] for size, row in record["projected"].items()},
+    }
+    return {"own": 100 * own} | {name: 100 * (value - own) for name, value in lowest.items()}
+
+
+def study_effects(
+    records: Sequence[Mapping[str, Any]], *, schemes: tuple[str, str], schedules: tuple[str, str]
+) -> dict[str, Crossed]:
+    """:func:`crossed` for every outcome of the cells of a study."""
+    values = {(r["scheme"], r["schedule"], r["seed"]): outcomes(r) for r in records}
+    return {
+        name: crossed({key: v[name] for key, v in values.items()}, schemes=schemes, schedules=schedules)
+        for name in next(iter(values.values()))
+    }
+
+
+PLACES = {
+    "finer": "on finer N",
+    "coarser": "on coarser N",
+    "schemes": "with another scheme",
+}
+
+
+def findings(effects: Mapping[str, Crossed], *, schedule: str = "refinement", scheme: str = "RK4") -> list[str]:
+    """What the numbers support, in sentences: outcomes of which the same is true share one.
+
+    Args:
+        effects: by outcome, as :func:`study_effects` gives them; ``own`` is left out.
+        schedule: what the second schedule does, in words. scheme: the second scheme, in words.
+    """
+    groups: dict[str, list[str]] = {}
+    for outcome, found in effects.items():
+        if outcome != "own":
+            text = _verdict(found.schedule.verdict, found.scheme.verdict, schedule, scheme, found.scheme.n)
+            groups.setdefault(text, []).append(outcome)
+    sentences = [_sentence(f"{_places(outcomes)}, {text}") for text, outcomes in groups.items()]
+    for outcome, found in effects.items():
+        if outcome != "own" and found.interaction.verdict in ("up", "down"):
+            under = [f"{e} under the schedule {name!r}" for name, e in found.scheme_under.items()]
+            sentences.append(
+                _sentence(f"{_places([outcome])} the two depend on each other: {scheme} does {' and '.join(under)}")
+            )
+    return sentences
+
+
+def _verdict(of_schedule: str, of_scheme: str, schedule: str, scheme: str, seeds: int) -> str:
+    """One clause for the two factors."""
+    known = {
+        ("up", "up"): f"both {schedule} and {scheme} keep accuracy",
+        ("up", "none"): f"{schedule}, not the integrator, keeps accuracy",
+        ("none", "up"): f"{scheme}, not {schedule}, keeps accuracy",
+        ("none", "none"): f"neither {schedule} nor the integrator changes accuracy by {MARGIN:g} point",
+    }
+    if (of_schedule, of_scheme) in known:
+        return known[of_schedule, of_scheme]
+    does = {
+        "up": "{} keeps accuracy",
+        "down": "{} costs accuracy",
+        "none": "{} changes accuracy by less than " + f"{MARGIN:g} point",
+        "open": "what {} does is not settled by " + f"{seeds} seeds",
+    }
+    return f"{does[of_schedule].format(schedule)}, and {does[of_scheme].format(scheme)}"
+
+
+def _places(outcomes: Sequence[str]) -> str:
+    words = [PLACES.get(outcome, f"after projection to {outcome}") for outcome in outcomes]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
