@@ -154,6 +154,7 @@ def _solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("rk_solve", plan.backend, plan.level)
+        checkpoint = _traceable(checkpoint)
 
     states, _ = reference.rk_solve(
         _stage(field, structure),
@@ -239,6 +240,7 @@ def conv_solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("conv_solve", plan.backend, plan.level)
+        checkpoint = _traceable(checkpoint)
     if plan.level in ("solve", "stage"):
         return fused_conv_solve(
             x,
@@ -262,6 +264,11 @@ def conv_solve(
         return_steps=return_steps,
         combine=_combination(plan),
     )
+
+
+def _traceable(checkpoint: str) -> str:
+    """torch.jit.trace cannot record a recomputation, and its graph keeps what it likes."""
+    return "none" if torch.jit.is_tracing() else checkpoint
 
 
 def _combination(plan: Plan) -> Combine:

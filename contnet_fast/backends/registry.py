@@ -185,17 +185,19 @@ def select(problem: Problem, request: str = "auto") -> Plan:
 
 
 def transforming() -> bool:
-    """Whether torch.func or forward-mode AD follows what is computed: neither sees into our ops."""
+    """Whether torch.func, forward-mode AD or torch.jit.trace follows what is computed: none sees into our ops."""
     if torch.compiler.is_compiling():
         return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
 
 
 def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:
-    reasons = backend.check(problem, level)
-    if level != "none" and transforming():
-        reasons = (*reasons, "torch.func and tangents need PyTorch's own operations: ours have no rules for them")
-    return reasons
+    if level == "none" or not transforming():
+        return backend.check(problem, level)
+    if torch.jit.is_tracing():  # which warns of every size that a check reads
+        return ("torch.jit.trace needs PyTorch's own operations: it cannot record ours",)
+    reason = "torch.func and tangents need PyTorch's own operations: ours have no rules for them"
+    return (*backend.check(problem, level), reason)
 
 
 def _fastest(problem: Problem) -> Plan:

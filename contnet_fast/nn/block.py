@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 from ..backends import check_backend
 from ..errors import check_choice, check_count
@@ -92,18 +93,14 @@ class ContinuousBlock(nn.Module):
         for name, value in (("_keep", keep.to(like)), ("_gain", gain.to(like)), ("_counts", counts.to(like.device))):
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, x: State) -> State:
-        """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W]."""
-        return self._solve(x, return_steps=False)
+    def forward(self, x: State, *, return_steps: bool = False) -> State:
+        """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W].
 
-    def trajectory(self, x: State) -> State:
-        """The states at all N + 1 grid points, [N + 1, *x.shape] (each leaf of a pytree so).
-
-        Running statistics are updated as in forward.
+        Args:
+            return_steps: return the states at all N + 1 grid points, [N + 1, *x.shape] (each leaf of a pytree so).
         """
-        return self._solve(x, return_steps=True)
-
-    def _solve(self, x: State, *, return_steps: bool) -> State:
+        if isinstance(x, Proxy):
+            return self._as_one_node(x, return_steps=return_steps)
         if isinstance(self.field, ConvField):
             return self._solve_conv(self.field, x, return_steps=return_steps)
         self._check_recompute()
@@ -125,6 +122,21 @@ class ContinuousBlock(nn.Module):
             checkpoint=self.checkpoint,
             backend=self.backend,
         )
+
+    def trajectory(self, x: State) -> State:
+        """``self(x, return_steps=True)``: hooks run and running statistics move as in a call of the module."""
+        return self(x, return_steps=True)
+
+    def _as_one_node(self, x: Proxy, *, return_steps: bool) -> Proxy:
+        """torch.fx.symbolic_trace keeps the block whole, as it keeps the modules of torch.nn."""
+        tracer: Any = x.tracer
+        path = tracer.path_of_module(self)
+        if not path:
+            raise TypeError(
+                "x: got a torch.fx.Proxy, accepted: a tensor; torch.fx traces modules that contain the block, "
+                "and torch.nn.Sequential(block) is one"
+            )
+        return tracer.create_proxy("call_module", path, (x,), {"return_steps": True} if return_steps else {})
 
     def _solve_conv(self, field: ConvField, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
         assert self.grid is not None

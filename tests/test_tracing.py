@@ -1,0 +1,126 @@
+"""torch.jit.trace, torch.fx and torch.export record a network that computes what the eager one does."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.models import ContinuousNet
+
+X, OTHER = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in [(2, 3, 8, 8), (3, 3, 6, 10)])
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return ContinuousNet(width=4, num_classes=5, **{"n_basis": 2, "n_steps": 2, "scheme": "midpoint", **options})
+
+
+def jit(net, x=X, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.trace(net, x, **options)
+
+
+def same(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("order", "norm", "checkpoint"),
+    [("pre", "batch", "step"), ("post", "batch", "block"), ("pre", "group", "none"), ("post", "none", "step")],
+)
+def test_a_jit_trace_equals_the_net_at_any_size(order, norm, checkpoint, grad):
+    net = network(order=order, norm=norm, checkpoint=checkpoint).eval()
+    with torch.set_grad_enabled(grad):
+        traced = jit(net)
+    for x in (X, OTHER):
+        same(traced(x), net(x))
+
+
+def test_a_jit_trace_can_be_saved_and_has_the_gradients():
+    net = network()
+    file = io.BytesIO()
+    torch.jit.save(jit(copy.deepcopy(net).eval()), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    loaded(OTHER).square().sum().backward()
+    net.eval()(OTHER).square().sum().backward()
+    grads = dict(loaded.named_parameters())
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(grads[name].grad, p.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_a_jit_trace_in_training_moves_the_statistics():
+    net = network()
+    traced = jit(copy.deepcopy(net), check_trace=False)
+    twin = copy.deepcopy(net)
+    twin(X)  # the trace was one call
+    for x in (X, OTHER):
+        same(traced(x), twin(x))
+    for (name, a), (_, b) in zip(traced.named_buffers(), twin.named_buffers(), strict=True):
+        same(a, b)
+        assert "mean" not in name or a.abs().max() > 0
+
+
+def test_a_jit_trace_of_a_field_of_ones_own():
+    mlp = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).requires_grad_(False)
+    block = cf.nn.ContinuousBlock(lambda t, u: mlp(u) * (1 + t), scheme="dopri5", n_steps=3)
+    x = torch.full((4, 3), 0.5)
+    same(jit(block, torch.ones(2, 3))(x), block(x))
+
+
+def test_a_backend_asked_for_by_name_says_that_it_cannot_be_traced():
+    with cf.use_backend("cpu"), pytest.raises(cf.BackendUnavailable, match="trace needs PyTorch's own"):
+        jit(network().eval())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_fx_keeps_each_block_whole(order, training):
+    net = network(order=order).train(training)
+    twin = copy.deepcopy(net)
+    graph = torch.fx.symbolic_trace(net)
+    assert [n.target for n in graph.graph.nodes if "stages.1" in str(n.target)] == ["stages.1"]
+    for x in (X, OTHER):
+        got, expected = graph(x), twin(x)
+        assert torch.equal(got, expected)
+    got.sum().backward()
+    expected.sum().backward()
+    grads = dict(graph.named_parameters())
+    assert all(torch.equal(grads[name].grad, p.grad) for name, p in twin.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(graph.buffers(), twin.buffers(), strict=True))
+
+
+def test_fx_follows_trajectories_and_fields_of_ones_own():
+    class Middle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = cf.nn.ContinuousBlock(lambda t, u: torch.sin(u) * t, scheme="rk4", n_steps=2)
+
+        def forward(self, x):
+            return self.block.trajectory(x)[1] + self.block(x)
+
+    net = Middle()
+    assert torch.equal(torch.fx.symbolic_trace(net)(X), net(X))
+
+
+def test_fx_of_a_bare_block_says_what_to_trace():
+    block = cf.nn.ContinuousBlock(lambda t, u: torch.sin(u), n_steps=2)
+    with pytest.raises(TypeError, match=r"x: got a torch.fx.Proxy, accepted: .*Sequential"):
+        torch.fx.symbolic_trace(block)
+    assert torch.equal(torch.fx.symbolic_trace(torch.nn.Sequential(block))(X), block(X))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_an_exported_program_equals_the_net_at_any_batch_size(norm):
+    net = network(norm=norm).eval()
+    program = torch.export.export(net, (X,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    for x in (X, torch.cat([X, X])):
+        torch.testing.assert_close(program(x), net(x))
