@@ -141,7 +141,7 @@ class CompiledSteps(nn.Module):
             auxes += new
         if self.training and field.spec.norm == "batch":
             batch = BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))
-            field.update_statistics(batch, block._keep, block._gain, block._counts)
+            field.update_statistics(batch, block.grid)
         return x
 
 

@@ -119,7 +119,7 @@ class TimeGrid:
 
     def _reference_slots(self) -> tuple[tuple[Weights, ...], ...]:
         """Cells by float32 arithmetic: linspace times, t0 + c*dt, and int(t*K) clamped to K - 1."""
-        times = torch.linspace(0.0, 1.0, self.n_steps + 1, dtype=torch.float32)
+        times = torch.linspace(0.0, 1.0, self.n_steps + 1, dtype=torch.float32, device="cpu")
         steps = []
         for i in range(self.n_steps):
             t0, dt = times[i], times[i + 1] - times[i]

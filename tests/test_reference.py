@@ -264,46 +264,48 @@ def sequential_cells(cells, old, batch, momentum):
 @pytest.mark.parametrize("edge", ["left", "reference_fp32"])
 def test_sequential_statistics_are_batch_norms_updates_in_order(edge):
     grid = time_grid("rk4_classic", 4, Basis("piecewise_constant", 4), edge=edge)
-    keep, gain = statistics_map(grid, "sequential", 0.1)
+    matrix = statistics_map(grid, "sequential", 0.1)
     old, batch = torch.randn(4, 3, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64)
     cells = [slot[0][0] for step in grid.slots for slot in step]
-    torch.testing.assert_close(update_statistics(old, batch, keep, gain), sequential_cells(cells, old, batch, 0.1))
+    torch.testing.assert_close(
+        update_statistics(old, batch, torch.from_numpy(matrix)), sequential_cells(cells, old, batch, 0.1)
+    )
 
 
 def test_sequential_statistics_move_s_of_t_as_batch_norm_does_in_any_basis():
     grid = time_grid("euler", 1, Basis("hat", 3))
-    keep, gain = statistics_map(grid, "sequential", 0.25)
+    matrix = statistics_map(grid, "sequential", 0.25)
     old, batch = torch.randn(3, 2, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
-    new = update_statistics(old, batch, keep, gain)
+    new = update_statistics(old, batch, torch.from_numpy(matrix))
     torch.testing.assert_close(new[0], 0.75 * old[0] + 0.25 * batch[0])
     assert torch.equal(new[1:], old[1:])
 
 
 def test_projected_statistics_of_constants_are_means_over_the_cell():
     grid = time_grid("rk4", 4, Basis("piecewise_constant", 2))
-    keep, gain = statistics_map(grid, "projected", 0.1)
+    matrix = statistics_map(grid, "projected", 0.1)
     old, batch = torch.randn(2, 3, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64)
     expected = 0.9 * old + 0.1 * batch.view(2, 8, 3).mean(1)
-    torch.testing.assert_close(update_statistics(old, batch, keep, gain), expected)
+    torch.testing.assert_close(update_statistics(old, batch, torch.from_numpy(matrix)), expected)
 
 
 def test_projected_statistics_are_the_least_squares_fit():
     grid = time_grid("rk4", 5, Basis("hat", 3))
-    keep, gain = statistics_map(grid, "projected", 0.3)
+    matrix = statistics_map(grid, "projected", 0.3)
     phi = torch.zeros(20, 3, dtype=torch.float64)
     for j, slot in enumerate(slot for step in grid.weights for slot in step):
         for k, w in slot:
             phi[j, k] = w
     old, batch = torch.randn(3, 2, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
     fit = torch.linalg.lstsq(phi, 0.7 * (phi @ old) + 0.3 * batch).solution
-    torch.testing.assert_close(update_statistics(old, batch, keep, gain), fit)
+    torch.testing.assert_close(update_statistics(old, batch, torch.from_numpy(matrix)), fit)
 
 
 def test_projected_statistics_leave_unseen_cells_alone():
     grid = time_grid("euler", 2, Basis("piecewise_constant", 4))
-    keep, gain = statistics_map(grid, "projected", 0.1)
+    matrix = statistics_map(grid, "projected", 0.1)
     old, batch = torch.randn(4, 2, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
-    new = update_statistics(old, batch, keep, gain)
+    new = update_statistics(old, batch, torch.from_numpy(matrix))
     torch.testing.assert_close(new[[1, 3]], old[[1, 3]])
     torch.testing.assert_close(new[[0, 2]], 0.9 * old[[0, 2]] + 0.1 * batch)
 

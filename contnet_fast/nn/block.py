@@ -13,7 +13,6 @@ from ..backends import check_backend
 from ..errors import check_choice, check_count
 from ..functional import basis_solve, conv_solve, rk_solve
 from ..reference.rk import CHECKPOINTS, State
-from ..reference.statistics import statistics_map
 from ..tableaus import get_tableau
 from ..timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
@@ -43,9 +42,6 @@ class ContinuousBlock(nn.Module):
     scheme: str
     n_steps: int
     edge: str
-    _keep: torch.Tensor
-    _gain: torch.Tensor
-    _counts: torch.Tensor
 
     def __init__(
         self,
@@ -75,8 +71,6 @@ class ContinuousBlock(nn.Module):
         grid = time_grid(name, count, self.field.basis, edge=rule) if self._has_basis else None
         self.scheme, self.n_steps, self.edge = name, count, rule
         self.grid: TimeGrid | None = grid
-        if isinstance(self.field, ConvField) and self.field.spec.norm == "batch":
-            self._set_statistics_map(self.field, time_grid(name, count, self.field.basis, edge=rule))
 
     def refresh(self) -> None:
         """Resolve the time grid anew after the field changed its basis."""
@@ -85,13 +79,6 @@ class ContinuousBlock(nn.Module):
     @property
     def _has_basis(self) -> bool:
         return isinstance(self.field, BasisModule)
-
-    def _set_statistics_map(self, field: ConvField, grid: TimeGrid) -> None:
-        keep, gain = statistics_map(grid, field.stats, field.momentum)
-        counts = torch.tensor([grid.evaluations(k) for k in range(grid.basis.size)])
-        like = field.norm1_mean
-        for name, value in (("_keep", keep.to(like)), ("_gain", gain.to(like)), ("_counts", counts.to(like.device))):
-            self.register_buffer(name, value, persistent=False)
 
     def forward(self, x: State, *, return_steps: bool = False) -> State:
         """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W].
@@ -151,7 +138,7 @@ class ContinuousBlock(nn.Module):
             backend=self.backend,
         )
         if batch is not None and x.numel():
-            field.update_statistics(batch, self._keep, self._gain, self._counts)
+            field.update_statistics(batch, self.grid)
         return y
 
     def _check_recompute(self) -> None:

@@ -10,9 +10,10 @@ import torch
 from .. import reference
 from ..bases import Basis
 from ..errors import check_choice, check_number
-from ..reference.statistics import STATS
+from ..reference.rk import accumulation_dtype
+from ..reference.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
 from ..spec import BatchStatistics, ConvNodes, ConvSpec
-from ..timegrid import FloatWeights
+from ..timegrid import FloatWeights, TimeGrid
 from .basis_module import BasisModule
 
 
@@ -32,7 +33,8 @@ class ConvField(BasisModule):
         skip_init: multiply the rate by a learnt scalar that starts at zero (one per basis function).
         stats: how batch norm's running statistics are updated, ``"sequential"`` or ``"projected"``
             (see :func:`contnet_fast.reference.statistics.statistics_map`).
-        momentum: of the running statistics, torch's convention. norm_eps: added to variances.
+        momentum: of the running statistics, torch's convention; ``None`` for the average over all batches since the
+            last reset. It and ``stats`` may be set at any time. norm_eps: added to variances.
         groups: of the group norm; default: the largest divisor of ``channels`` up to 8.
 
     Weights start as normal(0, sqrt(2 / (9 C))) and biases at zero. In the polynomial basis only the constant term
@@ -57,7 +59,7 @@ class ConvField(BasisModule):
         eps: float = 1.0,
         skip_init: bool = False,
         stats: str = "sequential",
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         norm_eps: float = 1e-5,
         groups: int | None = None,
     ) -> None:
@@ -66,9 +68,7 @@ class ConvField(BasisModule):
             groups = next(g for g in range(8, 0, -1) if channels % g == 0) if norm == "group" else 1
         self.spec = ConvSpec(channels, order, norm, bias, skip_init, float(eps), norm_eps, groups)
         self.stats = check_choice("stats", stats, STATS)
-        self.momentum = check_number("momentum", momentum)
-        if not 0.0 <= self.momentum <= 1.0:
-            raise ValueError(f"momentum: got {momentum}, accepted: 0 <= momentum <= 1")
+        self.momentum = momentum
         self._register(n_basis, channels)
         self.reset_parameters()
 
@@ -129,15 +129,31 @@ class ConvField(BasisModule):
         theta = reference.theta_at(slices, weights)
         return reference.conv_field(x, theta, spec=self.spec, training=self.training)[0]
 
+    @property
+    def momentum(self) -> float | None:
+        """Of the running statistics."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: float | None) -> None:
+        number = value if value is None else check_number("momentum", value)
+        if number is not None and not 0.0 <= number <= 1.0:
+            raise ValueError(f"momentum: got {value}, accepted: 0 <= momentum <= 1, or None")
+        self._momentum, self._momentum_text = number, repr(number)
+
     @torch.no_grad()
-    def update_statistics(
-        self, batch: BatchStatistics, keep: torch.Tensor, gain: torch.Tensor, counts: torch.Tensor
-    ) -> None:
-        """Fold the batch statistics of a solve into the running ones (``keep`` [K, K], ``gain`` [K, J])."""
+    def update_statistics(self, batch: BatchStatistics, grid: TimeGrid) -> None:
+        """Fold the batch statistics of a solve on ``grid`` into the running ones."""
+        dtype, device = accumulation_dtype(self.norm1_mean.dtype), self.norm1_mean.device
+        flat, size, tracked = grid.flat, grid.basis.size, self.num_batches_tracked
+        matrix, counts = statistics_tensors(
+            flat.counts, flat.cells, flat.weights, size, self.stats, self._momentum_text, dtype, device
+        )
+        share = cumulative_share(tracked, counts, dtype) if self.momentum is None else None
         for name, value in zip(batch._fields, batch, strict=True):
             nodal = getattr(self, name)
-            nodal.copy_(reference.statistics.update_statistics(nodal, value, keep.to(nodal), gain.to(nodal)))
-        self.num_batches_tracked.add_(counts)
+            nodal.copy_(update_statistics(nodal, value, matrix, share))
+        tracked.add_(counts)
 
     def extra_repr(self) -> str:
         """Shown by ``print``."""
