@@ -14,6 +14,7 @@ from ..bases import Basis, Matrix, apply_matrix, interpolation_matrix, projectio
 from ..errors import check_choice, check_number
 from .basis_module import BasisModule
 from .block import ContinuousBlock
+from .wrapped import check_rebasable, check_whole
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -133,6 +134,11 @@ def _basis_modules(net: nn.Module) -> list[BasisModule]:
 
 def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis, Basis], Matrix]) -> Net:
     plans = [(module.basis, target(module.basis)) for module in _basis_modules(net)]
+    check_rebasable(net)
+    for path, module in net.named_modules():
+        if isinstance(module, BasisModule):
+            for name in module.nodal_names():
+                check_whole(f"net.{path}.{name}".replace("..", "."), getattr(module, name), module.basis.size)
     new = copy.deepcopy(net)
     for module, (old, wanted) in zip(_basis_modules(new), plans, strict=True):
         module.change_basis(wanted, matrix(old, wanted))
