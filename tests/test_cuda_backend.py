@@ -195,7 +195,7 @@ WITHOUT = """types.SimpleNamespace(
         (
             "None",
             """
-assert "the C++ extension is not there" in info.backends["cuda"], info
+assert "the C++ extension was not built" in info.backends["cuda"], info
 assert "CONTNET_FAST_BUILD=cuda pip install" in info.backends["cuda"]
 assert info.extension.startswith("none: ")""",
         ),

@@ -8,7 +8,6 @@ cannot be served raises with all reasons.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch.autograd import forward_ad
 
-from ..errors import BackendUnavailable, choice_error
+from ..errors import BackendUnavailable, choice_error, warn
 from . import choice
+from . import extension as native
 
 LEVELS = ("solve", "stage", "accumulate", "none")  # most fused first
 
@@ -232,21 +232,34 @@ def _accept(plan: Plan, name: str) -> Plan:
         if _state.strict:
             refused = plan.refused or (Refusal("any other", "any", ("no other backend is registered",)),)
             raise BackendUnavailable(_reasons(f"strict: auto would run {plan.problem.op} on the reference", refused))
-        if plan.problem.device == "cuda" and not torch.compiler.is_compiling():
-            _warn_once(plan)
+        if not torch.compiler.is_compiling():
+            _warn_of_reference(plan)
     if _state.plans and not torch.compiler.is_compiling():
         for plans in _state.plans:
             plans.append(plan)
     return plan
 
 
-def _warn_once(plan: Plan) -> None:
-    key = tuple(map(str, plan.refused))
+def _warn_of_reference(plan: Plan) -> None:
+    """On a GPU once for each list of reasons; on the CPU once, where a missing extension is all that stands against."""
+    op, device = plan.problem.op, plan.problem.device
+    if device == "cuda":
+        text = _reasons(f"{op} on cuda runs on the plain PyTorch reference", plan.refused)
+        _warn_once(tuple(map(str, plan.refused)), text)
+    if device != "cpu" or native.module is not None or _state.plans:
+        return
+    for refusal in plan.refused:
+        backend = REGISTRY[refusal.backend]
+        absent = backend.unavailable()
+        if absent and refusal.reasons == (absent,) and backend.discourage(plan.problem, refusal.level) is None:
+            text = f"{op} on the CPU runs in plain PyTorch, without the backend {refusal.backend}: {absent}"
+            _warn_once((absent,), f'{text}. contnet_fast.use_backend("reference") asks for PyTorch and says nothing')
+
+
+def _warn_once(key: tuple[str, ...], text: str) -> None:
     if key not in _state.warned:
         _state.warned.add(key)
-        warnings.warn(
-            _reasons(f"{plan.problem.op} on cuda runs on the plain PyTorch reference", plan.refused), stacklevel=4
-        )
+        warn(text)
 
 
 @contextmanager
