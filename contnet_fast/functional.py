@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from . import reference
-from .backends import Plan, Problem, check_backend, record, select, transforming
+from .backends import Plan, Problem, check_backend, record, select
 from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
 from .ops import RKCombine, distinct, fused_conv_solve, lookup
@@ -20,6 +20,7 @@ from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
+from .transforms import in_torch_func, vmapped
 
 __all__ = ["FixedSteps", "basis_solve", "conv_solve", "fixed_steps", "rk_combine", "rk_combine_error", "rk_solve"]
 
@@ -162,7 +163,7 @@ def _solve(
         stage_rows=steps.stage_rows,
         update=steps.update,
         n_steps=steps.n_steps,
-        checkpoint=_kept(checkpoint),
+        checkpoint=plan.problem.checkpoint,
         preserve_rng_state=True,
         return_steps=return_steps,
         combine=_combination(plan),
@@ -250,7 +251,7 @@ def conv_solve(
             spec=spec,
             grid=grid,
             training=training,
-            checkpoint=checkpoint,
+            checkpoint=plan.problem.checkpoint,
             return_steps=return_steps,
             compute_dtype=_compute_dtype(x),
         )
@@ -260,7 +261,7 @@ def conv_solve(
         spec=spec,
         grid=grid,
         training=training,
-        checkpoint=_kept(checkpoint),
+        checkpoint=plan.problem.checkpoint,
         return_steps=return_steps,
         combine=_combination(plan),
     )
@@ -305,9 +306,14 @@ def _has_autocast(device: str) -> bool:
 _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace the question
 
 
-def _kept(checkpoint: str) -> str:
-    """The memory policy of the reference: torch.func cannot follow a recomputation, and has its own memory."""
-    return "none" if checkpoint != "none" and transforming() else checkpoint
+def _check_vmap(x: torch.Tensor, nodes: ConvNodes) -> None:
+    learned = (nodes.conv1_weight, nodes.conv1_bias, nodes.norm1_weight, nodes.norm1_bias)
+    mean = nodes.norm1_mean
+    if mean is not None and not vmapped(mean) and any(vmapped(t) for t in (x, *learned) if t is not None):
+        raise ValueError(
+            "norm: got 'batch' in training under vmap with one set of running statistics, accepted there: eval(), "
+            "a norm without them ('group', 'layer', 'none'), or statistics that vmap goes over too"
+        )
 
 
 def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
@@ -330,6 +336,8 @@ def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGri
         for name in ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var"):
             if getattr(nodes, name) is None:
                 raise ValueError(f"nodes.{name}: got None, accepted with batch norm: a tensor, the running statistics")
+        if training and in_torch_func():
+            _check_vmap(x, nodes)
     size, channels = grid.basis.size, spec.channels
     for name, tensor in zip(nodes._fields, nodes, strict=True):
         if tensor is None:

@@ -50,7 +50,7 @@ print("ok")
 
 
 LAYERS = [  # each may import itself and what stands before it
-    {"_C", "costs", "errors", "_version", "files", "testing"},
+    {"_C", "costs", "errors", "_version", "files", "testing", "transforms"},
     {"tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},

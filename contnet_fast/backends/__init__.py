@@ -20,7 +20,6 @@ from .registry import (
     register,
     select,
     strict,
-    transforming,
     use_backend,
 )
 from .triton import TritonBackend
@@ -47,6 +46,5 @@ __all__ = [
     "register",
     "select",
     "strict",
-    "transforming",
     "use_backend",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..reference.rk import accumulation_dtype, rk_error_norm
-from .registry import Problem, record, transforming
+from ..transforms import transforming
+from .registry import Problem, record
 
 
 class ReferenceBackend:

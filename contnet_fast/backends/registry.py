@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch.autograd import forward_ad
 
 from ..errors import BackendUnavailable, choice_error, warn
+from ..transforms import transforming
 from . import choice
 from . import extension as native
 
@@ -153,7 +153,7 @@ def check_backend(request: str) -> str:
 
 
 def select(problem: Problem, request: str = "auto") -> Plan:
-    """Choose backend and level for ``problem``.
+    """Choose backend and level for ``problem``; the plan's problem has the checkpoint policy that applies.
 
     Args:
         request: ``"auto"``, a backend name, or ``"backend:level"``. ``use_backend`` overrides it.
@@ -164,9 +164,22 @@ def select(problem: Problem, request: str = "auto") -> Plan:
     """
     if _state.forced:
         request = _state.forced[-1]
+    asked = problem.checkpoint
+    if asked != "none" and transforming():
+        problem = replace(problem, checkpoint="none")
+    plan = _choose(problem, request)
+    if problem.checkpoint != asked:
+        plan = replace(
+            plan,
+            why=f"{plan.why}; checkpoint none: nothing is recomputed under torch.func, tangents or torch.jit.trace",
+        )
+    return _accept(plan, request.partition(":")[0])
+
+
+def _choose(problem: Problem, request: str) -> Plan:
     name, _, wanted = request.partition(":")
     if name == "auto" and problem.op == "conv_solve" and problem.device == "cuda":
-        return _accept(_fastest(problem), name)
+        return _fastest(problem)
     refused: list[Refusal] = []
     candidates = tuple(REGISTRY) if name == "auto" else (name,)
     for candidate in candidates:
@@ -178,17 +191,9 @@ def select(problem: Problem, request: str = "auto") -> Plan:
                 reasons = (slower,)
             if not reasons:
                 why = backend.why(problem, level) if name == "auto" else f"asked for {request!r}"
-                plan = Plan(problem, candidate, level, why, tuple(refused))
-                return _accept(plan, name)
+                return Plan(problem, candidate, level, why, tuple(refused))
             refused.append(Refusal(candidate, level, reasons))
     raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
-
-
-def transforming() -> bool:
-    """Whether torch.func, forward-mode AD or torch.jit.trace follows what is computed: none sees into our ops."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing()
 
 
 def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..backends import transforming
 from ..errors import check_choice, warn
 from ..states import flatten
+from ..transforms import in_torch_func, transforming
 from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows
 from .checkpoint import KEEP, Checkpointed
@@ -235,7 +235,7 @@ def _settings(
 
 
 def _refuse_torch_func(what: str) -> None:
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if in_torch_func():
         raise RuntimeError(f"{what}: got a call inside of torch.func, accepted there: odeint with gradient='discrete'")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..ops import followed
+from ..transforms import followed
 from .arithmetic import Arithmetic, Leaves
 from .fixed import nudge
 from .methods import get_method, interpolation_weights

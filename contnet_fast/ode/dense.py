@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..backends import transforming
 from ..errors import check_number
-from ..ops import followed
+from ..transforms import followed, transforming
 from .arithmetic import Leaves
 from .linked import together
 from .methods import ADAPTIVE, get_method

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ..backends import transforming
-from ..ops import followed
+from ..transforms import followed, transforming
 from .adaptive import Adaptive
 from .arithmetic import Leaves
 from .fixed import FixedGrid

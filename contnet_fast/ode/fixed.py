@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..ops import followed
+from ..transforms import followed
 from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions

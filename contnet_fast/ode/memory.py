@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from ..backends import transforming
 from ..errors import warn
+from ..transforms import transforming
 
 PLAIN = {torch.Tensor, torch.nn.Parameter}
 EVALUATIONS = 3  # after so many what a field does is taken for its habit

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..backends import transforming
 from ..errors import check_choice
-from ..ops import followed
+from ..transforms import followed, transforming
 from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import End, Leaves, Outputs
 from .device import Bursts, steps_per_read

@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct, followed
+from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct
 from .conv import ConvSolve, fused_conv_solve
 from .schemas import define, implement, lookup
 
@@ -19,7 +19,6 @@ __all__ = [
     "RKCombineError",
     "define",
     "distinct",
-    "followed",
     "fused_conv_solve",
     "implement",
     "lookup",

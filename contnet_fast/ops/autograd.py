@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
 from ..reference.rk import accumulation_dtype
 from .schemas import lookup
@@ -54,13 +53,6 @@ class RKCombineError(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """dy = g and dk_j = c_j g; the gradient of the norm is ignored."""
         return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
-
-
-def followed(x: torch.Tensor) -> bool:
-    """Whether derivatives by ``x`` are asked for: it requires grad, or has a tangent."""
-    if x.requires_grad or torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return x.requires_grad
-    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

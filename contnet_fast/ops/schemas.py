@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..reference.rk import accumulation_dtype, norm_dtype
+from .batching import older_one_by_one, one_by_one
 
 LIBRARY = torch.library.Library("contnet_fast", "DEF")
 
@@ -159,11 +160,14 @@ FAKES: dict[str, Callable] = {
 
 
 def define(op: str, backend: str) -> str:
-    """Define ``contnet_fast::<op>_<backend>`` with its fake and return its name."""
+    """Define ``contnet_fast::<op>_<backend>`` with its fake and batching rule and return its name."""
     name = f"{op}_{backend}"
     LIBRARY.define(name + SCHEMAS[op])
     fake = partial(fake_conv_solve, backend) if op == "conv_solve" else FAKES[op]
     torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
+    if op == "conv_solve_backward":  # the others never see a batch: under transforms the reference serves
+        torch.library.register_vmap(f"contnet_fast::{name}", one_by_one(lookup(op, backend)), lib=LIBRARY)
+        LIBRARY.impl(name, older_one_by_one(lookup(op, backend)), "Batched")
     return name
 
 

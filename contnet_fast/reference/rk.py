@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint as recompute
+
+from .recompute import recomputed
 
 State = Any  # a tensor, or a pytree of tensors
 Aux = tuple[torch.Tensor, ...]
@@ -127,7 +128,7 @@ def rk_solve(
         states, auxes = [state], []
         for i in range(n_steps):
             if checkpoint == "step" and torch.is_grad_enabled():
-                state, new = recompute(step, i, state, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+                state, new = recomputed(step, i, state, preserve_rng_state=preserve_rng_state)
             else:
                 state, new = step(i, state)
             auxes += new
@@ -136,7 +137,7 @@ def rk_solve(
         return (_stack(states) if return_steps else state), auxes
 
     if checkpoint == "block" and torch.is_grad_enabled():
-        return recompute(run, y, use_reentrant=False, preserve_rng_state=preserve_rng_state)
+        return recomputed(run, y, preserve_rng_state=preserve_rng_state)
     return run(y)
 
 
