@@ -6,9 +6,19 @@ import copy
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 
 import contnet_fast as cf
-from contnet_fast.analysis import compression_table, evaluate, halvings, measure, refinement_table, sweep
+from contnet_fast.analysis import (
+    Manifestation,
+    Score,
+    compression_table,
+    evaluate,
+    halvings,
+    measure,
+    refinement_table,
+    sweep,
+)
 from contnet_fast.models import ContinuousNet
 
 
@@ -105,6 +115,40 @@ def test_refinement_has_the_same_loss_at_the_same_steps(net, score):
 )
 def test_halvings(basis, sizes):
     assert halvings(basis) == sizes
+
+
+def test_a_heatmap_tells_accuracies_apart_and_prints_them(tmp_path, monkeypatch):
+    from contnet_fast.analysis import plots
+
+    def drawn(*accuracies):
+        """The colours of the cells, their texts, and the contrast of the texts with them."""
+        figures = []
+        monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+        scores = [Score(accuracy=a / 100, loss=0.0, n_images=1000, seconds_per_image=1e-4) for a in accuracies]
+        rows = [Manifestation("euler", n, n, 1, 1, score) for n, score in enumerate(scores, 1)]
+        plots.heatmap(tmp_path / "a.png", rows, title="a")
+        figure = figures[0]
+        figure.draw_without_rendering()
+        picture = figure.axes[0].images[0]
+        colours = torch.tensor(picture.to_rgba(picture.get_array())[0, :, :3])
+        inks = torch.tensor([to_rgb(text.get_color()) for text in figure.axes[0].texts])
+        marks = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+        return colours, [text.get_text() for text in figure.axes[0].texts], (colours - inks).abs().mean(1), marks
+
+    colours, texts, contrast, marks = drawn(10, 88, 99, 100)
+    assert texts == ["10.0", "88.0", "99.0", "100.0"]
+    assert {"10", "50", "90", "99", "99.9"} <= set(marks)
+    assert contrast.min() > 0.4
+    assert torch.cdist(colours, colours).fill_diagonal_(9).min() > 0.3  # with 10 in the picture 88 is not like 99
+    colours, *_ = drawn(88, 99)
+    assert torch.dist(*colours) > 0.9
+    colours, *_ = drawn(99.2, 99.3, 99.4)
+    assert 0.02 < torch.dist(colours[0], colours[2]) < 0.4  # three images of 1,000 are no contrast
+    for same in (0, 50, 100):
+        colours, _, contrast, marks = drawn(same, same)
+        assert torch.equal(colours[0], colours[1])
+        assert contrast.min() > 0.4
+        assert len(marks) >= 2
 
 
 def test_pictures_are_written_whole(net, score, tmp_path):

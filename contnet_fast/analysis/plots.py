@@ -7,35 +7,58 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..files import write_atomically
+from .accuracy import Score
 from .integrators import StudyResult
 from .manifestation import Manifestation
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+SPAN = 10.0  # least ratio of the errors at the two ends of a scale
+TICKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)  # errors
 
 
 def heatmap(path: Path, rows: Sequence[Manifestation], *, title: str) -> None:
-    """Accuracy against scheme (rows) and N (columns), each cell with its value."""
+    """Accuracy against scheme (rows) and N (columns), each cell with its value.
+
+    Colours follow the logarithm of the share of wrong answers, from the least to the largest of the rows: 88 % and 99 %
+    are told apart (twelve wrong answers for one) even where another cell has 10 %.
+    """
     schemes = list(dict.fromkeys(row.scheme for row in rows))
     steps = sorted({row.n_steps for row in rows})
-    values = {(row.scheme, row.n_steps): row.score.accuracy for row in rows}
-    grid = [[100 * values[scheme, n] for n in steps] for scheme in schemes]
+    scores = {(row.scheme, row.n_steps): row.score for row in rows}
+    errors = [[_error(scores[scheme, n]) for n in steps] for scheme in schemes]
+    most = min(max(*map(max, errors), SPAN * min(map(min, errors))), 1.0)
+    least = min(*map(min, errors), most / SPAN)  # what differs by little is nearly of one colour
+    norm = LogNorm(least, most)
     figure = _figure(max(4.5, 1.6 + 0.72 * len(steps)), 1.5 + 0.5 * len(schemes))
     axes = figure.add_subplot()
-    picture = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+    picture = axes.imshow(errors, aspect="auto", cmap="viridis_r", norm=norm)
     axes.set_xticks(range(len(steps)), [str(n) for n in steps])
     axes.set_yticks(range(len(schemes)), schemes)
     axes.set_xlabel("steps N")
     axes.set_title(title)
-    for i, line in enumerate(grid):
-        for j, value in enumerate(line):
-            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value < 60 else "black")
-    figure.colorbar(picture, ax=axes, label="accuracy, %", pad=0.02)
+    for i, scheme in enumerate(schemes):
+        for j, n in enumerate(steps):
+            red, green, blue, _ = picture.cmap(norm(errors[i][j]))
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            text = f"{100 * scores[scheme, n].accuracy:.1f}"
+            axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    bar = figure.colorbar(picture, ax=axes, label="accuracy, %", pad=0.02)
+    bar.ax.invert_yaxis()
+    ticks = [error for error in TICKS if 0.999 * least <= error <= 1.001 * most]
+    bar.set_ticks(ticks, labels=[f"{100 * (1 - error):g}" for error in ticks], minor=False)
+    bar.minorticks_off()
     _save(figure, path)
+
+
+def _error(score: Score) -> float:
+    """The share of wrong answers; half an image where there is none, so that it has a logarithm."""
+    return max(1.0 - score.accuracy, 0.5 / score.n_images)
 
 
 def manifestation_curves(path: Path, nets: Sequence[tuple[str, int, Sequence[Manifestation]]]) -> None:
