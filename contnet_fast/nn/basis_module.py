@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +49,20 @@ class BasisModule(nn.Module):
         """An integer counter [K]; a new node takes the largest count of the nodes it is made from."""
         self.register_buffer(name, value)
         self._nodal[name] = "count"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in self.__dict__.items() if name != "_compiled_call_impl"}
+        for name in self._nodal:  # one that a hook computes (pruning, weight norm) is an attribute in a graph
+            value = state.get(name)
+            if isinstance(value, torch.Tensor):
+                state[name] = value.detach()
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BasisModule:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(BasisModule.__getstate__(self), memo))
+        return new
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> BasisModule:
         """What ``to``, ``cuda``, ``double`` and the like go through.

@@ -132,7 +132,7 @@ class ContinuousBlock(nn.Module):
             field.nodes(),
             spec=field.spec,
             grid=self.grid,
-            training=self.training,
+            training=field.statistics_of_batch,
             checkpoint=self.checkpoint,
             return_steps=return_steps,
             backend=self.backend,

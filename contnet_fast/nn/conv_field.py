@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
+from torch import nn
 
 from .. import reference
 from ..bases import Basis
-from ..errors import check_choice, check_number
+from ..errors import check_choice
 from ..reference.rk import accumulation_dtype
 from ..reference.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
 from ..spec import BatchStatistics, ConvNodes, ConvSpec
 from ..timegrid import FloatWeights, TimeGrid
 from .basis_module import BasisModule
+from .nodal_norm import NodalBatchNorm, check_momentum
 
 
 class ConvField(BasisModule):
@@ -46,6 +50,8 @@ class ConvField(BasisModule):
 
     num_batches_tracked: torch.Tensor
     norm1_mean: torch.Tensor
+    skip: torch.Tensor
+    moving = False  # its tensors are on their way to another device or dtype
 
     def __init__(
         self,
@@ -68,11 +74,10 @@ class ConvField(BasisModule):
             groups = next(g for g in range(8, 0, -1) if channels % g == 0) if norm == "group" else 1
         self.spec = ConvSpec(channels, order, norm, bias, skip_init, float(eps), norm_eps, groups)
         self.stats = check_choice("stats", stats, STATS)
-        self.momentum = momentum
-        self._register(n_basis, channels)
+        self._register(n_basis, channels, check_momentum(momentum))
         self.reset_parameters()
 
-    def _register(self, k: int, c: int) -> None:
+    def _register(self, k: int, c: int, momentum: float | None) -> None:
         spec = self.spec
         normed = spec.norm != "none"
         for i in (1, 2):
@@ -85,31 +90,77 @@ class ConvField(BasisModule):
                 self.nodal_buffer(f"norm{i}_var", torch.empty(k, c), nonnegative=True)
         if spec.norm == "batch":
             self.nodal_count("num_batches_tracked", torch.zeros(k, dtype=torch.long))
+            self.norm1, self.norm2 = (NodalBatchNorm(i, c, momentum) for i in (1, 2))
+            self._own_norms()
         self.nodal_parameter("skip", torch.empty(k) if spec.skip_init else None)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the weights anew and reset the running statistics."""
         std = math.sqrt(2.0 / (9 * self.spec.channels))
-        constant = slice(0, 1) if self.basis.name == "polynomial" else slice(None)
-
-        def fill(name: str, value: float) -> None:
-            tensor = getattr(self, name, None)
-            if tensor is not None:
-                tensor.zero_()
-                tensor[constant] = value
-
         for i in (1, 2):
             weight = getattr(self, f"conv{i}_weight")
-            weight.zero_()
-            weight[constant].normal_(0.0, std)
+            self.set_constant(weight, 0.0)
+            weight[self._constant].normal_(0.0, std)
             for name, value in (("conv{}_bias", 0.0), ("norm{}_weight", 1.0), ("norm{}_bias", 0.0)):
-                fill(name.format(i), value)
-            fill(f"norm{i}_mean", 0.0)
-            fill(f"norm{i}_var", 1.0)
-        fill("skip", 0.0)
-        if self.spec.norm == "batch":
-            self.num_batches_tracked.zero_()
+                tensor = getattr(self, name.format(i))
+                if tensor is not None:
+                    self.set_constant(tensor, value)
+        for norm in self.norms:
+            norm.reset_running_stats()
+        if self.spec.skip_init:
+            self.set_constant(self.skip, 0.0)
+
+    @property
+    def _constant(self) -> slice:
+        """The basis functions of a constant function of depth."""
+        return slice(0, 1) if self.basis.name == "polynomial" else slice(None)
+
+    @torch.no_grad()
+    def set_constant(self, nodal: torch.Tensor, value: float) -> None:
+        """Make a nodal tensor the constant function ``value`` of depth."""
+        nodal.zero_()
+        nodal[self._constant] = value
+
+    @property
+    def norms(self) -> tuple[NodalBatchNorm, ...]:
+        """``norm1`` and ``norm2``, or nothing if the norm is not batch norm."""
+        if self.spec.norm != "batch":
+            return ()
+        norms = self._modules["norm1"], self._modules["norm2"]
+        for i, norm in enumerate(norms, 1):
+            if not isinstance(norm, NodalBatchNorm):
+                raise TypeError(
+                    f"norm{i}: got {type(norm).__name__} in place of the field's own norm, accepted: that one, "
+                    "which eval() freezes"
+                )
+        return norms  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ConvField:
+        self.moving = True
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.moving = False
+        return self
+
+    def _own_norms(self) -> None:
+        for name in ("norm1", "norm2"):
+            norm = self._modules.get(name)
+            if isinstance(norm, NodalBatchNorm):
+                norm.belongs_to(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._own_norms()
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As of any module, but for ``SyncBatchNorm.convert_sync_batchnorm``: the norms stay, and remember it."""
+        own = self._modules.get(name)
+        if isinstance(own, NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
+            own.across_ranks = True
+        else:
+            super().add_module(name, module)
 
     def nodes(self) -> ConvNodes:
         """The nodal tensors, [K, ...] each."""
@@ -127,33 +178,49 @@ class ConvField(BasisModule):
         """The rate for basis weights ((k, phi_k(t)), ...) of a time grid."""
         slices = tuple(None if node is None else node.unbind(0) for node in self.nodes())
         theta = reference.theta_at(slices, weights)
-        return reference.conv_field(x, theta, spec=self.spec, training=self.training)[0]
+        return reference.conv_field(x, theta, spec=self.spec, training=self.statistics_of_batch)[0]
 
     @property
     def momentum(self) -> float | None:
-        """Of the running statistics."""
-        return self._momentum
+        """Of the running statistics of both norms; ``None`` too if the norm is not batch norm."""
+        return self.norms[0].momentum if self.norms else None
 
     @momentum.setter
     def momentum(self, value: float | None) -> None:
-        number = value if value is None else check_number("momentum", value)
-        if number is not None and not 0.0 <= number <= 1.0:
-            raise ValueError(f"momentum: got {value}, accepted: 0 <= momentum <= 1, or None")
-        self._momentum, self._momentum_text = number, repr(number)
+        for norm in self.norms:
+            norm.momentum = value
+
+    @property
+    def statistics_of_batch(self) -> bool:
+        """Whether batch norm takes the statistics of the batch: its norms are in training, or track none."""
+        modes = {norm.of_batch for norm in self.norms}
+        if len(modes) == 2:
+            raise ValueError(
+                "norm1.training, norm2.training: got one of each, accepted: the same of both norms of a field"
+            )
+        if True in modes:
+            for norm in self.norms:
+                norm.check_ranks()
+        return True in modes
 
     @torch.no_grad()
     def update_statistics(self, batch: BatchStatistics, grid: TimeGrid) -> None:
-        """Fold the batch statistics of a solve on ``grid`` into the running ones."""
+        """Fold the batch statistics of a solve on ``grid`` into the running ones of norms that are in training."""
         dtype, device = accumulation_dtype(self.norm1_mean.dtype), self.norm1_mean.device
         flat, size, tracked = grid.flat, grid.basis.size, self.num_batches_tracked
-        matrix, counts = statistics_tensors(
-            flat.counts, flat.cells, flat.weights, size, self.stats, self._momentum_text, dtype, device
-        )
-        share = cumulative_share(tracked, counts, dtype) if self.momentum is None else None
-        for name, value in zip(batch._fields, batch, strict=True):
-            nodal = getattr(self, name)
-            nodal.copy_(update_statistics(nodal, value, matrix, share))
-        tracked.add_(counts)
+        counts = None
+        for i, norm in enumerate(self.norms):
+            if not (norm.training and norm.track_running_stats):
+                continue
+            matrix, counts = statistics_tensors(
+                flat.counts, flat.cells, flat.weights, size, self.stats, norm.momentum_text, dtype, device
+            )
+            share = cumulative_share(tracked, counts, dtype) if norm.momentum is None else None
+            for name, value in zip(batch._fields[2 * i : 2 * i + 2], batch[2 * i : 2 * i + 2], strict=True):
+                nodal = getattr(self, name)
+                nodal.copy_(update_statistics(nodal, value, matrix, share))
+        if counts is not None:
+            tracked.add_(counts)
 
     def extra_repr(self) -> str:
         """Shown by ``print``."""
