@@ -140,36 +140,6 @@ def test_blocks_before_the_one_that_refuses_are_set_back():
     assert [(b.scheme, b.n_steps, b.edge) for b in cf.blocks(net)] == [("rk4", 2, "left")] * 2
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_optimizer_state_follows_its_parameters(kind):
-    net, optimizer = trained()
-    if kind == "adamw":
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-        net(X).sum().backward()
-        optimizer.step()
-    finer = cf.refine(net)
-    carried = cf.carry_optimizer(optimizer, net, finer)
-    key = "momentum_buffer" if kind == "sgd" else "exp_avg_sq"
-    old, new = net.stages[1].field.conv1_weight, finer.stages[1].field.conv1_weight
-    assert torch.equal(carried.state[new][key], optimizer.state[old][key].repeat_interleave(2, 0))
-    assert torch.equal(carried.state[finer.classifier.weight][key], optimizer.state[net.classifier.weight][key])
-    assert carried.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
-    assert not cf.carry_optimizer(optimizer, net, finer, state="reset").state
-    half = cf.project(net, n_basis=2)
-    assert (cf.carry_optimizer(optimizer, net, half).state[half.stages[1].field.conv1_weight][key].shape[0]) == 2
-    finer(X).sum().backward()
-    carried.step()
-
-
-def test_carrying_refuses_strangers():
-    net, _ = trained()
-    stranger = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
-    with pytest.raises(ValueError, match="optimizer: got 1 parameters"):
-        cf.carry_optimizer(stranger, net, cf.refine(net))
-    with pytest.raises(ValueError, match="state: got 'keep', accepted: carry, reset"):
-        cf.carry_optimizer(stranger, net, net, state="keep")
-
-
 @pytest.mark.parametrize(
     "call",
     [

@@ -2,9 +2,10 @@
 
 from .basis_module import BasisModule
 from .block import ContinuousBlock
+from .carry import carry_optimizer
 from .conv_field import ConvField
 from .stitch import Stitch
-from .transform import blocks, carry_optimizer, interpolate, project, refine, set_manifestation
+from .transform import blocks, interpolate, project, refine, set_manifestation
 
 __all__ = [
     "BasisModule",

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from ..bases import Basis, Matrix, apply_matrix, interpolation_matrix, projection_matrix, refinement_matrix
-from ..errors import check_choice, check_number
+from ..bases import Basis, Matrix, interpolation_matrix, projection_matrix, refinement_matrix
+from ..errors import check_number
 from .basis_module import BasisModule
 from .block import ContinuousBlock
 from .wrapped import check_rebasable, check_whole
 
 Net = TypeVar("Net", bound=nn.Module)
-
-# optimiser states that hold second moments and must stay nonnegative
-_NONNEGATIVE_STATES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum")
 
 
 def blocks(net: nn.Module) -> list[ContinuousBlock]:
@@ -86,45 +82,6 @@ def set_manifestation(
     return net
 
 
-def carry_optimizer(
-    optimizer: torch.optim.Optimizer, old_net: nn.Module, new_net: nn.Module, *, state: str = "carry"
-) -> torch.optim.Optimizer:
-    """The optimiser of ``old_net`` for ``new_net``, which came from it by :func:`refine` or :func:`project`.
-
-    Hyperparameters and parameter groups are kept. With ``state="carry"`` momentum buffers and the like follow their
-    parameters into the new basis (second moments are clamped at zero); with ``"reset"`` they are dropped, as the
-    code published with arXiv 2008.02389 does.
-
-    Raises:
-        ValueError: an optimised parameter that ``old_net`` or ``new_net`` does not have.
-    """
-    check_choice("state", state, ("carry", "reset"))
-    names = {id(parameter): name for name, parameter in old_net.named_parameters()}
-    targets = dict(new_net.named_parameters())
-    groups = []
-    for group in optimizer.param_groups:
-        missing = [i for i, p in enumerate(group["params"]) if names.get(id(p)) not in targets]
-        if missing:
-            raise ValueError(
-                f"optimizer: got {len(missing)} parameters that old_net or new_net lacks, accepted: parameters of both"
-            )
-        groups.append({**group, "params": [targets[names[id(p)]] for p in group["params"]]})
-    accepted = inspect.signature(type(optimizer).__init__).parameters
-    new = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
-    if state == "reset":
-        return new
-    matrices = _state_matrices(old_net, new_net)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter in optimizer.state:
-                name = names[id(parameter)]
-                new.state[targets[name]] = {
-                    key: _carry(key, value, parameter, matrices.get(name))
-                    for key, value in optimizer.state[parameter].items()
-                }
-    return new
-
-
 def _basis_modules(net: nn.Module) -> list[BasisModule]:
     found = [module for module in net.modules() if isinstance(module, BasisModule)]
     if not found:
@@ -145,26 +102,3 @@ def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis,
     for block in blocks(new):
         block.refresh()
     return new
-
-
-def _state_matrices(old_net: nn.Module, new_net: nn.Module) -> dict[str, Matrix]:
-    """Parameter name -> the exact map of its nodes, for parameters whose basis changed."""
-    new_modules = dict(new_net.named_modules())
-    matrices = {}
-    for path, module in old_net.named_modules():
-        if isinstance(module, BasisModule):
-            other = new_modules[path]
-            assert isinstance(other, BasisModule)
-            if other.basis != module.basis:
-                for name in module.nodal_names("parameter"):
-                    matrices[f"{path}.{name}" if path else name] = projection_matrix(module.basis, other.basis)
-    return matrices
-
-
-def _carry(key: str, value: object, parameter: torch.Tensor, matrix: Matrix | None) -> object:
-    if not isinstance(value, torch.Tensor):
-        return copy.deepcopy(value)
-    if matrix is None or value.shape != parameter.shape:
-        return value.clone()
-    carried = apply_matrix(matrix, value)
-    return carried.clamp_min(0.0) if key in _NONNEGATIVE_STATES else carried

@@ -22,6 +22,20 @@ _WRAPPERS = {
     "FullyShardedDataParallel": _SHARDED,
     "FSDPModule": _SHARDED,
 }
+_INNER = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "AveragedModel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The model inside wrappers that hold its very parameters, whose names it does not change."""
+    while type(net).__name__ in _INNER:
+        net = getattr(net, _INNER[type(net).__name__])
+    return net
 
 
 def check_rebasable(net: nn.Module) -> None:
