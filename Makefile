@@ -21,12 +21,14 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench report aot aot-cuda cuda-extension gpu sanitize wheel clean FORCE
+.PHONY: help demo test test-quick matrix lint bench report aot aot-cuda cuda-extension gpu sanitize wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train a ContinuousNet on images, refine it, evaluate it on other graphs"
 	@echo "make test      run the tests                       make test ARGS='-k refine'"
+	@echo "make test-quick  the part of them that takes under two minutes"
+	@echo "make matrix    parts of them beside other releases of torch, triton, numpy, setuptools: ARGS=2.11-newest"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmark suite on this machine     make bench ARGS=--quick takes a minute"
 	@echo "make report    tables and charts of the committed results into README and docs/"
@@ -44,6 +46,14 @@ demo: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest $(ARGS)
+
+# tests/parts.py says what is in it; make test-quick ARGS=-x
+test-quick: $(READY)
+	$(RUN) tests/parts.py quick $(ARGS)
+
+# resumes where it stopped; 5 to 8 GB for each release of torch, in build/matrix: ARGS=--once keeps one at a time
+matrix:
+	$(PYTHON) tests/matrix.py $(ARGS)
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -182,6 +182,16 @@ def gpu_suite(order: str | None = None, *, tiny: bool = False) -> Iterator[AnyCa
                    dtype="bfloat16")  # fmt: skip
 
 
+def first_suite(*, tiny: bool = False) -> Iterator[AnyCase]:
+    """What a GPU is asked before all else: each kind of kernel once, in cases that torch.compile is quick with."""
+    if tiny:
+        yield Combination(2**10, 4)
+        yield from (Case(part, 4, 4, "midpoint", 1, batch=2) for part in ("eval", "train"))
+        return
+    yield from (Combination(2**24, 4, norm) for norm in (False, True))
+    yield from (Case(part, 16, 32, "rk4_classic", 2, batch=128, dtype="bfloat16") for part in ("eval", "tune", "train"))
+
+
 def level_suite(*, tiny: bool = False) -> Iterator[Case]:
     """Blocks whose levels are timed beside one another on a GPU, most telling first; ``tiny``: for the interpreter."""
     if tiny:

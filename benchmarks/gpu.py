@@ -33,7 +33,7 @@ from gpu_tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, test
 from options import Parser
 
 # by phase, the seconds after which a case that has not ended hangs: it compiles, times, and gets ready
-LIMITS = {"blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
+LIMITS = {"first": 300.0, "blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
 PHASES = ("environment", "build", "smoke", *LIMITS, "tests", "sanitizer")
 GRACE = 30.0  # seconds that a case may take beyond the end
 IDLE = 120.0  # seconds within which a phase begins a case

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cases import Case
-from contenders import Contender, graphed, ours
+from contenders import KINDS, Contender, graphed, ours
 from gate import check_ours, check_run
 from timing import Effort, interleave
 
@@ -20,9 +20,18 @@ FAMILIES = ("triton", "cuda")
 
 
 def measure_levels(
-    case: Case, device: str, effort: Effort, *, seeds: tuple[int, ...], log: Callable[[str], None]
+    case: Case,
+    device: str,
+    effort: Effort,
+    *,
+    seeds: tuple[int, ...],
+    log: Callable[[str], None],
+    others: Callable[[], Sequence[Contender]] = tuple,
 ) -> dict[str, Any]:
     """One row: milliseconds of every level that serves, checked against the reference, and their ratios.
+
+    Args:
+        others: what is timed beside them, made once the levels are known to be right.
 
     Raises:
         GateError: a level computes something else. WrongBackendError: another level ran.
@@ -38,9 +47,13 @@ def measure_levels(
             except RuntimeError as error:
                 log(f"{case.name}: {request} graph left out: {str(error).splitlines()[0]}")
                 left_out.append(f"{request} graph")
-    times = interleave(list(found.values()), effort, device=device)
+    beside = others()
+    times = interleave([*found.values(), *beside], effort, device=device)
     ms = {name: round(1e3 * t.median, 5) for name, t in times.items()}
-    ratios = {f"{a} / {b}": round(ms[a] / ms[b], 3) for a, b in _pairs(list(ms))}
+    ratios = {f"{a} / {b}": round(ms[a] / ms[b], 3) for a, b in _pairs(list(found))}
+    for kind in KINDS:
+        if of_kind := [ms[other.name] for other in beside if other.kind == kind]:
+            ratios |= {f"best {kind} / {name}": round(min(of_kind) / ms[name], 3) for name in found}
     aims = {what: {"least": least, "reached": ratios[what] >= least}
             for (name, what), least in AIMS.items() if name == case.name and what in ratios}  # fmt: skip
     return {

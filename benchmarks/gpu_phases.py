@@ -23,6 +23,33 @@ from gpu_run import LATE, LOST, DeviceLost, Run, add_options
 from options import Parser
 
 
+def first(run: Run) -> None:
+    """Stage combinations, and every level of one block, beside eager PyTorch and torch.compile."""
+    from cases import Case, first_suite
+    from parts import measure
+
+    for case in first_suite(tiny=run.dry):
+        one = _beside_compile if isinstance(case, Case) else lambda run, case: measure(case, _context(run))
+        run.attempt("first", case.name, lambda case=case, one=one: one(run, case))  # type: ignore[misc]
+
+
+def _beside_compile(run: Run, case: Any) -> dict[str, Any]:
+    from contenders import compiled, eager
+    from gpu_levels import measure_levels
+    from parts import ready
+
+    torch.compiler.reset()
+    context = _context(run)
+    modes = ("default",) if run.dry else ("default", "reduce-overhead")  # another tunes for minutes
+
+    def others() -> list[Any]:
+        made = [compiled(case, "channels_last", mode, device=run.device) for mode in modes]
+        return ready(case, [eager(case, "channels_last", device=run.device), *made], context)
+
+    row = measure_levels(case, run.device, context.effort, seeds=context.seeds, log=run.log, others=others)
+    return row | {"left_out": [*row.get("left_out", ()), *context.left_out]}
+
+
 def combine(run: Run) -> None:
     """Bandwidth of stage combinations."""
     _suite(run, "combine", lambda case: case.part == "op")
@@ -47,7 +74,7 @@ def _context(run: Run) -> Any:
     from timing import TINY, Effort
 
     if run.dry:
-        return Context(TINY, "triton", 60.0, run.log, without=("compile", "torchdiffeq", "published loop"), seeds=(1,))
+        return Context(TINY, "triton", 600.0, run.log, without=("compile", "torchdiffeq", "published loop"), seeds=(1,))
     torch.backends.cudnn.benchmark = True
     budget = min(run.options.compile_budget, run.left)
     return Context(Effort(rounds=30, seconds=0.0), "triton", budget, run.log, device="cuda", rates=device_rates("cuda"))
@@ -120,7 +147,7 @@ def _who_trains() -> tuple[str, ...]:
 
 
 PHASES: dict[str, Callable[[Run], None]] = {
-    "blocks": blocks, "choice": choice, "levels": levels, "combine": combine, "training": training,
+    "first": first, "blocks": blocks, "choice": choice, "levels": levels, "combine": combine, "training": training,
 }  # fmt: skip
 
 

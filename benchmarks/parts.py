@@ -68,7 +68,7 @@ def _compare(case: Case, context: Context) -> Row:
     row = _checked(case, mine, context)
     if context.device == "cuda":
         mine += _graphs(case, policies, context)
-    others = _ready(case, baselines(case, context.without, device=context.device), context)
+    others = ready(case, baselines(case, context.without, device=context.device), context)
     row |= _timed(case, [*mine, *others], context)
     if case.part == "net":
         for entry in row["contenders"].values():
@@ -145,7 +145,7 @@ def _batches(case: Case, context: Context) -> Row:
               for f in FORMATS if "eager" not in context.without]  # fmt: skip
     single = replace(case, batch=1)
     if "compile" not in context.without:
-        singles = _ready(single, [compiled(single, f, device=context.device) for f in FORMATS], context)
+        singles = ready(single, [compiled(single, f, device=context.device) for f in FORMATS], context)
         others += [_named(one, f"{one.name} batch=1") for one in singles]
     row, mine = _sweep(found, context, others)
     row["ratios"] = {
@@ -229,7 +229,7 @@ def _checked(case: Case, mine: Sequence[Contender], context: Context) -> Row:
     return _row(case) | {"ran": ran, "gate": gate}
 
 
-def _ready(case: Case, contenders: list[Contender], context: Context) -> list[Contender]:
+def ready(case: Case, contenders: list[Contender], context: Context) -> list[Contender]:
     """Compile what has to be compiled, drop what exceeds the budget, check the rest."""
     ready = []
     for contender in contenders:

@@ -359,7 +359,7 @@ def test_the_driver_imports_neither_torch_nor_the_package():
 
 def test_phases_come_in_the_order_of_what_is_scarce(gpu):
     driver, phases = gpu("gpu"), gpu("gpu_phases")
-    assert driver.PHASES[:5] == ("environment", "build", "smoke", "blocks", "choice")
+    assert driver.PHASES[:6] == ("environment", "build", "smoke", "first", "blocks", "choice")
     assert set(driver.LIMITS) == set(phases.PHASES)
 
 

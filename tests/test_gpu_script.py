@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from contnet_fast.backends import available_backends, choice
 from contnet_fast.backends import triton as backend_triton
@@ -148,6 +150,19 @@ class TestLevels:
         assert "cpu:solve (batch statistics couple the images of a batch" in training["left_out"][0]
         assert any(line.startswith("cuda:solve (") for line in evaluation["left_out"])
         assert tuning["aims"] == {"cpu:stage / cpu:solve": {"least": 1e9, "reached": False}}
+
+    def test_the_first_rows_are_of_every_level_beside_torch_compile(
+        self, phases, levels, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+        assert phases(tmp_path, "first") == 0
+        combination, evaluation, training = rows(tmp_path)
+        assert any(line.startswith("rk_combine") for line in combination["ran"])
+        for row, served in ((evaluation, ["cpu:solve", "cpu:stage"]), (training, ["cpu:stage"])):
+            assert list(row["gate"]) == served
+            assert list(row["ms"]) == [*served, "eager channels_last", "compile channels_last"]
+            assert {f"best compile / {name}" for name in served} < set(row["ratios"])
+        assert "compiling compile channels_last" in capsys.readouterr().out
 
     def test_a_wrong_level_has_no_row(self, phases, levels, tmp_path, monkeypatch):
         right = levels.ours

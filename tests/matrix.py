@@ -1,0 +1,327 @@
+"""The suite beside other releases of torch, Triton, numpy and setuptools: ``make matrix``.
+
+    python tests/matrix.py                                  # every cell, every part; goes on where it stopped
+    python tests/matrix.py 2.11-newest --parts quick compile
+    python tests/matrix.py --table
+
+Each release of torch has a virtual environment and a copy of this checkout with its own extension in
+``build/matrix``, 5 to 8 GB on Linux x86_64, where PyPI's torch has CUDA; ``--once`` removes each after its last cell.
+A row of ``build/matrix/rows.jsonl`` is the outcome of one part in one cell, of these sources: what has a row is not run
+again (``--again`` does). A cell that cannot be installed is said so and left out. Exit status 1: a part failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from parts import PARTS, files, one_of
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from options import Parser, checked  # noqa: E402
+
+FOLDER = ROOT / "build" / "matrix"
+LIMIT = 3600  # seconds of a part, and of each step of an installation
+TOOLS = (
+    "hypothesis pytest pytest-benchmark torchdiffeq matplotlib pillow rich safetensors scikit-learn tomli build wheel"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Releases that are tested together. torch asks for a Triton of its own; others go with it all the same."""
+
+    python: str
+    torch: str
+    triton: str
+    numpy: str
+    setuptools: str
+
+    def __str__(self) -> str:
+        return (
+            f"Python {self.python}, torch {self.torch}, triton {self.triton}, numpy {self.numpy}, "
+            f"setuptools {self.setuptools}"
+        )
+
+
+CELLS = {  # oldest, newest: the numpy and setuptools that this Python and this torch accept
+    "2.10-oldest": Cell("3.10", "2.10.0", "3.6.0", "1.23.5", "64.0.3"),
+    "2.10-newest": Cell("3.10", "2.10.0", "3.6.0", "2.2.6", "84.2.1"),
+    "2.11-oldest": Cell("3.12", "2.11.0", "3.6.0", "1.26.0", "66.1.1"),
+    "2.11-newest": Cell("3.12", "2.11.0", "3.6.0", "2.4.6", "81.0.0"),
+    "2.13-oldest": Cell("3.11", "2.13.0", "3.6.0", "1.23.5", "77.0.3"),
+    "2.13-newest": Cell("3.11", "2.13.0", "3.7.1", "2.4.6", "84.2.1"),
+    "2.14-oldest": Cell("3.11", "2.14.1", "3.8.0", "1.23.5", "77.0.3"),
+    "2.14-newest": Cell("3.11", "2.14.1", "3.9.0", "2.4.6", "84.2.1"),
+}
+
+
+class Impossible(Exception):
+    """Why a cell cannot be installed here."""
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# ---- a cell's environment
+
+
+def interpreter(version: str) -> str:
+    """A Python of this release: this one, one on the path, or one of pyenv's."""
+    if sys.version.startswith(f"{version}."):
+        return sys.executable
+    places = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    for place in filter(None, places):
+        asked = [str(place), "-c", "import sys, venv; print(sys.version)"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.startswith(f"{version}."):
+            return str(place)
+    raise Impossible(f"no Python {version}")
+
+
+def run(words: Sequence[str], cwd: Path = ROOT, **env: str) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CONTNET_FAST", "PYTHONPATH", "TRITON"))}
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Impossible(f"{' '.join(words[1:6])} ...: stopped after {LIMIT} s") from None
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "rror:" in line]
+        raise Impossible(f"{' '.join(words[1:6])} ...: {' / '.join(lines[-3:]) or f'exit {done.returncode}'}")
+
+
+def home(cell: Cell) -> Path:
+    """The folder of its torch."""
+    return FOLDER / f"torch-{cell.torch}-py{cell.python}"
+
+
+def prepare(cell: Cell) -> Path:
+    """The folder of the cell's torch, with exactly the cell's packages and this checkout installed there.
+
+    Raises:
+        Impossible: something cannot be installed or built.
+    """
+    folder = home(cell)
+    python = str(folder / "venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pins = [f"numpy=={cell.numpy}", f"setuptools=={cell.setuptools}"]
+    if not (folder / "venv" / "torch").exists():
+        say(f"installing torch {cell.torch} into {folder.relative_to(ROOT)}")
+        run([interpreter(cell.python), "-m", "venv", str(folder / "venv")])
+        run([*pip, f"torch=={cell.torch}", "ninja"])
+        (folder / "venv" / "torch").touch()
+    installed = folder / "venv" / "cell"
+    if not installed.exists() or installed.read_text() != str(cell):
+        installed.unlink(missing_ok=True)
+        run([*pip, *TOOLS.split(), pins[0], f"torch=={cell.torch}"])
+        run([*pip, "--no-deps", pins[1], f"triton=={cell.triton}"])
+        installed.write_text(str(cell))
+    source = folder / "source"
+    copy_sources(source)
+    for made in (source / "contnet_fast").glob("_C*.so"):
+        made.unlink()
+    # objects of what did not change stay in the copy's build folder, which an editable install would not use
+    run([python, "setup.py", "--quiet", "build_ext", "--inplace"], source, CONTNET_FAST_BUILD="cpu")
+    run([*pip, "--no-build-isolation", "--no-deps", "--editable", str(source)], CONTNET_FAST_BUILD="none")
+    return folder
+
+
+@cache
+def sources() -> tuple[str, ...]:
+    """Files of the checkout, those that are not yet in git too."""
+    git = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return tuple(sorted(name for name in listed if (ROOT / name).is_file()))
+
+
+def copy_sources(to: Path) -> None:
+    """Those that differ, so that only they are compiled again."""
+    for name in sources():
+        old, new = to / name, ROOT / name
+        if not old.exists() or old.read_bytes() != new.read_bytes():
+            old.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(new, old)
+    for path in [p for top in ("contnet_fast", "csrc", "tests") for p in (to / top).rglob("*.*")]:
+        name = path.relative_to(to).as_posix()
+        if path.is_file() and name not in sources() and path.suffix not in (".so", ".pyc"):
+            path.unlink()
+
+
+def code() -> str:
+    """A digest of what the outcome may depend on."""
+    digest = hashlib.sha256()
+    for name in sources():
+        if name.startswith(("contnet_fast/", "csrc/", "tests/", "setup.py", "pyproject.toml")):
+            digest.update(name.encode() + (ROOT / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    git = ["git", "-c", "safe.directory=*"]
+    ask = [[*git, "rev-parse", "--short=8", "HEAD"], [*git, "status", "--porcelain"]]
+    head, changed = (subprocess.run(q, cwd=ROOT, capture_output=True, text=True, check=False).stdout for q in ask)
+    return head.strip() + ("-dirty" if changed.strip() else "")
+
+
+# ---- a part in a cell
+
+COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
+
+
+def attempt(folder: Path, name: str, part: str, limit: float) -> dict[str, Any]:
+    """Its counts, and what failed by name; a part that does not end is ``late``, which is no failure."""
+    source = folder / "source"
+    words = [str(folder / "venv" / "bin" / "python"), "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    words += files(part, source / "tests")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CONTNET_FAST", "PYTHONPATH"))}
+    start = time.monotonic()
+    log = FOLDER / f"{name}-{part}.log"
+    with log.open("w") as file:
+        try:
+            status = subprocess.run(
+                words, cwd=source, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = None
+    text = log.read_text(errors="replace")
+    counts = {word: int(n) for n, word in COUNT.findall(text[-500:])}
+    bad = re.findall(r"^(?:FAILED|ERROR) (\S+::\S+|\S+)", text, flags=re.M)
+    row = {"counts": counts, "bad": bad, "seconds": round(time.monotonic() - start), "log": log.name}
+    if status is None:
+        return {**row, "late": True}
+    if status and not bad:
+        row["bad"] = [f"pytest: exit {status}"]
+    return row
+
+
+def outcome(row: dict[str, Any]) -> str:
+    if "impossible" in row:
+        return "not installed"
+    if row.get("late"):
+        return f"stopped after {row['seconds']} s"
+    counts = row["counts"]
+    words = [f"{counts.get('passed', 0)} passed"]
+    words += [f"{len(row['bad'])} failed"] if row["bad"] else []
+    words += [f"{counts['skipped']} skipped"] if counts.get("skipped") else []
+    return ", ".join(words)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The latest row of each part in each cell, in Markdown."""
+    latest = {(row["cell"], row["part"]): row for row in rows}
+    lines = []
+    for name, cell in CELLS.items():
+        parts = [p for p in ("install", *PARTS) if (name, p) in latest]
+        if not parts:
+            continue
+        lines += ["", f"**{name}**: {cell}", "", "| part | outcome | commit | date |", "|---|---|---|---|"]
+        for part in parts:
+            row = latest[name, part]
+            lines.append(f"| {part} | {outcome(row)} | {row['commit']} | {row['date']} |")
+            lines += [f"|  | {bad} | | |" for bad in row.get("bad", ())]
+    return "\n".join(lines[1:])
+
+
+# ---- the command
+
+
+class Ledger:
+    """The rows of earlier runs and of this one, and what they are of."""
+
+    def __init__(self) -> None:
+        self.path = FOLDER / "rows.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self.new: list[dict[str, Any]] = []
+        self.code, self.commit = code(), commit()
+
+    def done(self, name: str, part: str) -> dict[str, Any] | None:
+        """The latest row of these sources; one that was stopped is not done."""
+        of = (name, part, self.code, str(CELLS[name]))
+        found = [row for row in self.rows if (row["cell"], row["part"], row["code"], row["releases"]) == of]
+        return found[-1] if found and not found[-1].get("late") else None
+
+    def write(self, name: str, part: str, row: dict[str, Any]) -> None:
+        """Add a row, and say what is in it."""
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+        of = {"cell": name, "part": part, "code": self.code, "commit": self.commit, "date": date}
+        whole = {**of, "releases": str(CELLS[name]), **row}
+        self.rows.append(whole)
+        self.new.append(whole)
+        with self.path.open("a") as file:
+            file.write(json.dumps(whole) + "\n")
+        say(f"{name} {part}: {outcome(row)} ({row.get('seconds', 0)} s)")
+        for bad in row.get("bad", ()):
+            say(f"  FAILED {bad}  (build/matrix/{row['log']})")
+
+
+def run_cell(name: str, options: argparse.Namespace, ledger: Ledger) -> None:
+    """The parts of a cell that have no row."""
+    wanted = [part for part in options.parts or PARTS if options.again or ledger.done(name, part) is None]
+    if not wanted:
+        say(f"{name}: done before")
+        return
+    try:
+        folder = prepare(CELLS[name])
+    except Impossible as error:
+        say(f"{name} left out: {error}")
+        ledger.write(name, "install", {"impossible": str(error)})
+        return
+    if options.install:
+        say(f"{name}: installed")
+        return
+    for part in wanted:
+        ledger.write(name, part, attempt(folder, name, part, options.limit))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; the exit status."""
+    p = Parser("matrix.py", __doc__)
+    cell, part = checked(one_of("cell", CELLS)), checked(one_of("part", PARTS))
+    p.add_argument("cells", nargs="*", type=cell, metavar="CELL", help=f"of {', '.join(CELLS)}")
+    p.add_argument("--parts", nargs="+", type=part, metavar="PART", help=f"of {', '.join(PARTS)}")
+    p.add_argument(
+        "--install", action="store_true", help="install the cells and run nothing; 1 where that is impossible"
+    )
+    p.add_argument("--again", action="store_true", help="run what has a row too")
+    p.add_argument("--once", action="store_true", help="remove an environment after its last cell")
+    p.add_argument("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds of a part; default {LIMIT}")
+    p.add_argument("--table", action="store_true", help="print what there is and run nothing")
+    options = p.parse_args(argv)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger()
+    if options.table:
+        say(table(ledger.rows))
+        return 0
+    cells = options.cells or list(CELLS)
+    for i, name in enumerate(cells):
+        run_cell(name, options, ledger)
+        if options.once and home(CELLS[name]) not in [home(CELLS[later]) for later in cells[i + 1 :]]:
+            shutil.rmtree(home(CELLS[name]), ignore_errors=True)
+    if options.install:
+        return 1 if any("impossible" in row for row in ledger.new) else 0
+    found = [ledger.done(name, part) for name in cells for part in options.parts or PARTS]
+    rows = [row for row in ledger.rows if row["code"] == ledger.code and row["cell"] in cells]
+    say("\n" + table(rows))
+    return 1 if any(row["bad"] for row in found if row) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The matrix of releases: its parts are files, its cells what the package claims, and it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matrix
+import parts
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_file_is_in_one_part_at_most_and_there():
+    names = [file for part in parts.PARTS for file in parts.files(part)]
+    assert len(names) == len(set(names))
+    assert [name for name in names if not Path(name).is_file()] == []
+
+
+def test_what_the_package_claims_is_in_the_matrix():
+    project = (ROOT / "pyproject.toml").read_text()
+    cells = matrix.CELLS.values()
+
+    def numbers(text):
+        return tuple(map(int, text.split(".")))
+
+    def least(name):
+        return numbers(re.search(rf'"{name}>=([\d.]+)', project)[1])
+
+    for name in ("torch", "triton", "numpy"):
+        oldest = min(numbers(getattr(cell, name)) for cell in cells)
+        assert oldest[: len(least(name))] == least(name), name
+    assert min(numbers(cell.setuptools) for cell in cells)[:1] == least("setuptools")
+    pythons = {cell.python for cell in cells}
+    assert {f"Programming Language :: Python :: {version}" for version in pythons} <= set(
+        re.findall(r'"(Programming Language [^"]*)"', project)
+    )
+    assert f"torch >= {'.'.join(map(str, least('torch')))}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "message"),
+    [
+        ("matrix", ["2.11-newst"], "got '2.11-newst', accepted: 2.10-oldest, .* \\(did you mean 2.11-newest\\?\\)"),
+        ("matrix", ["--parts", "quik"], "got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
+        ("matrix", ["--agian"], "unrecognized arguments: --agian \\(did you mean --again\\?\\)"),
+        ("parts", ["quik"], "part: got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
+        ("parts", [], "part: got '', accepted: quick"),
+    ],
+)
+def test_a_typo_is_named(program, words, message):
+    done = subprocess.run(
+        [sys.executable, f"tests/{program}.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
+
+
+@pytest.fixture
+def outcomes(monkeypatch, tmp_path):
+    """What each part comes to in cells that need no installation; the list of those that were run is ``run``."""
+    found = {}
+    found["run"] = []
+
+    def attempt(folder, name, part, limit):
+        found["run"].append((name, part))
+        return {"counts": {"passed": 3}, "bad": [], "seconds": 1, "log": "x", **found.get(part, {})}
+
+    def prepare(cell):
+        if "impossible" in found:
+            raise matrix.Impossible(found["impossible"])
+        return tmp_path
+
+    for name, value in {"FOLDER": tmp_path, "attempt": attempt, "prepare": prepare}.items():
+        monkeypatch.setattr(matrix, name, value)
+    return found
+
+
+ARGS = ["2.11-newest", "--parts", "quick", "compile"]
+
+
+def test_what_is_done_is_not_run_again_unless_the_sources_change(outcomes, monkeypatch, capsys):
+    assert matrix.main(ARGS) == matrix.main(ARGS) == 0
+    assert outcomes["run"] == [("2.11-newest", "quick"), ("2.11-newest", "compile")]
+    assert matrix.main([*ARGS, "--again"]) == 0
+    assert len(outcomes["run"]) == 4
+    monkeypatch.setattr(matrix, "code", lambda: "other")
+    assert matrix.main(ARGS) == 0
+    assert len(outcomes["run"]) == 6
+    assert "| compile | 3 passed |" in capsys.readouterr().out
+
+
+def test_a_failure_is_named_and_remembered(outcomes, capsys):
+    outcomes["quick"] = {"bad": ["tests/test_x.py::test_y"], "counts": {"passed": 2, "skipped": 1}}
+    assert matrix.main(ARGS) == matrix.main(ARGS) == 1
+    assert "| quick | 2 passed, 1 failed, 1 skipped |" in capsys.readouterr().out
+
+
+def test_a_part_that_does_not_end_is_no_failure_and_is_run_again(outcomes):
+    outcomes["quick"] = {"late": True}
+    assert matrix.main(ARGS) == matrix.main(ARGS) == 0
+    assert [part for _, part in outcomes["run"]] == ["quick", "compile", "quick"]
+
+
+def test_a_cell_that_cannot_be_installed_is_said_so_and_left_out(outcomes, capsys):
+    outcomes["impossible"] = "no Python 3.12"
+    assert matrix.main(ARGS) == 0
+    assert outcomes["run"] == []
+    assert "2.11-newest left out: no Python 3.12\n" in capsys.readouterr().out
+    assert matrix.main([*ARGS, "--install"]) == 1
+
+
+def test_installing_runs_nothing(outcomes):
+    assert matrix.main([*ARGS, "--install"]) == 0
+    assert outcomes["run"] == []
+
+
+def test_counts_and_names_are_read_from_what_pytest_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "source" / "tests").mkdir(parents=True)
+    text = "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
+    (tmp_path / "source" / "tests" / "test_x.py").write_text(text)
+    monkeypatch.setitem(parts.PARTS, "quick", "x")
+    row = matrix.attempt(tmp_path, "2.11-newest", "quick", 60)
+    assert row["counts"] == {"failed": 1, "passed": 1, "skipped": 1}
+    assert row["bad"] == ["tests/test_x.py::test_b"]
+    late = matrix.attempt(tmp_path, "2.11-newest", "quick", 0.01)
+    assert late["late"]
+    assert json.dumps(late)
