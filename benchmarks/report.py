@@ -19,6 +19,7 @@ from odeint_report import SECTIONS as ODEINT_SECTIONS
 from options import Parser
 from results_file import Results, Row, committed, load
 from rows import RESULTS, ROOT, read
+from study_report import draw_panels, studies
 from training_report import chart, tables, training_rows
 
 from contnet_fast.files import writable_folder, write_text
@@ -26,8 +27,8 @@ from contnet_fast.files import writable_folder, write_text
 KINDS = {"compile": "best compile", "eager": "best eager", "torchdiffeq": "best torchdiffeq",
          "published loop": "best published loop"}  # fmt: skip
 HEADS = [f"{kind} / ours" for kind in KINDS]
-DOCS = ("README.md", "docs/performance.md", "docs/odeint.md")
-MARK = re.compile(r"(<!-- results: ([\w ]+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
+DOCS = ("README.md", "docs/performance.md", "docs/odeint.md", "docs/experiments.md")
+MARK = re.compile(r"(<!-- results: ([\w -]+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
@@ -200,6 +201,8 @@ def section(name: str, everyone: Sequence[Results]) -> str:
         return "\n\n".join(
             f"{tables(rows)}\n\n![{caption}](@images/bench-{path.stem}.svg)" for path, rows in trainings().items()
         )
+    if name.startswith("study "):
+        return studies(name)
     found = []
     for results in everyone:
         text = charts(name, results) if name.startswith("charts") else SECTIONS[name](results)
@@ -264,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(everyone, ROOT / "docs/images", formats=("svg",))
         for path, rows in trainings().items():
             chart(rows, ROOT / f"docs/images/bench-{path.stem}", ("svg",))
+        draw_panels("digits", ROOT / "docs/images/crossed.png")
     print(f"{'not up to date' if args.check else 'changed'}: {', '.join(stale) or 'nothing'}")
     return 1 if args.check and stale else 0
 

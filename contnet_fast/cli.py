@@ -139,10 +139,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     info = add("info", "versions and backends of this installation", _info)
     info.add_argument("--json", action="store_true", help="as JSON")
 
-    demo = add("demo", "train, refine, evaluate and compress a ContinuousNet on handwritten digits", _demo)
+    demo = add("demo", "a crossed study on handwritten digits: schemes and schedules, evaluated and compressed", _demo)
     demo.add_argument("--out", metavar="DIR", type=Path, help="folder for runs and pictures (default: runs/demo)")
-    demo.add_argument("--epochs", default="24", help="epochs of each of the two trainings")
-    demo.add_argument("--seed", default="1")
+    demo.add_argument("--epochs", default="18", help="epochs of each of the eight trainings")
+    demo.add_argument("--seed", default="1", help="the first of two")
     return parser, commands
 
 

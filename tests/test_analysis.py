@@ -165,14 +165,17 @@ def test_pictures_are_written_whole(net, score, tmp_path):
     ]
     study = StudyResult("euler", 0.1, (0.1, 0.01), (1e-3, 1e-1), 1e-6)
     plots.heatmap(tmp_path / "a.png", rows, title="a")
-    plots.manifestation_curves(tmp_path / "b.png", [("a", 4, rows), ("b", 4, rows)])
+    cell = {
+        **{"scheme": "rk4", "n_steps": 3, "projected": {"2": {"3": 0.9}}},
+        "accuracy": {s: {"1": 0.5, "3": 1.0} for s in ("euler", "rk4")},
+    }
+    plots.crossed_panels(tmp_path / "b.png", [("a", cell), ("b", cell), ("c", cell)])
     plots.training_curves(tmp_path / "c.png", [("a", history)])
-    plots.compression(tmp_path / "d.png", [("a", compression_table(net, score, sizes=[2]))])
     plots.integrator_errors(tmp_path / "e.png", [study], [("euler", [1e-2, 1e-3])])
     for path in sorted(tmp_path.iterdir()):
         with Image.open(path) as picture:
             assert min(picture.size) > 200
             assert picture.convert("L").getextrema()[0] < 100
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(OSError, match="nowhere"):
         plots.heatmap(tmp_path / "nowhere" / "a.png", rows, title="a")

@@ -23,8 +23,8 @@ def student(freedom: int) -> float:
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return z + sum(term / freedom**i for i, term in enumerate(terms, 1))
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,16 @@ def outcomes(record: Mapping[str, Any]) -> dict[str, float]:
     return {"own": 100 * own} | {name: 100 * (value - own) for name, value in lowest.items()}
 
 
+def averaged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several of the same scheme and schedule, with the means of their accuracies."""
+    first = records[0]
+
+    def means(name: str) -> dict[str, dict[str, float]]:
+        return {row: {n: mean(r[name][row][n] for r in records) for n in first[name][row]} for row in first[name]}
+
+    return {**first, "accuracy": means("accuracy"), "projected": means("projected")}
+
+
 def study_effects(
     records: Sequence[Mapping[str, Any]], *, schemes: tuple[str, str], schedules: tuple[str, str]
 ) -> dict[str, Crossed]:
@@ -159,35 +169,43 @@ def findings(effects: Mapping[str, Crossed], *, schedule: str = "refinement", sc
     groups: dict[str, list[str]] = {}
     for outcome, found in effects.items():
         if outcome != "own":
-            text = _verdict(found.schedule.verdict, found.scheme.verdict, schedule, scheme, found.scheme.n)
-            groups.setdefault(text, []).append(outcome)
-    sentences = [_sentence(f"{_places(outcomes)}, {text}") for text, outcomes in groups.items()]
-    for outcome, found in effects.items():
-        if outcome != "own" and found.interaction.verdict in ("up", "down"):
-            under = [f"{e} under the schedule {name!r}" for name, e in found.scheme_under.items()]
-            sentences.append(
-                _sentence(f"{_places([outcome])} the two depend on each other: {scheme} does {' and '.join(under)}")
-            )
-    return sentences
+            groups.setdefault(_finding(found, schedule, scheme), []).append(outcome)
+    return [_sentence(f"{_places(outcomes)}, {text}") for text, outcomes in groups.items()]
 
 
-def _verdict(of_schedule: str, of_scheme: str, schedule: str, scheme: str, seeds: int) -> str:
-    """One clause for the two factors."""
-    known = {
+def _finding(found: Crossed, schedule: str, scheme: str) -> str:
+    """What is true of one outcome."""
+    together = {
         ("up", "up"): f"both {schedule} and {scheme} keep accuracy",
         ("up", "none"): f"{schedule}, not the integrator, keeps accuracy",
         ("none", "up"): f"{scheme}, not {schedule}, keeps accuracy",
         ("none", "none"): f"neither {schedule} nor the integrator changes accuracy by {MARGIN:g} point",
     }
-    if (of_schedule, of_scheme) in known:
-        return known[of_schedule, of_scheme]
-    does = {
-        "up": "{} keeps accuracy",
-        "down": "{} costs accuracy",
-        "none": "{} changes accuracy by less than " + f"{MARGIN:g} point",
-        "open": "what {} does is not settled by " + f"{seeds} seeds",
+    first = _role(found.schedule, found.schedule_under, found.interaction)
+    second = _role(found.scheme, found.scheme_under, found.interaction)
+    if (first, second) in together:
+        return together[first, second]
+    of_schedule = _clause(schedule, first, found.schedule_under, found.schedule.n)
+    return f"{of_schedule}, and {_clause(scheme, second, found.scheme_under, found.scheme.n)}"
+
+
+def _role(main: Effect, under: Mapping[str, Effect], interaction: Effect) -> str:
+    """The verdict on a factor, ``"depends"`` where it is another under each level of the other factor."""
+    apart = len({e.verdict for e in under.values()}) > 1
+    return "depends" if interaction.verdict in ("up", "down") and apart else main.verdict
+
+
+def _clause(what: str, role: str, under: Mapping[str, Effect], seeds: int) -> str:
+    """What one factor does."""
+    if role == "depends":
+        return f"{what} brings " + " and ".join(f"{e} points under {name!r}" for name, e in under.items())
+    words = {
+        "up": f"{what} keeps accuracy",
+        "down": f"{what} costs accuracy",
+        "none": f"{what} changes accuracy by less than {MARGIN:g} point",
+        "open": f"what {what} does is not settled by {seeds} seeds",
     }
-    return f"{does[of_schedule].format(schedule)}, and {does[of_scheme].format(scheme)}"
+    return words[role]
 
 
 def _places(outcomes: Sequence[str]) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from ..files import write_atomically
@@ -44,16 +46,26 @@ def heatmap(path: Path, rows: Sequence[Manifestation], *, title: str) -> None:
     axes.set_title(title)
     for i, scheme in enumerate(schemes):
         for j, n in enumerate(steps):
-            red, green, blue, _ = picture.cmap(norm(errors[i][j]))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             text = f"{100 * scores[scheme, n].accuracy:.1f}"
-            axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
-    bar = figure.colorbar(picture, ax=axes, label="accuracy, %", pad=0.02)
+            axes.text(j, i, text, ha="center", va="center", color=_ink(picture.cmap(norm(errors[i][j]))))
+    _accuracy_bar(figure, picture, axes)
+    _save(figure, path)
+
+
+def _ink(colour: tuple[float, ...]) -> str:
+    """Of a text on ``colour``."""
+    red, green, blue = colour[:3]
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+
+
+def _accuracy_bar(figure: Figure, coloured: ScalarMappable, axes: Any) -> None:
+    """The scale of a picture whose colours are errors, labelled with accuracies in %."""
+    least, most = coloured.get_clim()
+    bar = figure.colorbar(coloured, ax=axes, label="accuracy, %", pad=0.02)
     bar.ax.invert_yaxis()
     ticks = [error for error in TICKS if 0.999 * least <= error <= 1.001 * most]
     bar.set_ticks(ticks, labels=[f"{100 * (1 - error):g}" for error in ticks], minor=False)
     bar.minorticks_off()
-    _save(figure, path)
 
 
 def _error(score: Score) -> float:
@@ -61,26 +73,44 @@ def _error(score: Score) -> float:
     return max(1.0 - score.accuracy, 0.5 / score.n_images)
 
 
-def manifestation_curves(path: Path, nets: Sequence[tuple[str, int, Sequence[Manifestation]]]) -> None:
-    """Accuracy against N for every scheme, one panel for each net: (title, N it was trained with, rows)."""
-    figure = _figure(4.3 * len(nets) + 0.6, 3.6)
-    axes = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
-    for panel, (title, trained, rows) in zip(axes, nets, strict=True):
-        for i, scheme in enumerate(dict.fromkeys(row.scheme for row in rows)):
-            points = [(row.n_steps, row.score.accuracy) for row in rows if row.scheme == scheme]
-            x, y = zip(*sorted(points), strict=True)
-            panel.plot(x, y, marker=MARKERS[i % 6], color=COLOURS[i % 6], label=scheme, markersize=4)
-        panel.axvline(trained, color="0.6", linestyle=":", zorder=0)
-        panel.set_xscale("log", base=2)
-        ticks = sorted({row.n_steps for row in rows})
-        panel.set_xticks([n for n in ticks if n & (n - 1) == 0], [str(n) for n in ticks if n & (n - 1) == 0])
-        panel.minorticks_off()
-        panel.set_xlabel("steps N (dotted: as trained)")
-        panel.set_title(title)
-        panel.grid(alpha=0.3)
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes[0].set_ylabel("accuracy")
-    axes[-1].legend(loc="lower right", fontsize=8)
+def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Accuracy of several networks side by side, one panel for each (title, record of a cell of a crossed study).
+
+    Scheme by rows and N by columns, the projections to K functions in columns of their own, the discretization of
+    training framed. Colours are by the error, on one logarithmic scale for all panels.
+    """
+    columns = 2 if len(panels) > 1 else 1
+    lines = -(-len(panels) // columns)
+    figure = _figure(5.4 * columns + 0.9, 1.85 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    norm = LogNorm(0.003, 0.9, clip=True)
+    colours = ScalarMappable(norm, "viridis_r")
+    for panel, (title, record) in zip(axes.flat, panels, strict=False):
+        schemes, steps = list(record["accuracy"]), list(record["accuracy"][record["scheme"]])
+        sizes = list(record["projected"])
+        own = schemes.index(record["scheme"])
+        values: dict[tuple[int, float], float] = {}
+        for i, scheme in enumerate(schemes):
+            values |= {(i, j): record["accuracy"][scheme][n] for j, n in enumerate(steps)}
+        for j, size in enumerate(sizes):
+            values[own, len(steps) + 0.5 + j] = record["projected"][size][str(record["n_steps"])]
+        for (i, x), accuracy in values.items():
+            colour = colours.cmap(norm(max(1.0 - accuracy, 0.003)))
+            panel.add_patch(Rectangle((x - 0.5, i - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
+            panel.text(x, i, f"{100 * accuracy:.1f}", ha="center", va="center", color=_ink(colour), fontsize=8)
+        place = (steps.index(str(record["n_steps"])) - 0.5, own - 0.5)
+        panel.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2.5, zorder=3))
+        panel.set_xlim(-0.6, len(steps) + len(sizes) + 0.1)
+        panel.set_ylim(len(schemes) - 0.4, -0.6)
+        ticks = [*range(len(steps)), *(len(steps) + 0.5 + j for j in range(len(sizes)))]
+        panel.set_xticks(ticks, [*(f"N={n}" for n in steps), *(f"K={k}" for k in sizes)], fontsize=8)
+        panel.set_yticks(range(len(schemes)), schemes, fontsize=8)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        panel.set_title(title, fontsize=10)
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    _accuracy_bar(figure, colours, axes)
     _save(figure, path)
 
 
@@ -105,27 +135,6 @@ def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any
         panel.set_xlabel("epoch (dotted: refinement)")
         panel.grid(alpha=0.3)
     right.legend(loc="lower right", fontsize=8)
-    _save(figure, path)
-
-
-def compression(path: Path, nets: Sequence[tuple[str, Sequence[Manifestation]]]) -> None:
-    """Accuracy against parameters after projection, at the N of training, for (name, rows of a compression table)."""
-    figure = _figure(5.4, 3.6)
-    axes = figure.add_subplot()
-    for i, (name, rows) in enumerate(nets):
-        kept = [row for row in rows if row.n_steps == rows[0].n_steps]
-        x, y = [row.parameters for row in kept], [row.score.accuracy for row in kept]
-        axes.plot(x, y, marker=MARKERS[i % 6], color=COLOURS[i % 6], label=name)
-        for row in kept:
-            place = (row.parameters, row.score.accuracy)
-            axes.annotate(f"K = {row.n_basis}", place, xytext=(4, -10), textcoords="offset points", fontsize=8)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f} k")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("accuracy without retraining")
-    axes.margins(x=0.12, y=0.12)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
     _save(figure, path)
 
 

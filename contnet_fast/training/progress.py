@@ -12,10 +12,15 @@ from .config import Config
 
 
 class ConsoleReporter:
-    """A bar with loss, accuracy, images/s and time left on a terminal; lines everywhere. Use it in ``with``."""
+    """A bar with loss, accuracy, images/s and time left on a terminal; lines everywhere. Use it in ``with``.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        lines: print a line for the run and for each of its epochs and refinements.
+    """
+
+    def __init__(self, console: Console, *, lines: bool = True) -> None:
         self.console = console
+        self._lines = lines
         self._task: TaskID | None = None
         self._status: dict[str, float] = {}
         self._progress = Progress(
@@ -43,7 +48,9 @@ class ConsoleReporter:
     def start(self, config: Config, parameters: int, work: int, done: int) -> None:
         """Print what is trained and show the bar."""
         graph = f", {config.scheme}, K = {config.n_basis}, N = {config.n_steps}" if config.is_continuous else ""
-        self.console.print(f"{config.model} on {config.data}{graph}: {parameters:,} parameters, {config.epochs} epochs")
+        text = f"{config.model} on {config.data}{graph}: {parameters:,} parameters, {config.epochs} epochs"
+        if self._lines:
+            self.console.print(text)
         self._task = self._progress.add_task("training", total=work, completed=done, status="")
 
     def batch(self, work: int, status: dict[str, float]) -> None:
@@ -59,6 +66,8 @@ class ConsoleReporter:
 
     def record(self, record: dict[str, Any]) -> None:
         """Print a finished epoch or refinement."""
+        if not self._lines:
+            return
         if record["event"] == "refine":
             self.console.print(
                 f"  refined to K = {record['n_basis']}, N = {record['n_steps']}: validation accuracy "
