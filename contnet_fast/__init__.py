@@ -9,7 +9,16 @@ from .explain import Plan, explain
 from .functional import rk_combine, rk_combine_error, rk_solve
 from .info import info
 from .models.published import load_reference_checkpoint
-from .nn import blocks, carry_optimizer, interpolate, project, refine, set_manifestation
+from .nn import (
+    blocks,
+    carry_optimizer,
+    interpolate,
+    no_weight_decay,
+    parameter_groups,
+    project,
+    refine,
+    set_manifestation,
+)
 from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event
 from .tableaus import SCHEMES, ButcherTableau, get_tableau
 from .timegrid import time_grid
@@ -34,10 +43,12 @@ __all__ = [
     "load_reference_checkpoint",
     "models",
     "nn",
+    "no_weight_decay",
     "odeint",
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "parameter_groups",
     "project",
     "record_runs",
     "refine",

@@ -108,7 +108,14 @@ OPTIONS = [
     {},
     {"optimizer": "adamw", "lr": 3e-3, "ema": 0.9, "warmup_epochs": 0.5},
     {"amp": "bfloat16", "grad_clip": 1.0, "refine_variance": 0.1, "save_every": 2, "channels_last": True},
-    {"refine_state": "reset", "norm": "group", "basis": "hat", "skip_init": True, "nesterov": True},
+    {
+        "refine_state": "reset",
+        "norm": "group",
+        "basis": "hat",
+        "skip_init": True,
+        "nesterov": True,
+        "weight_decay_on": "weights",
+    },
     {"random_discretization": ("euler:1", "rk4:2", "midpoint:3"), "n_basis": 2, "n_steps": 2, "save_every": 2},
 ]
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import check_count, check_number
-from ..nn import ContinuousBlock, ConvField, Stitch
+from ..nn import ContinuousBlock, ConvField, Stitch, no_weight_decay
 from ..nn.stitch import make_norm
 
 
@@ -104,6 +104,10 @@ class ContinuousNet(nn.Module):
         """Logits [B, num_classes] of images [B, in_channels, H, W]."""
         x = self.head_norm(self.stages(self.stem(x)))
         return self.classifier(x.mean(dim=(2, 3)))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, as timm reads them."""
+        return no_weight_decay(self)
 
 
 class WideContinuousNet(ContinuousNet):

@@ -42,8 +42,7 @@ from typing import Any
 
 import torch
 
-from ..errors import check_count
-from ..nn import Stitch
+from ..errors import check_count, check_number
 from .continuousnet import ContinuousNet
 
 _PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
@@ -94,6 +93,7 @@ def load_reference_checkpoint(
     n_basis = int(first.shape[0])
     cells = n_basis if initial_cells is None else check_count("initial_cells", initial_cells)
     check_count("steps_per_cell", steps_per_cell)
+    scale = float(cells) if eps is None else check_number("eps", eps)
     net = ContinuousNet(
         int(stem.shape[1]),
         int(weights.tensors[head[0]].shape[0]),
@@ -103,12 +103,10 @@ def load_reference_checkpoint(
         order=order,
         norm="batch" if batch else "none",
         skip_init=fields[0] + "skip_init.weight" in weights.tensors,
-        eps=float(cells) if eps is None else eps,
+        eps=scale,
+        stitch_eps=scale / (cells * steps_per_cell),
         **{"n_steps": n_basis * steps_per_cell, "edge": "reference_fp32", **options},
     )
-    for stitch in net.modules():
-        if isinstance(stitch, Stitch):
-            stitch.eps = (cells if eps is None else eps) / (cells * steps_per_cell)
     mapped = {"stem.0.weight": stem}
     for ours, prefix in zip((0, 2, 4), stitches, strict=True):
         mapped |= _stitch(f"stages.{ours}.", weights, prefix, order=order)

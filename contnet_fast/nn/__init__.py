@@ -1,6 +1,6 @@
 """Modules: vector fields, ODE blocks, stitches, and their changes of basis and graph."""
 
-from .basis_module import BasisModule
+from .basis_module import BasisModule, no_weight_decay, parameter_groups
 from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
@@ -15,6 +15,8 @@ __all__ = [
     "blocks",
     "carry_optimizer",
     "interpolate",
+    "no_weight_decay",
+    "parameter_groups",
     "project",
     "refine",
     "set_manifestation",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..bases import Basis, Matrix, apply_matrix
+from ..errors import check_number
 from ..timegrid import FloatWeights
 
 
@@ -81,6 +82,10 @@ class BasisModule(nn.Module):
         """Names of the nodal tensors, of one kind or of all."""
         return tuple(name for name, k in self._nodal.items() if kind in (None, k))
 
+    def no_weight_decay(self) -> set[str]:
+        """:func:`contnet_fast.no_weight_decay` of this module."""
+        return no_weight_decay(self)
+
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:
         """Replace every nodal tensor by ``matrix`` times it, in place of this module."""
@@ -98,3 +103,39 @@ class BasisModule(nn.Module):
                 if kind == "nonnegative" and basis.has_nodal_values:
                     new = new.clamp_min(0.0)
             setattr(self, name, new)
+
+
+def no_weight_decay(net: nn.Module) -> set[str]:
+    """Names of the nodal parameters of ``net`` whose nodes are vectors or scalars: norms, biases and skip scalars.
+
+    They are [K, C] or [K], so that the usual rule, no decay for parameters of one dimension, misses them. A model
+    whose method of this name returns these names has them left out by timm's ``param_groups_weight_decay`` and
+    ``create_optimizer_v2``; our networks and fields have it.
+    """
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in net.named_modules()
+        if isinstance(module, BasisModule)
+        for name in module.nodal_names("parameter")
+        if getattr(module, name).dim() <= 2
+    }
+
+
+def parameter_groups(net: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for an optimiser: weights with ``weight_decay``, and norms, biases and scalars without.
+
+    Weights are the parameters of two dimensions or more, a nodal parameter's counted node by node. Parameters that
+    need no gradient are left out.
+
+    Raises:
+        TypeError, ValueError: ``weight_decay`` is no number >= 0.
+    """
+    if check_number("weight_decay", weight_decay) < 0:
+        raise ValueError(f"weight_decay: got {weight_decay}, accepted: a finite number >= 0")
+    without = no_weight_decay(net)
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            groups[parameter.dim() > 1 and name not in without].append(parameter)
+    settings = {True: weight_decay, False: 0.0}
+    return [{"params": found, "weight_decay": settings[decays]} for decays, found in groups.items() if found]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..models import ContinuousNet, PreActResNet, WideContinuousNet, WideResNet
+from ..nn import parameter_groups
 from .config import Config
 
 
@@ -58,16 +59,14 @@ def build_on(config: Config, in_channels: int, num_classes: int, device: torch.d
 
 
 def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW, with the same weight decay on every parameter, as the papers' runs have."""
+    """SGD with momentum or AdamW, with weight decay on every parameter, as the papers' runs have, or on weights."""
+    groups = parameter_groups(net, weight_decay=config.weight_decay) if config.weight_decay_on == "weights" else None
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            net.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
+            groups or net.parameters(), momentum=config.momentum, nesterov=config.nesterov, **settings
         )
-    return torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups or net.parameters(), **settings)
 
 
 def amp_dtype(config: Config) -> torch.dtype | None:

@@ -77,6 +77,11 @@ class Config:
     momentum: float = _option(0.9, "of SGD", low=0.0, high=1.0)
     nesterov: bool = _option(False, "Nesterov momentum")
     weight_decay: float = _option(5e-4, "L2 penalty (SGD) or decoupled decay (AdamW)", low=0.0)
+    weight_decay_on: str = _option(
+        "all",
+        "parameters that decay: all, as in the published runs, or weights alone (no norms, biases, scalars)",
+        choices=("all", "weights"),
+    )
     lr_schedule: str = _option("cosine", "of the learning rate", choices=("cosine", "step", "constant"))
     lr_decay_epochs: tuple[int, ...] = _option((), "epochs (from 0) at which a step schedule decays", low=1)
     lr_decay: float = _option(0.1, "factor of a step schedule", low=_TINY, high=1.0)
