@@ -9,10 +9,10 @@ An interrupted command goes on when it is given again. ``benchmarks/report.py`` 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from options import Parser, checked
@@ -20,9 +20,14 @@ from rich.console import Console
 from rows import RESULTS, header
 
 from contnet_fast.errors import check_count
-from contnet_fast.files import write_text
 from contnet_fast.study import DESIGNS, SCHEDULES, SCHEMES, cells, run_cell, study_data
 from contnet_fast.training.progress import ConsoleReporter
+
+
+def where() -> dict[str, Any]:
+    """Date, machine, commit and versions of a cell."""
+    head = header({})["header"]
+    return {name: head[name] for name in ("date", "device", "commit", "dirty", "threads", "torch")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,17 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
     torch.set_num_threads(args.threads)
     design, out = DESIGNS[args.study], args.out or RESULTS / "study" / args.study
-    head = header({"argv": list(argv or sys.argv[1:])})["header"]
-    where = {name: head[name] for name in ("date", "device", "commit", "dirty", "threads", "torch")}
     try:
         data = study_data(design, args.data_path)
         for cell in cells(args.seeds, schemes=args.schemes, schedules=args.schedules):
-            path = out / f"{cell.name}.json"
-            known = path.is_file()
             with ConsoleReporter(Console(highlight=False, soft_wrap=True)) as reporter:
-                record = run_cell(design, cell, data, out, reporter=reporter)
-            if not known:
-                write_text(path, json.dumps({**record, "where": where}, indent=1))
+                record = run_cell(design, cell, data, out, reporter=reporter, notes={"where": where()})
             own = record["accuracy"][cell.scheme]
             print(f"{cell.name}: " + ", ".join(f"N = {n}: {100 * a:.1f}" for n, a in own.items()), flush=True)
     except ValueError as error:

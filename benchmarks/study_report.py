@@ -1,7 +1,7 @@
 """Tables and the picture of the crossed studies in ``benchmarks/results/study``, for README and docs/experiments.md.
 
 A marked place names what it shows: "study digits accuracies" and "study digits refined" of one study, and "study digits
-less digits-large-stitches", the difference of two.
+less digits-large-stitches", the difference of two. "study pendulum" has a table of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import geometric_mean, mean, stdev
 from typing import Any
 
 from rows import RESULTS
@@ -17,7 +17,7 @@ from rows import RESULTS
 from contnet_fast.analysis.crossed import PLACES, averaged, effect, findings, outcomes, study_effects
 from contnet_fast.study import SCHEDULES, SCHEMES
 
-TITLES = {"euler": "Euler", "rk4_classic": "RK4"}
+TITLES = {"euler": "Euler", "midpoint": "midpoint", "rk4_classic": "RK4"}
 WORDS = {"refined": "refinement", "early": "an equal start", "random": "a drawn N"}  # of the schedules, against fixed
 
 Record = dict[str, Any]
@@ -44,6 +44,8 @@ def title(scheme: str, schedule: str) -> str:
 
 def studies(name: str) -> str:
     """The text of a marked place; empty where nothing was run."""
+    if name == "study pendulum":
+        return pendulum()
     _, study, what, *other = name.split()
     found = records(study)
     if what == "less":
@@ -54,17 +56,19 @@ def studies(name: str) -> str:
 
 
 def where(found: Sequence[Record]) -> str:
-    """Seeds, images, machine, versions and commits in words."""
+    """Images, seeds, machine, versions and commits in words."""
     train, valid, test = found[0]["images"]
+    return f"{train:,} training, {valid:,} validation and {test:,} test images; {run_at(found)}"
+
+
+def run_at(found: Sequence[Record]) -> str:
+    """Seeds, machine, versions and commits in words."""
     places = [r["where"] for r in found]
     seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in found}))
     commits = ", ".join(sorted({str(place["commit"])[:8] for place in places}))
     versions = ", ".join(sorted({place["torch"] for place in places}))
     dates = ", ".join(sorted({place["date"][:10] for place in places}))
-    return (
-        f"Seeds {seeds}; {train:,} training, {valid:,} validation and {test:,} test images; {places[0]['device']}; "
-        f"torch {versions}; commit {commits}; {dates}"
-    )
+    return f"seeds {seeds}; {places[0]['device']}; torch {versions}; commit {commits}; {dates}"
 
 
 def accuracies(found: Sequence[Record]) -> str:
@@ -111,6 +115,33 @@ def less(name: str, other: str) -> str:
         if len(keys) > 1
     ]
     return table(("points", *map(place, next(iter(first.values())))), body) if body else ""
+
+
+def pendulum() -> str:
+    """Errors of the nets of ``pendulum.py``: geometric means over seeds, with the least and the largest."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    files = sorted((RESULTS / "study/pendulum").glob("*.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    for record in found:
+        groups.setdefault((record["scheme"], record["schedule"]), []).append(record)
+    if not groups:
+        return ""
+    body = []
+    for scheme in ("euler", "midpoint", "rk4_classic"):
+        for schedule in ("fixed", "refined", "random"):
+            cell = groups.get((scheme, schedule), [])
+            if cell:
+                errors = [dict(zip(r["steps"], r["errors"], strict=True)) for r in cell]
+                own = [row[r["dt"]] for row, r in zip(errors, cell, strict=True)]
+                last = [row[min(row)] for row in errors]
+                growth = [b / a for a, b in zip(own, last, strict=True)]
+                body.append((f"{TITLES[scheme]}, {schedule}", *map(geometric, (own, last, growth))))
+    head = ("trained", "at its own step", "as h -> 0", "growth")
+    return f"{run_at(found)[0].upper()}{run_at(found)[1:]}\n\n{table(head, body)}"
+
+
+def geometric(values: Sequence[float]) -> str:
+    return f"{geometric_mean(values):.2g} ({min(values):.2g} to {max(values):.2g})"
 
 
 def place(outcome: str) -> str:

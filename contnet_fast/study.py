@@ -134,10 +134,19 @@ def study_data(design: Design, path: str | Path | None = None) -> Data:
     return replace(data, **parts)
 
 
-def run_cell(design: Design, cell: Cell, data: Data, folder: Path, *, reporter: Reporter) -> Record:
+def run_cell(
+    design: Design,
+    cell: Cell,
+    data: Data,
+    folder: Path,
+    *,
+    reporter: Reporter,
+    notes: Mapping[str, Any] = types.MappingProxyType({}),
+) -> Record:
     """Train and evaluate a cell, or read what an earlier call has found.
 
     Args:
+        notes: kept in the record of a cell that is run.
         folder: of the study: gets ``<cell>.json`` when the cell is finished; the run is in ``runs/`` there and goes
             on from its last checkpoint after an interruption.
 
@@ -164,6 +173,7 @@ def run_cell(design: Design, cell: Cell, data: Data, folder: Path, *, reporter: 
         "train_loss": result.best["train_loss"],
         "seconds": round(sum(r.get("seconds", 0.0) for r in result.history), 1),
         "info": {name: value for name, value in info().as_dict().items() if name != "backends"},
+        **notes,
     }
     write_text(path, json.dumps(record, indent=1))
     return record

@@ -3,7 +3,7 @@
 The study of arXiv 2008.02389, section 4, on the nonlinear pendulum theta'' = -g sin theta: a small network is the
 rate of an ODE and is trained to make one step of size dt inside one scheme. Inside Euler (a residual network) it
 learns the flow map of that dt: its error is least at its own dt and grows as the step shrinks. Inside RK4 it learns
-the field: its error settles at a floor.
+the field: its error settles at a floor. The schedules of a crossed study tell this from what refinement does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..errors import check_choice
 from ..functional import rk_solve
 
 GRAVITY = 9.81
 START = (0.75 * math.pi, 0.0)
+SCHEDULES = ("fixed", "refined", "random")
 RATIOS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005)
 
 
@@ -39,7 +41,10 @@ def trajectory(dt: float, n_steps: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Errors of one trained network. ``errors[i]`` is the norm of the state's error at ``t_end`` for ``steps[i]``."""
+    """Errors of one trained network. ``errors[i]`` is the norm of the state's error at ``t_end`` for ``steps[i]``.
+
+    ``dt``: the step size that the training ended with.
+    """
 
     scheme: str
     dt: float
@@ -67,6 +72,8 @@ def study(
     scheme: str,
     dt: float,
     *,
+    schedule: str = "fixed",
+    levels: Sequence[int] = (1,),
     t_data: float = 40.0,
     t_end: float = 2.0,
     ratios: Sequence[float] = RATIOS,
@@ -76,30 +83,41 @@ def study(
     hidden: int = 50,
     seed: int = 0,
 ) -> StudyResult:
-    """Train a 2-``hidden``-2 tanh network inside ``scheme`` on steps of size ``dt`` and evaluate it at other sizes.
+    """Train a 2-``hidden``-2 tanh network inside ``scheme`` on states ``dt`` apart and evaluate it at other step sizes.
 
     Args:
+        levels: numbers of steps from one state to the next. schedule: ``"fixed"`` takes the last of them from the start
+            to the end, ``"refined"`` one after the other for equally many iterations, ``"random"`` draws one for
+            every iteration.
         t_data: length of the training trajectory. t_end: where errors are measured.
-        ratios: the steps evaluated over dt; 1 must be among them.
+        ratios: the steps evaluated over the last of training, dt / levels[-1]; 1 must be among them.
         iterations, batch_size, lr: of Adam, with the rate falling to zero by a cosine.
     """
+    check_choice("schedule", schedule, SCHEDULES)
     generator = torch.Generator().manual_seed(seed)
     states = trajectory(dt, round(t_data / dt))
     inputs, targets = states[:-1], states[1:]
     net = _network(hidden, generator)
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     loss = torch.zeros(())
-    for _ in range(iterations):
+    for i in range(iterations):
         index = torch.randint(0, len(inputs), (batch_size,), generator=generator)
-        predicted = rk_solve(lambda t, y: net(y), inputs[index], scheme=scheme, n_steps=1, t1=dt, backend="reference")
+        level = len(levels) - 1
+        if schedule == "refined":
+            level = i * len(levels) // iterations
+        elif schedule == "random":
+            level = int(torch.randint(len(levels), (), generator=generator))
+        n = levels[level]
+        predicted = rk_solve(lambda t, y: net(y), inputs[index], scheme=scheme, n_steps=n, t1=dt, backend="reference")
         loss = (predicted - targets[index]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
-    steps = tuple(ratio * dt for ratio in ratios)
-    return StudyResult(scheme, dt, steps, tuple(_errors(net, scheme, steps, t_end)), float(loss.detach()))
+        rate.step()
+    own = dt / levels[-1]
+    steps = tuple(ratio * own for ratio in ratios)
+    return StudyResult(scheme, own, steps, tuple(_errors(net, scheme, steps, t_end)), float(loss.detach()))
 
 
 def true_errors(scheme: str, steps: Sequence[float], *, t_end: float = 2.0) -> list[float]:
