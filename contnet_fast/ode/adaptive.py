@@ -33,10 +33,9 @@ class AdaptiveStep:
     """One accepted step from s to s1 and the output times in it.
 
     ``run`` maps the tensors that it starts from (the state, the carried rate, the clock's time where there is one) to
-    those it ends with, and to its outputs.
+    those it ends with, and to its outputs. A step does not hold its solver, which holds the last step.
     """
 
-    solver: Adaptive
     s: Any
     h: Any
     s1: Any
@@ -44,9 +43,8 @@ class AdaptiveStep:
     jump: bool
     outputs: list[Any]
 
-    def run(self, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    def run(self, solver: Adaptive, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """The same step again, in a graph where that is on."""
-        solver = self.solver
         ys, k0, *clock = start
         span = solver.span(clock[0][0], self.h, self.s1 if self.exact_end else None) if clock else None
         y1s, ks = solver.stages(ys, k0, self.s, self.h, self.s1, span)
@@ -299,7 +297,7 @@ class Adaptive:
                 raise self._not_finite(ks, y1s, s, h)
             problem.call_back("callback_accept_step", s, ys, float(h), self.dtype)
             problem.accept(s, h)
-            step = AdaptiveStep(self, s, h, s1, exact_end, jump, [])
+            step = AdaptiveStep(s, h, s1, exact_end, jump, [])
             self.last = Taken(step, ys, y1s, ks, self.size(h, span), span)
             self._next_step += step_too and self._next_step < len(self._step_t) - 1
             self._next_jump += jump and self._next_jump < len(self._jump_t) - 1

@@ -101,9 +101,8 @@ class Adjoint:
         n, problem, reached = self.n, self.problem, self.problem.reached
         late = torch.zeros_like(t[reached:])
         t, tables, grads = t[:reached], [y[:reached] for y in tables], [g[:reached] for g in grads]
-        back = problem
         # norms look at dL/dt
-        field = self._field(params, with_t or not self.settings.fixed, lambda: back.summed)
+        field = AugmentedField(problem, params, with_t or not self.settings.fixed, fixed=self.settings.fixed)
         first = torch.zeros((), dtype=problem.dtype, device=problem.device)
         lambdas = [g[-1] for g in grads]
         sums = [torch.zeros_like(p) for p in params]
@@ -124,41 +123,58 @@ class Adjoint:
         t_grad = torch.cat([torch.stack([first.to(t), *reversed(by_time)]), late]) if with_t else None
         return t_grad, lambdas, sums
 
-    def _field(self, params: Sequence[torch.Tensor], with_t: bool, summed: Callable[[], bool]) -> Callable:
-        """Rates of the augmented state; those of the parameters' integrals are 0 where none ``summed`` them."""
-        n, problem = self.n, self.problem
-        unread = [p.new_zeros(()).expand_as(p) for p in params]
 
-        def augmented(t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            with torch.enable_grad():
-                time = t.detach().requires_grad_(with_t)
-                ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
-                rates = problem(time, ys)
-                own = params if summed() else ()
-                inputs = [*([time] if with_t else []), *ys, *own]
-                pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
-                found = (
-                    torch.autograd.grad([f for f, _ in pairs], inputs, [-g for _, g in pairs], allow_unused=True)
-                    if pairs
-                    else [None] * len(inputs)
-                )
-            filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-            of_t = filled.pop(0) if with_t else torch.zeros_like(t)
-            return (of_t, *(f.detach() for f in rates), *filled, *([] if summed() else unread))
+class AugmentedField:
+    """Rates of the augmented state of a problem; those of the parameters' integrals are 0 unless ``summed``.
 
-        for name in CALLBACKS[: 1 if self.settings.fixed else None]:
+    Args:
+        params: the tensors that get a gradient. with_t: t does too. fixed: the backward solve is on a grid.
+    """
+
+    def __init__(
+        self, problem: InitialValueProblem, params: Sequence[torch.Tensor], with_t: bool, *, fixed: bool
+    ) -> None:
+        self._problem, self._params, self._with_t = problem, params, with_t
+        self._unread = [p.new_zeros(()).expand_as(p) for p in params]
+        self.summed = True
+        for name in CALLBACKS[: 1 if fixed else None]:
             own = getattr(problem.func, name + "_adjoint", None)
             if own is not None:
-                setattr(augmented, name, own)
-        return augmented
+                setattr(self, name, own)
+
+    def __call__(self, t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """``state``: (dL/dt, *y, *dL/dy, *dL/dparams)."""
+        n = len(self._problem.leaves)
+        with torch.enable_grad():
+            time = t.detach().requires_grad_(self._with_t)
+            ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
+            rates = self._problem(time, ys)
+            own = self._params if self.summed else ()
+            inputs = [*([time] if self._with_t else []), *ys, *own]
+            pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
+            found = (
+                torch.autograd.grad([f for f, _ in pairs], inputs, [-g for _, g in pairs], allow_unused=True)
+                if pairs
+                else [None] * len(inputs)
+            )
+        filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        of_t = filled.pop(0) if self._with_t else torch.zeros_like(t)
+        return (of_t, *(f.detach() for f in rates), *filled, *([] if self.summed else self._unread))
 
 
 class AugmentedProblem(InitialValueProblem):
     """The backward solve of a problem; its errors name the parts of the augmented state."""
 
-    def __init__(self, problem: InitialValueProblem, field: Callable, start: tuple[Any, ...], t: torch.Tensor) -> None:
+    def __init__(
+        self, problem: InitialValueProblem, field: AugmentedField, start: tuple[Any, ...], t: torch.Tensor
+    ) -> None:
         super().__init__(field, start, t, read=1 + 2 * len(problem.leaves))
-        self._forward = problem
+        self._forward, self._field = problem, field
+
+    def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
+        """As of any problem; the field is told whether integrals are ``summed``."""
+        self._field.summed = summed
+        return super().__call__(t, ys)
 
     def leaf_name(self, name: str, i: int) -> str:
         """As ``func of dL/dy['v']`` for a rate, ``dL/dy['v']`` for a state."""

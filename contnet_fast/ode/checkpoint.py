@@ -39,12 +39,11 @@ class Tail:
 
     def run(self, step: FixedStep, i: int, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """Run step i; its start, unless it is the first, is what the one before it returned."""
-        again = replace(step, solver=self.solver)
         if i == self.first:
-            self.end, outs = self.transposed.run(again.run, start)
+            self.end, outs = self.transposed.run(partial(step.run, self.solver), start)
         else:
             with torch.enable_grad():
-                self.end, outs = again.run(start)
+                self.end, outs = step.run(self.solver, start)
         self.outs += outs
         return self.end, outs
 
@@ -71,10 +70,11 @@ class Kept(Record):
         self.tail = self._last(steps)
         return steps
 
-    def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    def run(self, solver: FixedGrid, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """As of any record, the last steps for backward."""
         i, mark = len(self.accepted), self.start(start)
-        found = step.run(start) if self.tail is None or i < self.tail.first else self.tail.run(step, i, start)
+        before = self.tail is None or i < self.tail.first
+        found = step.run(solver, start) if before else self.tail.run(step, i, start)  # type: ignore[union-attr]
         self.took(step, mark)
         return found
 
@@ -90,11 +90,9 @@ class Kept(Record):
         self.moments.append(moment)
 
     def finish(self) -> None:
-        """Let go of the solver, which holds the last rates, and of what knows this record."""
+        """Let go of what makes the tail."""
         self._last = None
         self._replay.settle()
-        for step in self.accepted:
-            del step.solver
 
     def thin(self) -> None:
         """Drop all starts but about the square root of their number."""
@@ -114,11 +112,12 @@ class Checkpointed(torch.autograd.Function):
         settings, ctx.grid = _with_grid(problem, settings, ctx.t, ctx.ys)
         ctx.replay = Replay(problem.func, problem.device)
         ctx.problem, ctx.settings, ctx.n = problem, settings, n
-        ctx.record = Kept(ctx.replay, partial(_tail, ctx, tensors))
-        outputs = solve(problem, settings, graph=False, record=ctx.record)
-        ctx.record.finish()
+        record = Kept(ctx.replay, partial(_tail, ctx, tensors))
+        outputs = solve(problem, settings, graph=False, record=record)
+        record.finish()
         if keep == "sqrt":
-            ctx.record.thin()
+            record.thin()
+        ctx.record = record  # only now, when it no longer knows ctx: a solve that fails leaves no cycle
         ctx.save_for_backward(*tensors)
         return tuple(outputs)
 
@@ -149,16 +148,15 @@ def _with_grid(
 
 
 def _replayer(ctx: Any, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, list[Step]]:
-    """A solver in the graph of ``ctx.t``, and the accepted steps on it."""
+    """A solver in the graph of ``ctx.t``, and the accepted steps in that graph."""
     t, s = ctx.t, _signed(ctx)
     solver = make_solver(ctx.problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
-        kept = (replace(step, solver=solver) for step in ctx.record.accepted)
-        return solver, list(solver.steps() if _in_time(ctx) else kept)
+        return solver, list(solver.steps() if _in_time(ctx) else ctx.record.accepted)
     steps = []
     for step in ctx.record.accepted:
         outputs = [s[i].to(solver.dtype) if t.requires_grad else at for i, at in step.outputs]
-        steps.append(replace(step, solver=solver, outputs=outputs))
+        steps.append(replace(step, outputs=outputs))
     return solver, steps
 
 
@@ -180,7 +178,7 @@ def _in_one_graph(
 ) -> list[torch.Tensor | None]:
     cotangents = apart(grads)
     solver, steps = _replayer(ctx)
-    run = partial(_several, ctx, steps, range(len(steps)))
+    run = partial(_several, ctx, solver, steps, range(len(steps)))
     _, later = _from_start(ctx, solver, run, [ctx.ys])
     total = [(out, [g[row] for g in cotangents]) for row, out in enumerate([ctx.ys, *later])]
     pairs = [(o, g) for outs, gs in total for o, g in zip(outs, gs, strict=True) if o.requires_grad]
@@ -246,9 +244,9 @@ def _tail(ctx: Any, saved: Sequence[torch.Tensor], steps: list[FixedStep]) -> Ta
 def _ready(
     ctx: Any, saved: Sequence[torch.Tensor], tail: Tail | None
 ) -> tuple[FixedGrid | Adaptive, list[Step], Tape | Graph]:
-    """A solver, the accepted steps on it, and what transposes them; those of the tail where there is one."""
+    """A solver, the accepted steps, and what transposes them; those of the tail where there is one."""
     if tail is not None:
-        return tail.solver, [replace(step, solver=tail.solver) for step in ctx.record.accepted], tail.transposed
+        return tail.solver, ctx.record.accepted, tail.transposed
     taped = _on_tape(ctx, ctx.record.accepted)
     with torch.enable_grad():
         solver, steps = _replayer(ctx, graph=not taped)
@@ -267,7 +265,7 @@ def _step_by_step(
     after = len(steps)
     while after:
         first = max(after - size, 0) if tail is None else tail.first
-        run = partial(_several, ctx, steps, range(first, after))
+        run = partial(_several, ctx, solver, steps, range(first, after))
         if tail is not None:
             end, outs = tail.end, tail.outs
         elif first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
@@ -296,12 +294,14 @@ def _step_by_step(
     return [of_t, *(_plus(a, b) for a, b in zip(ahead[0], rest, strict=False)), *rest[ctx.n :]]
 
 
-def _several(ctx: Any, steps: list[Step], which: range, state: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+def _several(
+    ctx: Any, solver: Any, steps: list[Step], which: range, state: list[Leaves]
+) -> tuple[list[Leaves], list[Leaves]]:
     """Some steps as one."""
     outs: list[Leaves] = []
     for i in which:
         with ctx.replay.at(ctx.record.moments[i]):
-            state, more = steps[i].run(state)
+            state, more = steps[i].run(solver, state)
         outs += more
     return state, outs
 
@@ -319,10 +319,8 @@ def _outputs(step: Step) -> int:
     return len(step.weights if isinstance(step, FixedStep) else step.outputs)
 
 
-def _without_outputs(step: Step, solver: Any) -> Step:
-    if isinstance(step, FixedStep):
-        return replace(step, solver=solver, weights=[])
-    return replace(step, solver=solver, outputs=[])
+def _without_outputs(step: Step) -> Step:
+    return replace(step, weights=[]) if isinstance(step, FixedStep) else replace(step, outputs=[])
 
 
 def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
@@ -336,9 +334,9 @@ def _begin(ctx: Any, i: int) -> list[Leaves]:
         first = max(j for j in range(i) if starts[j])
         state = starts[first]
         with torch.no_grad():
-            solver = make_solver(ctx.problem, ctx.settings, graph=False)
+            solver: Any = make_solver(ctx.problem, ctx.settings, graph=False)
             for j in range(first, i):
                 with ctx.replay.at(record.moments[j]):
-                    state, _ = _without_outputs(record.accepted[j], solver).run(state)
+                    state, _ = _without_outputs(record.accepted[j]).run(solver, state)
                 starts[j + 1] = state
     return starts[i]

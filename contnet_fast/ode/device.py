@@ -127,7 +127,7 @@ class Bursts(Adaptive):
             verdict.accepted = s1 > s
             if verdict.accepted:
                 problem.accept(s, h)
-                step = AdaptiveStep(self, s, h, s1, False, False, [])
+                step = AdaptiveStep(s, h, s1, False, False, [])
                 self.last = Taken(step, ys, y1s, ks, 1.0)
                 record.took(step, mark)
                 self.s, self.s1 = s, s1

@@ -101,7 +101,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     for _ in range(MOST_FIXED_STEPS):
         t1 = t0 + options.step_size
         step = solver.step(t0, torch.full_like(t0, options.step_size), t1)
-        (y1s, *later), _outs = step.run([ys, *known])
+        (y1s, *later), _outs = step.run(solver, [ys, *known])
         problem.accept(step.s, step.h)
         s0, s1 = t0.item(), t1.item()
         if event.sign(s1, y1s, problem.dtype) != sign:
@@ -110,7 +110,7 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
                 s: Any, step: Any = step, ys: Leaves = ys, k0: Leaves = solver.first, y1s: Leaves = y1s, t0: Any = t0
             ) -> Leaves:
                 place = (s - t0[0]) / step.h if timed else (s - step.s) / step.h
-                return step.between(place, ys, k0, y1s)
+                return step.between(solver, place, ys, k0, y1s)
 
             at = bisect_event(between, event, sign, s0, s1, problem.dtype, atol)
             return at, between(at)

@@ -35,7 +35,6 @@ class FixedStep:
     with, and to its outputs.
     """
 
-    solver: FixedGrid
     times: list[torch.Tensor]
     end: Any
     s: float
@@ -43,9 +42,9 @@ class FixedStep:
     dt: float | torch.Tensor
     weights: list[Any]
 
-    def run(self, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    def run(self, solver: FixedGrid, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """The step from ``[ys, *remembered rates, the newest first]``."""
-        solver, problem, (ys, *known) = self.solver, self.solver.problem, start
+        problem, (ys, *known) = solver.problem, start
         dt = self.dt * problem.sign
         k0 = problem(self.times[0], ys, summed=solver.summed[0])
         if solver.first is not None:
@@ -58,23 +57,23 @@ class FixedStep:
             y1s = solver.arithmetic.combine(ys, [k0], solver.method.update, dt)
         else:
             y1s = solver.stages(self.times, ys, k0, dt)
-        return [y1s, *known], [self.between(w, ys, k0, y1s) for w in self.weights] if self.weights else []
+        return [y1s, *known], [self.between(solver, w, ys, k0, y1s) for w in self.weights] if self.weights else []
 
-    def between(self, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
+    def between(self, solver: FixedGrid, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
         """Linear or cubic Hermite at the place ``w`` of the step; the cubic asks the field at its end each time."""
-        dt = self.dt * self.solver.problem.sign
-        if self.solver.options.interp == "linear":
+        dt = self.dt * solver.problem.sign
+        if solver.options.interp == "linear":
             if w is None:
                 return y1s
             return [torch.lerp(y, y1, _like(w, y)) for y, y1 in zip(ys, y1s, strict=True)]
-        k1 = self.solver.problem(self.end, y1s)
+        k1 = solver.problem(self.end, y1s)
         w = 1.0 if w is None else w
         mixed = [torch.lerp(y, y1, _like(w * w * (3 - 2 * w), y)) for y, y1 in zip(ys, y1s, strict=True)]
         first, last = w * (1 - w) * (1 - w), w * w * (w - 1)
         if isinstance(w, torch.Tensor):
-            mixed = self.solver.arithmetic.combine(mixed, [k0], ((0, 1.0),), dt * first)
-            return self.solver.arithmetic.combine(mixed, [k1], ((0, 1.0),), dt * last)
-        return self.solver.arithmetic.combine(mixed, [k0, k1], ((0, first), (1, last)), dt)
+            mixed = solver.arithmetic.combine(mixed, [k0], ((0, 1.0),), dt * first)
+            return solver.arithmetic.combine(mixed, [k1], ((0, 1.0),), dt * last)
+        return solver.arithmetic.combine(mixed, [k0, k1], ((0, first), (1, last)), dt)
 
 
 def _like(w: Any, y: torch.Tensor) -> Any:
@@ -161,7 +160,7 @@ class FixedGrid:
         times = iter(self.problem.scalars([time for step in steps for time in (*step[0], *step[1])]))
         for before, end, s, h, weights in steps:
             own = [next(times) for _ in before]
-            yield FixedStep(self, own, next(times) if end else None, s, h, h, list(weights))
+            yield FixedStep(own, next(times) if end else None, s, h, h, list(weights))
 
     def _steps(self) -> Iterator[FixedStep]:
         problem, grid = self.problem, self.grid()
@@ -179,14 +178,14 @@ class FixedGrid:
                 j += 1
             times = [column[i] for column in columns]
             size = dt[i].to(problem.device, problem.dtype) if in_graph else sizes[i]
-            yield FixedStep(self, times, ends[i], starts[i], sizes[i], size, weights)
+            yield FixedStep(times, ends[i], starts[i], sizes[i], size, weights)
 
     def step(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> FixedStep:
         """One step from [1]-shaped times."""
         times = [column[0] for column in map(self._beside, self.stage_times(t0, dt, t1))]
         end = self._beside(self.problem.sign * t1.to(self.problem.dtype))[0]
         size = dt[0] if followed(t0) else dt.item()
-        return FixedStep(self, times, end, t0.item(), dt.item(), size, [])
+        return FixedStep(times, end, t0.item(), dt.item(), size, [])
 
     def _place(self, at_end: bool, t: torch.Tensor, t0: torch.Tensor, t1: torch.Tensor, in_graph: bool) -> Any:
         """Where in its step an output lies; ``None`` at the end of it."""

@@ -74,8 +74,8 @@ class InitialValueProblem:
         times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
         reached: so many output times have a state. dtype: of the times that the field is given: that of \\|y\\|, as
             in torchdiffeq.
-        read: the field reads so many leaves, the first; the others are integrals. summed: those of the rate that is
-            asked for are read. name: of the field in errors. watch: of what it does with memory, until that is known.
+        read: the field reads so many leaves, the first; the others are integrals. name: of the field in errors.
+        watch: of what it does with memory, until that is known.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class InitialValueProblem:
         constant: bool = False,
         read: int | None = None,
     ) -> None:
-        self.read, self.summed = read, True
+        self.read = read
         if not callable(func):
             raise TypeError(f"func: got {type(func).__name__}, accepted: a callable func(t, y)")
         self.func = func
@@ -123,7 +123,6 @@ class InitialValueProblem:
         of integrals.
         """
         nfe = self.stats.nfe = self.stats.nfe + 1
-        self.summed = summed
         if nfe == 1 and watches(ys):
             self.watch = Watch()
         if self.watch is not None:

@@ -47,9 +47,9 @@ class Record:
         """The steps of a grid, in order."""
         return solver.steps()
 
-    def run(self, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
+    def run(self, solver: FixedGrid, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """Run the next of them; it is accepted."""
-        return step.run(start)
+        return step.run(solver, start)
 
     def start(self, tensors: list[Leaves]) -> Any:
         """Called before an adaptive step is tried, with what it starts from; the result goes to ``took``."""
@@ -105,7 +105,6 @@ def solve(
             _on_grid(solver, outputs, record)
         else:
             in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
-            solver.last = None  # it knows the solver: both would keep their tensors until garbage is collected
     return outputs.finish()
 
 
@@ -115,7 +114,7 @@ def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     for step in record.steps(solver):
         if problem.has_callbacks:
             problem.call_back("callback_step", step.s, state[0], step.h, problem.t.dtype)
-        state, outs = record.run(step, state)
+        state, outs = record.run(solver, step, state)
         problem.accept(step.s, step.h)
         for out in outs:
             outputs.append(out)
