@@ -36,10 +36,14 @@ def combined(y: torch.Tensor, ks: list[torch.Tensor], c: list[float]) -> np.ndar
     return wide(y) + sum(np.longdouble(a) * wide(k) for a, k in zip(c, ks, strict=True))
 
 
-def budget(y: torch.Tensor, plain: torch.Tensor, exact: np.ndarray) -> float:
-    """Twice the error of PyTorch in the same precision plus one ulp at the largest value."""
+def budget(y: torch.Tensor, ks: list[torch.Tensor], c: list[float], exact: np.ndarray) -> float:
+    """Twice the error of PyTorch in the same precision plus one ulp at the largest value.
+
+    The error of a few numbers is luck, so the terms are summed in two orders.
+    """
     largest = max(np.abs(exact).max(initial=0.0), np.abs(wide(y)).max(initial=0.0))
-    return 2 * worst(plain, exact) + float(largest) * torch.finfo(y.dtype).eps
+    plain = [reference.rk_combine(y, ks[::step], c[::step]) for step in (1, -1)]
+    return 2 * max(worst(x, exact) for x in plain) + float(largest) * torch.finfo(y.dtype).eps
 
 
 @built
@@ -54,14 +58,14 @@ def test_combinations_are_within_the_error_rule(isa, dtype, size):
         exact = combined(y, ks, c)
         got = cf.rk_combine(y, ks, c, backend="cpu")
         assert got.dtype == dtype
-        assert worst(got, exact) <= budget(y, reference.rk_combine(y, ks, c), exact)
+        assert worst(got, exact) <= budget(y, ks, c, exact)
 
 
 def test_the_error_rule_catches_faults():
     y, ks = torch.randn(100), [torch.randn(100) for _ in range(4)]
     c = [0.1, 0.2, 0.3, 0.4]
     exact = combined(y, ks, c)
-    allowed = budget(y, reference.rk_combine(y, ks, c), exact)
+    allowed = budget(y, ks, c, exact)
     for faulty in ([0.1, 0.2, 0.3, -0.4], [0.1, 0.2, 0.3, 0.0], [0.1, 0.2, 0.3, 0.4001]):
         assert worst(reference.rk_combine(y, ks, faulty), exact) > allowed
 

@@ -46,13 +46,17 @@ class ReferenceBackend:
 
 
 def _accumulate(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """One running sum and no temporaries: S + 1 reads and S writes of a state for S terms."""
+    """One running sum: the increments in order, then ``y``; of one term y and it, which rounds once."""
     dtype = accumulation_dtype(y.dtype)
-    total = torch.empty_like(y, dtype=dtype)
-    total.copy_(y)
-    for coefficient, k in zip(coefficients, ks, strict=True):
-        if coefficient != 0.0:
-            total.add_(k.to(dtype), alpha=coefficient)
+    total = torch.empty_like(y, dtype=dtype)  # in the memory format of the result
+    terms = [(c, k.to(dtype)) for c, k in zip(coefficients, ks, strict=True) if c != 0.0]
+    if len(terms) > 1:
+        torch.mul(terms[0][1], terms[0][0], out=total)
+        terms = [*terms[1:], (1.0, y)]
+    else:
+        total.copy_(y)
+    for coefficient, k in terms:
+        total.add_(k, alpha=coefficient)
     return total.to(y.dtype)
 
 

@@ -34,15 +34,15 @@ def combine_leaf(
         offsets = block * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < size
     start = tl.load(y + offsets, mask=mask, other=0.0).to(sums)
-    total = start
+    increment = tl.zeros([BLOCK], sums)
     error = tl.zeros([BLOCK], sums)
     for j in tl.static_range(len(COEFFICIENTS)):
         k = tl.load(ks[j] + offsets, mask=mask, other=0.0).to(sums)
         if COEFFICIENTS[j] != 0.0:
-            total += k * COEFFICIENTS[j]
+            increment += k * COEFFICIENTS[j]
         if NORM:
             error += k * ERRORS[j]
-    rounded = total.to(out.dtype.element_ty)
+    rounded = (start + increment).to(out.dtype.element_ty)
     tl.store(out + offsets, rounded, mask=mask)
     if NORM:
         scale = ATOL + RTOL * tl.maximum(tl.abs(start), tl.abs(rounded.to(sums)))

@@ -382,5 +382,6 @@ def _quartic(
     """The polynomial of :func:`interpolation_weights` with a place x that is a tensor."""
     x2 = x * x
     x3, x4 = x2 * x, x2 * x2
-    ends = y0 + (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)
-    return ends + f0 * (h * (x - 4 * x2 + 5 * x3 - 2 * x4)) + f1 * (h * (x2 - 3 * x3 + 2 * x4))
+    ends = (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)
+    slopes = f0 * (h * (x - 4 * x2 + 5 * x3 - 2 * x4)) + f1 * (h * (x2 - 3 * x3 + 2 * x4))
+    return y0 + (ends + slopes)

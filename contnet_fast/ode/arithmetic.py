@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from ..backends import Problem, record, select
 from ..ops import OWN_DERIVATIVE, RKCombine, distinct, lookup
-from ..reference.rk import accumulation_dtype
+from ..reference.rk import accumulation_dtype, added, rk_combine
 from ..states import leaf_dtypes, state_shape
 from .methods import Method, Terms
 from .tolerances import Tolerance
@@ -53,19 +52,21 @@ class Arithmetic:
     def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
         """y + h * sum of ``terms`` over ``ks``, leaf by leaf, in the dtype and memory format of ``ys``."""
         if isinstance(h, torch.Tensor):
-            return [
-                _chain(y, [_chain(None, [ks[j][i] for j, _ in terms], [c for _, c in terms])], [h])
-                for i, y in enumerate(ys)
-            ]
+            weights = [c for _, c in terms]
+            increments = [_sum([ks[j][i] for j, _ in terms], weights) * h for i in range(len(ys))]
+            return [(y + more).to(y.dtype) for y, more in zip(ys, increments, strict=True)]
         if self._exact and len(terms) == len(ys) == 1:
             # one addition of PyTorch's: a call, and a backward pass, that cost less than the op's
             (j, c) = terms[0]
             return [torch.add(ys[0], ks[j][0], alpha=h * c)]
         coefficients = [h * c for _, c in terms]
         if self._exact and (not self.fused or (len(terms) == 1 and self.graph)):
-            return [_added(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
+            return [
+                added(y, [(c, ks[j][i]) for c, (j, _) in zip(coefficients, terms, strict=True)])
+                for i, y in enumerate(ys)
+            ]
         if not self.fused:
-            return [_chain(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
+            return [rk_combine(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
         rates = [ks[j][0] for j, _ in terms] if len(ys) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
         if self.graph and self.backend not in OWN_DERIVATIVE:
             return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
@@ -90,16 +91,15 @@ class Arithmetic:
         with torch.no_grad():
             if fused:
                 return y1s, self._norms(ys, y1s, ks, method, h, tolerance)[1]
-            errors = [
-                _chain(None, [ks[j][i] for j, _ in method.error], [h * e for _, e in method.error])
-                for i in range(len(ys))
-            ]
+            weights = [h * e for _, e in method.error]
+            errors = [_sum([ks[j][i] for j, _ in method.error], weights).to(y.dtype) for i, y in enumerate(ys)]
             return y1s, tolerance.norm(tolerance.weighted(errors, ys, y1s))
 
     def norm(self, ks: Sequence[Leaves], terms: Terms, ys: Leaves, tolerance: Tolerance) -> torch.Tensor:
         """The norm of a sum of ``terms`` over ``ks`` beside what is tolerated of ``ys``, in the graph that is on."""
         if torch.is_grad_enabled() or not (self.fused_norms and tolerance.by_leaf):
-            sums = [_chain(None, [ks[j][i] for j, _ in terms], [c for _, c in terms]) for i in range(len(ys))]
+            weights = [c for _, c in terms]
+            sums = [_sum([ks[j][i] for j, _ in terms], weights).to(y.dtype) for i, y in enumerate(ys)]
             return tolerance.norm(tolerance.weighted(sums, ys))
         used, errors = [j for j, _ in terms], [c for _, c in terms]
         zeros = [0.0] * len(terms)
@@ -142,26 +142,13 @@ def _largest(norms: Sequence[torch.Tensor]) -> torch.Tensor:
     return norms[0] if len(norms) == 1 else torch.stack([n.double() for n in norms]).max()
 
 
-def _chain(y: torch.Tensor | None, ks: Sequence[torch.Tensor], coefficients: Sequence[Any]) -> torch.Tensor:
-    """y + sum_j c_j k_j in plain PyTorch; without ``y`` the sum alone."""
-    state = ks[0] if y is None else y
-    dtype = accumulation_dtype(state.dtype)
-    start = 0
-    if y is None:
-        total, start = ks[0].to(dtype) * coefficients[0], 1
-    else:
-        total = y if y.dtype == dtype else y.to(dtype)
-    for k, c in zip(ks[start:], coefficients[start:], strict=True):
-        k = k if k.dtype == dtype else k.to(dtype)
-        total = total + k * c if isinstance(c, torch.Tensor) else torch.add(total, k, alpha=c)
-    return total if total.dtype == state.dtype else total.to(state.dtype)
-
-
-def _added(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """:func:`_chain` of tensors in the dtype of their sums."""
-    for k, c in zip(ks, coefficients, strict=True):
-        y = torch.add(y, k, alpha=c)
-    return y
+def _sum(ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
+    """sum_j c_j k_j in plain PyTorch, in the dtype of sums."""
+    dtype = accumulation_dtype(ks[0].dtype)
+    total = ks[0].to(dtype) * coefficients[0]
+    for k, c in zip(ks[1:], coefficients[1:], strict=True):
+        total = torch.add(total, k.to(dtype), alpha=c)
+    return total
 
 
 class End:

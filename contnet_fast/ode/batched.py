@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -244,10 +245,9 @@ class Rows:
         x = (self.times[at] - s[which]) / (s1 - s)[which]
         weights = [np.broadcast_to(w, x.shape) for _, w in interpolation_weights(x, self.method)]
         mine = self.index(place[which])
-        out = y[mine]
-        for (k,), w in zip(rates, self.beside(np.stack(weights)), strict=True):
-            out = out + k[mine] * w
-        self._write(at, self.row[which], out.to(y.dtype))
+        terms = zip(rates, self.beside(np.stack(weights)), strict=True)
+        increment = reduce(torch.add, (k[mine] * w for (k,), w in terms))
+        self._write(at, self.row[which], (y[mine] + increment).to(y.dtype))
         self.tries[counts > 0] = 0
         self.next = after
 

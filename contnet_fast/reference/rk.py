@@ -2,6 +2,9 @@
 
 y_s = y + h * sum_{j<s} a_sj k_j,  k_s = f(t + c_s h, y_s),  y1 = y + h * sum_j b_j k_j.
 
+Increments are summed first, in the order of the stages, and y is added last: a step then rounds once in the size of y,
+and the other roundings are those of its small increment.
+
 A state is a tensor, or leaf by leaf a pytree of tensors (``torch.utils._pytree``: tuples, lists, dicts, nested).
 """
 
@@ -39,16 +42,28 @@ def norm_dtype(leaves: Sequence[torch.Tensor]) -> torch.dtype:
 def rk_combine(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
     """y + sum_j coefficients[j] * ks[j], summed in :func:`accumulation_dtype`, returned in the dtype of ``y``.
 
-    Terms with a zero coefficient are left out. Differentiable any number of times.
+    The terms are summed in their order, then added to ``y``. Those with a zero coefficient are left out. Differentiable
+    any number of times.
     """
     if not isinstance(y, torch.Tensor):
         return tree_map(lambda leaf, *rates: rk_combine(leaf, rates, coefficients), y, *ks)
     dtype = accumulation_dtype(y.dtype)
-    total = y.to(dtype)
-    for coefficient, k in zip(coefficients, ks, strict=True):
-        if coefficient != 0.0:
-            total = torch.add(total, k.to(dtype), alpha=coefficient)
-    return total.to(y.dtype)
+    pairs = zip(coefficients, ks, strict=True)
+    terms = [(coefficient, k.to(dtype)) for coefficient, k in pairs if coefficient != 0.0]
+    return added(y.to(dtype), terms).to(y.dtype)
+
+
+def added(y: torch.Tensor, terms: Sequence[tuple[float, torch.Tensor]]) -> torch.Tensor:
+    """y + the sum of ``terms``, coefficients and tensors in the dtype of ``y``."""
+    if not terms:
+        return y
+    (coefficient, k), *others = terms
+    if not others:
+        return torch.add(y, k, alpha=coefficient)  # which rounds once where the processor multiplies and adds in one
+    increment = k * coefficient
+    for coefficient, k in others:
+        increment = torch.add(increment, k, alpha=coefficient)
+    return y + increment
 
 
 def rk_error_norm(

@@ -87,14 +87,18 @@ struct Conv : Domain<T, L> {
 
   // ---- results --------------------------------------------------------------------------------------------------
 
-  // The value of a row of results into its first destination, with one term or none, and where more follow also back
-  // into the row.
-  template <bool kMask, bool kTerm>
+  static constexpr int kSimple = 2;  // terms that a result meets in registers
+
+  // The value of a row of results into its first destination, with so many terms, and where more follow also back into
+  // the row.
+  template <bool kMask, int kCount>
   static void finish_pixels(const Result<T>& r, int64_t offset, int width, int padded, bool more, T* row) {
     const T floor = r.relu ? T(0) : -std::numeric_limits<T>::infinity();
     const V low = all(floor);
     const Destination<T>& d = r.destination[0];
-    const V own = all(d.own), factor = all(kTerm ? d.term[0].coefficient : T(0));
+    const V own = all(d.own);
+    V factor[kSimple];
+    for (int j = 0; j < kCount; ++j) factor[j] = all(d.term[j].coefficient);
     for (int c = 0; c < padded; c += L) {
       const V bias = load_or(r.bias ? r.bias + c : nullptr, T(0));
       const V scale = load_or(r.scale ? r.scale + c : nullptr, T(1));
@@ -102,7 +106,8 @@ struct Conv : Domain<T, L> {
       const V mask_scale = load_or(r.mask_scale ? r.mask_scale + c : nullptr, T(1));
       const V mask_shift = load_or(r.mask_shift ? r.mask_shift + c : nullptr, T(0));
       const T* mask = r.mask + (kMask ? offset + c : 0);
-      const T* term = kTerm ? d.term[0].map + offset + c : nullptr;
+      const T* term[kSimple];
+      for (int j = 0; j < kCount; ++j) term[j] = d.term[j].map + offset + c;
       T *p = row + c, *out = d.out + offset + c;
       for (int64_t i = 0; i < int64_t(width) * padded; i += padded) {
         V v = load(p + i) + bias;
@@ -111,7 +116,7 @@ struct Conv : Domain<T, L> {
         if (kMask) v = load(mask + i) * mask_scale + mask_shift > V{} ? v : V{};
         if (more) store(p + i, v);
         v *= own;
-        if (kTerm) v += load(term + i) * factor;
+        for (int j = 0; j < kCount; ++j) v += load(term[j] + i) * factor[j];
         store(out + i, v);
       }
     }
@@ -177,22 +182,25 @@ struct Conv : Domain<T, L> {
     }
   }
 
+  template <bool kMask>
+  static void finish_row(const Result<T>& r, int64_t offset, int width, int padded, bool more, T* row) {
+    switch (r.destination[0].terms) {
+      case 1: return finish_pixels<kMask, 1>(r, offset, width, padded, more, row);
+      case kSimple: return finish_pixels<kMask, kSimple>(r, offset, width, padded, more, row);
+      default: finish_pixels<kMask, 0>(r, offset, width, padded, more, row);
+    }
+  }
+
   static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result) {
     const int64_t length = int64_t(g.width) * g.padded;
-    const Destination<T>& first = r.destination[0];
-    const bool simple = first.terms <= 1, more = r.destinations > 1 || !simple;
+    const bool simple = r.destination[0].terms <= kSimple, more = r.destinations > 1 || !simple;
     for (int i = 0; i < g.rows(unit); ++i) {
       T* row = result + i * Base::row_length(g);
       const int64_t offset = (int64_t(2) * g.group * unit + i) * length;
-      const bool term = first.terms == 1;
-      if (r.mask && term)
-        finish_pixels<true, true>(r, offset, g.width, g.padded, more, row);
-      else if (r.mask)
-        finish_pixels<true, false>(r, offset, g.width, g.padded, more, row);
-      else if (term)
-        finish_pixels<false, true>(r, offset, g.width, g.padded, more, row);
+      if (r.mask)
+        finish_row<true>(r, offset, g.width, g.padded, more, row);
       else
-        finish_pixels<false, false>(r, offset, g.width, g.padded, more, row);
+        finish_row<false>(r, offset, g.width, g.padded, more, row);
       for (int d = simple ? 1 : 0; d < r.destinations; ++d) combine_stretch(r.destination[d], row, offset, length);
     }
     if (r.sums != Sums::none) sum(g, r.destination[0].out, r, unit);

@@ -32,7 +32,7 @@ struct Places {
   std::vector<Maps<T>> state;                // [n_steps + 1]
   std::vector<Maps<T>> input, first, second;  // [evaluations]
   std::vector<Maps<T>> rate;                 // [stages], empty where no later stage needs it
-  Maps<T> total;                             // the running update of a step
+  Maps<T> total;                             // the running update of a step, without its state
 };
 
 // All images, the units of the batch spread over threads.
@@ -275,29 +275,36 @@ class Pass {
   // Where the scheme moves at all, in the precision that it moves in.
   static bool moves(double coefficient) { return static_cast<T>(coefficient) != T(0); }
 
-  // next input, running update, and the rate where it is needed later. `k` where the rate is a map already.
+  // next input, running update, and the rate where it is needed later. `k` where the rate is a map already. The state is
+  // the last term. After the last stage it may lie where `out` is: at most four terms are read before that is written.
   int destinations(const Places<T>& at, int i, int s, int64_t b, const T* k, Destination<T>* d) {
     Destination<T>* const start = d;
     const T* y = at.state[i](b);
     const T b_s = static_cast<T>(spec.update[s]);
     bool begun = false;
     for (int r = 0; r < s; ++r) begun = begun || moves(spec.update[r]);
-    auto begin = [&](T* out, T coefficient, const T* base) {
+    auto begin = [&](T* out, T coefficient) {
       d->out = out;
       d->own = k ? T(0) : coefficient;
-      d->add(base, T(1));
       if (k && coefficient != T(0)) d->add(k, coefficient);
     };
     if (s + 1 == spec.stages) {
-      begin(at.state[i + 1](b), b_s, begun ? at.total(b) : y);
+      begin(at.state[i + 1](b), b_s);
+      if (begun) d->add(at.total(b), T(1));
+      d->add(y, T(1));
       return 1;
     }
     const auto& row = spec.rows[s + 1];
-    begin(at.input[evaluation(i, s + 1)](b), static_cast<T>(row[s]), y);
+    begin(at.input[evaluation(i, s + 1)](b), static_cast<T>(row[s]));
     for (int r = 0; r < s; ++r)
       if (moves(row[r])) d->add(at.rate[r](b), static_cast<T>(row[r]));
+    d->add(y, T(1));
     ++d;
-    if (b_s != T(0) && !replay_) begin(at.total(b), b_s, begun ? at.total(b) : y), ++d;
+    if (b_s != T(0) && !replay_) {
+      begin(at.total(b), b_s);
+      if (begun) d->add(at.total(b), T(1));
+      ++d;
+    }
     if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s](b);
     return static_cast<int>(d - start);
   }

@@ -21,44 +21,54 @@ struct Same<T, T> {
   static constexpr bool value = true;
 };
 
-// dst = src + sum_{j < T} c_j k_j, each term added in turn
-template <int T, typename K, typename A>
-void add_terms(const A* src, const K* const* ks, const A* c, A* dst, int64_t begin, int64_t count) {
+// dst = before + sum_{j < T} c_j k_j + y: the terms in turn, then y. `before` is what dst holds (kGoOn) or nothing.
+template <int T, bool kGoOn, bool kEnd, typename K, typename A>
+void add_terms(const K* const* ks, const A* c, const A* y, A* dst, int64_t begin, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    A sum = src[i];
-    for (int j = 0; j < T; ++j) sum += c[j] * static_cast<A>(ks[j][begin + i]);
-    dst[i] = sum;
+    A sum = kGoOn ? dst[i] : c[0] * static_cast<A>(ks[0][begin + i]);
+    for (int j = kGoOn ? 0 : 1; j < T; ++j) sum += c[j] * static_cast<A>(ks[j][begin + i]);
+    dst[i] = kEnd ? y[i] + sum : sum;
   }
 }
 
-// the terms four at a time, so that the running sum stays in registers for four of them
+template <int T, typename K, typename A>
+void add_terms(const K* const* ks, const A* c, const A* y, A* dst, bool go_on, bool end, int64_t begin, int64_t count) {
+  if (go_on && end) return add_terms<T, true, true>(ks, c, y, dst, begin, count);
+  if (go_on) return add_terms<T, true, false>(ks, c, y, dst, begin, count);
+  if (end) return add_terms<T, false, true>(ks, c, y, dst, begin, count);
+  add_terms<T, false, false>(ks, c, y, dst, begin, count);
+}
+
+// dst = y + sum of all terms, y null: the sum alone. Four terms at a time, so that the running sum stays in registers for
+// four of them.
 template <typename K, typename A>
-void add_all(const A* src, const void* const* ks, const double* coefficients, int terms, A* dst, int64_t begin,
+void add_all(const A* y, const void* const* ks, const double* coefficients, int terms, A* dst, int64_t begin,
              int64_t count) {
   const K* live[4];
   A c[4];
-  int held = 0;
-  const A* from = src;
-  auto flush = [&] {
-    switch (held) {
-      case 1: add_terms<1>(from, live, c, dst, begin, count); break;
-      case 2: add_terms<2>(from, live, c, dst, begin, count); break;
-      case 3: add_terms<3>(from, live, c, dst, begin, count); break;
-      case 4: add_terms<4>(from, live, c, dst, begin, count); break;
-      default:
-        if (from != dst)
-          for (int64_t i = 0; i < count; ++i) dst[i] = from[i];
-    }
-    from = dst;
-    held = 0;
-  };
+  int held = 0, left = 0;
+  bool go_on = false;
+  for (int j = 0; j < terms; ++j) left += coefficients[j] != 0.0;
+  if (left == 0) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = y == nullptr ? A(0) : y[i];
+    return;
+  }
   for (int j = 0; j < terms; ++j) {
     if (coefficients[j] == 0.0) continue;
     live[held] = static_cast<const K*>(ks[j]);
     c[held++] = static_cast<A>(coefficients[j]);
-    if (held == 4) flush();
+    const bool end = --left == 0;
+    if (held < 4 && !end) continue;
+    const bool add_y = end && y != nullptr;
+    switch (held) {
+      case 1: add_terms<1>(live, c, y, dst, go_on, add_y, begin, count); break;
+      case 2: add_terms<2>(live, c, y, dst, go_on, add_y, begin, count); break;
+      case 3: add_terms<3>(live, c, y, dst, go_on, add_y, begin, count); break;
+      default: add_terms<4>(live, c, y, dst, go_on, add_y, begin, count);
+    }
+    go_on = true;
+    held = 0;
   }
-  if (held > 0 || from != dst) flush();
 }
 
 inline float magnitude(float x) { return __builtin_fabsf(x); }
@@ -121,8 +131,7 @@ double combine(const Combination& p, const ErrorNorm* norm, int64_t begin, int64
   }
   if (norm == nullptr) return 0.0;
   alignas(64) A error[kBlock];
-  for (int64_t i = 0; i < count; ++i) error[i] = A(0);
-  add_all<K, A>(error, p.ks, norm->error, p.terms, error, begin, count);
+  add_all<K, A>(nullptr, p.ks, norm->error, p.terms, error, begin, count);
   const A* end = load<A>(static_cast<const Y*>(out), same ? buffers : buffers + kBlock, count);  // y1 as it is stored
   return weighted_squares(error, start, end, *norm, count);
 }

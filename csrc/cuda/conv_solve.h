@@ -1,6 +1,6 @@
 // The whole solve of an image by one block, or by a cluster of them: every step and stage in one launch.
 //
-// State, the running update y + sum_j b_j k_j and a convolution's sums are registers in float32. The operand of a
+// State, the running update sum_j b_j k_j and a convolution's sums are registers in float32. The operand of a
 // convolution lies in shared memory with its border of zeros; the border is written once, so it is zero after
 // normalisation. Rates that a later row of the tableau needs go through memory that their own thread alone touches.
 //
@@ -269,13 +269,24 @@ struct ImageSolve : Image<P, TENSOR, C> {
         for (int i = 0; i < 4; ++i) {
           const float rate = v[m][n][i];
           next[m][n][i] += b * (b != 0.f ? rate : 0.f);
-          if (last) y[m][n][i] = next[m][n][i];
-          v[m][n][i] = y[m][n][i] + own * (own != 0.f ? rate : 0.f);
+          v[m][n][i] = own * (own != 0.f ? rate : 0.f);
         }
       }
     }
-    if (last || p.kept == 0) return;
-    for (int j = 0; j < stage; ++j) {
+    if (last) {
+      UNROLL
+      for (int m = 0; m < M; ++m) {
+        UNROLL
+        for (int n = 0; n < N; ++n) {
+          UNROLL
+          for (int i = 0; i < 4; ++i) {
+            y[m][n][i] += next[m][n][i];
+            next[m][n][i] = 0.f;
+          }
+        }
+      }
+    }
+    for (int j = 0; j < stage && !last && p.kept != 0; ++j) {
       const float a = p.rows[stage + 1][j];
       if (a == 0.f) continue;
       const Global<float> from = rate_of(j);
@@ -289,6 +300,14 @@ struct ImageSolve : Image<P, TENSOR, C> {
         }
       }
     }
+    UNROLL
+    for (int m = 0; m < M; ++m) {
+      UNROLL
+      for (int n = 0; n < N; ++n) {
+        UNROLL
+        for (int i = 0; i < 4; ++i) v[m][n][i] += y[m][n][i];
+      }
+    }
   }
 
   DEVICE void begin(Map& y, Map& next, Map& v) const {
@@ -296,13 +315,14 @@ struct ImageSolve : Image<P, TENSOR, C> {
     fetch_vectors(0);
     copy_async_commit();
     fill(y, 0.f);
+    fill(next, 0.f);
     Base::read_map(y, p.x + Base::part(0));
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
       for (int n = 0; n < N; ++n) {
         UNROLL
-        for (int i = 0; i < 4; ++i) v[m][n][i] = next[m][n][i] = y[m][n][i];
+        for (int i = 0; i < 4; ++i) v[m][n][i] = y[m][n][i];
       }
     }
     copy_async_wait<0>();

@@ -128,8 +128,9 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       }
       each_channel(v, of + kSkipRow * C, of, [this](float& value, float skip, float) { value *= skip * p.eps; });
       if ((p.kept_rates >> stage & 1) != 0) save(v, kept_rate(stage));
-      from_begin(v, p.rows[stage + 1][stage], 1.f, y);
+      combine(v, p.rows[stage + 1][stage], 0.f, v);
       for (int j = 0; j < stage; ++j) add_kept(v, p.rows[stage + 1][j], kept_rate(j));
+      from_begin(v, 1.f, 1.f, y);
     }
   }
 

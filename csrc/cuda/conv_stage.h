@@ -6,7 +6,7 @@
 namespace contnet_fast::cuda {
 
 // target <- conv(prologue(source)) + bias [relu], or where `combine` the next stage's input (at the last the state):
-// state + own k + sum of earlier rates, k = eps skip conv, which goes to rates[stage] if a later row needs it.
+// own k + sum of earlier rates + state, k = eps skip conv, which goes to rates[stage] if a later row needs it.
 //
 // `combine_first` (order post): the operand is such an input, k = eps skip norm(source), of the evaluation before, whose
 // parameters are those of the norm. It also goes to `input`.
@@ -34,9 +34,8 @@ DEVICE void combine(float (&v)[V], const ConvStage& p, int64_t i, bool own) {
     for (int j = 0; j < V; ++j) total[j] = v[j];
     store_values<V>(total, p.rates + p.stage * p.map * bytes, p.type, i);
   }
-  load_values<V>(total, p.state, p.type, i);
   UNROLL
-  for (int j = 0; j < V; ++j) total[j] += p.own != 0.f ? p.own * v[j] : 0.f;
+  for (int j = 0; j < V; ++j) total[j] = p.own != 0.f ? p.own * v[j] : 0.f;
   for (int s = 0; s < p.stage; ++s) {
     const float a = p.rows[s];
     if (a == 0.f) continue;
@@ -44,8 +43,9 @@ DEVICE void combine(float (&v)[V], const ConvStage& p, int64_t i, bool own) {
     UNROLL
     for (int j = 0; j < V; ++j) total[j] += a * v[j];
   }
+  load_values<V>(v, p.state, p.type, i);
   UNROLL
-  for (int j = 0; j < V; ++j) v[j] = total[j];
+  for (int j = 0; j < V; ++j) v[j] += total[j];
 }
 
 namespace {

@@ -71,12 +71,9 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
   const bool aligned = p.aligned[leaf];
 
   const Vector<Y, N> start = load_some<N>(p.y[leaf], first, size, aligned);
-  A total[N], error[N];
+  A increment[N], error[N];
   UNROLL
-  for (int n = 0; n < N; ++n) {
-    total[n] = widen<A>(start[n]);
-    error[n] = A(0);
-  }
+  for (int n = 0; n < N; ++n) increment[n] = error[n] = A(0);
   for (int j = 0; j < p.terms; j += 4) {
     Vector<K, N> k[4];
     UNROLL
@@ -88,7 +85,7 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
       const A c = p.coefficient[j + i], e = p.error[j + i];
       if (c != A(0)) {  // a term of weight zero adds nothing, not even NaN
         UNROLL
-        for (int n = 0; n < N; ++n) total[n] += c * widen<A>(k[i][n]);
+        for (int n = 0; n < N; ++n) increment[n] += c * widen<A>(k[i][n]);
       }
       if (NORM && e != A(0)) {
         UNROLL
@@ -99,7 +96,7 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
 
   Vector<Y, N> end;
   UNROLL
-  for (int n = 0; n < N; ++n) end[n] = narrow<Y>(total[n]);
+  for (int n = 0; n < N; ++n) end[n] = narrow<Y>(widen<A>(start[n]) + increment[n]);
   if (aligned && first + N <= size) {
     store(p.out[leaf], first, end);
   } else {
