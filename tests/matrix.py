@@ -6,8 +6,8 @@
 
 Each release of torch has a virtual environment and a copy of this checkout with its own extension in
 ``build/matrix``, 5 to 8 GB on Linux x86_64, where PyPI's torch has CUDA; ``--once`` removes each after its last cell.
-A row of ``build/matrix/rows.jsonl`` is the outcome of one part in one cell, of these sources: what has a row is not run
-again (``--again`` does). A cell that cannot be installed is said so and left out. Exit status 1: a part failed.
+A row of ``build/matrix/rows.jsonl`` is the outcome of one test file in one cell, of these sources: what has a row is
+not run again (``--again`` does). A cell that cannot be installed is said so and left out. Exit status 1: a test failed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from options import Parser, checked  # noqa: E402
 
 FOLDER = ROOT / "build" / "matrix"
-LIMIT = 3600  # seconds of a part, and of each step of an installation
+LIMIT = 3600  # seconds of a test file, and of each step of an installation
 TOOLS = (
     "hypothesis pytest pytest-benchmark torchdiffeq matplotlib pillow rich safetensors scikit-learn tomli build wheel"
 )
@@ -180,62 +180,62 @@ def commit() -> str:
     return head.strip() + ("-dirty" if changed.strip() else "")
 
 
-# ---- a part in a cell
+# ---- a test file in a cell
 
 COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
-def attempt(folder: Path, name: str, part: str, limit: float) -> dict[str, Any]:
-    """Its counts, and what failed by name; a part that does not end is ``late``, which is no failure."""
-    source = folder / "source"
+def attempt(folder: Path, name: str, file: str, limit: float) -> dict[str, Any]:
+    """Its counts, and what failed by name; a file that does not end is ``late``, which is no failure."""
     words = [str(folder / "venv" / "bin" / "python"), "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    words += files(part, source / "tests")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CONTNET_FAST", "PYTHONPATH"))}
     start = time.monotonic()
-    log = FOLDER / f"{name}-{part}.log"
-    with log.open("w") as file:
+    log = FOLDER / f"{name}-{file.removesuffix('.py')}.log"
+    with log.open("w") as out:
         try:
             status = subprocess.run(
-                words, cwd=source, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=limit, check=False
-            ).returncode
+                [*words, f"tests/{file}"], cwd=folder / "source", env=env, stdout=out, stderr=subprocess.STDOUT,
+                timeout=limit, check=False,
+            ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             status = None
     text = log.read_text(errors="replace")
     counts = {word: int(n) for n, word in COUNT.findall(text[-500:])}
-    bad = re.findall(r"^(?:FAILED|ERROR) (\S+::\S+|\S+)", text, flags=re.M)
+    bad = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, flags=re.M)
     row = {"counts": counts, "bad": bad, "seconds": round(time.monotonic() - start), "log": log.name}
     if status is None:
         return {**row, "late": True}
     if status and not bad:
-        row["bad"] = [f"pytest: exit {status}"]
+        row["bad"] = [f"tests/{file}: pytest exits with {status}"]
     return row
 
 
-def outcome(row: dict[str, Any]) -> str:
-    if "impossible" in row:
-        return "not installed"
-    if row.get("late"):
-        return f"stopped after {row['seconds']} s"
-    counts = row["counts"]
-    words = [f"{counts.get('passed', 0)} passed"]
-    words += [f"{len(row['bad'])} failed"] if row["bad"] else []
-    words += [f"{counts['skipped']} skipped"] if counts.get("skipped") else []
-    return ", ".join(words)
+def outcome(rows: Sequence[dict[str, Any]]) -> str:
+    """What the files of some rows came to."""
+    counts = {word: sum(row["counts"].get(word, 0) for row in rows) for word in ("passed", "skipped")}
+    failed = sum(len(row["bad"]) for row in rows)
+    late = [f"{row['file']} stopped after {row['seconds']} s" for row in rows if row.get("late")]
+    words = [f"{counts['passed']} passed", *([f"{failed} failed"] if failed else [])]
+    return ", ".join([*words, *([f"{counts['skipped']} skipped"] if counts["skipped"] else []), *late])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The latest row of each part in each cell, in Markdown."""
-    latest = {(row["cell"], row["part"]): row for row in rows}
-    lines = []
+    """The latest outcome of each part in each cell, in Markdown."""
+    latest = {(row["cell"], row["file"]): row for row in rows}
+    lines: list[str] = []
     for name, cell in CELLS.items():
-        parts = [p for p in ("install", *PARTS) if (name, p) in latest]
-        if not parts:
-            continue
         lines += ["", f"**{name}**: {cell}", "", "| part | outcome | commit | date |", "|---|---|---|---|"]
-        for part in parts:
-            row = latest[name, part]
-            lines.append(f"| {part} | {outcome(row)} | {row['commit']} | {row['date']} |")
-            lines += [f"|  | {bad} | | |" for bad in row.get("bad", ())]
+        for part in PARTS:
+            wanted = files(part)
+            found = [latest[name, file] for file in wanted if (name, file) in latest]
+            if not found:
+                continue
+            some = "" if len(found) == len(wanted) else f" ({len(found)} of {len(wanted)} files)"
+            of = [", ".join(sorted({row[key] for row in found})) for key in ("commit", "date")]
+            lines.append(f"| {part}{some} | {outcome(found)} | {' | '.join(of)} |")
+            lines += [f"| | {bad} | | |" for row in found for bad in row["bad"]]
+        if lines[-1].startswith("|--"):
+            del lines[-5:]
     return "\n".join(lines[1:])
 
 
@@ -249,61 +249,57 @@ class Ledger:
         self.path = FOLDER / "rows.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self.new: list[dict[str, Any]] = []
         self.code, self.commit = code(), commit()
 
-    def done(self, name: str, part: str) -> dict[str, Any] | None:
+    def done(self, name: str, file: str) -> dict[str, Any] | None:
         """The latest row of these sources; one that was stopped is not done."""
-        of = (name, part, self.code, str(CELLS[name]))
-        found = [row for row in self.rows if (row["cell"], row["part"], row["code"], row["releases"]) == of]
+        of = (name, file, self.code, str(CELLS[name]))
+        found = [row for row in self.rows if (row["cell"], row["file"], row["code"], row["releases"]) == of]
         return found[-1] if found and not found[-1].get("late") else None
 
-    def write(self, name: str, part: str, row: dict[str, Any]) -> None:
+    def write(self, name: str, file: str, row: dict[str, Any]) -> None:
         """Add a row, and say what is in it."""
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-        of = {"cell": name, "part": part, "code": self.code, "commit": self.commit, "date": date}
-        whole = {**of, "releases": str(CELLS[name]), **row}
-        self.rows.append(whole)
-        self.new.append(whole)
-        with self.path.open("a") as file:
-            file.write(json.dumps(whole) + "\n")
-        say(f"{name} {part}: {outcome(row)} ({row.get('seconds', 0)} s)")
-        for bad in row.get("bad", ()):
+        of = {"cell": name, "file": file, "code": self.code, "commit": self.commit, "date": date}
+        self.rows.append({**of, "releases": str(CELLS[name]), **row})
+        with self.path.open("a") as out:
+            out.write(json.dumps(self.rows[-1]) + "\n")
+        say(f"{name} {file}: {outcome(self.rows[-1:])} ({row['seconds']} s)")
+        for bad in row["bad"]:
             say(f"  FAILED {bad}  (build/matrix/{row['log']})")
 
 
-def run_cell(name: str, options: argparse.Namespace, ledger: Ledger) -> None:
-    """The parts of a cell that have no row."""
-    wanted = [part for part in options.parts or PARTS if options.again or ledger.done(name, part) is None]
+def run_cell(name: str, wanted: Sequence[str], options: argparse.Namespace, ledger: Ledger) -> bool:
+    """Run the files that have no row; whether the cell is there."""
+    wanted = [file for file in wanted if options.again or options.install or ledger.done(name, file) is None]
     if not wanted:
         say(f"{name}: done before")
-        return
+        return True
     try:
         folder = prepare(CELLS[name])
     except Impossible as error:
         say(f"{name} left out: {error}")
-        ledger.write(name, "install", {"impossible": str(error)})
-        return
+        return False
     if options.install:
         say(f"{name}: installed")
-        return
-    for part in wanted:
-        ledger.write(name, part, attempt(folder, name, part, options.limit))
+        return True
+    for file in wanted:
+        ledger.write(name, file, attempt(folder, name, file, options.limit))
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
     p = Parser("matrix.py", __doc__)
     cell, part = checked(one_of("cell", CELLS)), checked(one_of("part", PARTS))
-    p.add_argument("cells", nargs="*", type=cell, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    p.add_argument("--parts", nargs="+", type=part, metavar="PART", help=f"of {', '.join(PARTS)}")
-    p.add_argument(
-        "--install", action="store_true", help="install the cells and run nothing; 1 where that is impossible"
-    )
-    p.add_argument("--again", action="store_true", help="run what has a row too")
-    p.add_argument("--once", action="store_true", help="remove an environment after its last cell")
-    p.add_argument("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds of a part; default {LIMIT}")
-    p.add_argument("--table", action="store_true", help="print what there is and run nothing")
+    add = p.add_argument
+    add("cells", nargs="*", type=cell, metavar="CELL", help=f"of {', '.join(CELLS)}")
+    add("--parts", nargs="+", type=part, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    add("--install", action="store_true", help="install the cells and run nothing; 1 where that is impossible")
+    add("--again", action="store_true", help="run what has a row too")
+    add("--once", action="store_true", help="remove an environment after its last cell")
+    add("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds of a test file; default {LIMIT}")
+    add("--table", action="store_true", help="print what there is and run nothing")
     options = p.parse_args(argv)
     FOLDER.mkdir(parents=True, exist_ok=True)
     ledger = Ledger()
@@ -311,16 +307,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(table(ledger.rows))
         return 0
     cells = options.cells or list(CELLS)
+    wanted = [file for part in options.parts for file in files(part)]
+    there = []
     for i, name in enumerate(cells):
-        run_cell(name, options, ledger)
+        there.append(run_cell(name, wanted, options, ledger))
         if options.once and home(CELLS[name]) not in [home(CELLS[later]) for later in cells[i + 1 :]]:
             shutil.rmtree(home(CELLS[name]), ignore_errors=True)
     if options.install:
-        return 1 if any("impossible" in row for row in ledger.new) else 0
-    found = [ledger.done(name, part) for name in cells for part in options.parts or PARTS]
-    rows = [row for row in ledger.rows if row["code"] == ledger.code and row["cell"] in cells]
+        return 0 if all(there) else 1
+    rows = list(filter(None, (ledger.done(name, file) for name in cells for file in wanted)))
     say("\n" + table(rows))
-    return 1 if any(row["bad"] for row in found if row) else 0
+    return 1 if any(row["bad"] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
-def files(part: str, tests: Path = TESTS) -> list[str]:
+def files(part: str) -> list[str]:
     """The test files of a part."""
-    return [str(tests / f"test_{name}.py") for name in PARTS[part].split()]
+    return [f"test_{name}.py" for name in PARTS[part].split()]
 
 
 def main(words: list[str]) -> None:
@@ -60,7 +60,7 @@ def main(words: list[str]) -> None:
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, options = words[:first], words[first:]
     try:
-        chosen = [file for name in map(one_of("part", PARTS), names or [""]) for file in files(name)]
+        chosen = [str(TESTS / file) for name in map(one_of("part", PARTS), names or [""]) for file in files(name)]
     except ValueError as error:
         sys.exit(str(error))
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *chosen, *options])

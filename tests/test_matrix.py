@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_a_file_is_in_one_part_at_most_and_there():
     names = [file for part in parts.PARTS for file in parts.files(part)]
     assert len(names) == len(set(names))
-    assert [name for name in names if not Path(name).is_file()] == []
+    assert [name for name in names if not (parts.TESTS / name).is_file()] == []
 
 
 def test_what_the_package_claims_is_in_the_matrix():
@@ -62,13 +62,12 @@ def test_a_typo_is_named(program, words, message):
 
 @pytest.fixture
 def outcomes(monkeypatch, tmp_path):
-    """What each part comes to in cells that need no installation; the list of those that were run is ``run``."""
-    found = {}
-    found["run"] = []
+    """What each file comes to in cells that need no installation; those that were run are listed in ``run``."""
+    found = {"run": []}
 
-    def attempt(folder, name, part, limit):
-        found["run"].append((name, part))
-        return {"counts": {"passed": 3}, "bad": [], "seconds": 1, "log": "x", **found.get(part, {})}
+    def attempt(folder, name, file, limit):
+        found["run"].append(file)
+        return {"counts": {"passed": 3}, "bad": [], "seconds": 1, "log": "x", **found.get(file, {})}
 
     def prepare(cell):
         if "impossible" in found:
@@ -80,30 +79,36 @@ def outcomes(monkeypatch, tmp_path):
     return found
 
 
-ARGS = ["2.11-newest", "--parts", "quick", "compile"]
+ARGS = ["2.11-newest", "--parts", "compile"]
+FILES = ["test_compile.py", "test_odeint_compile.py"]
 
 
 def test_what_is_done_is_not_run_again_unless_the_sources_change(outcomes, monkeypatch, capsys):
     assert matrix.main(ARGS) == matrix.main(ARGS) == 0
-    assert outcomes["run"] == [("2.11-newest", "quick"), ("2.11-newest", "compile")]
+    assert outcomes["run"] == FILES
     assert matrix.main([*ARGS, "--again"]) == 0
     assert len(outcomes["run"]) == 4
     monkeypatch.setattr(matrix, "code", lambda: "other")
     assert matrix.main(ARGS) == 0
     assert len(outcomes["run"]) == 6
-    assert "| compile | 3 passed |" in capsys.readouterr().out
+    assert "| compile | 6 passed |" in capsys.readouterr().out
 
 
 def test_a_failure_is_named_and_remembered(outcomes, capsys):
-    outcomes["quick"] = {"bad": ["tests/test_x.py::test_y"], "counts": {"passed": 2, "skipped": 1}}
+    outcomes["test_compile.py"] = {"bad": ["tests/test_compile.py::test_y"], "counts": {"passed": 2, "skipped": 1}}
     assert matrix.main(ARGS) == matrix.main(ARGS) == 1
-    assert "| quick | 2 passed, 1 failed, 1 skipped |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| compile | 5 passed, 1 failed, 1 skipped |" in out
+    assert "| | tests/test_compile.py::test_y |" in out
 
 
-def test_a_part_that_does_not_end_is_no_failure_and_is_run_again(outcomes):
-    outcomes["quick"] = {"late": True}
+def test_a_file_that_does_not_end_is_no_failure_and_is_run_again(outcomes, capsys):
+    outcomes["test_compile.py"] = {"late": True, "counts": {}}
     assert matrix.main(ARGS) == matrix.main(ARGS) == 0
-    assert [part for _, part in outcomes["run"]] == ["quick", "compile", "quick"]
+    assert outcomes["run"] == [*FILES, "test_compile.py"]
+    out = capsys.readouterr().out
+    assert "test_compile.py stopped after 1 s" in out
+    assert "| compile (1 of 2 files) | 3 passed |" in out
 
 
 def test_a_cell_that_cannot_be_installed_is_said_so_and_left_out(outcomes, capsys):
@@ -126,10 +131,10 @@ def test_counts_and_names_are_read_from_what_pytest_says(tmp_path, monkeypatch):
     (tmp_path / "source" / "tests").mkdir(parents=True)
     text = "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
     (tmp_path / "source" / "tests" / "test_x.py").write_text(text)
-    monkeypatch.setitem(parts.PARTS, "quick", "x")
-    row = matrix.attempt(tmp_path, "2.11-newest", "quick", 60)
+    row = matrix.attempt(tmp_path, "2.11-newest", "test_x.py", 60)
     assert row["counts"] == {"failed": 1, "passed": 1, "skipped": 1}
     assert row["bad"] == ["tests/test_x.py::test_b"]
-    late = matrix.attempt(tmp_path, "2.11-newest", "quick", 0.01)
+    assert matrix.attempt(tmp_path, "2.11-newest", "test_y.py", 60)["bad"] == ["tests/test_y.py: pytest exits with 4"]
+    late = matrix.attempt(tmp_path, "2.11-newest", "test_x.py", 0.01)
     assert late["late"]
     assert json.dumps(late)
