@@ -3,6 +3,7 @@
 from ..backends import REGISTRY
 from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct
 from .conv import ConvSolve, fused_conv_solve
+from .flops import register_flop_formulas
 from .schemas import define, implement, lookup
 
 for _backend in REGISTRY.values():
@@ -11,6 +12,7 @@ for _backend in REGISTRY.values():
             define(_op, _backend.name)
         else:
             implement(_op, _backend.name, _function, _key)
+register_flop_formulas([(op, backend.name) for backend in REGISTRY.values() for op in backend.implementations()])
 
 __all__ = [
     "OWN_DERIVATIVE",
