@@ -18,6 +18,7 @@ from .backends import Plan as BlockPlan
 from .backends import Problem, record_plans
 from .costs import DEVICES, Cost, Device, combine_cost, conv_solve_cost, measured_cpu
 from .errors import choice_error
+from .nn import blocks
 
 ROUNDS = 5
 
@@ -144,7 +145,7 @@ def _plan(call: Callable[..., Any], *inputs: Any) -> Plan:
         state: dict[str, torch.Tensor] = {
             name: mode.from_tensor(t) for name, t in (*call.named_parameters(), *call.named_buffers())
         }
-        with _names(call, path, plans, named):
+        with computed_kept(call), _names(call, path, plans, named):
             torch.func.functional_call(call, state, fake_inputs)
     return Plan(tuple(named))
 
@@ -206,10 +207,25 @@ def buffers_kept(call: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
+def computed_kept(call: nn.Module) -> Iterator[None]:
+    """Restore the tensors that hooks compute (pruning, weight norm) when the block ends."""
+    kept = [
+        (module.__dict__, {name: value for name, value in module.__dict__.items() if isinstance(value, torch.Tensor)})
+        for module in call.modules()
+        if module._forward_pre_hooks
+    ]
+    try:
+        yield
+    finally:
+        for attributes, tensors in kept:
+            attributes.update(tensors)
+
+
+@contextmanager
 def _names(
     net: nn.Module, path: list[str], plans: list[BlockPlan], named: list[tuple[str, BlockPlan]]
 ) -> Iterator[None]:
-    """Give every plan made inside a module the name of that module."""
+    """Give every plan made inside a module the name of that module, or of the block whose field it is in."""
 
     def leave(name: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
@@ -218,7 +234,10 @@ def _names(
 
         return hook
 
-    handles = [module.register_forward_hook(leave(name)) for name, module in net.named_modules()]
+    inside = {module for block in blocks(net) if isinstance(block.field, nn.Module) for module in block.field.modules()}
+    handles = [
+        module.register_forward_hook(leave(name)) for name, module in net.named_modules() if module not in inside
+    ]
     try:
         yield
     finally:

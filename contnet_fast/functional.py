@@ -15,6 +15,7 @@ from .backends import Plan, Problem, check_backend, record, select
 from .combine import rk_combine, rk_combine_error
 from .errors import check_choice, check_count, check_number
 from .ops import RKCombine, distinct, fused_conv_solve, lookup
+from .reference import CalledField
 from .reference.rk import CHECKPOINTS, Combine, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
@@ -22,7 +23,16 @@ from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
 from .transforms import in_torch_func, vmapped
 
-__all__ = ["FixedSteps", "basis_solve", "conv_solve", "fixed_steps", "rk_combine", "rk_combine_error", "rk_solve"]
+__all__ = [
+    "FixedSteps",
+    "basis_solve",
+    "conv_solve",
+    "fixed_steps",
+    "grid_solve",
+    "rk_combine",
+    "rk_combine_error",
+    "rk_solve",
+]
 
 Field = Callable[[float, State], State]
 
@@ -126,6 +136,26 @@ def basis_solve(
     )
 
 
+def grid_solve(
+    field: Callable[..., State],
+    y0: State,
+    *,
+    grid: TimeGrid,
+    return_steps: bool = False,
+    checkpoint: str = "none",
+    backend: str = "auto",
+) -> State:
+    """As :func:`basis_solve` for a module: ``field(t, y, weights=weights)``, t a Python float."""
+    return _solve(
+        lambda i, s, y: field(grid.times[i][s], y, weights=grid.weights[i][s]),
+        y0,
+        steps=grid,
+        return_steps=return_steps,
+        checkpoint=checkpoint,
+        backend=backend,
+    )
+
+
 def _solve(
     field: Callable[[int, int, State], State],
     y0: State,
@@ -193,7 +223,7 @@ def _stage(field: Callable[[int, int, State], State], structure: TreeSpec | None
 
 def conv_solve(
     x: torch.Tensor,
-    nodes: ConvNodes,
+    nodes: ConvNodes | CalledField,
     *,
     spec: ConvSpec,
     grid: TimeGrid,
@@ -207,7 +237,7 @@ def conv_solve(
     Args:
         x: [B, C, H, W] in float16 to float64, any strides; B may be 0. The result has its dtype and format.
         nodes: nodal values of theta(t), dimension 0 of size ``grid.basis.size``; dtype of ``x`` unless autocast
-            is on.
+            is on. Or a :class:`contnet_fast.reference.CalledField`, which no backend fuses.
         spec: the field. grid: steps, stages and basis weights, from :func:`contnet_fast.timegrid.time_grid`.
         training: batch norm uses batch statistics, which are returned for the running averages.
         checkpoint: ``"step"`` keeps the state of each step for backward, ``"none"`` everything, ``"block"`` x only.
@@ -220,7 +250,12 @@ def conv_solve(
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    _check_conv(x, nodes, spec, grid, training)
+    _check_state(x, spec, training)
+    called = ""
+    if isinstance(nodes, CalledField):
+        called = nodes.why
+    else:
+        _check_nodes(x, nodes, spec, grid, training)
     plan = select(
         Problem(
             op="conv_solve",
@@ -236,6 +271,7 @@ def conv_solve(
             batch_statistics=training and spec.norm == "batch",
             needs_grad=torch.is_grad_enabled(),
             checkpoint=checkpoint,
+            called=called,
         ),
         check_backend(backend),
     )
@@ -243,6 +279,7 @@ def conv_solve(
         record("conv_solve", plan.backend, plan.level)
         checkpoint = _traceable(checkpoint)
     if plan.level in ("solve", "stage"):
+        assert not isinstance(nodes, CalledField)
         return fused_conv_solve(
             x,
             nodes,
@@ -316,7 +353,7 @@ def _check_vmap(x: torch.Tensor, nodes: ConvNodes) -> None:
         )
 
 
-def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
+def _check_state(x: torch.Tensor, spec: ConvSpec, training: bool) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: got {type(x).__name__}, accepted: a torch.Tensor")
     if not x.is_floating_point():
@@ -327,6 +364,9 @@ def _check_conv(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGri
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, accepted with batch norm in training: more than one value per channel"
         )
+
+
+def _check_nodes(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
     weight = nodes.conv1_weight
     if weight.device != x.device:
         raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")

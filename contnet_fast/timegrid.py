@@ -48,7 +48,7 @@ class TimeGrid:
         basis: the basis of theta(t).
         edge: ``"left"`` or ``"reference_fp32"``.
         slots: [step][stage] -> ((k, phi_k(t)), ...) in exact rationals.
-        weights: the same in floats, for loops over tensors.
+        weights: the same in floats, for loops over tensors. times: [step][stage] -> t as a float.
         stage_rows: [stage] -> h * a_sj as floats; update: h * b_j.
         flat: weights and stage_rows as flat lists.
     """
@@ -59,6 +59,7 @@ class TimeGrid:
     edge: str = "left"
     slots: tuple[tuple[Weights, ...], ...] = field(init=False, repr=False, compare=False)
     weights: tuple[tuple[FloatWeights, ...], ...] = field(init=False, repr=False, compare=False)
+    times: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
     stage_rows: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
     update: tuple[float, ...] = field(init=False, repr=False, compare=False)
     flat: FlatGrid = field(init=False, repr=False, compare=False)
@@ -76,6 +77,7 @@ class TimeGrid:
         values = {
             "slots": slots,
             "weights": tuple(tuple(tuple((k, float(w)) for k, w in s) for s in step) for step in slots),
+            "times": tuple(tuple(float(self.time(i, s)) for s in range(self.n_stages)) for i in range(self.n_steps)),
             "stage_rows": stage_rows,
             "flat": FlatGrid(
                 counts=tuple(len(slot) for slot in evaluations),

@@ -69,6 +69,17 @@ def isa(request):
 
 
 @pytest.fixture
+def one_process():
+    """A process group of this process alone: its mesh on the CPU."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.fixture
 def reads(monkeypatch):
     """Values that Python reads from tensors."""
     found = []

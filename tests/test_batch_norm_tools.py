@@ -252,11 +252,21 @@ def test_a_norm_cannot_be_called_or_replaced():
         block(batches(1)[0])
 
 
-def test_norms_in_different_modes_are_refused():
-    block = make_block().train()
-    block.field.norm1.eval()
-    with pytest.raises(ValueError, match=r"norm1\.training, norm2\.training: got one of each"):
-        block(batches(1)[0])
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_norms_in_different_modes_are_evaluated_each_in_its_own(frozen):
+    block, plain = make_pair()
+    train(block, batches(2)), train(plain, batches(2))
+    getattr(block.field, f"norm{frozen}").eval()
+    for cell in plain.cells:
+        getattr(cell, f"norm{frozen}").eval()
+    x = batches(1, seed=4)[0]
+    torch.testing.assert_close(block(x), plain(x), rtol=1e-4, atol=1e-4)
+    field = block.field
+    before, after = (getattr(field, f"norm{i}_mean") for i in (frozen, 3 - frozen))
+    for k, cell in enumerate(plain.cells):
+        torch.testing.assert_close(before[k], getattr(cell, f"norm{frozen}").running_mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(after[k], getattr(cell, f"norm{3 - frozen}").running_mean, rtol=1e-4, atol=1e-4)
+    assert "one norm of the field takes statistics of the batch" in str(cf.explain(block, x))
 
 
 # -- across processes --------------------------------------------------------------------------------------------------

@@ -8,12 +8,10 @@ import threading
 
 import pytest
 import torch
-import torch.distributed as dist
 from plain_nets import SETTINGS, PlainBlock, assert_same_statistics, batches, make_block, make_pair
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from contnet_fast.bases import Basis
@@ -201,13 +199,6 @@ def test_a_published_grid_can_be_made_for_a_block_on_meta():
         block = make_block()
         block.set_manifestation(edge="reference_fp32", n_steps=3)
     assert block.grid.edge == "reference_fp32"
-
-
-@pytest.fixture
-def one_process():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 def test_a_sharded_block_that_was_built_on_meta(one_process):

@@ -35,6 +35,7 @@ class Problem:
         field: order and norm of a convolutional field, ``None`` for any other callable.
         batch_statistics: the field couples the samples of a batch.
         needs_grad: a backward pass may follow.
+        called: why the field must be called at every evaluation, which no fused level does; empty if it need not be.
     """
 
     op: str
@@ -51,6 +52,7 @@ class Problem:
     needs_grad: bool = False
     checkpoint: str = "none"
     leaf_dtypes: tuple[torch.dtype, ...] = ()
+    called: str = ""
 
 
 class Backend(Protocol):
@@ -197,12 +199,15 @@ def _choose(problem: Problem, request: str) -> Plan:
 
 
 def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:
-    if level == "none" or not transforming():
-        return backend.check(problem, level)
-    if torch.jit.is_tracing():  # which warns of every size that a check reads
+    transformed = level != "none" and transforming()
+    if transformed and torch.jit.is_tracing():  # which warns of every size that a check reads
         return ("torch.jit.trace needs PyTorch's own operations: it cannot record ours",)
-    reason = "torch.func and tangents need PyTorch's own operations: ours have no rules for them"
-    return (*backend.check(problem, level), reason)
+    reasons = backend.check(problem, level)
+    if problem.called and level in ("solve", "stage"):
+        reasons = (*reasons, problem.called)
+    if transformed:
+        reasons = (*reasons, "torch.func and tangents need PyTorch's own operations: ours have no rules for them")
+    return reasons
 
 
 def _fastest(problem: Problem) -> Plan:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..bases import Basis, Matrix, apply_matrix
 from ..errors import check_number
 from ..timegrid import FloatWeights
+
+_REMOVE = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+}
 
 
 class BasisModule(nn.Module):
@@ -19,7 +26,7 @@ class BasisModule(nn.Module):
 
     Register them with :meth:`nodal_parameter`, :meth:`nodal_buffer` and :meth:`nodal_count`; refinement, projection
     and interpolation then carry all of them to another basis. A field inside a :class:`ContinuousBlock` also defines
-    :meth:`rate`.
+    :meth:`rate`; the block calls the module, ``field(t, x, weights=weights)``, at every evaluation.
     """
 
     def __init__(self, basis: Basis) -> None:
@@ -30,6 +37,17 @@ class BasisModule(nn.Module):
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
         """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
         raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
+
+    def forward(self, t: float | Fraction, x: Any, *, weights: FloatWeights | None = None) -> Any:
+        """The rate at depth ``t`` in [0, 1]. Hooks of the module get ``(t, x)``, with t a Python float in a block.
+
+        Args:
+            weights: ((k, phi_k(t)), ...) of a time grid, which a block gives and which then decide; by default those of
+                ``t``, of the right cell at a jump.
+        """
+        if weights is None:
+            weights = tuple((k, float(w)) for k, w in self.basis.weights(Fraction(t)))
+        return self.rate(weights, x)
 
     def nodal_parameter(self, name: str, value: torch.Tensor | None) -> None:
         """A learnt tensor [K, ...], or ``None`` for an absent one."""
@@ -86,9 +104,34 @@ class BasisModule(nn.Module):
         """:func:`contnet_fast.no_weight_decay` of this module."""
         return no_weight_decay(self)
 
+    def check_nodal(self) -> None:
+        """Refuse nodal tensors that are computed from others, which no other basis can be given.
+
+        Raises:
+            ValueError: naming the tensor, what computes it and how to make it a tensor again.
+        """
+        for name in self._nodal:
+            if name in self._parameters or name in self._buffers:
+                continue
+            what, cure = "a tensor that another computes", "a parameter"
+            if parametrize.is_parametrized(self, name):
+                what = f"the parametrization {type(self.parametrizations[name][0]).__name__}"  # type: ignore[index]
+                cure = f"torch.nn.utils.parametrize.remove_parametrizations(field, {name!r}) first"
+            for hook in self._forward_pre_hooks.values():
+                if name == getattr(hook, "_tensor_name", getattr(hook, "name", None)):
+                    what = type(hook).__name__
+                    remove = _REMOVE.get(what, "torch.nn.utils.prune.remove")
+                    cure = f"{remove}(field, {name!r}) first"
+            raise ValueError(f"{name}: got {what}, accepted with another basis: {cure}")
+
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:
-        """Replace every nodal tensor by ``matrix`` times it, in place of this module."""
+        """Replace every nodal tensor by ``matrix`` times it, in place of this module.
+
+        Raises:
+            ValueError: as :meth:`check_nodal`.
+        """
+        self.check_nodal()
         self.basis = basis
         for name, kind in self._nodal.items():
             value = getattr(self, name)

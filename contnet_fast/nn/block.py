@@ -11,12 +11,16 @@ from torch.fx import Proxy
 
 from ..backends import check_backend
 from ..errors import check_choice, check_count
-from ..functional import basis_solve, conv_solve, rk_solve
+from ..functional import basis_solve, conv_solve, grid_solve, rk_solve
+from ..reference import CalledField
 from ..reference.rk import CHECKPOINTS, State
+from ..spec import ConvNodes
 from ..tableaus import get_tableau
 from ..timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
+from .calls import compute_tensors, has_hooks, takes_weights, why_called
 from .conv_field import ConvField
+from .nodal_norm import NodalBatchNorm
 
 
 class ContinuousBlock(nn.Module):
@@ -54,6 +58,12 @@ class ContinuousBlock(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        inner = getattr(field, "module", None) or getattr(field, "_orig_mod", None)
+        if isinstance(field, nn.Module) and isinstance(inner, BasisModule):
+            raise TypeError(
+                f"field: got {type(field).__name__} around a {type(inner).__name__}, accepted: the field itself; "
+                "the block can be wrapped or compiled"
+            )
         if not callable(field):
             raise TypeError(f"field: got {type(field).__name__}, accepted: a module or a callable field(t, x)")
         self.field: Any = field
@@ -71,6 +81,7 @@ class ContinuousBlock(nn.Module):
         grid = time_grid(name, count, self.field.basis, edge=rule) if self._has_basis else None
         self.scheme, self.n_steps, self.edge = name, count, rule
         self.grid: TimeGrid | None = grid
+        self._takes_weights = grid is not None and takes_weights(type(self.field))
 
     def refresh(self) -> None:
         """Resolve the time grid anew after the field changed its basis."""
@@ -90,16 +101,18 @@ class ContinuousBlock(nn.Module):
             return self._as_one_node(x, return_steps=return_steps)
         if isinstance(self.field, ConvField):
             return self._solve_conv(self.field, x, return_steps=return_steps)
-        self._check_recompute()
         if self.grid is not None:
-            return basis_solve(
-                self.field.rate,
+            field, solve = self._call_of_basis()
+            self._check_recompute()
+            return solve(
+                field,
                 x,
                 grid=self.grid,
                 return_steps=return_steps,
                 checkpoint=self.checkpoint,
                 backend=self.backend,
             )
+        self._check_recompute()
         return rk_solve(
             self.field,
             x,
@@ -125,11 +138,35 @@ class ContinuousBlock(nn.Module):
             )
         return tracer.create_proxy("call_module", path, (x,), {"return_steps": True} if return_steps else {})
 
+    def _call_of_basis(self) -> tuple[Callable[..., State], Callable[..., State]]:
+        """A field with a basis, and the solve that calls it."""
+        if not isinstance(self.field, BasisModule):
+            raise TypeError(
+                f"field: got {type(self.field).__name__} in place of the field that the block was built with, "
+                "accepted: a wrapper around the block"
+            )
+        if self._takes_weights:
+            return self.field, grid_solve
+        if has_hooks(self.field):
+            raise TypeError(
+                f"field: got {type(self.field).__name__} with hooks and a forward of its own, accepted with hooks: "
+                "forward(t, x, *, weights=None), as BasisModule has it"
+            )
+        return self.field.rate, basis_solve
+
     def _solve_conv(self, field: ConvField, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
         assert self.grid is not None
+        nodes: ConvNodes | CalledField
+        why = why_called(field, ConvField)
+        if why:
+            times, weights = self.grid.times, self.grid.weights
+            nodes = CalledField(lambda i, s, u: field.evaluate(times[i][s], u, weights[i][s]), why)
+        else:
+            compute_tensors(field)
+            nodes = field.nodes()
         y, batch = conv_solve(
             x,
-            field.nodes(),
+            nodes,
             spec=field.spec,
             grid=self.grid,
             training=field.statistics_of_batch,
@@ -147,7 +184,7 @@ class ContinuousBlock(nn.Module):
             return
         for name, module in self.field.named_modules():
             moving = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-            if moving and module.training:
+            if moving and module.training and not isinstance(module, NodalBatchNorm):
                 raise ValueError(
                     f"checkpoint: got {self.checkpoint!r} with field.{name} updating running statistics in training, "
                     "accepted there: 'none' (recomputing would update them twice)"

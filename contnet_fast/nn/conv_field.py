@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from ..errors import check_choice
 from ..reference.rk import accumulation_dtype
 from ..reference.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
 from ..spec import BatchStatistics, ConvNodes, ConvSpec
+from ..states import is_rate, rate_error
 from ..timegrid import FloatWeights, TimeGrid
 from .basis_module import BasisModule
 from .nodal_norm import NodalBatchNorm, check_momentum
@@ -51,6 +51,7 @@ class ConvField(BasisModule):
     num_batches_tracked: torch.Tensor
     norm1_mean: torch.Tensor
     skip: torch.Tensor
+    _evaluated: list[tuple[torch.Tensor, ...]] | None = None  # statistics of the evaluations of a call
     moving = False  # its tensors are on their way to another device or dtype
 
     def __init__(
@@ -166,19 +167,36 @@ class ConvField(BasisModule):
         """The nodal tensors, [K, ...] each."""
         return ConvNodes._make(getattr(self, name, None) for name in ConvNodes._fields)
 
-    def forward(self, t: float | Fraction, x: torch.Tensor) -> torch.Tensor:
-        """The rate at depth ``t`` in [0, 1]; the right cell at a jump. Running statistics are left alone.
-
-        Args:
-            x: [B, C, H, W]; the result has its shape.
-        """
-        return self.rate(tuple((k, float(w)) for k, w in self.basis.weights(Fraction(t))), x)
-
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
-        """The rate for basis weights ((k, phi_k(t)), ...) of a time grid."""
+        """The rate for basis weights ((k, phi_k(t)), ...): [B, C, H, W] as ``x``. Running statistics are left alone."""
         slices = tuple(None if node is None else node.unbind(0) for node in self.nodes())
         theta = reference.theta_at(slices, weights)
-        return reference.conv_field(x, theta, spec=self.spec, training=self.statistics_of_batch)[0]
+        training = self.statistics_of_batch
+        own = [norm.evaluate for norm in self.norms]
+        rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=own)
+        if self._evaluated is not None and statistics:
+            self._evaluated.append(statistics)
+        return rate
+
+    def evaluate(
+        self, t: float, x: torch.Tensor, weights: FloatWeights
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Call the module at a stage: the rate, and the batch statistics of its norms if they take those.
+
+        Raises:
+            TypeError, ValueError: the rate is not as ``x`` is, or the norms were evaluated several times.
+        """
+        found: list[tuple[torch.Tensor, ...]] = []
+        self._evaluated = found
+        try:
+            rate = self(t, x, weights=weights)
+        finally:
+            self._evaluated = None
+        if not is_rate(rate, x):
+            raise rate_error("field", rate, x)
+        if len(found) > 1:
+            raise ValueError(f"field.rate: got its norms {len(found)} times in an evaluation, accepted: once")
+        return rate, found[0] if found else ()
 
     @property
     def momentum(self) -> float | None:
@@ -192,16 +210,11 @@ class ConvField(BasisModule):
 
     @property
     def statistics_of_batch(self) -> bool:
-        """Whether batch norm takes the statistics of the batch: its norms are in training, or track none."""
-        modes = {norm.of_batch for norm in self.norms}
-        if len(modes) == 2:
-            raise ValueError(
-                "norm1.training, norm2.training: got one of each, accepted: the same of both norms of a field"
-            )
-        if True in modes:
-            for norm in self.norms:
-                norm.check_ranks()
-        return True in modes
+        """Whether a norm takes the statistics of the batch: it is in training, or tracks none."""
+        found = [norm for norm in self.norms if norm.of_batch]
+        for norm in found:
+            norm.check_ranks()
+        return bool(found)
 
     @torch.no_grad()
     def update_statistics(self, batch: BatchStatistics, grid: TimeGrid) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import check_number
+from ..reference.fields import normalise
+from ..spec import ConvSpec
 
 if TYPE_CHECKING:
     from .conv_field import ConvField
@@ -38,6 +40,15 @@ def _view(tensor: str) -> Any:
     return property(get, put)
 
 
+@dataclass
+class Evaluation:
+    """What a norm needs at one evaluation of its field (weight, bias, mean, var at that depth), and what it found."""
+
+    theta: tuple[torch.Tensor | None, ...]
+    spec: ConvSpec
+    found: tuple[torch.Tensor, ...] = ()
+
+
 class NodalBatchNorm(nn.BatchNorm2d):
     """Norm ``place`` (1 or 2) of a :class:`ConvField` with batch norm: ``field.norm1`` and ``field.norm2``.
 
@@ -46,14 +57,14 @@ class NodalBatchNorm(nn.BatchNorm2d):
     appear once in the state dict, parameters and buffers of a model, under the field's names; ``parameters()`` and
     ``buffers()`` of the norm itself, which a tool that freezes it asks for, are these tensors too.
 
-    - ``training`` decides whether the field takes the statistics of the batch and moves the running ones; it is the
-      same of both norms. ``track_running_stats = False``: those of the batch, always.
+    - ``training`` decides whether it takes the statistics of the batch and moves the running ones, which can be fused
+      where both norms are alike. ``track_running_stats = False``: those of the batch, always.
     - ``momentum`` is that of its running statistics, ``None`` for a cumulative average for each basis function.
     - ``reset_running_stats()`` and ``reset_parameters()`` reset the field's tensors. ``eps`` is ``norm_eps`` of both.
     - ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` sets ``across_ranks``: with several processes, a forward pass
       that would take the statistics of one of them then raises RuntimeError.
 
-    The field evaluates it: a call from elsewhere raises TypeError, as it would not know its depth.
+    Only its field calls it: another call raises TypeError, as it would not know its depth.
     """
 
     _owner: weakref.ref[ConvField] | None = None
@@ -133,9 +144,28 @@ class NodalBatchNorm(nn.BatchNorm2d):
         self.field.set_constant(self.weight, 1.0)
         self.field.set_constant(self.bias, 0.0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Refused."""
-        raise TypeError(f"norm{self.place}: got a call, accepted: field(t, x) of its field, which knows the depth")
+    def forward(self, x: torch.Tensor, *, evaluation: Evaluation | None = None) -> torch.Tensor:
+        """``x`` [B, C, H, W] normalised as its field asks: hooks of the norm get ``(x,)``."""
+        if evaluation is None:
+            raise TypeError(f"norm{self.place}: got a call, accepted: field(t, x) of its field, which knows the depth")
+        out, found = normalise(x, *evaluation.theta, spec=evaluation.spec, training=self.of_batch)
+        evaluation.found = found
+        return out
+
+    def evaluate(
+        self, x: torch.Tensor, *theta: torch.Tensor | None, spec: ConvSpec, training: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """:func:`contnet_fast.reference.fields.normalise` by a call of this module, in its own mode.
+
+        Args:
+            training: whether statistics are asked for: in evaluation they are the running ones.
+        """
+        evaluation = Evaluation(theta, spec)
+        out = self(x, evaluation=evaluation)
+        mean, var = theta[2:]
+        assert mean is not None
+        assert var is not None
+        return out, evaluation.found or ((mean.detach(), var.detach()) if training else ())
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True

@@ -94,6 +94,7 @@ def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis,
     check_rebasable(net)
     for path, module in net.named_modules():
         if isinstance(module, BasisModule):
+            module.check_nodal()
             for name in module.nodal_names():
                 check_whole(f"net.{path}.{name}".replace("..", "."), getattr(module, name), module.basis.size)
     new = copy.deepcopy(net)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from ..spec import BatchStatistics, ConvNodes, ConvSpec
 from ..timegrid import FloatWeights, TimeGrid
-from .rk import Combine, rk_combine, rk_solve
+from .rk import Combine, Stage, rk_combine, rk_solve
 
 Slices = tuple[tuple[torch.Tensor, ...] | None, ...]
+Normalise = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
+
+
+@dataclass(frozen=True)
+class CalledField:
+    """A convolutional field that evaluates itself, in place of its nodal values.
+
+    Attributes:
+        stage: ``stage(i, s, x) -> (rate, statistics)`` at stage s of step i; the statistics are those of
+            :func:`conv_field`, of every evaluation or of none.
+        why: it must be called at every evaluation, in words.
+    """
+
+    stage: Stage
+    why: str
 
 
 def combine_nodes(nodes: Sequence[torch.Tensor], weights: FloatWeights) -> torch.Tensor:
@@ -58,21 +74,31 @@ def normalise(
 
 
 def conv_field(
-    x: torch.Tensor, theta: ConvNodes, *, spec: ConvSpec, training: bool = False
+    x: torch.Tensor,
+    theta: ConvNodes,
+    *,
+    spec: ConvSpec,
+    training: bool = False,
+    norms: Sequence[Normalise] = (),
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """eps * R(x, theta) (arXiv 2008.02389): ``x`` and the result are [B, C, H, W].
+
+    Args:
+        norms: the two that normalise, in place of :func:`normalise`.
 
     Returns:
         The rate, and with batch norm in training (mean1, var1, mean2, var2) of this evaluation, [C] each.
     """
 
+    first, second = norms or (normalise, normalise)
+
     def norm1(u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        return normalise(
+        return first(
             u, theta.norm1_weight, theta.norm1_bias, theta.norm1_mean, theta.norm1_var, spec=spec, training=training
         )
 
     def norm2(u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        return normalise(
+        return second(
             u, theta.norm2_weight, theta.norm2_bias, theta.norm2_mean, theta.norm2_var, spec=spec, training=training
         )
 
@@ -98,7 +124,7 @@ def conv_field(
 
 def conv_solve(
     x: torch.Tensor,
-    nodes: ConvNodes,
+    nodes: ConvNodes | CalledField,
     *,
     spec: ConvSpec,
     grid: TimeGrid,
@@ -111,26 +137,31 @@ def conv_solve(
 
     Args:
         x: [B, C, H, W] state at t = 0.
-        nodes: nodal values of theta(t).
+        nodes: nodal values of theta(t), or a field that evaluates itself.
         training: batch norm uses the statistics of the batch, and they are returned.
         checkpoint, return_steps, combine: as in :func:`contnet_fast.reference.rk.rk_solve`.
     """
+    y, auxes = rk_solve(
+        nodes.stage if isinstance(nodes, CalledField) else _stage(nodes, spec, grid, training),
+        x,
+        stage_rows=grid.stage_rows,
+        update=grid.update,
+        n_steps=grid.n_steps,
+        checkpoint=checkpoint,
+        preserve_rng_state=isinstance(nodes, CalledField),
+        return_steps=return_steps,
+        combine=combine,
+    )
+    if not (training and spec.norm == "batch" and auxes[0]):
+        return y, None
+    return y, BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))
+
+
+def _stage(nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> Stage:
     # one unbind per tensor: its backward stacks the gradients of all cells once
     slices: Slices = tuple(None if t is None else t.unbind(0) for t in nodes)
 
     def stage(i: int, s: int, u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         return conv_field(u, theta_at(slices, grid.weights[i][s]), spec=spec, training=training)
 
-    y, auxes = rk_solve(
-        stage,
-        x,
-        stage_rows=grid.stage_rows,
-        update=grid.update,
-        n_steps=grid.n_steps,
-        checkpoint=checkpoint,
-        return_steps=return_steps,
-        combine=combine,
-    )
-    if not (training and spec.norm == "batch"):
-        return y, None
-    return y, BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))
+    return stage

@@ -17,7 +17,9 @@ def recomputed(function: Callable[..., Any], *arguments: Any, preserve_rng_state
 
     def call(*arguments: Any) -> Any:
         nonlocal before
-        if torch.compiler.is_compiling() or before:
+        if torch.compiler.is_compiling():  # a traced graph changes nothing outside of the call
+            return function(*arguments)
+        if before:
             before = False
             return function(*arguments)
         with outside_of_torch_func():

@@ -1,0 +1,107 @@
+"""Whether a block must call its field as a module: hooks, methods of a subclass, norms in different modes.
+
+Reading the tensors of a :class:`ConvField` once a solve is what calling it at every evaluation would be, and lets a
+backend fuse the solve, unless something else wants to see or to change each call. Hooks that only compute a tensor of
+the field from others (pruning, weight norm) are run once a solve.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.modules import module as torch_modules
+
+if TYPE_CHECKING:
+    from .conv_field import ConvField
+
+METHODS = ("forward", "rate", "evaluate")
+COUNTERS = ("torch.utils.module_tracker", "torch.distributed._tools", "torch.distributed.tensor.debug")
+
+
+def why_called(field: ConvField, base: type) -> str:
+    """Why a block must call ``field`` at every evaluation; empty if it may read the field's tensors instead.
+
+    Args:
+        base: the class whose methods a backend fuses.
+    """
+    norms = field.norms
+    if norms and norms[0].of_batch != norms[1].of_batch:
+        return "one norm of the field takes statistics of the batch and the other its running ones"
+    for module in (field, *norms):
+        if has_hooks(module):
+            for hook, before in _hooks(module):
+                if not (before and only_computes(hook, field)):
+                    return f"the field has a hook that runs at every evaluation: {_name(hook)}"
+        if "forward" in module.__dict__:
+            return "the field has another forward than its class, called at every evaluation"
+    if _has_global_hooks():
+        for hook in _global_hooks():
+            if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
+                return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"
+    own = type(field)
+    if own is not base:
+        for name in METHODS:
+            if getattr(own, name) is not getattr(base, name):
+                return f"{own.__name__} has a method {name} of its own, called at every evaluation"
+    return ""
+
+
+def compute_tensors(field: nn.Module) -> None:
+    """Run the hooks that compute a tensor of the field, as a call of the field would."""
+    if field._forward_pre_hooks:
+        for hook in field._forward_pre_hooks.values():
+            if only_computes(hook, field):
+                hook(field, ())
+
+
+def only_computes(hook: Callable[..., Any], field: nn.Module) -> bool:
+    """Whether a hook before forward sets a tensor of the field from others of it, the same at every evaluation."""
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    kinds: tuple[type, ...] = (BasePruningMethod, WeightNorm)
+    if not field.training:  # in training it moves its vectors
+        kinds = (*kinds, SpectralNorm)
+    return any(isinstance(hook, kind) and type(hook).__call__ is kind.__call__ for kind in kinds)
+
+
+def takes_weights(kind: type) -> bool:
+    """Whether ``forward`` of a module with a basis can be called at a stage, ``field(t, x, weights=weights)``."""
+    parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+    return any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _hooks(module: nn.Module) -> list[tuple[Callable[..., Any], bool]]:
+    """Every hook of a module, and whether it runs before forward."""
+    after = (module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return [(h, True) for h in module._forward_pre_hooks.values()] + [(h, False) for d in after for h in d.values()]
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        torch_modules._global_forward_pre_hooks
+        or torch_modules._global_forward_hooks
+        or torch_modules._global_backward_hooks
+        or torch_modules._global_backward_pre_hooks
+    )
+
+
+def _global_hooks() -> list[Callable[..., Any]]:
+    m = torch_modules
+    found = m._global_forward_pre_hooks, m._global_forward_hooks, m._global_backward_pre_hooks, m._global_backward_hooks
+    return [hook for hooks in found for hook in hooks.values()]
+
+
+def _name(hook: Callable[..., Any]) -> str:
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
