@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +18,7 @@ from ._version import __version__
 from .errors import BackendUnavailable, choice_error, nearest
 
 if TYPE_CHECKING:
-    from .training import Config, Data, Run
+    from .training import Run
 
 RESUMABLE = ("device", "data_path", "save_every", "tensorboard")  # settings that do not change the result
 
@@ -156,7 +157,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         shown = f"{text} ({', '.join(choices)})" if choices else text
         shown = f"{shown} [{default}]" if default not in (None, "") else shown
-        if isinstance(field.default, bool):
+        if "bool" in str(field.type):
             action = argparse.BooleanOptionalAction
             parser_kwargs: dict[str, Any] = {"action": action, "default": None}
         else:
@@ -178,20 +179,21 @@ def _count(name: str, text: str, minimum: int = 1) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from .training import load_data, make_config, train
+    from .training import load_for, make_config, run_data, train
     from .training.progress import ConsoleReporter
 
     given = {k.removeprefix("set_"): v for k, v in vars(arguments).items() if k.startswith("set_") and v is not None}
     settings = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     if arguments.resume is not None:
-        config, out = _resumed(arguments, settings)
+        run, out = _resumed(arguments, settings), arguments.resume
+        config, data = run.config, run_data(run, resumes=True, tell=print)
     else:
         config = make_config(arguments.recipe, toml=arguments.config, overrides=settings, tell=print)
         out = arguments.out or _free_folder(Path("runs") / (arguments.recipe or config.data))
         if (out / "config.json").exists():
             raise ValueError(f"out: got {out}, which holds a run, accepted: a new folder, or --resume {out}")
-    data = _data(config, download=arguments.download, load=load_data)
-    console = Console(highlight=False, soft_wrap=True)
+        data = load_for(config, download=arguments.download, tell=print)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         with ConsoleReporter(console) as reporter:
             result = train(config, data, out, reporter=reporter, resume=arguments.resume is not None)
@@ -208,21 +210,21 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _resumed(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Config, Path]:
-    """The settings of an interrupted run; only those that cannot change its result may be given anew."""
+def _resumed(arguments: argparse.Namespace, settings: dict[str, Any]) -> Run:
+    """An interrupted run; only settings that cannot change its result may be given anew."""
     from .training import open_run
     from .training.config import parse
 
-    for name in ("recipe", "config", "out"):
-        if getattr(arguments, name) is not None:
+    for name in ("recipe", "config", "out", "download"):
+        if getattr(arguments, name):
             raise ValueError(f"{name}: got {getattr(arguments, name)} with --resume, accepted: none")
-    config = open_run(arguments.resume).config
+    run = open_run(arguments.resume)
     values = {name: parse(name, v) if isinstance(v, str) else v for name, v in settings.items()}
     for name, value in values.items():
-        began = getattr(config, name)
+        began = getattr(run.config, name)
         if name not in RESUMABLE and value != began:
             raise ValueError(f"{name}: got {value} with --resume, accepted: {began}, as the run began")
-    return type(config)(**{**config.as_dict(), **values}), arguments.resume
+    return replace(run, config=replace(run.config, **values))
 
 
 def _free_folder(wanted: Path) -> Path:
@@ -231,11 +233,6 @@ def _free_folder(wanted: Path) -> Path:
     while folder.exists():
         folder, n = wanted.with_name(f"{wanted.name}-{n}"), n + 1
     return folder
-
-
-def _data(config: Config, *, load: Callable[..., Data], download: bool = False, path: str | None = None) -> Data:
-    place = path if path is not None else config.data_path
-    return load(config.data, place, valid_fraction=config.valid_fraction, limit=config.limit, download=download)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

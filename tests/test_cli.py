@@ -124,7 +124,10 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
         (["--refine-epochs", "9"], "refine_epochs: got 9, accepted: epochs before the end of the run, 4"),
         (["--recipe", "digit"], "recipe: got 'digit', accepted: digits"),
         (["--recipe", "cifar"], "(did you mean 'cifar10'?)"),
-        (["--data-path", "nowhere"], "data_path: got nowhere, which does not exist, accepted: none, for synthetic"),
+        (
+            ["--data-path", "nowhere"],
+            "data_path: got nowhere, which does not exist, with data 'synthetic', accepted: none",
+        ),
         (["--data-path", "/"], "data_path: got / with data 'synthetic', accepted: none, for synthetic needs no files"),
         (["--config", "absent.toml"], "config: got absent.toml"),
         (["--data", "cifar10", "--data-path", "nowhere"], "data_path: got nowhere, which does not exist"),
@@ -217,7 +220,7 @@ def test_a_recipe_is_shortened_by_epochs_alone_and_says_so(capsys, tmp_path):
 
 @pytest.mark.parametrize("out", ["a run", None])
 def test_an_interrupted_run_says_how_it_goes_on_and_does(capsys, tmp_path, monkeypatch, out):
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -230,7 +233,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(capsys, tmp_path, monke
     assert words == ["contnet-fast", "train", "--resume", out or "runs/synthetic"]
     assert cli.main(words[1:]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("contnet_fast.training.data.synthetic", interrupt)
+        patch.setattr("contnet_fast.training.data.load_data", interrupt)
         assert fails(capsys, "train", *SMALL, "--out", "new", status=130).endswith("error: interrupted\n")
     assert not (tmp_path / "new").exists()
 

@@ -211,7 +211,7 @@ def damaged(tmp_path, name):
         ("npz floats", "images of dtype float64, not uint8"),
         ("npz gray", "train images of 1 channels, accepted: 3 channels"),
         ("npz gray test", "test images of 1 channels, accepted: 3 channels"),
-        ("npz sizes", r"training images \(3, 32, 32\) and test images \(3, 24, 24\), accepted: equal ones"),
+        ("npz sizes", r"train images \(3, 32, 32\) and test images \(3, 24, 24\), accepted: equal ones"),
         ("npz label", "labels of dtype float64, not integers"),
         ("npz lengths", "train images .* and 9 labels"),
         ("absent", "absent, which does not exist"),

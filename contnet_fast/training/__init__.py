@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import RECIPES, Config, make_config
-    from .data import Data, Split, load_data
+    from .data import Data, Split, load_data, load_for
     from .loop import Result, TrainingError, train
-    from .run import Run, load_net, open_run
+    from .run import Run, load_net, open_run, run_data
 
 _HOMES = {
     "config": ("RECIPES", "Config", "make_config"),
-    "data": ("Data", "Split", "load_data"),
+    "data": ("Data", "Split", "load_data", "load_for"),
     "loop": ("Result", "TrainingError", "train"),
-    "run": ("Run", "load_net", "open_run"),
+    "run": ("Run", "load_net", "open_run", "run_data"),
 }
 
 __all__ = [
@@ -28,9 +28,11 @@ __all__ = [
     "Split",
     "TrainingError",
     "load_data",
+    "load_for",
     "load_net",
     "make_config",
     "open_run",
+    "run_data",
     "train",
 ]
 

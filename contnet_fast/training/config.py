@@ -22,7 +22,7 @@ from ..timegrid import EDGES
 
 CONTINUOUS = ("continuousnet", "wide-continuousnet")
 MODELS = (*CONTINUOUS, "resnet", "wide-resnet")
-DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic")
+DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic", "folder")
 
 
 def _option(
@@ -39,10 +39,13 @@ _TINY = math.ulp(0.0)
 class Config:
     """All settings of a run. Every field can be set in a TOML file and on the command line."""
 
-    data: str = _option("digits", "data set", choices=DATASETS)
+    data: str = _option("digits", "data set; folder: pictures of your own, one folder a class", choices=DATASETS)
     data_path: str | None = _option(None, "folder or file of the data set (default: data/<name>)")
     valid_fraction: float = _option(0.1, "share of the training images kept for validation", low=0.01, high=0.5)
     limit: int = _option(0, "use at most this many training images (0: all)", low=0)
+    image_size: int = _option(0, "side of the square that a folder's pictures are resized to (0: as they are)", low=0)
+    image_mode: str = _option("auto", "colours of a folder's pictures", choices=("auto", "rgb", "gray"))
+    flip: bool | None = _option(None, "augmentation mirrors images (default: as the data set says)")
 
     model: str = _option("continuousnet", "network", choices=MODELS)
     width: int = _option(16, "channels of the first stage", low=1)
@@ -102,6 +105,10 @@ class Config:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         self._check_epochs()
+        for name in ("image_size", "image_mode"):
+            got = getattr(self, name)
+            if self.data != "folder" and got != FIELDS[name].default:
+                raise ValueError(f"{name}: got {got!r} with data {self.data!r}, accepted: none, but for data folder")
         if not self.is_continuous and self.refine_epochs:
             raise ValueError(f"refine_epochs: got {self.refine_epochs} with model {self.model!r}, accepted: none")
         self._check_discretizations()
@@ -192,6 +199,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         "cifar100-wide-resnet": {**_README_RUN, "data": "cifar100", "model": "wide-resnet", "depth": 58},
         "mnist": {**_DIGITS_NET, "data": "mnist", "epochs": 10, "batch_size": 128, "refine_epochs": (3, 6)},
         "fashion-mnist": {**_DIGITS_NET, "data": "fashion-mnist", "epochs": 30, "refine_epochs": (10, 20)},
+        "folder": {**_DIGITS_NET, "data": "folder", "epochs": 30, "refine_epochs": (10, 20)},
         "synthetic": {"data": "synthetic", "epochs": 4, "refine_epochs": (2,), "width": 4, "batch_size": 32},
     }
 )

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from ..errors import choice_error
+from .config import Config
+from .folder import Tell, listed, read_folder, silent
 from .readers import Arrays, read_cifar, read_digits, read_idx, read_packed, synthetic
 
 
@@ -43,6 +45,7 @@ class Data:
         train, valid, test: disjoint splits.
         mean, std: per channel, of images scaled to [0, 1]; [C] float32.
         pad: largest shift of the augmentation in pixels. flip: mirror images are of the same class.
+        classes: their names, of one's own pictures. digest: of the names and sizes of those files.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Data:
     std: torch.Tensor
     pad: int
     flip: bool
+    classes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def in_channels(self) -> int:
@@ -96,72 +101,154 @@ class Data:
 
 @dataclass(frozen=True)
 class _Kind:
-    """How a data set is read, and what is known about it."""
+    """What is known about a data set beside its images."""
 
-    read: Callable[[Path], Arrays]
     num_classes: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     pad: int = 4
     flip: bool = False
-    needs_path: bool = True
+    classes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 _KINDS = {
-    "digits": _Kind(lambda _: read_digits(), 10, pad=1, needs_path=False),
-    "synthetic": _Kind(lambda _: synthetic(), 4, pad=1, needs_path=False),
-    "cifar10": _Kind(lambda path: read_cifar(path, 10), 10, *_CIFAR, flip=True),
-    "cifar100": _Kind(lambda path: read_cifar(path, 100), 100, *_CIFAR, flip=True),
-    "mnist": _Kind(read_idx, 10, (0.1307,), (0.3081,), pad=2),
-    "fashion-mnist": _Kind(read_idx, 10, (0.5,), (0.5,), pad=2, flip=True),
+    "digits": _Kind(10, pad=1),
+    "synthetic": _Kind(4, pad=1),
+    "cifar10": _Kind(10, *_CIFAR, flip=True),
+    "cifar100": _Kind(100, *_CIFAR, flip=True),
+    "mnist": _Kind(10, (0.1307,), (0.3081,), pad=2),
+    "fashion-mnist": _Kind(10, (0.5,), (0.5,), pad=2, flip=True),
 }
+_BUNDLED: dict[str, Callable[[], Arrays]] = {"digits": read_digits, "synthetic": synthetic}
+_READERS: dict[str, Callable[[Path], Arrays]] = {
+    "cifar10": lambda path: read_cifar(path, 10),
+    "cifar100": lambda path: read_cifar(path, 100),
+    "mnist": read_idx,
+    "fashion-mnist": read_idx,
+}
+TEST_FRACTION = 0.2  # of one's own pictures, where they have no test/
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 
 def load_data(
-    name: str, path: str | Path | None = None, *, valid_fraction: float = 0.1, limit: int = 0, download: bool = False
+    name: str,
+    path: str | Path | None = None,
+    *,
+    valid_fraction: float = 0.1,
+    limit: int = 0,
+    image_size: int = 0,
+    image_mode: str = "auto",
+    flip: bool | None = None,
+    download: bool = False,
+    tell: Tell = silent,
 ) -> Data:
     """Read a data set.
 
     Args:
-        name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``fashion-mnist``, ``synthetic``.
+        name: ``digits``, ``cifar10``, ``cifar100``, ``mnist``, ``fashion-mnist``, ``synthetic`` or ``folder``
+            (one's own pictures, one folder a class).
         path: its folder, or an ``.npz`` file; default ``data/<name>``. ``digits`` and ``synthetic`` need none.
         valid_fraction: share of the training images kept for validation.
         limit: use at most this many training images, 0 for all.
+        image_size, image_mode: of ``folder``: side of the square that pictures are resized and cut to, 0 if all are of
+            one size; ``"rgb"``, ``"gray"`` or ``"auto"``.
+        flip: whether augmentation mirrors images; by default as the data set says.
         download: fetch it into ``path`` by torchvision first.
+        tell: called with lines about what was read.
 
     Raises:
         ValueError: naming the argument; a missing or corrupt file, labels out of range.
     """
-    if name not in _KINDS:
-        raise choice_error("data", name, _KINDS)
-    kind = _KINDS[name]
+    if name not in (*_KINDS, "folder"):
+        raise choice_error("data", name, (*_KINDS, "folder"))
+    if download and name not in _TORCHVISION:
+        raise ValueError(f"download: got data {name!r}, accepted: {', '.join(_TORCHVISION)}")
+    if name == "folder":
+        kind, place, arrays = _own(path, image_size, image_mode, tell)
+    else:
+        kind, place, arrays = _published(name, path, download)
+    parts = {part: _checked(part, Split(*pair), kind, place) for part, pair in arrays.items()}
+    shapes = {part: tuple(split.images.shape[1:]) for part, split in parts.items()}
+    if len(set(shapes.values())) > 1:
+        got = " and ".join(f"{part} images {shape}" for part, shape in shapes.items())
+        raise ValueError(f"data_path: got {place} with {got}, accepted: equal ones")
+    train = parts["train"]
+    if "test" not in parts:
+        train, parts["test"] = _split(train, TEST_FRACTION, seed=1)
+    if "valid" not in parts:
+        train, parts["valid"] = _split(train, valid_fraction)
+    if limit:
+        train = train.take(torch.arange(min(limit, len(train))))
+    if kind.classes:
+        held = "" if "test" in arrays else ", a fifth of each class"
+        tell(
+            f"{place}: {len(kind.classes)} classes ({listed(kind.classes)}): {len(train):,} training, "
+            f"{len(parts['valid']):,} validation and {len(parts['test']):,} test pictures{held}"
+        )
+    mean, std = (torch.tensor(kind.mean), torch.tensor(kind.std)) if kind.mean else moments(train.images)
+    return Data(
+        name, kind.num_classes, train, parts["valid"], parts["test"], mean, std, kind.pad,
+        kind.flip if flip is None else flip, kind.classes, kind.digest,
+    )  # fmt: skip
+
+
+def load_for(
+    config: Config,
+    path: str | Path | None = None,
+    *,
+    download: bool = False,
+    tell: Tell = silent,
+) -> Data:
+    """:func:`load_data` as ``config`` says, from another ``path`` if one is given."""
+    names = ("valid_fraction", "limit", "image_size", "image_mode", "flip")
+    settings = {name: getattr(config, name) for name in names}
+    place = config.data_path if path is None else path
+    return load_data(config.data, place, **settings, download=download, tell=tell)
+
+
+def _published(name: str, path: str | Path | None, download: bool) -> tuple[_Kind, Path, Arrays]:
     place = Path(path) if path is not None else Path("data") / name
     if download:
         _download(name, place)
-    if (kind.needs_path or path is not None) and not place.exists():
-        accepted = f"the folder or .npz of {name}" if kind.needs_path else f"none, for {name} needs no files"
-        hint = ", or --download where torchvision is installed" if name in _TORCHVISION and not download else ""
-        raise ValueError(f"data_path: got {place}, which does not exist, accepted: {accepted}{hint}")
-    if path is not None and not kind.needs_path:
-        raise ValueError(f"data_path: got {place} with data {name!r}, accepted: none, for {name} needs no files")
-    arrays = read_packed(place) if kind.needs_path and place.suffix == ".npz" else kind.read(place)
-    train, test = (_checked(part, Split(*arrays[part]), kind, place) for part in ("train", "test"))
-    shapes = [tuple(split.images.shape[1:]) for split in (train, test)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"data_path: got {place} with training images {shapes[0]} and test images {shapes[1]}, accepted: equal ones"
-        )
-    train, valid = _split(train, valid_fraction)
-    if limit:
-        train = train.take(torch.arange(min(limit, len(train))))
-    pixels = train.images.float() / 255.0
-    mean = torch.tensor(kind.mean) if kind.mean else pixels.mean((0, 2, 3))
-    std = torch.tensor(kind.std) if kind.std else pixels.std((0, 2, 3))
-    return Data(name, kind.num_classes, train, valid, test, mean, std, kind.pad, kind.flip)
+    if name in _BUNDLED:
+        if path is not None:
+            missing = "" if place.exists() else ", which does not exist,"
+            accepted = f"none, for {name} needs no files (pictures of your own: data folder)"
+            raise ValueError(f"data_path: got {place}{missing} with data {name!r}, accepted: {accepted}")
+        return _KINDS[name], place, _BUNDLED[name]()
+    if not place.exists():
+        hint = "" if download else ", or --download where torchvision is installed"
+        raise ValueError(f"data_path: got {place}, which does not exist, accepted: the folder or .npz of {name}{hint}")
+    return _KINDS[name], place, read_packed(place) if place.suffix == ".npz" else _READERS[name](place)
+
+
+def _own(path: str | Path | None, size: int, mode: str, tell: Tell) -> tuple[_Kind, Path, Arrays]:
+    accepted = "the folder of the pictures, with one folder a class"
+    if path is None or not Path(path).exists():
+        got = "none" if path is None else f"{path}, which does not exist"
+        raise ValueError(f"data_path: got {got}, accepted: {accepted}")
+    pictures = read_folder(Path(path), size=size, mode=mode, tell=tell)
+    pad = max(1, min(pictures.arrays["train"][0].shape[2:]) // 8)  # 4 of 32, as CIFAR-10 has it
+    kind = _Kind(len(pictures.classes), pad=pad, flip=True, classes=pictures.classes, digest=pictures.digest)
+    return kind, Path(path), pictures.arrays
+
+
+def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel of uint8 [N, C, H, W] scaled to [0, 1]: [C] float32, from exact counts.
+
+    A channel that is the same everywhere has deviation 1.
+    """
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    ).double()
+    values, n = torch.arange(256, device=images.device, dtype=torch.float64) / 255.0, counts.sum(1)
+    mean = counts @ values / n
+    variance = (counts * (values - mean.unsqueeze(1)) ** 2).sum(1) / (n - 1.0).clamp_min(1.0)
+    return mean.float(), torch.where(variance > 0, variance, 1.0).sqrt().float()
 
 
 def _checked(part: str, split: Split, kind: _Kind, place: Path) -> Split:
@@ -184,9 +271,9 @@ def _checked(part: str, split: Split, kind: _Kind, place: Path) -> Split:
     return Split(images.contiguous(), labels.long())
 
 
-def _split(split: Split, fraction: float) -> tuple[Split, Split]:
+def _split(split: Split, fraction: float, *, seed: int = 0) -> tuple[Split, Split]:
     """The rest and ``fraction`` of every class (at least one image), by a fixed permutation."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique():
         members = order[split.labels[order] == label]
@@ -195,8 +282,6 @@ def _split(split: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def _download(name: str, place: Path) -> None:
-    if name not in _TORCHVISION:
-        raise ValueError(f"download: got data {name!r}, accepted: {', '.join(_TORCHVISION)}")
     try:
         from torchvision import datasets  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:

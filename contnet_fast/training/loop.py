@@ -102,8 +102,7 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Ses
     writable_folder("out", out)
     if resume and (out / "last.json").is_file():
         session.restore(*load_checkpoint(out, "last"))
-    else:
-        write_run(out, config, data)
+    write_run(out, config, data)
     write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in session.history))
     return session
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,12 +189,10 @@ def _decoded(path: Path, file: Any) -> Arrays:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     cached = cache_folder() / f"{path.stem}-{key}.npz"
-    if cached.is_file():
-        try:
-            with np.load(cached, allow_pickle=False) as images:
-                return {part: _plain(images[f"x_{part}"], images[f"y_{part}"]) for part in ("train", "test")}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError):
-            cached.unlink(missing_ok=True)  # a damaged cache is made anew
+    names = [f"{kind}_{part}" for part in ("train", "test") for kind in "xy"]
+    kept = read_cached(cached, names)
+    if kept is not None:
+        return {part: _plain(kept[f"x_{part}"], kept[f"y_{part}"]) for part in ("train", "test")}
     arrays: dict[str, np.ndarray] = {}
     for part in ("train", "test"):
         offsets, stream = file[f"{part}_offsets"], file[f"{part}_jpeg"].tobytes()
@@ -201,7 +200,7 @@ def _decoded(path: Path, file: Any) -> Arrays:
             raise ValueError(f"{part}_offsets do not cut {part}_jpeg into images")
         images = [_jpeg(stream[a:b]) for a, b in itertools.pairwise(offsets)]
         arrays |= {f"x_{part}": np.stack(images), f"y_{part}": file[f"{part}_labels"].astype(np.int64)}
-    _cache(cached, arrays)
+    write_cached(cached, arrays)
     return {part: _plain(arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test")}
 
 
@@ -217,7 +216,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contnet_fast"
 
 
-def _cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def read_cached(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of an earlier :func:`write_cached`; ``None`` if there are none. A damaged file is removed."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError):
+        path.unlink(missing_ok=True)
+        return None
+
+
+def write_cached(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Keep decoded images if the cache can be written; they can always be decoded again."""
 
     def write(temporary: Path) -> None:

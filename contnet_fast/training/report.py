@@ -20,9 +20,9 @@ from ..nn import blocks, project
 from ..tableaus import get_tableau
 from .build import pick_device
 from .config import Config
-from .data import Data, load_data
+from .data import Data
 from .loop import score_split
-from .run import Run, load_net
+from .run import Run, load_net, run_data
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,9 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
     config = run.config
     device = pick_device(request.device)
     net, record = load_net(run, device=device, name=request.checkpoint)
-    path = request.data_path if request.data_path is not None else config.data_path
-    data = load_data(config.data, path, valid_fraction=config.valid_fraction, limit=config.limit).to(device)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    data = run_data(run, request.data_path, tell=print).to(device)
     score = scorer(config, data, request.split, request.batch_size)
-    console = Console(highlight=False, soft_wrap=True)
     compressed = net
     if request.project is not None or request.basis is not None:
         size = request.project if request.project is not None else blocks(net)[0].field.basis.size

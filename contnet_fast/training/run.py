@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +15,27 @@ from ..files import write_text
 from .build import build_on
 from .checkpoints import load_checkpoint
 from .config import Config
-from .data import Data
+from .data import Data, load_for
+from .folder import Tell, silent
 from .session import deepened, load_part
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder, its settings, and the images and classes it was trained on."""
+    """A folder, its settings, and the images and classes it was trained on.
+
+    Attributes:
+        mean, std: that images are normalised with. classes, digest: as :class:`Data` has them.
+    """
 
     folder: Path
     config: Config
     image_shape: tuple[int, int, int]
     num_classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    digest: str = ""
 
 
 def write_run(folder: Path, config: Config, data: Data) -> None:
@@ -34,6 +44,10 @@ def write_run(folder: Path, config: Config, data: Data) -> None:
         "config": config.as_dict(),
         "image_shape": list(data.train.images.shape[1:]),
         "num_classes": data.num_classes,
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+        "classes": list(data.classes),
+        "digest": data.digest,
     }
     write_text(folder / "config.json", json.dumps(content, indent=1))
 
@@ -50,9 +64,45 @@ def open_run(folder: Path) -> Run:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         channels, height, width = content["image_shape"]
-        return Run(folder, Config(**content["config"]), (channels, height, width), int(content["num_classes"]))
+        about = {name: tuple(content.get(name, ())) for name in ("mean", "std", "classes")}
+        size, config = (channels, height, width), Config(**content["config"])
+        return Run(folder, config, size, int(content["num_classes"]), digest=content.get("digest", ""), **about)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"run: got {path}, which is damaged ({error})") from None
+
+
+def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False, tell: Tell = silent) -> Data:
+    """The data set of a run, from where the run had it or from ``path``, normalised as the run was trained.
+
+    Args:
+        resumes: the run goes on, so the pictures must be those that it began with.
+        tell: called with lines about what was read, and if pictures are not those of training.
+
+    Raises:
+        ValueError: other classes or images of another shape than the run was trained on; as :func:`load_data`.
+    """
+    data = load_for(run.config, path, tell=tell)
+    if data.in_channels != run.image_shape[0] and data.name == "folder":  # all grey and coloured, or the reverse
+        mode = "gray" if run.image_shape[0] == 1 else "rgb"
+        data = load_for(dataclasses.replace(run.config, image_mode=mode), path, tell=tell)
+    place = run.config.data_path if path is None else path
+    if run.classes and data.classes != run.classes:
+        raise ValueError(
+            f"data_path: got {place} with the classes {', '.join(data.classes)}, accepted: {', '.join(run.classes)}, "
+            "as the run began"
+        )
+    shape = tuple(data.train.images.shape[1:])
+    if shape != run.image_shape:
+        raise ValueError(f"data_path: got {place} with images {shape}, accepted: {run.image_shape}, as the run began")
+    if run.digest and data.digest != run.digest:
+        if resumes:
+            raise ValueError(
+                f"data_path: got {place}, whose pictures are not those that the run began with, accepted: those"
+            )
+        tell(f"{place}: the pictures are not those of the training; where a split is cut, it may hold some of them")
+    if not run.mean:
+        return data
+    return dataclasses.replace(data, mean=torch.tensor(run.mean), std=torch.tensor(run.std))
 
 
 def load_net(run: Run, *, device: torch.device, name: str = "best") -> tuple[nn.Module, dict[str, Any]]:
