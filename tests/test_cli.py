@@ -51,6 +51,15 @@ def test_train_writes_a_run_and_says_where(finished, capsys):
     assert json.loads((out / "config.json").read_text())["config"]["augment"] is False
 
 
+def test_lists_are_given_by_spaces_or_commas(tmp_path):
+    lists = {"refine_epochs": [1, 2], "random_discretization": ["euler:1", "rk4:3"]}
+    for i, join in enumerate((lambda values: [",".join(map(str, values))], lambda values: list(map(str, values)))):
+        options = [word for name, v in lists.items() for word in (f"--{name.replace('_', '-')}", *join(v))]
+        assert cli.main(["train", *SMALL, "--epochs", "3", *options, "--out", str(tmp_path / str(i))]) == 0
+        config = json.loads((tmp_path / str(i) / "config.json").read_text())["config"]
+        assert {name: config[name] for name in lists} == lists
+
+
 def test_runs_without_out_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

@@ -175,18 +175,20 @@ def findings(effects: Mapping[str, Crossed], *, schedule: str = "refinement", sc
 
 def _finding(found: Crossed, schedule: str, scheme: str) -> str:
     """What is true of one outcome."""
+    seeds = found.scheme.n
     together = {
         ("up", "up"): f"both {schedule} and {scheme} keep accuracy",
         ("up", "none"): f"{schedule}, not the integrator, keeps accuracy",
         ("none", "up"): f"{scheme}, not {schedule}, keeps accuracy",
         ("none", "none"): f"neither {schedule} nor the integrator changes accuracy by {MARGIN:g} point",
+        ("open", "open"): f"{seeds} seeds settle neither what {schedule} does nor what {scheme} does",
     }
     first = _role(found.schedule, found.schedule_under, found.interaction)
     second = _role(found.scheme, found.scheme_under, found.interaction)
     if (first, second) in together:
         return together[first, second]
-    of_schedule = _clause(schedule, first, found.schedule_under, found.schedule.n)
-    return f"{of_schedule}, and {_clause(scheme, second, found.scheme_under, found.scheme.n)}"
+    of_schedule = _clause(schedule, first, found.schedule_under, seeds)
+    return f"{of_schedule}, and {_clause(scheme, second, found.scheme_under, seeds)}"
 
 
 def _role(main: Effect, under: Mapping[str, Effect], interaction: Effect) -> str:
