@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -115,3 +116,14 @@ def scalars():
     """:class:`Scalars` while the test runs."""
     with Scalars() as mode:
         yield mode
+
+
+@pytest.fixture(scope="module")
+def no_collector():
+    """The garbage collector is off, and looks at nothing that is there now when it is asked."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()

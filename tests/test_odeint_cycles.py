@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves
+from leftovers import CALLS, FEW, backward, drop, fails, left
 
 import contnet_fast as cf
 
+pytestmark = pytest.mark.usefixtures("no_collector")
+
 D = torch.float64
-CALLS, FEW = 100, 3
 TIMES = torch.tensor([0.0, 0.3, 1.0], dtype=D)
 LOOSE = {"rtol": 1e-2, "atol": 1e-3}
 GRID = {"step_size": 0.25}
@@ -23,35 +21,6 @@ METHODS = {
     "dopri5": {"method": "dopri5", **LOOSE},
     "bursts": {"method": "bosh3", "options": {"steps_per_read": 3}, **LOOSE},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_collector():
-    """The collector is off, and looks at nothing that is there now when it is asked."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
-
-
-def held():
-    """Tensors and nodes of graphs that Python knows."""
-    kinds = torch.Tensor, torch.autograd.function.BackwardCFunction
-    return [x for x in gc.get_objects() if issubclass(type(x), kinds)]
-
-
-def left(call, calls=CALLS):
-    """What outlives calls, by type."""
-    for _ in range(2):  # what is kept from the first calls on
-        call()
-    gc.collect()
-    before = held()
-    for _ in range(calls):
-        call()
-    known = {id(x) for x in before}
-    return Counter(type(x).__name__ for x in held() if id(x) not in known)
 
 
 class Decay(torch.nn.Module):
@@ -73,24 +42,6 @@ class Decay(torch.nn.Module):
 def state(leaves=1):
     ys = tuple(torch.ones(2, 2, dtype=D, requires_grad=True) for _ in range(leaves))
     return ys if leaves > 1 else ys[0]
-
-
-def backward(out):
-    sum(x.sum() for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.requires_grad).backward()
-
-
-def drop(out):
-    """Without backward."""
-
-
-def fails(run, error=Exception):
-    """A call that ends in an error, which is caught."""
-
-    def call():
-        with pytest.raises(error):
-            run()
-
-    return call
 
 
 ENDS = {"backward": backward, "dropped": drop}
