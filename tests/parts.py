@@ -1,4 +1,4 @@
-"""Parts of the suite by name: ``make test-quick``, and what ``make matrix`` runs. A file is in one of them, or the rest.
+"""Parts of the suite by name: ``make test-quick``, and what ``make matrix`` runs. Each file is in one, or in the rest.
 
 python tests/parts.py quick
 python tests/parts.py compile op -x     # what follows the names goes to pytest
