@@ -77,6 +77,7 @@ def outcomes(monkeypatch, tmp_path):
 
     for name, value in {"FOLDER": tmp_path, "attempt": attempt, "prepare": prepare}.items():
         monkeypatch.setattr(matrix, name, value)
+    monkeypatch.setitem(parts.PARTS, "compile", "compile odeint_compile")
     return found
 
 
