@@ -92,8 +92,9 @@ def rk_solve(
             dicts, nested) on one device, of any shapes and dtypes, each kept; the field returns the same structure.
         scheme: a name in ``contnet_fast.SCHEMES`` or a :class:`ButcherTableau`.
         return_steps: return the states at all grid points, [n_steps + 1, *y0.shape] (each leaf of a pytree so).
-        checkpoint: ``"none"``, ``"step"`` or ``"block"``: what backward keeps, the rest is recomputed (random
-            numbers are replayed; a field that updates buffers of its own would update them twice).
+        checkpoint: ``"none"``, ``"step"`` or ``"block"``: what backward keeps, the rest is recomputed. Then random
+            numbers, buffers, attributes and variables that the field closes over are as they were in the forward pass,
+            and afterwards as they were before (:mod:`contnet_fast.carried` says what is seen).
 
     Raises:
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
@@ -104,6 +105,7 @@ def rk_solve(
     return _solve(
         lambda i, s, y: field(steps.times[i][s], y),
         y0,
+        carrier=field,
         steps=steps,
         return_steps=return_steps,
         checkpoint=checkpoint,
@@ -129,6 +131,7 @@ def basis_solve(
     return _solve(
         lambda i, s, y: rate(grid.weights[i][s], y),
         y0,
+        carrier=rate,
         steps=grid,
         return_steps=return_steps,
         checkpoint=checkpoint,
@@ -149,6 +152,7 @@ def grid_solve(
     return _solve(
         lambda i, s, y: field(grid.times[i][s], y, weights=grid.weights[i][s]),
         y0,
+        carrier=field,
         steps=grid,
         return_steps=return_steps,
         checkpoint=checkpoint,
@@ -160,6 +164,7 @@ def _solve(
     field: Callable[[int, int, State], State],
     y0: State,
     *,
+    carrier: Callable,
     steps: FixedSteps | TimeGrid,
     return_steps: bool,
     checkpoint: str,
@@ -185,7 +190,6 @@ def _solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("rk_solve", plan.backend, plan.level)
-        checkpoint = _traceable(checkpoint)
 
     states, _ = reference.rk_solve(
         _stage(field, structure),
@@ -194,6 +198,7 @@ def _solve(
         update=steps.update,
         n_steps=steps.n_steps,
         checkpoint=plan.problem.checkpoint,
+        carrier=carrier,
         preserve_rng_state=True,
         return_steps=return_steps,
         combine=_combination(plan),
@@ -277,7 +282,6 @@ def conv_solve(
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("conv_solve", plan.backend, plan.level)
-        checkpoint = _traceable(checkpoint)
     if plan.level in ("solve", "stage"):
         assert not isinstance(nodes, CalledField)
         return fused_conv_solve(
@@ -302,11 +306,6 @@ def conv_solve(
         return_steps=return_steps,
         combine=_combination(plan),
     )
-
-
-def _traceable(checkpoint: str) -> str:
-    """torch.jit.trace cannot record a recomputation, and its graph keeps what it likes."""
-    return "none" if torch.jit.is_tracing() else checkpoint
 
 
 def _combination(plan: Plan) -> Combine:

@@ -296,22 +296,6 @@ def test_dropout_in_a_recomputed_field_replays_its_numbers():
     assert torch.equal(grad("block"), grad("none"))
 
 
-def test_recomputing_a_field_that_moves_statistics_is_refused():
-    class Field(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm1d(3)
-
-        def forward(self, t, x):
-            return self.norm(x)
-
-    block = ContinuousBlock(Field(), scheme="euler", n_steps=2, checkpoint="step")
-    with pytest.raises(ValueError, match=r"checkpoint: got 'step' with field\.norm updating running statistics"):
-        block(torch.randn(4, 3))
-    block.eval()(torch.randn(4, 3))
-    ContinuousBlock(Field(), scheme="euler", n_steps=2, checkpoint="none")(torch.randn(4, 3))
-
-
 @pytest.mark.parametrize(
     ("build", "error", "words"),
     [

@@ -14,8 +14,8 @@ from checkpoint_cases import TIMES, D, Rate, same, solve, solvers
 from torch import nn
 
 import contnet_fast as cf
+from contnet_fast.carried import modules_within
 from contnet_fast.ode import checkpoint
-from contnet_fast.ode.replay import modules_within
 
 # -- derivatives ------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ print("ok")
 
 LAYERS = [  # each may import itself and what stands before it
     {"_C", "costs", "errors", "_version", "files", "testing", "transforms"},
-    {"tableaus", "bases", "spec"},
+    {"carried", "tableaus", "bases", "spec"},
     {"timegrid"},
     {"reference"},
     {"kernels"},

@@ -20,7 +20,6 @@ from ..timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
 from .calls import compute_tensors, has_hooks, takes_weights, why_called
 from .conv_field import ConvField
-from .nodal_norm import NodalBatchNorm
 
 
 class ContinuousBlock(nn.Module):
@@ -103,7 +102,6 @@ class ContinuousBlock(nn.Module):
             return self._solve_conv(self.field, x, return_steps=return_steps)
         if self.grid is not None:
             field, solve = self._call_of_basis()
-            self._check_recompute()
             return solve(
                 field,
                 x,
@@ -112,7 +110,6 @@ class ContinuousBlock(nn.Module):
                 checkpoint=self.checkpoint,
                 backend=self.backend,
             )
-        self._check_recompute()
         return rk_solve(
             self.field,
             x,
@@ -177,18 +174,6 @@ class ContinuousBlock(nn.Module):
         if batch is not None and x.numel():
             field.update_statistics(batch, self.grid)
         return y
-
-    def _check_recompute(self) -> None:
-        """Recomputing a field that moves running statistics would move them twice."""
-        if self.checkpoint == "none" or not torch.is_grad_enabled() or not isinstance(self.field, nn.Module):
-            return
-        for name, module in self.field.named_modules():
-            moving = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-            if moving and module.training and not isinstance(module, NodalBatchNorm):
-                raise ValueError(
-                    f"checkpoint: got {self.checkpoint!r} with field.{name} updating running statistics in training, "
-                    "accepted there: 'none' (recomputing would update them twice)"
-                )
 
     def extra_repr(self) -> str:
         """Shown by ``print``."""

@@ -13,6 +13,7 @@ from ..timegrid import FloatWeights, TimeGrid
 from .rk import Combine, Stage, rk_combine, rk_solve
 
 Slices = tuple[tuple[torch.Tensor, ...] | None, ...]
+RUNNING = ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var")
 Normalise = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
 
 
@@ -141,6 +142,7 @@ def conv_solve(
         training: batch norm uses the statistics of the batch, and they are returned.
         checkpoint, return_steps, combine: as in :func:`contnet_fast.reference.rk.rk_solve`.
     """
+    batch = training and spec.norm == "batch"
     y, auxes = rk_solve(
         nodes.stage if isinstance(nodes, CalledField) else _stage(nodes, spec, grid, training),
         x,
@@ -148,13 +150,19 @@ def conv_solve(
         update=grid.update,
         n_steps=grid.n_steps,
         checkpoint=checkpoint,
+        carrier=None if isinstance(nodes, CalledField) else _read(nodes, running=not batch),
         preserve_rng_state=isinstance(nodes, CalledField),
         return_steps=return_steps,
         combine=combine,
     )
-    if not (training and spec.norm == "batch" and auxes[0]):
+    if not (batch and auxes[0]):
         return y, None
     return y, BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))
+
+
+def _read(nodes: ConvNodes, *, running: bool) -> dict[str, torch.Tensor | None]:
+    """What evaluations read; running statistics move before backward where those of the batch are used."""
+    return {f"nodes.{name}": node for name, node in nodes._asdict().items() if running or name not in RUNNING}
 
 
 def _stage(nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> Stage:

@@ -11,12 +11,13 @@ A state is a tensor, or leaf by leaf a pytree of tensors (``torch.utils._pytree`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .recompute import recomputed
+from .recompute import Recomputed
 
 State = Any  # a tensor, or a pytree of tensors
 Aux = tuple[torch.Tensor, ...]
@@ -110,6 +111,7 @@ def rk_solve(
     update: Sequence[float],
     n_steps: int,
     checkpoint: str = "none",
+    carrier: Callable | dict[str, torch.Tensor | None] | None = None,
     preserve_rng_state: bool = False,
     return_steps: bool = False,
     combine: Combine = rk_combine,
@@ -122,6 +124,8 @@ def rk_solve(
         stage_rows: h * a_sj for each stage. update: h * b_j.
         checkpoint: ``"step"`` keeps the state at each step for backward and recomputes the stages, ``"none"``
             keeps everything, ``"block"`` keeps ``y`` alone. Gradients are those of the discrete solve in each.
+        carrier: what a stage uses beside its state, of which recomputing finds the values of the forward pass: a
+            callable, by default ``stage``; or tensors by name, of which a change in place is an error.
         preserve_rng_state: replay the random state when recomputing; fields with dropout need it.
         return_steps: return the states at all grid points, [n_steps + 1, *y.shape] (each leaf of a pytree so).
         combine: the stage combination, :func:`rk_combine` or an equal of it.
@@ -142,18 +146,24 @@ def rk_solve(
     def run(state: State) -> tuple[State, list[Aux]]:
         states, auxes = [state], []
         for i in range(n_steps):
-            if checkpoint == "step" and torch.is_grad_enabled():
-                state, new = recomputed(step, i, state, preserve_rng_state=preserve_rng_state)
-            else:
-                state, new = step(i, state)
+            state, new = of_step(partial(step, i), state)
             auxes += new
             if return_steps:
                 states.append(state)
         return (_stack(states) if return_steps else state), auxes
 
-    if checkpoint == "block" and torch.is_grad_enabled():
-        return recomputed(run, y, preserve_rng_state=preserve_rng_state)
-    return run(y)
+    if checkpoint == "none" or not torch.is_grad_enabled():
+        of_step = _call
+        return run(y)
+    recomputed = Recomputed(stage if carrier is None else carrier, preserve_rng_state=preserve_rng_state)
+    of_step = recomputed if checkpoint == "step" else _call
+    found = run(y) if checkpoint == "step" else recomputed(run, y)
+    recomputed.settle()
+    return found
+
+
+def _call(function: Callable[[State], Any], state: State) -> Any:
+    return function(state)
 
 
 def _stack(states: list[State]) -> State:

@@ -1,0 +1,542 @@
+"""What a field carries besides parameters survives recomputation: gradients of checkpoint="none", state moved once."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import moving_fields as zoo
+import pytest
+import torch
+from moving_fields import KINDS, D, carried, same
+from torch import nn
+
+import contnet_fast as cf
+from contnet_fast.carried import Carried
+from contnet_fast.nn import ContinuousBlock
+
+POLICIES = ["step", "block"]
+everywhere = pytest.mark.parametrize("checkpoint", POLICIES)
+
+
+def start():
+    return torch.linspace(-1, 1, 12, dtype=D).view(4, 3).requires_grad_()
+
+
+def solve(field, x, checkpoint, *, scheme="midpoint", n_steps=3):
+    """By a block or by ``rk_solve``, which a block calls with what it holds."""
+    return ContinuousBlock(field, scheme=scheme, n_steps=n_steps, checkpoint=checkpoint)(x)
+
+
+def trained(kind, checkpoint, *, training=True, twice=False, **how):
+    """Output, gradients, and what is carried after forward and after backward."""
+    field, module, others = KINDS[kind]()
+    module.train(training)
+    x = start()
+    torch.manual_seed(1)
+    y = solve(field, x, checkpoint, **how)
+    after_forward = carried(module, others)
+    inputs = [x, *(p for p in module.parameters() if p.requires_grad)]
+    grads = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True, retain_graph=twice)
+    if twice:
+        again = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+        same(again, grads)
+    return [y.detach(), *grads], after_forward, carried(module, others)
+
+
+@everywhere
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_no_recomputation_and_state_moves_once(kind, training, checkpoint):
+    want, state, _ = trained(kind, "none", training=training)
+    got, after_forward, after_backward = trained(kind, checkpoint, training=training, twice=True)
+    same(after_forward, state)
+    same(after_backward, state)
+    same(got, want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cases_do_move_something(kind):
+    """Another number of evaluations leaves another state, so that a second move would be seen."""
+    _, one, _ = trained(kind, "none", n_steps=1)
+    _, two, _ = trained(kind, "none", n_steps=2)
+    with pytest.raises(AssertionError):
+        same(one, two)
+
+
+@pytest.mark.parametrize("checkpoint", ["none", *POLICIES])
+@pytest.mark.parametrize("kind", ["SpectralNorm", "OldSpectralNorm", "BatchNorm"])
+def test_state_is_that_of_steps_written_out(kind, checkpoint):
+    field, plain = (KINDS[kind]()[1].train() for _ in range(2))
+    x = start()
+    y = z = x
+    solve(field, x, checkpoint, n_steps=2).sum().backward()
+    for i in range(2):
+        z = y + 0.25 * plain(i / 2, y)
+        y = y + 0.5 * plain(i / 2 + 0.25, z)
+    y.sum().backward()
+    same(list(field.state_dict().values()), list(plain.state_dict().values()))
+    same([p.grad for p in field.parameters()], [p.grad for p in plain.parameters()])
+
+
+@everywhere
+def test_pytrees(checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = zoo.Replaced(), start()
+        out = cf.rk_solve(
+            lambda t, s, f=field: {"a": (f(t, s["b"]),), "b": s["a"][0].sin()},
+            {"a": (x,), "b": x.cos()},
+            n_steps=3,
+            checkpoint=policy,
+        )
+        loss = out["a"][0].sum() + out["b"].square().sum()
+        found.append([*torch.autograd.grad(loss, [x, *field.parameters()]), field.factor])
+    same(*found)
+
+
+class Rates(cf.nn.BasisModule):
+    """A field on a basis that counts."""
+
+    def __init__(self):
+        from contnet_fast.bases import Basis
+
+        super().__init__(Basis("hat", 2))
+        self.nodal_parameter("w", torch.linspace(-1, 1, 18, dtype=D).view(2, 3, 3))
+        self.register_buffer("count", torch.zeros((), dtype=D))
+
+    def rate(self, weights, y):
+        self.count.add_(1)
+        return torch.tanh(y @ sum(phi * self.w[k] for k, phi in weights) * self.count.clone())
+
+
+@everywhere
+def test_fields_on_a_basis(checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = Rates(), start()
+        y = solve(field, x, policy)
+        found.append([*torch.autograd.grad(y.sum(), [x, field.w]), field.count])
+    same(*found)
+
+
+@everywhere
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_conv_field_whose_hook_moves_a_buffer(norm, checkpoint):
+    def scaled(field, arguments):
+        field.factor.mul_(1.1)
+        t, y = arguments
+        return t, y * field.factor.clone()
+
+    found = []
+    for policy in ("none", checkpoint):
+        torch.manual_seed(0)
+        field = cf.nn.ConvField(3, n_basis=2, norm=norm).to(D)
+        field.register_buffer("factor", torch.ones((), dtype=D))
+        field.register_forward_pre_hook(scaled)
+        x = torch.randn(2, 3, 5, 5, dtype=D, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = solve(field, x, policy, n_steps=2)
+        grads = torch.autograd.grad(y.square().sum(), [x, *field.parameters()])
+        found.append([y.detach(), *grads, *field.buffers()])
+    same(*found)
+
+
+# -- ways of going backward -------------------------------------------------------------------------------------------
+
+SOME = pytest.mark.parametrize("kind", ["SpectralNorm", "Replaced", "Views", "a closure", "Generator", "GraphTuple"])
+
+
+@everywhere
+@SOME
+def test_second_derivatives(kind, checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, module, others = KINDS[kind]()
+        x = start()
+        inputs = [x, *module.parameters()]
+        y = solve(field, x, policy)
+        state = carried(module, others)
+        grads = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), inputs)
+        same(carried(module, others), state)
+        found.append([*grads, *second])
+    same(*found)
+
+
+@everywhere
+@SOME
+def test_the_gradient_of_one_input_alone(kind, checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, module, others = KINDS[kind]()
+        x = start()
+        y = solve(field, x, policy)
+        state = carried(module, others)
+        found.append(
+            [torch.autograd.grad(y.square().sum(), p, retain_graph=True)[0] for p in (*module.parameters(), x)]
+        )
+        same(carried(module, others), state)
+    same(*found)
+
+
+@everywhere
+@SOME
+def test_backward_in_another_thread(kind, checkpoint):
+    want, *_ = trained(kind, "none")
+    field, module, others = KINDS[kind]()
+    x, found = start(), []
+    torch.manual_seed(1)
+    y = solve(field, x, checkpoint)
+    state = carried(module, others)
+    inputs = [x, *module.parameters()]
+    thread = threading.Thread(target=lambda: found.extend(torch.autograd.grad(y.square().sum(), inputs)))
+    thread.start()
+    thread.join()
+    same(found, want[1:])
+    same(carried(module, others), state)
+
+
+@everywhere
+def test_batches_of_gradients(checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = zoo.SpectralNorm(), start()
+        y = solve(field, x, policy)
+        cotangents = torch.stack([y.detach(), y.detach().cos()])
+        inputs = [x, *field.parameters()]
+        found.append(torch.autograd.grad(y, inputs, cotangents, is_grads_batched=True))
+    same(*found)
+
+
+@everywhere
+def test_a_backward_that_raises_leaves_no_trace(checkpoint):
+    class Refusing(zoo.Replaced):
+        armed = False
+
+        def forward(self, t, y):
+            k = super().forward(t, y)
+            self.note = "seen"
+            if self.armed and t > 0.3:
+                raise KeyError("no more")
+            return k
+
+    field, x = Refusing(), start()
+    y = solve(field, x, checkpoint)
+    want = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    held, factor = dict(vars(field)), field.factor.clone()
+    Refusing.armed = True
+    with pytest.raises(KeyError, match="no more"):
+        torch.autograd.grad(y.sum(), x, retain_graph=True)
+    Refusing.armed = False
+    assert vars(field) == held
+    same([field.factor], [factor])
+    same(torch.autograd.grad(y.sum(), x), want)
+
+
+@everywhere
+def test_the_same_objects_are_in_place_after_backward(checkpoint):
+    field, x = zoo.BatchNorm().train(), start()
+    y = solve(field, x, checkpoint)
+    buffers, versions = list(field.buffers()), [b._version for b in field.buffers()]
+    y.sum().backward()
+    assert all(a is b for a, b in zip(field.buffers(), buffers, strict=True))
+    assert [b._version for b in field.buffers()] == versions
+
+
+@everywhere
+@pytest.mark.parametrize("inner", ["none", *POLICIES])
+def test_blocks_within_the_field_of_a_block(inner, checkpoint):
+    found = []
+    for policies in (("none", "none"), (checkpoint, inner)):
+        outside, inside = zoo.SpectralNorm(), zoo.Counter()
+        block = ContinuousBlock(inside, n_steps=2, checkpoint=policies[1], scheme="euler")
+        x = start()
+        y = solve(lambda t, y, b=block, f=outside: b(f(t, y)), x, policies[0])
+        inputs = [x, *outside.parameters(), *inside.parameters()]
+        found.append([*torch.autograd.grad(y.square().sum(), inputs), inside.n, *outside.buffers()])
+    same(*found)
+
+
+@everywhere
+def test_fields_that_differentiate(checkpoint):
+    """A rate that is a gradient runs backward within forward."""
+
+    class Potential(zoo.Replaced):
+        def forward(self, t, y):
+            with torch.enable_grad():
+                z = y if y.requires_grad else y.detach().requires_grad_()
+                return torch.autograd.grad(super().forward(t, z).sum(), z, create_graph=True)[0]
+
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = Potential(), start()
+        y = solve(field, x, policy)
+        found.append([*torch.autograd.grad(y.square().sum(), [x, field.linear.weight]), field.factor])
+    same(*found)
+
+
+@everywhere
+def test_autocast(checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = zoo.SpectralNorm().float(), start().detach().float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+            y = solve(field, x, policy)
+        found.append([*torch.autograd.grad(y.square().sum(), [x, *field.parameters()]), *field.buffers()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+# -- what the caller does between forward and backward ----------------------------------------------------------------
+
+
+class Reader(zoo.Field):
+    """Reads a buffer, a parameter without a gradient and a flag, and moves nothing."""
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(size, dtype=D))
+        self.frozen = nn.Parameter(torch.full((3,), 0.5, dtype=D), requires_grad=False)
+
+    def scale(self):
+        return self.factor[:3] * self.frozen * (1.0 if self.training else 2.0)
+
+
+def fill(field):
+    with torch.no_grad():
+        field.factor.fill_(7.0)
+        field.frozen.fill_(7.0)
+
+
+def replace(field):
+    field.factor = torch.full_like(field.factor, 7.0)
+    field.frozen = nn.Parameter(torch.full_like(field.frozen, 7.0), requires_grad=False)
+    field.linear.weight = nn.Parameter(torch.zeros_like(field.linear.weight))
+
+
+def through_data(field):
+    field.factor.data = torch.full_like(field.factor, 7.0)
+    field.frozen.data = torch.full_like(field.frozen, 7.0)
+
+
+def forward_again(field):
+    """As a second pass before backward would, and DistributedDataParallel, which broadcasts buffers before each."""
+    fill(field)
+    solve(field, start(), "step").sum().backward()
+    field.zero_grad()
+
+
+CHANGES = {
+    "fill": fill,
+    "replace": replace,
+    "through .data": through_data,
+    "eval": lambda field: field.eval(),
+    "freeze": lambda field: field.requires_grad_(False),
+    "unfreeze": lambda field: field.frozen.requires_grad_(True),
+    "another forward": forward_again,
+    "another part": lambda field: setattr(field, "linear", nn.Linear(3, 3, dtype=D)),
+}
+
+
+@everywhere
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_values_are_those_of_the_forward_pass(change, create_graph, checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = Reader().train(), start()
+        params = list(field.linear.parameters())
+        y = solve(field, x, policy)
+        if policy == "none":  # of plain autograd, which would complain of values that it has saved
+            grads = torch.autograd.grad(y.square().sum(), [x, *params], create_graph=create_graph)
+        CHANGES[change](field)
+        if policy != "none":
+            held = [
+                *field.buffers(),
+                *field.parameters(),
+                field.training,
+                [p.requires_grad for p in field.parameters()],
+            ]
+            for p in params:
+                p.requires_grad_(True)  # a gradient is asked for
+            grads = torch.autograd.grad(y.square().sum(), [x, *params], create_graph=create_graph)
+            assert all(a is b for a, b in zip(held, [*field.buffers(), *field.parameters()], strict=False))
+            assert field.training == held[-2]
+        found.append(list(grads))
+    same(*found)
+
+
+@everywhere
+@pytest.mark.parametrize("freeze", [True, False])
+def test_requires_grad_may_be_toggled(freeze, checkpoint):
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = Reader(), start()
+        field.linear.bias.requires_grad_(freeze)
+        y = solve(field, x, policy)
+        field.linear.bias.requires_grad_(not freeze)
+        found.append(torch.autograd.grad(y.sum(), [x, field.linear.weight]))
+        assert field.linear.bias.requires_grad is not freeze
+    same(*found)
+
+
+@everywhere
+@pytest.mark.parametrize("what", ["weight", "a large buffer"])
+def test_changes_in_place_of_what_is_kept_by_reference_are_errors_as_in_plain_autograd(what, checkpoint):
+    class Scaled(Reader):
+        def forward(self, t, y):
+            return torch.tanh(self.linear(y)) * self.factor[:3]
+
+    messages = []
+    for policy in ("none", checkpoint):
+        field, x = Scaled(2**17), start()
+        y = solve(field, x, policy)
+        with torch.no_grad():
+            (field.linear.weight if what == "weight" else field.factor).mul_(2.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation") as error:
+            y.sum().backward()
+        messages.append(str(error.value))
+    name = "Scaled.linear.weight" if what == "weight" else "Scaled.factor"
+    assert messages[1].startswith(f"{name}: ")
+
+
+@everywhere
+def test_what_is_saved_and_then_written_to_is_an_error_as_in_plain_autograd(checkpoint):
+    class Careless(zoo.InPlace):
+        def forward(self, t, y):
+            k = self.linear(y) * self.factor
+            self.factor.mul_(1.1)
+            return torch.sigmoid(k)
+
+    for policy in ("none", checkpoint):
+        y = solve(Careless(), start(), policy)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
+@everywhere
+@pytest.mark.parametrize("computed", [False, True])
+def test_functional_call(computed, checkpoint):
+    """Parameters that are there during the forward pass only, and may be computed from others."""
+    found = []
+    for policy in ("none", checkpoint):
+        field, x = zoo.SpectralNorm() if not computed else zoo.Replaced(), start()
+        block = ContinuousBlock(field, n_steps=2, checkpoint=policy)
+        params = {name: (2 * p).detach().requires_grad_() for name, p in block.named_parameters()}
+        given = {name: p.sin() if computed else p for name, p in params.items()}
+        y = torch.func.functional_call(block, given, (x,))
+        found.append(torch.autograd.grad(y.square().sum(), [x, *params.values()]))
+    same(*found)
+
+
+@everywhere
+@pytest.mark.parametrize(("backend", "norm"), [("reference", "group"), ("auto", "batch")])
+def test_a_conv_field_reports_changes_of_its_parameters(backend, norm, checkpoint):
+    torch.manual_seed(0)
+    field = cf.nn.ConvField(3, n_basis=2, norm=norm)
+    block = ContinuousBlock(field, n_steps=2, checkpoint=checkpoint, backend=backend)
+    x = torch.randn(2, 3, 5, 5).requires_grad_()
+    y = block(x)
+    with torch.no_grad():
+        field.conv1_weight.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_conv_field_may_run_again_before_backward():
+    """Its running statistics move, which no gradient in training reads."""
+    block = ContinuousBlock(cf.nn.ConvField(3, n_basis=2), n_steps=2, backend="reference")
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    first = block(x)
+    (want,) = torch.autograd.grad(first.sum(), x, retain_graph=True)
+    block(x)
+    same(torch.autograd.grad(first.sum(), x), [want])
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_moves_is_kept_and_large_tensors_that_stay_are_not_copied():
+    field = Reader(2**17)
+    field.register_buffer("moving", torch.zeros(2**17))
+    notes = Carried(field)
+    for _ in range(3):
+        moment = notes.now()
+        assert notes.now() is moment
+        field.moving.add_(1)
+    notes.settle()
+    copies = {id(k.copy): k for entry in moment.entries for k in entry.kept.values() if k.copy is not None}
+    assert sorted(k.name for k in copies.values()) == ["Reader.frozen", "Reader.moving"]
+
+
+@everywhere
+@pytest.mark.parametrize("kind", ["InGraph", "GraphTuple", "OldSpectralNorm", "Replaced"])
+@pytest.mark.parametrize("way", ["backward", "dropped", "failed"])
+def test_nothing_is_left(way, kind, checkpoint):
+    """With the collector off: graphs hold what is carried, and what is carried may hold graphs."""
+    _, module, _ = KINDS[kind]()
+
+    def field(t, y):
+        if way == "failed" and t > 0.5:
+            raise KeyError
+        return module(t, y)
+
+    gc.collect()
+    gc.disable()
+    try:
+        x = start()
+        y = x * 1.0
+        left = weakref.ref(y)
+        try:
+            out = solve(field, y, checkpoint)
+            if way == "backward":
+                out.sum().backward()
+            del out
+        except KeyError:
+            assert way == "failed"
+        for part in module.modules():
+            vars(part).pop("last", None), vars(part).pop("weight", None)
+        del y
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+# -- the compiler -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Field", "Reader"])
+def test_a_field_that_moves_nothing_is_one_graph(kind):
+    make = {"Field": zoo.Field, "Reader": Reader}[kind]
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        field, x = make(), start()
+        block = ContinuousBlock(field, n_steps=2)
+        call = torch.compile(block, fullgraph=True, backend="aot_eager") if compiled else block
+        found.append([*torch.autograd.grad(call(x).sum(), [x, field.linear.weight])])
+    same(*found)
+
+
+@pytest.mark.parametrize(("kind", "checkpoint"), [("Replaced", "step"), ("Counter", "block")])
+def test_a_graph_that_a_field_breaks_is_right(kind, checkpoint):
+    want, state, _ = trained(kind, "none")
+    torch._dynamo.reset()
+    field, module, others = KINDS[kind]()
+    x = start()
+    y = torch.compile(ContinuousBlock(field, scheme="midpoint", n_steps=3, checkpoint=checkpoint), backend="aot_eager")(
+        x
+    )
+    same(torch.autograd.grad(y.square().sum(), [x, *module.parameters()]), want[1:])
+    same(carried(module, others), state)
+
+
+@everywhere
+@pytest.mark.parametrize("kind", ["Replaced", "Counter"])
+def test_one_graph_of_a_field_that_assigns_is_refused(kind, checkpoint):
+    torch._dynamo.reset()
+    field, *_ = KINDS[kind]()
+    block = ContinuousBlock(field, n_steps=2, checkpoint=checkpoint)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="side effect"):
+        torch.compile(block, fullgraph=True, backend="aot_eager")(start())
