@@ -17,6 +17,11 @@ def in_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def tracing() -> bool:
+    """Whether torch.jit.trace records what is computed."""
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing()
+
+
 def transforming() -> bool:
     """Whether torch.func, forward-mode AD or torch.jit.trace follows what is computed: none sees into our ops."""
     if torch.compiler.is_compiling():

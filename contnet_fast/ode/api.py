@@ -17,7 +17,7 @@ from .checkpoint import KEEP, Checkpointed
 from .events import Event, link_gradient, solve_until
 from .linked import together
 from .methods import get_method
-from .options import AdaptiveOptions, read_options
+from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
 from .solve import Settings, in_python, solve
@@ -79,6 +79,8 @@ def odeint(
     check_choice("keep", keep, KEEP)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     constant = settings.fixed and event_fn is None and gradient == "discrete"
+    if not constant:
+        refuse_trace("odeint")
     problem = InitialValueProblem(func, y0, t, constant=constant)
     taped = torch.is_grad_enabled()
     graph = taped or transforming()
@@ -100,7 +102,7 @@ def odeint(
     if packed:
         problem = PackedProblem(problem)
     if gradient == "checkpoint" and taped:
-        _refuse_torch_func("gradient='checkpoint'")
+        _refuse_transforms("gradient='checkpoint'")
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
         own = _parameters("params", func, params)
@@ -145,7 +147,7 @@ def odeint_adjoint(
     Raises:
         RuntimeError: the gradient is differentiated again.
     """
-    _refuse_torch_func("odeint_adjoint")
+    _refuse_transforms("odeint_adjoint")
     own = _parameters("adjoint_params", func, adjoint_params)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     name, chosen, back_rtol, back_atol = adjoint_settings(
@@ -196,7 +198,7 @@ def odeint_event(
     Raises:
         RuntimeError: a third derivative.
     """
-    _refuse_torch_func("odeint_event")
+    _refuse_transforms("odeint_event")
     if not isinstance(t0, torch.Tensor) or t0.numel() != 1:
         raise TypeError(f"t0: got {t0!r}, accepted: a tensor with one time")
     start = t0.reshape(-1)
@@ -234,9 +236,10 @@ def _settings(
     return settings
 
 
-def _refuse_torch_func(what: str) -> None:
+def _refuse_transforms(what: str) -> None:
     if in_torch_func():
         raise RuntimeError(f"{what}: got a call inside of torch.func, accepted there: odeint with gradient='discrete'")
+    refuse_trace(what)
 
 
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from ..transforms import followed, transforming
 from .arithmetic import Leaves
 from .linked import together
 from .methods import ADAPTIVE, get_method
-from .options import read_options
+from .options import read_options, refuse_trace
 from .problem import InitialValueProblem
 from .solve import Settings, make_solver
 
@@ -44,6 +44,7 @@ def odeint_dense(
         TypeError, ValueError: naming the argument. OdeintError: the solve cannot go on, or takes more than
             ``max_num_steps``.
     """
+    refuse_trace("odeint_dense")
     name = get_method("dopri5" if method is None else method).name
     if name not in ADAPTIVE:
         raise ValueError(f"method: got {method!r}, accepted for dense output: {', '.join(ADAPTIVE)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..transforms import followed
+from ..transforms import followed, tracing
 from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
@@ -148,7 +148,7 @@ class FixedGrid:
         if options.grid_constructor is None:
             if problem.constant:
                 return self._of_numbers(_host_steps(problem.t, problem.dtype, *chosen))
-            if count < MOST_REMEMBERED and not (followed(self.s) or torch.compiler.is_compiling()):
+            if count < MOST_REMEMBERED and not (followed(self.s) or torch.compiler.is_compiling() or tracing()):
                 times = tuple(problem.sign * t for t in problem.times)
                 key = (times, problem.t.dtype, problem.dtype, *chosen)
                 if met := _met(*key):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import check_choice, check_count, check_number, choice_error, warn
+from ..transforms import tracing
 from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
 
 
@@ -152,6 +153,15 @@ read_options._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
+def refuse_trace(what: str) -> None:
+    """torch.jit.trace would keep the steps and events of the traced call for every other input."""
+    if tracing():
+        raise RuntimeError(
+            f"{what}: got a call under torch.jit.trace, accepted there: odeint by a method on a fixed grid, "
+            "with gradient='discrete' and no event_fn"
+        )
+
+
 def _names(kind: type[Options]) -> list[str]:
     return [f.name for f in fields(kind)]
 
