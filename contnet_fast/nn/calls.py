@@ -37,10 +37,9 @@ def why_called(field: ConvField, base: type) -> str:
                     return f"the field has a hook that runs at every evaluation: {_name(hook)}"
         if "forward" in module.__dict__:
             return "the field has another forward than its class, called at every evaluation"
-    if _has_global_hooks():
-        for hook in _global_hooks():
-            if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
-                return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"
+    for hook in _global_hooks():
+        if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
+            return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"
     own = type(field)
     if own is not base:
         for name in METHODS:
@@ -77,9 +76,15 @@ def takes_weights(kind: type) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module does more than its forward."""
-    return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    for hooks in (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ):
+        if hooks:
+            return True
+    return False
 
 
 def _hooks(module: nn.Module) -> list[tuple[Callable[..., Any], bool]]:
@@ -88,19 +93,18 @@ def _hooks(module: nn.Module) -> list[tuple[Callable[..., Any], bool]]:
     return [(h, True) for h in module._forward_pre_hooks.values()] + [(h, False) for d in after for h in d.values()]
 
 
-def _has_global_hooks() -> bool:
-    return bool(
-        torch_modules._global_forward_pre_hooks
-        or torch_modules._global_forward_hooks
-        or torch_modules._global_backward_hooks
-        or torch_modules._global_backward_pre_hooks
-    )
-
-
 def _global_hooks() -> list[Callable[..., Any]]:
     m = torch_modules
-    found = m._global_forward_pre_hooks, m._global_forward_hooks, m._global_backward_pre_hooks, m._global_backward_hooks
-    return [hook for hooks in found for hook in hooks.values()]
+    found: list[Callable[..., Any]] = []
+    for hooks in (
+        m._global_forward_pre_hooks,
+        m._global_forward_hooks,
+        m._global_backward_pre_hooks,
+        m._global_backward_hooks,
+    ):
+        if hooks:
+            found += hooks.values()
+    return found
 
 
 def _name(hook: Callable[..., Any]) -> str:

@@ -165,7 +165,15 @@ class ConvField(BasisModule):
 
     def nodes(self) -> ConvNodes:
         """The nodal tensors, [K, ...] each."""
-        return ConvNodes._make(getattr(self, name, None) for name in ConvNodes._fields)
+        return ConvNodes._make([self._node(name) for name in ConvNodes._fields])
+
+    def _node(self, name: str) -> torch.Tensor | None:
+        """A tensor of the module, found quickly where it is plainly one; else computed (pruned, parametrized)."""
+        if name in self._parameters:
+            return self._parameters[name]
+        if name in self._buffers:
+            return self._buffers[name]
+        return getattr(self, name) if name in self._nodal else None
 
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
         """The rate for basis weights ((k, phi_k(t)), ...): [B, C, H, W] as ``x``. Running statistics are left alone."""
@@ -214,7 +222,7 @@ class ConvField(BasisModule):
         found = [norm for norm in self.norms if norm.of_batch]
         for norm in found:
             norm.check_ranks()
-        return bool(found)
+        return len(found) > 0
 
     @torch.no_grad()
     def update_statistics(self, batch: BatchStatistics, grid: TimeGrid) -> None:
