@@ -4,12 +4,14 @@
 #   TORCH   the requirement that installs torch               (torch==2.13.0); e.g. TORCH=torch for the newest build
 #   TRITON  used where the installed torch brought no triton (triton==3.6.0)
 #   CUDA_TORCH  what installs a CUDA build of torch for `make cuda-extension` (torch==2.14.1, 5.5 GB)
+#   WORKERS processes that `make test` runs tests in         (2); 0 runs them in one, as for a debugger
 #   VENV    the virtual environment; `make gpu VENV=` uses PYTHON and the torch that is installed there
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 CUDA_TORCH ?= torch==2.14.1
 VENV ?= .venv
+WORKERS ?= 2
 ARGS ?=
 
 ifeq ($(VENV),)
@@ -44,8 +46,9 @@ help:
 demo: $(READY)
 	$(RUN) -m contnet_fast.cli demo $(ARGS)
 
+# a file's tests stay in one process
 test: $(READY)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 # tests/parts.py says what is in it; make test-quick ARGS=-x
 test-quick: $(READY)

@@ -26,6 +26,8 @@ def pytest_configure(config):
     shift, threads, widest = (config.getoption(name) for name in ("seed", "torch_threads", "widest"))
     if shift:
         shift_seeds(shift)
+    if threads is None and (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")):
+        threads = max(2, (os.cpu_count() or 1) // int(workers))  # with two, code for several threads is still tested
     if threads:
         torch.set_num_threads(threads)
     if widest and cpu._extension:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from conv_cases import Case
+from filelock import FileLock
 
 from contnet_fast.backends.cuda import CHIPS
 from contnet_fast.files import write_atomically
@@ -48,10 +49,17 @@ class KernelFault(Exception):
     """What the emulator found."""
 
 
+def compiled() -> Path:
+    """The library of all kernels and those of the tests; workers of one run compile it once."""
+    cuda_build.BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(cuda_build.BUILD / "emulated.lock"):
+        return cuda_build.emulated(EXTRA)
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """All kernels and those of the tests."""
-    loaded = ctypes.CDLL(str(cuda_build.emulated(EXTRA)))
+    loaded = ctypes.CDLL(str(compiled()))
     loaded.emulated_first_unwritten.restype = loaded.emulated_combine_blocks.restype = ctypes.c_int64
     return loaded
 
@@ -61,7 +69,7 @@ def binding() -> ctypes.CDLL:
     """The ops of torch with their binding on the emulator, under the CPU key."""
     from torch.utils.cpp_extension import include_paths
 
-    kernels = cuda_build.emulated(EXTRA)
+    kernels = compiled()
     read = [TESTS / "binding.cpp", *SOURCES.glob("bind_cuda*.cpp"), *(SOURCES / "include").glob("*.h")]
     read += [*(SOURCES / "cuda").glob("*.h"), *TESTS.rglob("stubs/**/*.h")]
     key = cuda_build._digest(torch.__version__.encode(), kernels.name.encode(), *(p.read_bytes() for p in sorted(read)))
