@@ -142,7 +142,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     demo = add("demo", "a crossed study on handwritten digits: schemes and schedules, evaluated and compressed", _demo)
     demo.add_argument("--out", metavar="DIR", type=Path, help="folder for runs and pictures (default: runs/demo)")
-    demo.add_argument("--epochs", default="18", help="epochs of each of the eight trainings")
+    demo.add_argument("--epochs", default="12", help="epochs of each of the eight trainings")
     demo.add_argument("--seed", default="1", help="the first of two")
     return parser, commands
 

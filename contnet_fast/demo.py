@@ -19,7 +19,7 @@ from .study import DESIGNS, SCHEMES, Cell, Design, Record, cells, run_cell, stud
 from .training.progress import ConsoleReporter
 from .training.report import print_table
 
-EPOCHS = 18
+EPOCHS = 12
 SCHEDULES = ("fixed", "refined")
 TITLES = {"euler": "Euler", "rk4_classic": "RK4"}
 
@@ -31,13 +31,14 @@ def run_demo(out: Path, *, epochs: int = EPOCHS, seed: int = 1, design: Design =
     design = replace(design, settings={**design.settings, "epochs": epochs})
     writable_folder("out", out)
     data = study_data(design)
-    (_, first), (k, n) = design.levels[0], design.levels[-1]
+    k, n = design.levels[-1]
+    levels = " -> ".join(str(steps) for _, steps in design.levels)
     console.print(
         f"{len(data.train)} training, {len(data.valid)} validation and {len(data.test)} test images of digits "
         "(scikit-learn). Validation chooses the weights; every accuracy below is on the test images.\n"
         f"One network is trained inside Euler and inside RK4, by two schedules: fixed, K = {k} cells and N = {n} steps "
-        f"from the start, and refined, N = {first} -> ... -> {n} with K, of the same {epochs} epochs. All else is the "
-        "same. Then each is evaluated with other schemes and N and projected to fewer cells, without retraining."
+        f"from the start, and refined, K = N = {levels}, of the same {epochs} epochs. All else is the same. "
+        "Then each is evaluated with other schemes and N and projected to fewer cells, without retraining."
     )
     records = []
     todo = cells((seed, seed + 1), schedules=SCHEDULES)
