@@ -267,7 +267,7 @@ import sys
 sys.modules["contnet_fast._C"] = None
 import torch, contnet_fast as cf
 assert set(cf.available_backends()) <= {"triton", "reference"}
-assert "C++ extension is not there" in cf.info().backends["cpu"]
+assert "the C++ extension was not built with this package" in cf.info().backends["cpu"]
 y = torch.ones(2)
 assert cf.rk_combine(y, [y], [1.0]).tolist() == [2.0, 2.0]
 try:
@@ -298,7 +298,7 @@ sys.modules["contnet_fast._C"] = types.SimpleNamespace(built_for_torch=lambda: t
 import contnet_fast as cf
 assert not set(cf.available_backends()) & {"cpu", "cuda"}
 assert "was built from other sources than those of this package" in cf.info().backends["cpu"]
-assert cf.info().extension.startswith("none: it was built from other sources")
+assert cf.info().extension.startswith("none: the C++ extension was built from other sources")
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
