@@ -1,4 +1,4 @@
-"""Parts of the suite by name, each file in one of them: ``make test-quick``, and what ``make matrix`` runs in a cell.
+"""Parts of the suite by name: ``make test-quick``, and what ``make matrix`` runs. Each file is in one, or in the rest.
 
 python tests/parts.py quick
 python tests/parts.py compile op -x     # what follows the names goes to pytest
@@ -14,22 +14,20 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PARTS = {  # files without test_ and .py
-    "quick": (
-        "tableaus timegrid bases testing reference backends ops block transform models config cpu_backend odeint "
-        "odeint_parity"
-    ),
-    "compile": "compile odeint_compile",
-    "op": "pytrees cpu_conv_ops",
-    "block": "cpu_conv_blocks published convergence",
-    "cpp": "cpu_conv cpu_conv_gradients",
+    "quick": "tableaus timegrid bases testing reference backends ops block transform models odeint cpu_smoke",
+    "compile": "compile odeint_compile tracing",
+    "op": "pytrees cpu_conv_ops func_transforms rounding",
+    "block": "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped",
+    "cpp": "cpu_backend cpu_conv cpu_conv_gradients",
     "odeint": (
-        "odeint_transforms odeint_errors odeint_event odeint_failures odeint_checkpoint odeint_last_steps "
-        "odeint_memory odeint_packed odeint_batched odeint_device"
+        "odeint_parity odeint_transforms odeint_errors odeint_event odeint_failures odeint_checkpoint "
+        "odeint_last_steps odeint_memory odeint_packed odeint_batched odeint_device odeint_cycles"
     ),
-    "triton": "triton_combine triton_conv tune",
+    "triton": "triton_combine triton_conv tune triton_aot",
     "training": "training_gate gpu_script train_cifar distributed training",
     "build": "build wheel package",
 }
+REST = "rest"  # what is in no other part
 
 
 def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
@@ -52,6 +50,9 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 def files(part: str) -> list[str]:
     """The test files of a part."""
+    if part == REST:
+        named = {file for other in PARTS for file in files(other)}
+        return sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in named)
     return [f"test_{name}.py" for name in PARTS[part].split()]
 
 
@@ -60,7 +61,9 @@ def main(words: list[str]) -> None:
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, options = words[:first], words[first:]
     try:
-        chosen = [str(TESTS / file) for name in map(one_of("part", PARTS), names or [""]) for file in files(name)]
+        chosen = [
+            str(TESTS / file) for name in map(one_of("part", [*PARTS, REST]), names or [""]) for file in files(name)
+        ]
     except ValueError as error:
         sys.exit(str(error))
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *chosen, *options])
