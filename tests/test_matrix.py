@@ -131,10 +131,10 @@ def test_counts_and_names_are_read_from_what_pytest_says(tmp_path, monkeypatch):
     (tmp_path / "source" / "tests").mkdir(parents=True)
     text = "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\n@pytest.mark.skip\ndef test_c(): pass\n"
     (tmp_path / "source" / "tests" / "test_x.py").write_text(text)
-    row = matrix.attempt(tmp_path, "2.11-newest", "test_x.py", 60)
+    row = matrix.attempt(tmp_path, "2.11-newest", "test_x.py", 900)
     assert row["counts"] == {"failed": 1, "passed": 1, "skipped": 1}
     assert row["bad"] == ["tests/test_x.py::test_b"]
-    assert matrix.attempt(tmp_path, "2.11-newest", "test_y.py", 60)["bad"] == ["tests/test_y.py: pytest exits with 4"]
+    assert matrix.attempt(tmp_path, "2.11-newest", "test_y.py", 900)["bad"] == ["tests/test_y.py: pytest exits with 4"]
     late = matrix.attempt(tmp_path, "2.11-newest", "test_x.py", 0.01)
     assert late["late"]
     assert json.dumps(late)
