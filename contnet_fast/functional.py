@@ -21,7 +21,7 @@ from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
-from .transforms import in_torch_func, vmapped
+from .transforms import has_autocast, in_torch_func, vmapped
 
 __all__ = [
     "FixedSteps",
@@ -332,14 +332,7 @@ def _compute_dtype(x: torch.Tensor) -> torch.dtype:
 
 def _autocast(x: torch.Tensor) -> bool:
     device = x.device.type
-    return _has_autocast(device) and torch.is_autocast_enabled(device)
-
-
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
-
-
-_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch 2.11 cannot trace the question
+    return has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 def _check_vmap(x: torch.Tensor, nodes: ConvNodes) -> None:

@@ -36,6 +36,15 @@ def followed(x: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
+def has_autocast(device: str) -> bool:
+    """Whether a kind of device has autocast."""
+    return torch.amp.is_autocast_available(device)
+
+
+# a compiler takes the answer as a constant: torch 2.11 cannot trace the question
+has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def vmapped(x: torch.Tensor) -> bool:
     """Whether ``x`` has a dimension that ``torch.vmap`` hides."""
     functorch = torch._C._functorch

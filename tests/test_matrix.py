@@ -19,6 +19,7 @@ def test_a_file_is_in_one_part_at_most_and_there():
     names = [file for part in parts.PARTS for file in parts.files(part)]
     assert len(names) == len(set(names))
     assert [name for name in names if not (parts.TESTS / name).is_file()] == []
+    assert {*names, *parts.files("rest")} == {path.name for path in parts.TESTS.glob("test_*.py")}
 
 
 def test_what_the_package_claims_is_in_the_matrix():
@@ -76,6 +77,7 @@ def outcomes(monkeypatch, tmp_path):
 
     for name, value in {"FOLDER": tmp_path, "attempt": attempt, "prepare": prepare}.items():
         monkeypatch.setattr(matrix, name, value)
+    monkeypatch.setitem(parts.PARTS, "compile", "compile odeint_compile")
     return found
 
 

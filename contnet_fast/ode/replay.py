@@ -10,6 +10,7 @@ import torch
 
 from .. import carried
 from ..carried import Carried, modules_within
+from ..transforms import has_autocast
 
 
 class Moment(NamedTuple):
@@ -86,6 +87,6 @@ class Replay:
 
 def _autocast(kind: str) -> tuple[bool, torch.dtype | None, bool]:
     """Whether autocast is on for a kind of device, its dtype, and whether it keeps its casts."""
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return False, None, True
     return True, torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
