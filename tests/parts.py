@@ -17,7 +17,10 @@ PARTS = {  # files without test_ and .py
     "quick": "tableaus timegrid bases testing reference backends ops block transform models odeint cpu_smoke",
     "compile": "compile odeint_compile tracing",
     "op": "pytrees cpu_conv_ops func_transforms rounding",
-    "block": "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped recomputation field_hooks",
+    "block": (
+        "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped recomputation "
+        "field_hooks"
+    ),
     "cpp": "cpu_backend cpu_conv cpu_conv_gradients",
     "odeint": (
         "odeint_parity odeint_transforms odeint_errors odeint_event odeint_failures odeint_checkpoint "
