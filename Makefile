@@ -50,9 +50,9 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-# tests/parts.py says what is in it; make test-quick ARGS=-x
+# tests/suite_parts.py says what is in it; make test-quick ARGS=-x
 test-quick: $(READY)
-	$(RUN) tests/parts.py quick $(ARGS)
+	$(RUN) tests/suite_parts.py quick $(ARGS)
 
 # resumes where it stopped; 5 to 8 GB for each release of torch, in build/matrix: ARGS=--once keeps one at a time
 matrix:

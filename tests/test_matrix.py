@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import matrix
-import parts
+import suite_parts as parts
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,8 +49,8 @@ def test_what_the_package_claims_is_in_the_matrix():
         ("matrix", ["2.11-newst"], "got '2.11-newst', accepted: 2.10-oldest, .* \\(did you mean 2.11-newest\\?\\)"),
         ("matrix", ["--parts", "quik"], "got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
         ("matrix", ["--agian"], "unrecognized arguments: --agian \\(did you mean --again\\?\\)"),
-        ("parts", ["quik"], "part: got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
-        ("parts", [], "part: got '', accepted: quick"),
+        ("suite_parts", ["quik"], "part: got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
+        ("suite_parts", [], "part: got '', accepted: quick"),
     ],
 )
 def test_a_typo_is_named(program, words, message):

@@ -1,7 +1,7 @@
 """Parts of the suite by name: ``make test-quick``, and what ``make matrix`` runs. Each file is in one, or in the rest.
 
-python tests/parts.py quick
-python tests/parts.py compile op -x     # what follows the names goes to pytest
+python tests/suite_parts.py quick
+python tests/suite_parts.py compile op -x     # what follows the names goes to pytest
 """
 
 from __future__ import annotations
