@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import matrix
-import suite_parts as parts
 import pytest
+import suite_parts as parts
 
 ROOT = Path(__file__).resolve().parent.parent
 
