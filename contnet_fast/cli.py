@@ -30,8 +30,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        word = next((w for w in words if w.startswith("-")), words[0])
-        near = nearest(word.partition("=")[0], self._option_string_actions) if word.startswith("-") else None
+        from .training.config import RECIPES
+
+        word, options = next((w for w in words if w.startswith("-")), words[0]), self._option_string_actions
+        near = nearest(word.partition("=")[0], options) if word.startswith("-") else None
+        if word in RECIPES and "--recipe" in options:
+            near = f"--recipe {word}"
         self.error(f"unknown argument {word}" + (f", did you mean {near}?" if near else ""))
 
 
@@ -85,14 +89,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     train = add("train", "train a network", _train)
     train.add_argument("--recipe", help="preset to start from; see contnet-fast recipes")
-    train.add_argument("--config", metavar="FILE", help="TOML file with settings")
-    train.add_argument("--out", metavar="DIR", type=Path, help="folder of the run (default: runs/<name>)")
-    train.add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was interrupted")
+    train.add_argument("--config", metavar="FILE", type=_path, help="TOML file with settings")
+    train.add_argument("--out", metavar="DIR", type=_path, help="folder of the run (default: runs/<name>)")
+    train.add_argument("--resume", metavar="RUN", type=_path, help="go on with a run that was interrupted")
     train.add_argument("--download", action="store_true", help="fetch the data set by torchvision")
     _add_settings(train)
 
     evaluate = add("eval", "accuracy of a run's network on other graphs, and after compression", _eval)
-    evaluate.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    evaluate.add_argument("run_folder", metavar="RUN", type=_path, help="folder of a run")
     evaluate.add_argument("--schemes", nargs="+", default=["euler", "midpoint", "rk4", "rk4_classic"])
     evaluate.add_argument("--steps", nargs="+", help="numbers of steps (default: around that of the run)")
     evaluate.add_argument("--split", default="test", help="test, valid or train")
@@ -102,10 +106,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--batch-size", default="512")
     evaluate.add_argument("--data-path", help="where the data set is, if not where the run had it")
     evaluate.add_argument("--device", default="auto")
-    evaluate.add_argument("--out", metavar="DIR", type=Path, help="folder for table and picture (default: RUN/eval)")
+    evaluate.add_argument("--out", metavar="DIR", type=_path, help="folder for table and picture (default: RUN/eval)")
 
     explain = add("explain", "which backend runs each block of a run's network, and why", _explain)
-    explain.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run")
+    explain.add_argument("run_folder", metavar="RUN", type=_path, help="folder of a run")
     explain.add_argument("--batch-size", default="128")
     explain.add_argument("--device", default="auto")
     explain.add_argument("--training", action="store_true", help="as in training, not in evaluation")
@@ -117,11 +121,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     effort.add_argument("--quick", action="store_true", help="under a minute on two cores")
     effort.add_argument("--full", action="store_true", help="more shapes, schemes and seeds")
     validate.add_argument("--filter", default="", metavar="TEXT", help="only checks with this in 'op backend case'")
-    validate.add_argument("--out", metavar="DIR", type=Path, help="folder for validation.json and validation.md")
+    validate.add_argument("--out", metavar="DIR", type=_path, help="folder for validation.json and validation.md")
     validate.add_argument("--inject", default="", help=argparse.SUPPRESS)
 
     tune = add("tune", "time tiles of the Triton kernels on this GPU and write the best to a file", _tune)
-    tune.add_argument("--out", metavar="FILE", type=Path, default=Path("tiles.json"), help="(default: tiles.json)")
+    tune.add_argument("--out", metavar="FILE", type=_path, default=Path("tiles.json"), help="(default: tiles.json)")
     tune.add_argument(
         "--kernels",
         nargs="+",
@@ -141,7 +145,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     info.add_argument("--json", action="store_true", help="as JSON")
 
     demo = add("demo", "a crossed study on handwritten digits: schemes and schedules, evaluated and compressed", _demo)
-    demo.add_argument("--out", metavar="DIR", type=Path, help="folder for runs and pictures (default: runs/demo)")
+    demo.add_argument("--out", metavar="DIR", type=_path, help="folder for runs and pictures (default: runs/demo)")
     demo.add_argument("--epochs", default="12", help="epochs of each of the eight trainings")
     demo.add_argument("--seed", default="1", help="the first of two")
     return parser, commands
@@ -164,6 +168,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             several = {"nargs": "*"} if isinstance(field.default, tuple) else {}
             parser_kwargs = {"default": None, "metavar": "VALUE", **several}
         group.add_argument(option, dest=f"set_{name}", help=shown.replace("%", "%%"), **parser_kwargs)
+
+
+def _path(text: str) -> Path:
+    """An empty text, as an unset variable of the shell leaves it, is not the folder we are in."""
+    if not text:
+        raise argparse.ArgumentTypeError("got '', accepted: a path")
+    return Path(text)
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    """Values of an option, set apart by spaces or commas."""
+    return [word for text in texts for word in text.replace(",", " ").split() or [text]]
 
 
 def _count(name: str, text: str, minimum: int = 1) -> int:
@@ -236,6 +252,7 @@ def _free_folder(wanted: Path) -> Path:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from .bases import ALIASES, BASES
     from .errors import check_choice
     from .training import open_run
     from .training.report import EvalRequest, evaluate_run
@@ -244,12 +261,12 @@ def _eval(arguments: argparse.Namespace) -> int:
     if not run.config.is_continuous:
         raise ValueError(f"run: got a {run.config.model}, accepted: a network with ODE blocks")
     request = EvalRequest(
-        schemes=tuple(arguments.schemes),
-        steps=tuple(_count("steps", n) for n in arguments.steps) if arguments.steps else (),
+        schemes=tuple(_listed(arguments.schemes)),
+        steps=tuple(_count("steps", n) for n in _listed(arguments.steps or ())),
         split=check_choice("split", arguments.split, ("test", "valid", "train")),
         checkpoint=check_choice("checkpoint", arguments.checkpoint, ("best", "last")),
         project=None if arguments.project is None else _count("project", arguments.project),
-        basis=arguments.basis,
+        basis=None if arguments.basis is None else check_choice("basis", arguments.basis, (*BASES, *ALIASES)),
         batch_size=_count("batch_size", arguments.batch_size),
         data_path=arguments.data_path,
         device=arguments.device,
@@ -261,6 +278,8 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     import torch
 
+    from .costs import DEVICES
+    from .errors import check_choice
     from .explain import explain
     from .training import load_net, open_run
     from .training.build import pick_device
@@ -268,11 +287,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     run = open_run(arguments.run_folder)
     device = pick_device(arguments.device)
     batch = _count("batch_size", arguments.batch_size)
+    rates = None if arguments.rates is None else check_choice("rates", arguments.rates, (*DEVICES, "cpu"))
     net, record = load_net(run, device=device)
     print(f"{_title(run)}, weights of epoch {record['epoch']}, on {device.type}")
     images = torch.zeros(batch, *run.image_shape, device=device)
     with torch.set_grad_enabled(arguments.training):
-        print(explain(net.train(arguments.training), images, device=arguments.rates, measure=arguments.measure))
+        print(explain(net.train(arguments.training), images, device=rates, measure=arguments.measure))
     return 0
 
 
@@ -289,9 +309,9 @@ def _tune(arguments: argparse.Namespace) -> int:
 
     tune_tiles(
         arguments.out,
-        kernels=arguments.kernels,
-        operands=arguments.operands,
-        channels=arguments.channels and [_count("channels", c) for c in arguments.channels],
+        kernels=_listed(arguments.kernels or ()),
+        operands=_listed(arguments.operands or ()),
+        channels=[_count("channels", c) for c in _listed(arguments.channels or ())],
         batch=_count("batch_size", arguments.batch_size),
         trials=_count("trials", arguments.trials),
         dry_run=arguments.dry_run,

@@ -118,7 +118,11 @@ def nearest(got: object, accepted: Iterable[str]) -> str | None:
         return word.strip("-").lower().replace("-", "_")
 
     names, word = {plain(name): name for name in accepted}, plain(str(got))
-    parts = [name for name in names if len(word) > 2 and (name.startswith(word) or word in name.split("_"))]
+    parts = [
+        name
+        for name in names
+        if (len(word) > 2 or word.isdigit()) and (name.startswith(word) or word in name.split("_"))
+    ]
     spelt = difflib.get_close_matches(word, names, n=1, cutoff=0.7 if len(word) > 4 else 0.6)
     return next((names[name] for name in (word, *_MEANS.get(word, ()), *parts, *spelt) if name in names), None)
 

@@ -68,7 +68,7 @@ def test_runs_without_out_get_folders_of_their_own(tmp_path, monkeypatch):
 
 
 def test_eval_prints_the_table_and_draws_it(finished, capsys, tmp_path):
-    command = ["eval", str(finished), "--schemes", "euler", "rk4_38", "--steps", "1", "3", "--out", str(tmp_path)]
+    command = ["eval", str(finished), "--schemes", "euler", "rk4_38", "--steps", "1,3", "--out", str(tmp_path)]
     assert cli.main(command) == 0
     text = capsys.readouterr().out
     assert "N=1" in text
@@ -151,7 +151,11 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
         ),
         (["--model", "resnet", "--depth", "9", "--refine-epochs", ""], "depth: got 9, accepted: 6n + 2"),
         (["--lr"], "argument --lr: expected one argument"),
-        (["extra"], "unknown argument extra"),
+        (["extra"], "unknown argument extra;"),
+        (["digits"], "unknown argument digits, did you mean --recipe digits?"),
+        (["--data-path", ""], "data_path: got '', accepted: a text or none"),
+        (["--backend", ""], "backend: got '', accepted: a text"),
+        (["--config", ""], "argument --config: got '', accepted: a path"),
     ],
 )
 def test_training_mistakes_are_one_line_and_write_nothing(capsys, tmp_path, monkeypatch, arguments, words):
@@ -196,6 +200,16 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, finished):
         (["eval", "RUN", "--device", "cuda:99"], "device: got 'cuda:99'"),
         (["eval", "RUN", "--step", "2"], "unknown argument --step, did you mean --steps?"),
         (["eval"], "required: RUN"),
+        (["eval", "RUN", "--basis", ""], "basis: got '', accepted: piecewise_constant"),
+        (["eval", "RUN", "--schemes", "euler,rk5"], "scheme: got 'rk5'"),
+        (["eval", "RUN", "--schemes", ""], "scheme: got ''"),
+        (["eval", "RUN", "--steps", "1,x"], "steps: got 'x'"),
+        (["eval", "RUN", "--out", ""], "argument --out: got '', accepted: a path"),
+        (["eval", ""], "argument RUN: got '', accepted: a path"),
+        (["explain", "RUN", "--rates", "H20"], "rates: got 'H20', accepted: A100, H100, H200, B200, cpu (did you mean"),
+        (["train", "--out", ""], "argument --out: got '', accepted: a path"),
+        (["train", "--resume", ""], "argument --resume: got '', accepted: a path"),
+        (["train", "--resume", "RUN", "--download"], "download: got True with --resume, accepted: none"),
         (["explain", "nowhere"], "run: got nowhere"),
         (["explain", "RUN", "--batch-size", "x"], "batch_size: got 'x'"),
         (["recipes", "digit"], "recipe: got 'digit', accepted: digits"),

@@ -180,6 +180,16 @@ def test_every_kind_of_picture_is_read_as_it_is_seen(tmp_path, name):
         assert got.shape[:2] == (9, 6)
 
 
+def test_a_class_that_a_part_lacks_is_told(tmp_path):
+    fill(tmp_path / "train", ("a", "b", "c"))
+    fill(tmp_path / "test", ("b",))
+    (tmp_path / "test" / "c").mkdir()
+    told: list[str] = []
+    data = load_data("folder", tmp_path, tell=told.append)
+    assert told[0] == f"{tmp_path}: test has no pictures of a, c"
+    assert data.test.labels.unique().tolist() == [1]
+
+
 def test_facts_about_pictures_are_told(tmp_path):
     fill(tmp_path, ("a", "b"), count=3, pixels=GRAY)
     two_frames(tmp_path / "a" / "two.gif")
@@ -300,13 +310,13 @@ def broken(tmp_path, how):
             "sizes",
             "train/a/0.png of 8x8 and train/b/large.png of 7x9, accepted: pictures of one size, or an image_size",
         ),
-        ("empty", "train/c, which has no pictures, accepted: pictures .*png"),
+        ("empty", "train/c, which has no pictures, accepted: at least 3, one for each split"),
         ("no pictures", "train/c, which has no pictures"),
         ("one class", "train, which has 1 class folders, accepted: at least 2"),
         ("no class", "train, which has 0 class folders, accepted: at least 2: one folder a class"),
         ("few", "train/c, which has 1 pictures, accepted: at least 3, one for each split"),
-        ("unknown", "test/d, which is no class of .*train, accepted: the classes a, b"),
-        ("empty test", "test, which has no pictures"),
+        ("unknown", "test/d, which is no class of train, accepted: the classes of train: a, b"),
+        ("empty test", "test, which has no pictures, accepted: pictures .*png"),
         ("capital", "has a folder Test beside train, accepted: train/, test/"),
         ("capital train", "has a folder Train and no train"),
         ("no train", "has a folder test and no train"),

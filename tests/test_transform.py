@@ -159,6 +159,7 @@ def test_a_model_without_blocks_is_refused(call):
     [
         (lambda n: cf.project(n, n_basis=0), "n_basis: got 0"),
         (lambda n: cf.project(n, n_basis=2.0), "n_basis: got 2.0"),
+        (lambda n: cf.project(n, n_basis=2, basis=""), "basis: got ''"),
         (lambda n: cf.project(n, n_basis=3, basis="piecewise_linear"), "even int"),
         (lambda n: cf.project(n, n_basis=3, basis="fourier"), "basis: got 'fourier'"),
         (lambda n: cf.refine(n, variance=-0.1), "variance: got -0.1"),

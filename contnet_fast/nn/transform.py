@@ -52,12 +52,12 @@ def project(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
     With fewer functions this is compression without retraining; running statistics are projected along.
     ``basis=None`` keeps the kind of basis.
     """
-    return _rebase(net, lambda old: Basis(basis or old.name, n_basis), projection_matrix)
+    return _rebase(net, lambda old: Basis(old.name if basis is None else basis, n_basis), projection_matrix)
 
 
 def interpolate(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
     """As :func:`project`, by interpolation at the nodes of the new basis."""
-    return _rebase(net, lambda old: Basis(basis or old.name, n_basis), interpolation_matrix)
+    return _rebase(net, lambda old: Basis(old.name if basis is None else basis, n_basis), interpolation_matrix)
 
 
 def set_manifestation(

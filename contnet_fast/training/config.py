@@ -327,7 +327,7 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
         value = float(value)
         right = math.isfinite(value)
     else:
-        right = type(value) in kinds
+        right = type(value) in kinds and value != ""
     low, high = field.metadata["low"], field.metadata["high"]
     for number in value if isinstance(value, tuple) else (value,):
         right = right and (low is None or number >= low) and (high is None or number <= high)

@@ -23,7 +23,9 @@ PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".t
 PARTS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 MEANT_AS_PARTS = frozenset({*PARTS, "training", "testing", "validation"})
 MODES = {"rgb": 3, "gray": 1}
+LAYOUT = "one folder a class, in it or in its train/ (with test/ and valid/ beside that)"
 NAMED = 5  # files named in a message
+DECODING = 1  # raised when pictures are decoded to other pixels than before, so that old caches are not read
 Tell = Callable[[str], object]
 
 
@@ -79,15 +81,17 @@ def read_folder(folder: Path, *, size: int = 0, mode: str = "auto", tell: Tell =
     digest = found.digest()
     stamps = "".join(f"{_stat(path)[1]} " for path in found.all())
     place = hashlib.sha256(f"{folder.resolve()} {size} {mode}".encode()).hexdigest()[:16]
-    key = hashlib.sha256(f"{digest} {stamps}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{DECODING} {digest} {stamps}".encode()).hexdigest()[:16]
     cached = cache_folder() / f"{folder.resolve().name}-{place}-{key}.npz"
     if found.passed_over:
         tell(f"{folder}: not read: {listed([found.name(path) for path in found.passed_over])}")
+    for part, pictures in found.parts.items():
+        if lacking := sorted(set(range(len(found.classes))) - {label for _, label in pictures}):
+            tell(f"{folder}: {part} has no pictures of {listed([found.classes[label] for label in lacking])}")
     images = read_cached(cached, [f"x_{part}" for part in found.parts])
     if images is None:
-        decoded = _decode(found, size, mode, tell)
-        images = {f"x_{part}": array for part, array in decoded.items()}
-        for old in cached.parent.glob(f"{folder.resolve().name}-{place}-*.npz"):
+        images = {f"x_{part}": array for part, array in _decode(found, size, mode, tell).items()}
+        for old in cached.parent.glob(f"*-{place}-*.npz"):
             old.unlink(missing_ok=True)
         write_cached(cached, images)
     arrays = {
@@ -106,48 +110,59 @@ def find(folder: Path) -> Found:
     Raises:
         ValueError: another layout; classes without pictures, less than two classes, or unknown ones in a part.
     """
-    layout = "one folder a class, in it or in its train/ (with test/ and valid/ beside that)"
-    if not folder.is_dir():
-        raise _refusal(folder, "is no folder", layout)
-    inside = _visible(folder)
-    folders = [entry for entry in inside if entry.is_dir()]
-    names = [entry.name for entry in folders]
-    meant = [name for name in names if name.casefold() in MEANT_AS_PARTS]
-    if "train" not in names and meant:
-        raise _refusal(folder, f"has a folder {meant[0]} and no train", "train/, and beside it test/ and valid/")
-    if wrong := [name for name in meant if name not in PARTS] or ["valid"] * ("valid" in names and "val" in names):
-        raise _refusal(folder, f"has a folder {wrong[0]} beside train", "train/, test/ and one of valid/ and val/")
-    roots = {PARTS[entry.name]: entry for entry in folders if entry.name in PARTS} if meant else {"train": folder}
-    passed_over = [entry for entry in inside if entry not in roots.values()] if meant else []
+    roots = _roots(folder)
     classes = tuple(entry.name for entry in _visible(roots["train"]) if entry.is_dir())
     if len(classes) < 2:
-        raise _refusal(roots["train"], f"has {len(classes)} class folders", f"at least 2: {layout}")
-    parts: dict[str, list[tuple[Path, int]]] = {}
-    for part in sorted(roots, key=["train", "valid", "test"].index):
-        pictures: list[tuple[Path, int]] = []
-        for entry in _visible(roots[part]):
-            if not entry.is_dir():
-                passed_over.append(entry)
-                continue
-            if entry.name not in classes:
-                raise _refusal(entry, f"is no class of {roots['train']}", f"the classes {listed(classes)}")
-            files = _files(entry)
-            mine = [path for path in files if path.suffix.lower() in PICTURES]
-            passed_over += [path for path in files if path.suffix.lower() not in PICTURES]
-            if not mine and part == "train":
-                raise _refusal(entry, "has no pictures", f"pictures ({' '.join(PICTURES)}), or no such folder")
-            pictures += [(path, classes.index(entry.name)) for path in mine]
-        if not pictures:
-            raise _refusal(
-                roots[part], "has no pictures", "pictures in the folders of their classes, or no such folder"
-            )
-        parts[part] = pictures
-    least = 3 - ("test" in parts) - ("valid" in parts)
-    for number, name in enumerate(classes):
-        count = sum(label == number for _, label in parts["train"])
+        raise _refusal(roots["train"], f"has {len(classes)} class folders", f"at least 2: {LAYOUT}")
+    beside = [] if folder in roots.values() else _visible(folder)
+    found = Found(folder, classes, {}, [entry for entry in beside if entry not in roots.values()])
+    for part, root in roots.items():
+        found.parts[part] = _part(root, found)
+    least = 3 - ("test" in roots) - ("valid" in roots)
+    counts = [0] * len(classes)
+    for _, label in found.parts["train"]:
+        counts[label] += 1
+    for name, count in zip(classes, counts, strict=True):
         if count < least:
-            raise _refusal(roots["train"] / name, f"has {count} pictures", f"at least {least}, one for each split")
-    return Found(folder, classes, parts, passed_over)
+            few = f"has {count} pictures" if count else "has no pictures"
+            raise _refusal(roots["train"] / name, few, f"at least {least}, one for each split that is cut from them")
+    return found
+
+
+def _roots(folder: Path) -> dict[str, Path]:
+    """The folders of the parts, first that of train, which is ``folder`` itself if it is not cut into parts."""
+    if not folder.is_dir():
+        raise _refusal(folder, "is no folder", LAYOUT)
+    folders = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
+    meant = [name for name in folders if name.casefold() in MEANT_AS_PARTS]
+    if not meant:
+        return {"train": folder}
+    if "train" not in folders:
+        raise _refusal(folder, f"has a folder {meant[0]} and no train", "train/, and beside it test/ and valid/")
+    wrong = [name for name in meant if name not in PARTS] or ["valid"] * ({"valid", "val"} <= set(meant))
+    if wrong:
+        raise _refusal(folder, f"has a folder {wrong[0]} beside train", "train/, test/ and one of valid/ and val/")
+    return {PARTS[name]: folders[name] for name in PARTS if name in folders}
+
+
+def _part(root: Path, found: Found) -> list[tuple[Path, int]]:
+    """The pictures of a part; what is none goes to what is passed over."""
+    pictures: list[tuple[Path, int]] = []
+    for entry in _visible(root):
+        if not entry.is_dir():
+            found.passed_over.append(entry)
+            continue
+        if entry.name not in found.classes:
+            raise _refusal(entry, "is no class of train", f"the classes of train: {listed(found.classes)}")
+        for path in _files(entry):
+            if path.suffix.lower() in PICTURES:
+                pictures.append((path, found.classes.index(entry.name)))
+            else:
+                found.passed_over.append(path)
+    if not pictures:
+        accepted = f"pictures ({' '.join(PICTURES)}) in the folders of their classes, or no such folder"
+        raise _refusal(root, "has no pictures", accepted)
+    return pictures
 
 
 def _visible(folder: Path) -> list[Path]:
