@@ -20,6 +20,12 @@ from contnet_fast.reference import statistics
 from contnet_fast.timegrid import time_grid
 
 
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Every compiled block adds to the code that is kept of one method, up to a limit."""
+    torch._dynamo.reset()
+
+
 def train(module, data):
     module.train()
     for x in data:

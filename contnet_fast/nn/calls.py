@@ -35,8 +35,8 @@ def why_called(field: ConvField, base: type) -> str:
             for hook, before in _hooks(module):
                 if not (before and only_computes(hook, field)):
                     return f"the field has a hook that runs at every evaluation: {_name(hook)}"
-        if "forward" in module.__dict__:
-            return "the field has another forward than its class, called at every evaluation"
+        if "forward" in module.__dict__ or "rate" in module.__dict__:
+            return "the field has another forward or rate than its class, called at every evaluation"
     for hook in _global_hooks():
         if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
             return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"

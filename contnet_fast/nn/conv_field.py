@@ -177,8 +177,7 @@ class ConvField(BasisModule):
 
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
         """The rate for basis weights ((k, phi_k(t)), ...): [B, C, H, W] as ``x``. Running statistics are left alone."""
-        slices = tuple(None if node is None else node.unbind(0) for node in self.nodes())
-        theta = reference.theta_at(slices, weights)
+        theta = reference.theta_at(self.nodes(), weights)
         training = self.statistics_of_batch
         own = [norm.evaluate for norm in self.norms]
         rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=own)

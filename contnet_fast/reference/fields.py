@@ -12,7 +12,7 @@ from ..spec import BatchStatistics, ConvNodes, ConvSpec
 from ..timegrid import FloatWeights, TimeGrid
 from .rk import Combine, Stage, rk_combine, rk_solve
 
-Slices = tuple[tuple[torch.Tensor, ...] | None, ...]
+Slices = Sequence[Sequence[torch.Tensor] | torch.Tensor | None]  # each with the nodes along its first dimension
 RUNNING = ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var")
 Normalise = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
 
@@ -31,7 +31,7 @@ class CalledField:
     why: str
 
 
-def combine_nodes(nodes: Sequence[torch.Tensor], weights: FloatWeights) -> torch.Tensor:
+def combine_nodes(nodes: Sequence[torch.Tensor] | torch.Tensor, weights: FloatWeights) -> torch.Tensor:
     """theta(t) = sum_k w_k theta_k; a single unit weight returns the node itself."""
     (first, w), *rest = weights
     value = nodes[first] if w == 1.0 else nodes[first] * w
