@@ -98,7 +98,7 @@ def _report(console: Console, records: Sequence[Record]) -> None:
     console.print()
     for sentence in findings(effects):
         console.print(sentence)
-    console.print("Five seeds, other images and other networks: docs/experiments.md")
+    console.print("More seeds, other images and other networks: docs/experiments.md")
 
 
 def _draw(out: Path, records: Sequence[Record], todo: Sequence[Cell]) -> None:
