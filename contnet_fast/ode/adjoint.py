@@ -150,14 +150,17 @@ class AugmentedField:
             ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
             rates = self._problem(time, ys)
             own = self._params if self.summed else ()
+            # a parameter that was frozen since the forward pass gets zeros, which PyTorch then leaves out
             inputs = [*([time] if self._with_t else []), *ys, *own]
             pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
-            found = (
-                torch.autograd.grad([f for f, _ in pairs], inputs, [-g for _, g in pairs], allow_unused=True)
+            asked = [x for x in inputs if x.requires_grad]
+            found = iter(
+                torch.autograd.grad([f for f, _ in pairs], asked, [-g for _, g in pairs], allow_unused=True)
                 if pairs
-                else [None] * len(inputs)
+                else [None] * len(asked)
             )
-        filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        grads = [next(found) if x.requires_grad else None for x in inputs]
+        filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
         of_t = filled.pop(0) if self._with_t else torch.zeros_like(t)
         return (of_t, *(f.detach() for f in rates), *filled, *([] if self.summed else self._unread))
 

@@ -110,8 +110,9 @@ class Rows:
             size, slope = self.norm(self.y, self.y), self.norm(self.k, self.y)
             for name, x, bad in (("y0", self.y, size), ("func(t[0], y0)", self.k, slope)):
                 if not np.isfinite(bad).all() and (name == "y0" or options.first_step is None):
-                    found = problem.nonfinite(name, [x])
-                    raise self.failure("nonfinite", f"{found} is not finite", int((~np.isfinite(bad)).argmax()), found)
+                    found, i = problem.nonfinite(name, [x]), int((~np.isfinite(bad)).argmax())
+                    what = f"the norm of {name} over what is tolerated" if found is None else found
+                    raise self.failure("nonfinite", f"{what} is not finite", i, found)
             if options.first_step is not None:
                 self.h = np.full(len(self.y), options.first_step, self.dtype)
                 return

@@ -185,7 +185,10 @@ def _in_one_graph(
     if not pairs:
         return [None] * len(wanted)
     ends = [ctx.t, *ctx.ys, *saved[1 + ctx.n :]]
+    wanted = [need and x.requires_grad for x, need in zip(ends, wanted, strict=True)]  # some may be frozen by now
     asked = [x for x, need in zip(ends, wanted, strict=True) if need]
+    if not asked:
+        return [None] * len(wanted)
     found = iter(
         torch.autograd.grad([o for o, _ in pairs], asked, [g for _, g in pairs], allow_unused=True, create_graph=True)
     )

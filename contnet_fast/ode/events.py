@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from ..reference.rk import accumulation_dtype
 from ..transforms import followed, transforming
 from .adaptive import Adaptive
 from .arithmetic import Leaves
 from .fixed import FixedGrid
-from .problem import InitialValueProblem
+from .problem import InitialValueProblem, OdeintError
 from .solve import Settings, make_solver
 from .tolerances import Tolerance
 
@@ -30,6 +31,11 @@ class Event:
             start = event_fn(problem.t[0], problem.state(problem.leaves))
             if not isinstance(start, torch.Tensor):
                 raise TypeError(f"event_fn: returned {type(start).__name__}, accepted: a torch.Tensor")
+            if start.is_complex() or not start.numel():
+                got = f"{start.dtype} of shape {tuple(start.shape)}"
+                raise TypeError(f"event_fn: returned {got}, accepted: real numbers, at least one")
+            if start.isnan().any():
+                raise self._not_a_number(start, problem.times[0], problem.leaves)
             self._signs = torch.sign(start)
 
     def __call__(self, t: torch.Tensor, ys: Leaves) -> torch.Tensor:
@@ -37,9 +43,31 @@ class Event:
         return torch.min(self._event_fn(t, self._problem.state(ys)) * self._signs)
 
     def sign(self, s: float, ys: Leaves, dtype: torch.dtype) -> float:
-        """Its sign, read."""
+        """Its sign, read.
+
+        Raises:
+            OdeintError: it is not a number, which has no sign.
+        """
+        problem = self._problem
         with torch.no_grad():
-            return torch.sign(self(self._problem.scalar(self._problem.sign * float(s), dtype), ys)).item()
+            found = self._event_fn(problem.scalar(problem.sign * float(s), dtype), problem.state(ys))
+            value = torch.min(found * self._signs).item()
+        if value != value:
+            raise self._not_a_number(found, s, ys)
+        return float(value > 0) - float(value < 0)
+
+    def _not_a_number(self, found: torch.Tensor, s: float, ys: Leaves) -> OdeintError:
+        """The error that says which component, and whether the state is to blame."""
+        problem, where = self._problem, (~torch.isfinite(found)).nonzero()[0].tolist()
+        what = f"event_fn returned {found[tuple(where)].item()}" + (f" in component {where}" if where else "")
+        component = problem.nonfinite("y", ys)
+        what += "" if component is None else f", where {component} is not finite"
+        return problem.failure("nonfinite", what, s, ys, next(reversed(problem.stats.step_sizes), 0.0), component)
+
+    def none_before(self, s: float, ys: Leaves, h: float) -> OdeintError:
+        """The error of a search that no time ends but the largest number of the field's dtype."""
+        what = f"no event before time overflows {str(self._problem.dtype).removeprefix('torch.')}"
+        return self._problem.failure("overflow", what, s, ys, h)
 
 
 def bisect_event(
@@ -72,13 +100,15 @@ def solve_until(
 def _adaptively(solver: Adaptive, event: Event) -> tuple[float, Leaves]:
     problem, limit, n = solver.problem, int(solver.options.max_num_steps), 0
     solver.begin()
-    start = event.sign(solver.s1, solver.y, solver.dtype)
+    start, latest = event.sign(solver.s1, solver.y, solver.dtype), _latest(problem)
     if start == 0.0:
         return solver.s1, solver.y
     while event.sign(solver.s1, solver.y, solver.dtype) == start:
         if n >= limit:
             what = f"max_num_steps: no event in {n} steps"
             raise problem.failure("max_num_steps", what, solver.s1, solver.y, solver.h)
+        if float(solver.s1) + float(solver.h) > latest:
+            raise event.none_before(solver.s1, solver.y, solver.h)
         solver.attempt()
         n += 1
     at = bisect_event(solver.output, event, start, solver.s, solver.s1, solver.dtype, solver.tolerance.strictest())
@@ -97,13 +127,15 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
     solver.first = []
     if not timed:
         t0 = t0.detach()
-    sign = event.sign(t0.item(), ys, problem.dtype)
+    sign, latest = event.sign(t0.item(), ys, problem.dtype), _latest(problem)
     for _ in range(MOST_FIXED_STEPS):
         t1 = t0 + options.step_size
         step = solver.step(t0, torch.full_like(t0, options.step_size), t1)
         (y1s, *later), _outs = step.run(solver, [ys, *known])
         problem.accept(step.s, step.h)
         s0, s1 = t0.item(), t1.item()
+        if s1 > latest:
+            raise event.none_before(s0, ys, step.h)
         if event.sign(s1, y1s, problem.dtype) != sign:
 
             def between(
@@ -116,6 +148,11 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
             return at, between(at)
         t0, ys, known = t1, y1s, later
     raise problem.failure("max_num_steps", f"no event in {MOST_FIXED_STEPS} steps", t0.item(), ys, options.step_size)
+
+
+def _latest(problem: InitialValueProblem) -> float:
+    """The last time of a search: the field's dtype holds it, and that of the sums its products with weights."""
+    return min(torch.finfo(problem.dtype).max, torch.finfo(accumulation_dtype(problem.dtype)).max / 2**10)
 
 
 def link_gradient(

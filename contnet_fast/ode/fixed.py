@@ -171,6 +171,8 @@ class FixedGrid:
         ends = self._beside(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
         starts, sizes = t0.detach().tolist(), dt.detach().tolist()
         marks, j = grid.detach().tolist(), 1
+        if self.options.grid_constructor is not None and any(mark != mark for mark in marks):
+            raise ValueError("options['grid_constructor']: returned nan among its times, accepted: numbers")
         for i in range(len(starts)):
             weights: list[Any] = []
             while j < len(problem.times) and marks[i + 1] >= problem.times[j]:

@@ -40,6 +40,8 @@ class FixedOptions:
                 raise ValueError("options: got step_size and grid_constructor, accepted: one of them")
         if self.grid_constructor is not None and not callable(self.grid_constructor):
             raise TypeError(f"options['grid_constructor']: got {self.grid_constructor!r}, accepted: a callable")
+        if type(self.perturb) is int and self.perturb in (0, 1):  # as torchdiffeq takes it
+            self.perturb = bool(self.perturb)
         _check_bool("perturb", self.perturb)
 
 
@@ -113,6 +115,8 @@ class AdaptiveOptions:
                     setattr(self, name, torch.as_tensor(value, dtype=torch.float64, device="cpu"))
                 except (TypeError, ValueError, RuntimeError):
                     raise TypeError(f"options[{name!r}]: got {value!r}, accepted: a 1-d tensor of times") from None
+            if value is not None and getattr(self, name).isnan().any():
+                raise ValueError(f"options[{name!r}]: got nan among its times, accepted: numbers")
 
 
 Options = FixedOptions | AdaptiveOptions

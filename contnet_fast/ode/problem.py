@@ -26,7 +26,8 @@ class OdeintError(RuntimeError, AssertionError):
     """A solve that cannot go on (torchdiffeq raises ``AssertionError`` there, which this is too).
 
     Attributes:
-        reason: ``"nonfinite"``, ``"underflow"`` or ``"max_num_steps"``.
+        reason: ``"nonfinite"``, ``"underflow"``, ``"max_num_steps"``, or ``"overflow"`` of the time that an event is
+            searched in.
         t, y: time and state of the last accepted step. step_size: of the step that failed. n_steps: accepted so far.
         component: the first component that is not finite, as ``"y['v'][3]"``, or ``None``.
     """

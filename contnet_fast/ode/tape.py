@@ -187,10 +187,17 @@ class GradientSums:
 
 
 def vjp(results: Sequence[torch.Tensor], cotangents: Cotangents, inputs: Sequence[torch.Tensor]) -> Cotangents:
-    """Gradients of ``inputs``; the graph is kept: steps may share a part of it (times, what a field closes over)."""
+    """Gradients of ``inputs``; the graph is kept: steps may share a part of it (times, what a field closes over).
+
+    An input that was frozen since it was asked for gets none, as in PyTorch's own graphs.
+    """
     pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None and r.requires_grad]
     if not pairs:
         return [None] * len(inputs)
-    return list(
-        torch.autograd.grad([r for r, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True, retain_graph=True)
+    asked = [x for x in inputs if x.requires_grad]
+    if not asked:
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad([r for r, _ in pairs], asked, [g for _, g in pairs], allow_unused=True, retain_graph=True)
     )
+    return [next(found) if x.requires_grad else None for x in inputs]

@@ -137,7 +137,9 @@ def _one(name: str, value: Any, y: torch.Tensor) -> Any:
             raise ValueError(
                 f"{name}: got shape {tuple(value.shape)}, accepted: one that broadcasts to {tuple(y.shape)}"
             )
+        if not (value >= 0).all():
+            raise ValueError(f"{name}: got a tensor with {value.min().item()}, accepted: numbers >= 0")
         return value.to(y.device, torch.empty((), dtype=accumulation_dtype(y.dtype), device="meta").abs().dtype)
-    if number < 0:
+    if not number >= 0:
         raise ValueError(f"{name}: got {number}, accepted: a number >= 0")
     return number
