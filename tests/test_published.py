@@ -10,7 +10,7 @@ import contnet_fast as cf
 from contnet_fast.nn import Stitch
 
 
-def state_dict(order, *, cells=2, width=4, batch=True, skip=False):
+def state_dict(order, *, cells=2, stem=4, width=4, batch=True, skip=False):
     """Of the shape that the published code writes, with random values."""
     g = torch.Generator().manual_seed(0)
 
@@ -18,7 +18,7 @@ def state_dict(order, *, cells=2, width=4, batch=True, skip=False):
         values = torch.rand(shape, generator=g) + 0.5
         return (values - 0.9) * 0.3 if len(shape) > 2 else values
 
-    state = {"net.0.weight": draw(width, 3, 3, 3)}
+    state = {"net.0.weight": draw(stem, 3, 3, 3)}
 
     def norm(prefix, channels):
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -26,8 +26,8 @@ def state_dict(order, *, cells=2, width=4, batch=True, skip=False):
         state[f"{prefix}.num_batches_tracked"] = torch.tensor(7)
 
     if batch:
-        norm("net.1", width)
-    channels, i = width, 3
+        norm("net.1", stem)
+    channels, i = stem, 3
     for out in (width, 2 * width, 4 * width):
         stitch, unit = f"net.{i}", f"net.{i + 1}.rate"
         for name, c in (("L1", channels), ("L2", out)):
@@ -134,6 +134,14 @@ def test_outputs_are_those_of_the_published_network(order, batch, skip, scheme):
     state = state_dict(order, batch=batch, skip=skip)
     net = cf.load_reference_checkpoint(state, scheme=scheme).double().eval()
     expected = published_forward(double(state), X, order=order, scheme=scheme, n_steps=2, eps=2.0, stitch_eps=1.0)
+    torch.testing.assert_close(net(X), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_outputs_are_those_of_the_published_wide_network():
+    state = state_dict("pre", stem=2, width=8)
+    net = cf.load_reference_checkpoint(state, scheme="euler").double().eval()
+    scales = {"n_steps": 2, "eps": 2.0, "stitch_eps": 1.0}
+    expected = published_forward(double(state), X, order="pre", scheme="euler", **scales)
     torch.testing.assert_close(net(X), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -102,6 +102,21 @@ def test_projected_variances_stay_nonnegative():
     assert torch.isfinite(lines.eval()(X)).all()
 
 
+@pytest.mark.parametrize("change", [cf.refine, lambda n: cf.project(n, n_basis=1)])
+def test_parameters_that_fields_share_stay_shared(change):
+    net, _ = trained()
+    for i in (1, 2):
+        net.stages[1].field.register_parameter(f"conv{i}_weight", net.stages[1].field.conv1_weight)
+    twin = cf.nn.ContinuousBlock(cf.nn.ConvField(4, n_basis=4), n_steps=2)
+    twin.field.conv2_weight = net.stages[1].field.conv1_weight
+    new = change(torch.nn.ModuleList([net, twin]))
+    weight = new[0].stages[1].field.conv1_weight
+    assert weight.shape[0] == cf.blocks(new)[0].field.basis.size != 4
+    assert new[0].stages[1].field.conv2_weight is weight
+    assert new[1].field.conv2_weight is weight
+    assert new[1].field.conv1_weight is not weight
+
+
 def test_refinement_noise_touches_convolutions_only():
     net, _ = trained()
     noisy = cf.refine(net, variance=0.1)

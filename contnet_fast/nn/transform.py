@@ -98,8 +98,12 @@ def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis,
             for name in module.nodal_names():
                 check_whole(f"net.{path}.{name}".replace("..", "."), getattr(module, name), module.basis.size)
     new = copy.deepcopy(net)
+    shared: dict[nn.Parameter, nn.Parameter] = {}
     for module, (old, wanted) in zip(_basis_modules(new), plans, strict=True):
+        before = dict(module.named_parameters(recurse=False))
         module.change_basis(wanted, matrix(old, wanted))
+        for name, parameter in before.items():  # what fields share stays shared
+            setattr(module, name, shared.setdefault(parameter, getattr(module, name)))
     for block in blocks(new):
         block.refresh()
     return new
