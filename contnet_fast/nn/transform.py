@@ -100,7 +100,7 @@ def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis,
     new = copy.deepcopy(net)
     shared: dict[nn.Parameter, nn.Parameter] = {}
     for module, (old, wanted) in zip(_basis_modules(new), plans, strict=True):
-        before = dict(module.named_parameters(recurse=False))
+        before = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         module.change_basis(wanted, matrix(old, wanted))
         for name, parameter in before.items():  # what fields share stays shared
             setattr(module, name, shared.setdefault(parameter, getattr(module, name)))

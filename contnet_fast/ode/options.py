@@ -156,7 +156,6 @@ def read_options(
 read_options._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@cache
 def refuse_trace(what: str) -> None:
     """torch.jit.trace would keep the steps and events of the traced call for every other input."""
     if tracing():
@@ -166,6 +165,7 @@ def refuse_trace(what: str) -> None:
         )
 
 
+@cache
 def _names(kind: type[Options]) -> list[str]:
     return [f.name for f in fields(kind)]
 
