@@ -6,6 +6,10 @@ import gc
 import os
 
 import pytest
+
+# threads that wait give their core to the tests beside them; read when PyTorch is imported, inherited by workers
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
