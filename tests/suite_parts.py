@@ -19,7 +19,7 @@ PARTS = {  # files without test_ and .py
     "op": "pytrees cpu_conv_ops func_transforms rounding",
     "block": (
         "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped recomputation "
-        "field_hooks"
+        "field_hooks sharded_fields"
     ),
     "cpp": "cpu_backend cpu_conv cpu_conv_gradients",
     "odeint": (

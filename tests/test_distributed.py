@@ -60,11 +60,11 @@ class Path(nn.Module):
         return self.block.trajectory(self.stitch(self.stem(x))).mean(dim=(0, 3, 4))
 
 
-def sharded(part: slice) -> list[torch.Tensor]:
+def sharded(where: str, part: slice) -> list[torch.Tensor]:
     from torch.distributed.fsdp import fully_shard
 
     net = Path()
-    fully_shard(net.block)
+    fully_shard(net.block.field if where == "field" else net.block)
     fully_shard(net)
     cf.set_manifestation(net, n_steps=3)
     found = [net(batch()[part]).detach()]
@@ -82,7 +82,7 @@ def worker(name: str, rank: int, folder: str) -> None:
     if name == "average":
         found = gradients(wrap(network()), part)
     else:
-        found = refined(wrap, part) if name == "refined" else sharded(part)
+        found = refined(wrap, part) if name == "refined" else sharded(name, part)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -108,8 +108,9 @@ def test_gradients_are_averaged_over_processes_before_and_after_refinement(name,
         assert torch.equal(a, b)
 
 
-def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(tmp_path):
-    first, second = on_two_processes("sharded", tmp_path)
+@pytest.mark.parametrize("where", ["block", "field"])
+def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(where, tmp_path):
+    first, second = on_two_processes(where, tmp_path)
     net = cf.set_manifestation(Path(), n_steps=3)
     torch.testing.assert_close(torch.cat([first[0], second[0]]), net(batch()).detach(), rtol=1e-9, atol=1e-12)
     for expected, got in zip(gradients(net, slice(0, 4)), first[1:], strict=True):

@@ -465,8 +465,9 @@ def test_a_field_around_a_convolutional_one_is_any_module():
     assert inner.num_batches_tracked.tolist() == [0, 0]
 
 
-def test_a_field_that_is_sharded_by_itself_is_gathered_at_every_evaluation(one_process):
-    block, plain = make_pair(checkpoint="none")  # a recomputation puts back the sharded parameters
+@pytest.mark.parametrize("checkpoint", ["none", "step", "block"])
+def test_a_field_that_is_sharded_by_itself_is_gathered_at_every_evaluation(checkpoint, one_process):
+    block, plain = make_pair(checkpoint=checkpoint)
     fully_shard(block.field, mesh=one_process)
     for x in batches(2):
         for ours, theirs in zip(step(block, x), step(plain, x), strict=True):

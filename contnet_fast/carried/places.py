@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import sys
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from operator import is_
@@ -139,6 +140,11 @@ def modules_within(func: Any) -> list[nn.Module]:
     return [x for x in _reached(func) if isinstance(x, nn.Module)]
 
 
+def shards_within(func: Any) -> bool:
+    """Whether a call of ``func`` gathers parameters that fully_shard has spread over processes."""
+    return any(_sharded(module) for root in modules_within(func) for module in root.modules())
+
+
 def places_within(func: Any) -> list[Place]:
     """Every place in which a call of ``func`` may find or leave something, as far as it can be seen.
 
@@ -149,10 +155,12 @@ def places_within(func: Any) -> list[Place]:
     seen: set[int] = set()
     for x in _reached(func):
         if isinstance(x, nn.Module):
+            sharded = {inner for module in x.modules() if _sharded(module) for inner in module.modules()}
             for path, module in x.named_modules():
                 if id(module) not in seen:
                     seen.add(id(module))
-                    places += _of_module(".".join(filter(None, (type(x).__name__, path))), module)
+                    owner = ".".join(filter(None, (type(x).__name__, path)))
+                    places += _of_module(owner, module, parameters=module not in sharded)
         elif isinstance(x, FunctionType):
             places += _of_function(x)
         elif not isinstance(x, (MethodType, partial)):
@@ -160,16 +168,22 @@ def places_within(func: Any) -> list[Place]:
     return places
 
 
-def _of_module(owner: str, module: nn.Module) -> Iterator[Place]:
+def _of_module(owner: str, module: nn.Module, *, parameters: bool) -> Iterator[Place]:
     if isinstance(module, torch.jit.ScriptModule):
         yield ScriptBuffers(owner, module)
         return
     parts = vars(module)
     yield Entries(owner, parts, OF_MODULE)
     yield Entries(owner, parts["_buffers"])  # an empty one too: a call may register the first
-    for values in (parts["_parameters"], parts["_modules"]):
+    for values in (parts["_parameters"] if parameters else {}, parts["_modules"]):
         if values:
             yield Entries(owner, values)
+
+
+def _sharded(module: nn.Module) -> bool:
+    """Whether fully_shard was applied to it, whose hooks put whole parameters or parts of them in place."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a program that shards has imported it
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def _of_function(function: FunctionType) -> Iterator[Place]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..carried import shards_within
 from ..errors import check_choice, warn
 from ..states import flatten
 from ..transforms import in_torch_func, transforming
@@ -105,6 +106,7 @@ def odeint(
         _refuse_transforms("gradient='checkpoint'")
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
+        _refuse_shards("gradient='checkpoint'", func)
         own = _parameters("params", func, params)
         outputs = list(Checkpointed.apply(problem, settings, keep, len(problem.leaves), t, *problem.leaves, *own))
     else:
@@ -148,6 +150,7 @@ def odeint_adjoint(
         RuntimeError: the gradient is differentiated again.
     """
     _refuse_transforms("odeint_adjoint")
+    _refuse_shards("odeint_adjoint", func)
     own = _parameters("adjoint_params", func, adjoint_params)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     name, chosen, back_rtol, back_atol = adjoint_settings(
@@ -240,6 +243,15 @@ def _refuse_transforms(what: str) -> None:
     if in_torch_func():
         raise RuntimeError(f"{what}: got a call inside of torch.func, accepted there: odeint with gradient='discrete'")
     refuse_trace(what)
+
+
+def _refuse_shards(what: str, func: Callable) -> None:
+    """Hooks of fully_shard wait for gradients to arrive within a call of func, and these calls have no graph."""
+    if torch.is_grad_enabled() and shards_within(func):
+        raise ValueError(
+            f"func: got a module that fully_shard was applied to, or that has such a part, with {what}, accepted "
+            "there: fully_shard of the whole module that calls the solver, or odeint with gradient='discrete'"
+        )
 
 
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
