@@ -7,7 +7,8 @@
 Each release of torch has a virtual environment and a copy of this checkout with its own extension in
 ``build/matrix``, 5 to 8 GB on Linux x86_64, where PyPI's torch has CUDA; ``--once`` removes each after its last cell.
 A row of ``build/matrix/rows.jsonl`` is the outcome of one test file in one cell, of these sources: what has a row is
-not run again (``--again`` does). A cell that cannot be installed is said so and left out. Exit status 1: a test failed.
+not run again (``--again`` does). A cell whose packages cannot be installed is said so and left out. Exit status 1: a
+test failed, or the package cannot be built in a cell.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class Impossible(Exception):
     """Why a cell cannot be installed here."""
 
 
+class Broken(Exception):
+    """Why this package cannot be built in a cell: a fault as one that a test finds."""
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -94,17 +99,17 @@ def interpreter(version: str) -> str:
     raise Impossible(f"no Python {version}")
 
 
-def run(words: Sequence[str], cwd: Path = ROOT, **env: str) -> None:
+def run(words: Sequence[str], cwd: Path = ROOT, fault: type[Exception] = Impossible, **env: str) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("CONTNET_FAST", "PYTHONPATH", "TRITON"))}
     try:
         done = subprocess.run(
             words, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=LIMIT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise Impossible(f"{' '.join(words[1:6])} ...: stopped after {LIMIT} s") from None
+        raise fault(f"{' '.join(words[1:6])} ...: stopped after {LIMIT} s") from None
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "rror:" in line]
-        raise Impossible(f"{' '.join(words[1:6])} ...: {' / '.join(lines[-3:]) or f'exit {done.returncode}'}")
+        raise fault(f"{' '.join(words[1:6])} ...: {' / '.join(lines[-3:]) or f'exit {done.returncode}'}")
 
 
 def home(cell: Cell) -> Path:
@@ -116,7 +121,8 @@ def prepare(cell: Cell) -> Path:
     """The folder of the cell's torch, with exactly the cell's packages and this checkout installed there.
 
     Raises:
-        Impossible: something cannot be installed or built.
+        Impossible: the cell's packages cannot be installed.
+        Broken: they can, and this package cannot be built with them.
     """
     folder = home(cell)
     python = str(folder / "venv" / "bin" / "python")
@@ -138,8 +144,9 @@ def prepare(cell: Cell) -> Path:
     for made in (source / "contnet_fast").glob("_C*.so"):
         made.unlink()
     # objects of what did not change stay in the copy's build folder, which an editable install would not use
-    run([python, "setup.py", "--quiet", "build_ext", "--inplace"], source, CONTNET_FAST_BUILD="cpu")
-    run([*pip, "--no-build-isolation", "--no-deps", "--editable", str(source)], CONTNET_FAST_BUILD="none")
+    run([python, "setup.py", "--quiet", "build_ext", "--inplace"], source, Broken, CONTNET_FAST_BUILD="cpu")
+    editable = [*pip, "--no-build-isolation", "--no-deps", "--editable", str(source)]
+    run(editable, fault=Broken, CONTNET_FAST_BUILD="none")
     return folder
 
 
@@ -250,6 +257,7 @@ class Ledger:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         self.code, self.commit = code(), commit()
+        self.broken: list[str] = []  # cells in which the package cannot be built
 
     def done(self, name: str, file: str) -> dict[str, Any] | None:
         """The latest row of these sources; one that was stopped is not done."""
@@ -280,6 +288,10 @@ def run_cell(name: str, wanted: Sequence[str], options: argparse.Namespace, ledg
     except Impossible as error:
         say(f"{name} left out: {error}")
         return False
+    except Broken as error:
+        say(f"{name} FAILED: {error}")
+        ledger.broken.append(name)
+        return True
     if options.install:
         say(f"{name}: installed")
         return True
@@ -295,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = p.add_argument
     add("cells", nargs="*", type=cell, metavar="CELL", help=f"of {', '.join(CELLS)}")
     add("--parts", nargs="+", type=part, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}; or {REST}")
-    add("--install", action="store_true", help="install the cells and run nothing; 1 where that is impossible")
+    add("--install", action="store_true", help="install the cells, run nothing; 1 where packages are missing")
     add("--again", action="store_true", help="run what has a row too")
     add("--once", action="store_true", help="remove an environment after its last cell")
     add("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds of a test file; default {LIMIT}")
@@ -317,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if all(there) else 1
     rows = list(filter(None, (ledger.done(name, file) for name in cells for file in wanted)))
     say("\n" + table(rows))
-    return 1 if any(row["bad"] for row in rows) else 0
+    return 1 if ledger.broken or any(row["bad"] for row in rows) else 0
 
 
 if __name__ == "__main__":

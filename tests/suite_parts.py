@@ -16,12 +16,12 @@ TESTS = Path(__file__).resolve().parent
 PARTS = {  # files without test_ and .py
     "quick": "tableaus timegrid bases testing reference backends ops block transform models odeint cpu_smoke",
     "compile": "compile odeint_compile tracing",
-    "op": "pytrees cpu_conv_ops func_transforms rounding",
+    "op": "pytrees cpu_conv_ops func_transforms",
     "block": (
         "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped recomputation "
         "field_hooks sharded_fields"
     ),
-    "cpp": "cpu_backend cpu_conv cpu_conv_gradients",
+    "cpp": "cpu_backend cpu_conv cpu_conv_gradients rounding",
     "odeint": (
         "odeint_parity odeint_transforms odeint_errors odeint_event odeint_failures odeint_checkpoint "
         "odeint_last_steps odeint_memory odeint_packed odeint_batched odeint_device odeint_cycles "

@@ -71,8 +71,8 @@ def outcomes(monkeypatch, tmp_path):
         return {"counts": {"passed": 3}, "bad": [], "seconds": 1, "log": "x", **found.get(file, {})}
 
     def prepare(cell):
-        if "impossible" in found:
-            raise matrix.Impossible(found["impossible"])
+        if "fault" in found:
+            raise found["fault"]
         return tmp_path
 
     for name, value in {"FOLDER": tmp_path, "attempt": attempt, "prepare": prepare}.items():
@@ -114,11 +114,19 @@ def test_a_file_that_does_not_end_is_no_failure_and_is_run_again(outcomes, capsy
 
 
 def test_a_cell_that_cannot_be_installed_is_said_so_and_left_out(outcomes, capsys):
-    outcomes["impossible"] = "no Python 3.12"
+    outcomes["fault"] = matrix.Impossible("no Python 3.12")
     assert matrix.main(ARGS) == 0
     assert outcomes["run"] == []
     assert "2.11-newest left out: no Python 3.12\n" in capsys.readouterr().out
     assert matrix.main([*ARGS, "--install"]) == 1
+
+
+def test_a_cell_in_which_the_package_cannot_be_built_has_failed(outcomes, capsys):
+    outcomes["fault"] = matrix.Broken("setup.py: error")
+    assert matrix.main([*ARGS, "--install"]) == 0  # its packages are there
+    assert matrix.main(ARGS) == 1
+    assert outcomes["run"] == []
+    assert "2.11-newest FAILED: setup.py: error\n" in capsys.readouterr().out
 
 
 def test_installing_runs_nothing(outcomes):
