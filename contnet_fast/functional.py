@@ -21,7 +21,7 @@ from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
-from .transforms import has_autocast, in_torch_func, vmapped
+from .transforms import constant_when_traced, has_autocast, in_torch_func, vmapped
 
 __all__ = [
     "FixedSteps",
@@ -63,13 +63,10 @@ def fixed_steps(scheme: str | ButcherTableau, n_steps: int, t0: float = 0.0, t1:
     )
 
 
+@constant_when_traced
 def _constant_steps(scheme: str | ButcherTableau, n_steps: int, t0: float, t1: float) -> FixedSteps:
     """The rationals are resolved once when a graph is traced, not inside it."""
     return fixed_steps(scheme, n_steps, t0, t1)
-
-
-# all that torch.compiler.assume_constant_result does, which would import the whole compiler with the package
-_constant_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def rk_solve(

@@ -1,4 +1,4 @@
-"""What follows a computation beside plain backward: torch.func (grad, vmap, jvp, ...) and tangents of forward-mode AD.
+"""What follows a computation beside plain backward: torch.func (grad, vmap, jvp, ...), tangents, traces, compilers.
 
 The one place that reads PyTorch's private names for them.
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def in_torch_func() -> bool:
@@ -36,13 +39,19 @@ def followed(x: torch.Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None
 
 
+def constant_when_traced(function: F) -> F:
+    """A compiler that traces a graph calls ``function``, with constants, and takes what it returns as one.
+
+    All that torch.compiler.assume_constant_result does, which would import the whole compiler with the package.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_traced
 def has_autocast(device: str) -> bool:
-    """Whether a kind of device has autocast."""
+    """Whether a kind of device has autocast: a question that torch 2.11 cannot trace."""
     return torch.amp.is_autocast_available(device)
-
-
-# a compiler takes the answer as a constant: torch 2.11 cannot trace the question
-has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def vmapped(x: torch.Tensor) -> bool:

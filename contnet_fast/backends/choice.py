@@ -20,6 +20,7 @@ import torch
 from ..costs import BY_FAMILY, conv_solve_cost
 from ..errors import check_choice
 from ..kernels.passes import ConvPass, seconds
+from ..transforms import constant_when_traced
 
 if TYPE_CHECKING:
     from .registry import Problem
@@ -121,13 +122,10 @@ def rank(problem: Problem, requests: tuple[str, ...]) -> tuple[str, tuple[tuple[
     return _rank(facts, requests)
 
 
+@constant_when_traced
 def _rank(facts: tuple[Any, ...], requests: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
     tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return _ranked(facts, requests, family(), tf32)
-
-
-# what torch.compiler.assume_constant_result does: called while a graph is traced, with constants, and not traced itself
-_rank._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..transforms import followed, tracing
+from ..transforms import constant_when_traced, followed, tracing
 from .arithmetic import Arithmetic, Leaves
 from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
@@ -210,6 +210,7 @@ class FixedGrid:
         return self.arithmetic.combine(ys, ks, self.method.update, dt)
 
 
+@constant_when_traced
 def _host_steps(
     t: torch.Tensor, dtype: torch.dtype, method: str, step_size: float | None, perturb: bool, interp: str
 ) -> tuple[HostStep, ...]:
@@ -223,9 +224,6 @@ def _host_steps(
         (tuple(next(values) for _ in times), tuple(next(values) for _ in end), step.s, step.h, tuple(step.weights))
         for step, (times, end) in zip(steps, found, strict=True)
     )
-
-
-_host_steps._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)

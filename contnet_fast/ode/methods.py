@@ -14,6 +14,7 @@ from functools import cache, cached_property
 
 from ..errors import choice_error
 from ..tableaus import ALIASES, SCHEMES
+from ..transforms import constant_when_traced
 
 Terms = tuple[tuple[int, float], ...]  # (stage, weight) of the weights that are not zero
 
@@ -88,6 +89,7 @@ def _terms(weights: Iterable[Fraction]) -> Terms:
     return tuple((j, float(w)) for j, w in enumerate(weights) if w)
 
 
+@constant_when_traced
 def get_method(name: str) -> Method:
     """The method of a name or alias; ``explicit_adams`` is given by the method that starts it.
 
@@ -95,10 +97,6 @@ def get_method(name: str) -> Method:
         ValueError: an unknown name, with the nearest known one; a method that is torchdiffeq's alone.
     """
     return _method(name)
-
-
-# a compiler takes the weights once, when it traces a call
-get_method._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -127,15 +125,13 @@ def _method(name: str) -> Method:
     )
 
 
+@constant_when_traced
 def adams_weights(points: int) -> Terms:
     """Adams-Bashforth weights on ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
 
     w_j is the integral over [0, 1] of the Lagrange polynomial of node -j among the nodes 0, -1, ..., 1 - points.
     """
     return _adams_weights(points)
-
-
-adams_weights._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

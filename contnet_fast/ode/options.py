@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import check_choice, check_count, check_number, choice_error, warn
-from ..transforms import tracing
+from ..transforms import constant_when_traced, tracing
 from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
 
 
@@ -123,6 +123,7 @@ Options = FixedOptions | AdaptiveOptions
 _ALIASES = {"enforce_openset": "perturb"}
 
 
+@constant_when_traced
 def read_options(
     method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool = False
 ) -> tuple[Options, bool]:
@@ -150,10 +151,6 @@ def read_options(
     if isinstance(read, AdamsOptions) and read.max_order < ADAMS_START + 1 and not quiet:
         warn(f"explicit_adams with max_order = {read.max_order} < {ADAMS_START + 1} is rk4")
     return read, "step_size" in given or "grid_constructor" in given
-
-
-# a compiler takes the options once, when it traces a call
-read_options._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refuse_trace(what: str) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import warn
 from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+from ..transforms import constant_when_traced
 from .memory import Watch, watches
 from .tolerances import Tolerance
 
@@ -266,12 +267,10 @@ def _check_times(t: Any) -> torch.Tensor:
     return t
 
 
+@constant_when_traced
 def _constant_values(t: torch.Tensor) -> tuple[float, ...]:
     """The times on the host, read once when a call is traced."""
     return tuple(t.detach().tolist())
-
-
-_constant_values._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_order(values: list[float]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import check_choice
 from ..timegrid import TimeGrid
+from ..transforms import constant_when_traced
 
 STATS = ("sequential", "projected")
 
@@ -65,6 +66,7 @@ def _map(
     return matrix
 
 
+@constant_when_traced
 def statistics_tensors(
     counts: tuple[int, ...],
     cells: tuple[int, ...],
@@ -85,10 +87,6 @@ def statistics_tensors(
     # what torch's modes and transforms make is theirs alone
     modes = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
     return _make(*arguments) if modes else _kept(*arguments)
-
-
-# a compiler takes them as constants of its graph: called while the graph is traced, and not traced itself
-statistics_tensors._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _make(
