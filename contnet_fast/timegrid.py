@@ -3,7 +3,8 @@
 A stage of step i sits at t = (i + c_s)/N. Which cell of a piecewise basis it reads is decided here and nowhere
 else; kernels and the reference read the same table. ``edge="left"`` gives a stage at the right end of its step
 (c_s = 1) the left limit, so a Runge-Kutta scheme keeps its order on piecewise theta. ``edge="reference_fp32"``
-repeats the float32 arithmetic of the code published with arXiv 2008.02389, which reads the next cell there.
+repeats the float32 arithmetic of the code published with arXiv 2008.02389, which reads the next cell there. What that
+code reads depends on the CPU it runs on; here it is what it reads on one with fused multiply-add (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from .bases import Basis, Weights
 from .errors import check_choice, check_count
@@ -121,15 +123,25 @@ class TimeGrid:
 
     def _reference_slots(self) -> tuple[tuple[Weights, ...], ...]:
         """Cells by float32 arithmetic: linspace times, t0 + c*dt, and int(t*K) clamped to K - 1."""
-        times = torch.linspace(0.0, 1.0, self.n_steps + 1, dtype=torch.float32, device="cpu")
+        times, size = reference_times(self.n_steps), self.basis.size
         steps = []
-        for i in range(self.n_steps):
-            t0, dt = times[i], times[i + 1] - times[i]
+        for t0, t1 in pairwise(times):
             # c = 1 is t0 + dt, not the next grid point; the published nudge of -1e-15 vanishes in float32
-            stages = [t0 + float(c) * dt for c in self.tableau.c[: self.n_stages]]
-            cells = [min(int(t * self.basis.size), self.basis.size - 1) for t in stages]
+            stages = [t0 + np.float32(c) * (t1 - t0) for c in map(float, self.tableau.c[: self.n_stages])]
+            cells = [min(int(t * np.float32(size)), size - 1) for t in stages]
             steps.append(tuple(((cell, Fraction(1)),) for cell in cells))
         return tuple(steps)
+
+
+def reference_times(n_steps: int) -> list[np.float32]:
+    """torch.linspace(0, 1, n_steps + 1) in float32 as a CPU with fused multiply-add computes it, on every machine.
+
+    PyTorch's kernels for older CPUs round the product and the sum, these round once. Products and sums are exact in
+    Python's floats.
+    """
+    step = float(np.float32(1) / np.float32(n_steps))
+    half = (n_steps + 1) // 2  # from there on it counts back from the end
+    return [np.float32(step * i if i < half else 1.0 - step * (n_steps - i)) for i in range(n_steps + 1)]
 
 
 @lru_cache(maxsize=512)

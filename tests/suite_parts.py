@@ -18,8 +18,8 @@ PARTS = {  # files without test_ and .py
     "compile": "compile odeint_compile tracing",
     "op": "pytrees cpu_conv_ops func_transforms",
     "block": (
-        "cpu_conv_blocks published convergence statistics_constants batch_norm_tools carry wrapped recomputation "
-        "field_hooks sharded_fields"
+        "cpu_conv_blocks published published_times convergence statistics_constants batch_norm_tools carry wrapped "
+        "recomputation field_hooks sharded_fields"
     ),
     "cpp": "cpu_backend cpu_conv cpu_conv_gradients rounding",
     "odeint": (
