@@ -25,7 +25,7 @@ PARTS = {  # files without test_ and .py
     "odeint": (
         "odeint_parity odeint_transforms odeint_errors odeint_event odeint_failures odeint_checkpoint "
         "odeint_last_steps odeint_memory odeint_packed odeint_batched odeint_device odeint_cycles "
-        "odeint_carried"
+        "odeint_carried fields_in_odeint"
     ),
     "triton": "triton_combine triton_conv tune triton_aot",
     "training": "training_gate gpu_script train_cifar distributed training",

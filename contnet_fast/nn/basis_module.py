@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ..bases import Basis, Matrix, apply_matrix
 from ..errors import check_number
 from ..timegrid import FloatWeights
+from ..transforms import followed
 
 _REMOVE = {
     "WeightNorm": "torch.nn.utils.remove_weight_norm",
@@ -38,16 +39,32 @@ class BasisModule(nn.Module):
         """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
         raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
 
-    def forward(self, t: float | Fraction, x: Any, *, weights: FloatWeights | None = None) -> Any:
+    def forward(self, t: float | Fraction | torch.Tensor, x: Any, *, weights: FloatWeights | None = None) -> Any:
         """The rate at depth ``t`` in [0, 1]. Hooks of the module get ``(t, x)``, with t a Python float in a block.
 
         Args:
+            t: a number, or a 0-d tensor as ODE solvers give it, which is read once. Beyond [0, 1], where chosen steps
+                may go, a tensor finds theta as at the end.
             weights: ((k, phi_k(t)), ...) of a time grid, which a block gives and which then decide; by default those of
                 ``t``, of the right cell at a jump.
         """
         if weights is None:
-            weights = tuple((k, float(w)) for k, w in self.basis.weights(Fraction(t)))
+            weights = self._weights_of_tensor(t) if isinstance(t, torch.Tensor) else self._weights(Fraction(t))
         return self.rate(weights, x)
+
+    def _weights(self, t: Fraction) -> FloatWeights:
+        return tuple((k, float(w)) for k, w in self.basis.weights(t))
+
+    def _weights_of_tensor(self, t: torch.Tensor) -> Any:
+        """As :meth:`_weights`; where a derivative by ``t`` is asked for, weights that depend on it are 0-d tensors."""
+        if t.dim():
+            raise TypeError(f"t: got a tensor of shape {tuple(t.shape)}, accepted: a number or a 0-d tensor")
+        at = min(max(Fraction(t.item()), Fraction(0)), Fraction(1))
+        found = self.basis.on_piece(self.basis.piece(at))
+        if not followed(t) or all(len(polynomial) == 1 for _, polynomial in found):
+            return self._weights(at)
+        inside = t.clamp(0, 1)
+        return tuple((k, sum(float(c) * inside**i for i, c in enumerate(polynomial))) for k, polynomial in found)
 
     def nodal_parameter(self, name: str, value: torch.Tensor | None) -> None:
         """A learnt tensor [K, ...], or ``None`` for an absent one."""

@@ -32,8 +32,10 @@ class CalledField:
 
 
 def combine_nodes(nodes: Sequence[torch.Tensor] | torch.Tensor, weights: FloatWeights) -> torch.Tensor:
-    """theta(t) = sum_k w_k theta_k; a single unit weight returns the node itself."""
+    """theta(t) = sum_k w_k theta_k; a single unit weight returns the node itself. Weights may be 0-d tensors."""
     (first, w), *rest = weights
+    if isinstance(w, torch.Tensor):
+        return torch.stack([nodes[k] * w for k, w in weights]).sum(0)
     value = nodes[first] if w == 1.0 else nodes[first] * w
     for k, w in rest:
         value = torch.add(value, nodes[k], alpha=w)
