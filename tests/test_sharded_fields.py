@@ -76,6 +76,8 @@ def trained(net, x):
     ],
 )
 def test_gradients_are_those_of_an_unsharded_net(make, where, checkpoint, keep, one_process):
+    if "layers" in where and checkpoint == "step" and torch.__version__ < (2, 11):
+        pytest.skip("needs torch 2.11, whose fully_shard gathers layers again when they run again")
     torch.manual_seed(0)
     net, x = make(checkpoint)
     plain = copy.deepcopy(net.double())
