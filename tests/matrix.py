@@ -23,9 +23,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +296,10 @@ def run_cell(name: str, wanted: Sequence[str], options: argparse.Namespace, ledg
     if options.install:
         say(f"{name}: installed")
         return True
-    for file in wanted:
-        ledger.write(name, file, attempt(folder, name, file, options.limit))
+    one = partial(attempt, folder, name, limit=options.limit)
+    with ThreadPoolExecutor(options.processes) as pool:
+        for file, row in zip(wanted, pool.map(one, wanted), strict=True):
+            ledger.write(name, file, row)
     return True
 
 
@@ -310,6 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--install", action="store_true", help="install the cells, run nothing; 1 where packages are missing")
     add("--again", action="store_true", help="run what has a row too")
     add("--once", action="store_true", help="remove an environment after its last cell")
+    add("--processes", type=int, choices=range(1, 17), default=1, metavar="N", help="test files at a time; default 1")
     add("--limit", type=float, default=LIMIT, metavar="S", help=f"seconds of a test file; default {LIMIT}")
     add("--table", action="store_true", help="print what there is and run nothing")
     options = p.parse_args(argv)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import matrix
@@ -48,6 +49,7 @@ def test_what_the_package_claims_is_in_the_matrix():
     [
         ("matrix", ["2.11-newst"], "got '2.11-newst', accepted: 2.10-oldest, .* \\(did you mean 2.11-newest\\?\\)"),
         ("matrix", ["--parts", "quik"], "got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
+        ("matrix", ["--processes", "0"], "--processes: invalid choice: 0 \\(choose from 1, 2,"),
         ("matrix", ["--agian"], "unrecognized arguments: --agian \\(did you mean --again\\?\\)"),
         ("suite_parts", ["quik"], "part: got 'quik', accepted: quick, .* \\(did you mean quick\\?\\)"),
         ("suite_parts", [], "part: got '', accepted: quick"),
@@ -94,6 +96,19 @@ def test_what_is_done_is_not_run_again_unless_the_sources_change(outcomes, monke
     assert matrix.main(ARGS) == 0
     assert len(outcomes["run"]) == 6
     assert "| compile | 6 passed |" in capsys.readouterr().out
+
+
+def test_files_run_at_the_same_time_where_that_is_asked_for(outcomes, monkeypatch):
+    both, attempt = threading.Barrier(2, timeout=60), matrix.attempt
+
+    def together(*words, **options):
+        both.wait()
+        return attempt(*words, **options)
+
+    monkeypatch.setattr(matrix, "attempt", together)
+    assert matrix.main([*ARGS, "--processes", "2"]) == 0
+    lines = (matrix.FOLDER / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == FILES
 
 
 def test_a_failure_is_named_and_remembered(outcomes, capsys):
