@@ -20,6 +20,17 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def check_bool(argument: str, value: object) -> bool:
+    """``value`` if it is a bool.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: got {value!r}, accepted: True or False")
+    return value
+
+
 class BackendUnavailable(RuntimeError):
     """The requested backend cannot serve this call; the message lists every reason."""
 

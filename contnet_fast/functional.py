@@ -13,10 +13,10 @@ from torch.utils._pytree import TreeSpec
 from . import reference
 from .backends import Plan, Problem, check_backend, record, select
 from .combine import rk_combine, rk_combine_error
-from .errors import check_choice, check_count, check_number
-from .ops import RKCombine, distinct, fused_conv_solve, lookup
+from .errors import check_bool, check_choice, check_count, check_number
+from .ops import RKCombine, RKCompensated, distinct, fused_conv_solve, lookup
 from .reference import CalledField
-from .reference.rk import CHECKPOINTS, Combine, Stage, State
+from .reference.rk import CHECKPOINTS, Combine, Compensate, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
@@ -78,6 +78,7 @@ def rk_solve(
     t0: float = 0.0,
     t1: float = 1.0,
     return_steps: bool = False,
+    compensated: bool = False,
     checkpoint: str = "none",
     backend: str = "auto",
 ) -> State:
@@ -89,6 +90,9 @@ def rk_solve(
             dicts, nested) on one device, of any shapes and dtypes, each kept; the field returns the same structure.
         scheme: a name in ``contnet_fast.SCHEMES`` or a :class:`ButcherTableau`.
         return_steps: return the states at all grid points, [n_steps + 1, *y0.shape] (each leaf of a pytree so).
+        compensated: what the rounding of each step loses is added to the next one
+            (:func:`contnet_fast.reference.rk.rk_combine_compensated`), so that the error of many small steps does not
+            grow by it. One more tensor like y0 is kept, and read and written at each step.
         checkpoint: ``"none"``, ``"step"`` or ``"block"``: what backward keeps, the rest is recomputed. Then random
             numbers, buffers, attributes and variables that the field closes over are as they were in the forward pass,
             and afterwards as they were before (:mod:`contnet_fast.carried` says what is seen).
@@ -105,6 +109,7 @@ def rk_solve(
         carrier=field,
         steps=steps,
         return_steps=return_steps,
+        compensated=compensated,
         checkpoint=checkpoint,
         backend=backend,
     )
@@ -116,6 +121,7 @@ def basis_solve(
     *,
     grid: TimeGrid,
     return_steps: bool = False,
+    compensated: bool = False,
     checkpoint: str = "none",
     backend: str = "auto",
 ) -> State:
@@ -131,6 +137,7 @@ def basis_solve(
         carrier=rate,
         steps=grid,
         return_steps=return_steps,
+        compensated=compensated,
         checkpoint=checkpoint,
         backend=backend,
     )
@@ -166,7 +173,9 @@ def _solve(
     return_steps: bool,
     checkpoint: str,
     backend: str,
+    compensated: bool = False,
 ) -> State:
+    check_bool("compensated", compensated)
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     leaves, structure = flatten("y0", y0)
     plan = select(
@@ -182,6 +191,7 @@ def _solve(
             scheme=steps.scheme,
             needs_grad=torch.is_grad_enabled(),
             checkpoint=checkpoint,
+            compensated=compensated,
         ),
         check_backend(backend),
     )
@@ -199,6 +209,7 @@ def _solve(
         preserve_rng_state=True,
         return_steps=return_steps,
         combine=_combination(plan),
+        compensate=_compensation(plan) if compensated else None,
     )
     return states if structure is None else unflatten(states, structure)
 
@@ -319,6 +330,23 @@ def _combination(plan: Plan) -> Combine:
         else:
             out = op(ys, rates, coefficients)
         return out[0] if single else tuple(out)
+
+    return fused
+
+
+def _compensation(plan: Plan) -> Compensate:
+    if plan.level == "none":
+        return reference.rk_combine_compensated
+
+    def fused(
+        y: State, lost: State | None, ks: Sequence[State], coefficients: Sequence[float]
+    ) -> tuple[State, State]:
+        single = isinstance(y, torch.Tensor)
+        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
+        cs = [] if lost is None else [lost] if single else lost
+        found = RKCompensated.apply(plan.backend, tuple(coefficients), len(cs), *cs, *ys, *distinct(rates))
+        y1s, c1s = found[: len(ys)], found[len(ys) :]
+        return (y1s[0], c1s[0]) if single else (tuple(y1s), tuple(c1s))
 
     return fused
 

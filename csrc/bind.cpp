@@ -29,6 +29,14 @@ CombineBlock combine_block() {
   return portable::combine_block;
 }
 
+CompensateBlock compensate_block() {
+#ifdef CONTNET_FAST_X86
+  if (instruction_set() == Isa::avx512) return avx512::compensate_block;
+  if (instruction_set() == Isa::avx2) return avx2::compensate_block;
+#endif
+  return portable::compensate_block;
+}
+
 Scalar scalar_of(at::ScalarType type) {
   switch (type) {
     case at::kDouble:
@@ -54,15 +62,15 @@ struct Leaf {
 constexpr size_t kLeastPooled = size_t(1) << 20;  // bytes from which mapping pages in anew costs more than a pass
 
 // As at::empty_like; large ones are of working memory.
-at::Tensor result_like(const at::Tensor& y) {
-  if (y.nbytes() < kLeastPooled || !y.is_non_overlapping_and_dense()) return at::empty_like(y);
-  return working_tensor(y.sizes(), y.strides(), y.scalar_type());
+at::Tensor result_like(const at::Tensor& y, at::ScalarType type) {
+  if (y.nbytes() < kLeastPooled || !y.is_non_overlapping_and_dense()) return at::empty_like(y, y.options().dtype(type));
+  return working_tensor(y.sizes(), y.strides(), type);
 }
 
 // The rates of one leaf are every `leaves`-th of `ks`, which holds all leaves of the first term, then of the second ...
 Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients, size_t leaf, size_t leaves) {
   Leaf o;
-  o.out = result_like(y);
+  o.out = result_like(y, y.scalar_type());
   o.y = in_storage_order(y, o.out, y.scalar_type());
   o.ks.reserve(coefficients.size());
   for (size_t i = leaf; i < ks.size(); i += leaves) o.ks.push_back(ks[i]);
@@ -87,32 +95,43 @@ std::vector<Leaf> prepare(at::TensorList ys, at::TensorList ks, at::ArrayRef<dou
   return leaves;
 }
 
-// Combines every block of every leaf and returns the sum of squares of the weighted error, 0 without `norm`.
-double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
-  struct Block {
-    const Leaf* leaf;
-    int64_t begin;
-  };
+struct Block {
+  size_t leaf;
+  int64_t begin, size;
+};
+
+std::vector<Block> blocks_of(const std::vector<Leaf>& leaves) {
   std::vector<Block> blocks;
+  for (size_t i = 0; i < leaves.size(); ++i)
+    for (int64_t begin = 0; begin < leaves[i].scalars; begin += kBlock)
+      blocks.push_back({i, begin, std::min(kBlock, leaves[i].scalars - begin)});
+  return blocks;
+}
+
+// Calls `one` with the number of each block, on several threads unless there is little to do.
+template <typename One>
+void for_each(const std::vector<Block>& blocks, const One& one) {
   int64_t scalars = 0;
-  for (const Leaf& leaf : leaves) {
-    scalars += leaf.scalars;
-    for (int64_t begin = 0; begin < leaf.scalars; begin += kBlock) blocks.push_back({&leaf, begin});
-  }
-  std::vector<double> partial(norm == nullptr ? 0 : blocks.size(), 0.0);
-  const CombineBlock combine_one = combine_block();
+  for (const Block& block : blocks) scalars += block.size;
   const int64_t count = static_cast<int64_t>(blocks.size());
   const int64_t grain = scalars < 16 * kBlock ? std::max<int64_t>(count, 1) : 16;  // many small leaves: one thread
   at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) {
-      const auto [leaf, begin] = blocks[b];
-      const int64_t size = std::min(kBlock, leaf->scalars - begin);
-      if (norm == nullptr) {
-        combine_one(leaf->combination, nullptr, begin, size);
-      } else {
-        const ErrorNorm own{norm->error, norm->rtol, norm->atol, leaf->out.is_complex()};
-        partial[b] = combine_one(leaf->combination, &own, begin, size);
-      }
+    for (int64_t b = first; b < last; ++b) one(b);
+  });
+}
+
+// Combines every block of every leaf and returns the sum of squares of the weighted error, 0 without `norm`.
+double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
+  const std::vector<Block> blocks = blocks_of(leaves);
+  std::vector<double> partial(norm == nullptr ? 0 : blocks.size(), 0.0);
+  const CombineBlock combine_one = combine_block();
+  for_each(blocks, [&](int64_t b) {
+    const auto [i, begin, size] = blocks[b];
+    if (norm == nullptr) {
+      combine_one(leaves[i].combination, nullptr, begin, size);
+    } else {
+      const ErrorNorm own{norm->error, norm->rtol, norm->atol, leaves[i].out.is_complex()};
+      partial[b] = combine_one(leaves[i].combination, &own, begin, size);
     }
   });
   double total = 0.0;  // in block order: the same bits for any number of threads
@@ -155,17 +174,42 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
   return {results(leaves), result};
 }
 
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> rk_combine_compensated(at::TensorList ys,
+                                                                                    at::TensorList cs,
+                                                                                    at::TensorList ks,
+                                                                                    at::ArrayRef<double> coefficients) {
+  record("rk_combine_compensated", "cpu", "accumulate");
+  check_compensations("rk_combine_compensated_cpu", ys, cs);
+  std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
+  std::vector<at::Tensor> held, c1s;
+  std::vector<Compensation> kept;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const at::Tensor& out = leaves[i].out;
+    c1s.push_back(result_like(out, sum_type(out.scalar_type())));
+    if (!cs.empty()) held.push_back(in_storage_order(cs[i], out, c1s[i].scalar_type()));
+    kept.push_back({cs.empty() ? nullptr : held[i].const_data_ptr(), c1s[i].mutable_data_ptr()});
+  }
+  const std::vector<Block> blocks = blocks_of(leaves);
+  const CompensateBlock compensate_one = compensate_block();
+  for_each(blocks, [&](int64_t b) {
+    const auto [i, begin, size] = blocks[b];
+    compensate_one(leaves[i].combination, kept[i], begin, size);
+  });
+  return {results(leaves), std::move(c1s)};
+}
+
 }  // namespace
 }  // namespace contnet_fast
 
 TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
   m.impl("rk_combine_cpu", TORCH_FN(contnet_fast::rk_combine));
   m.impl("rk_combine_error_cpu", TORCH_FN(contnet_fast::rk_combine_error));
+  m.impl("rk_combine_compensated_cpu", TORCH_FN(contnet_fast::rk_combine_compensated));
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 4; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 5; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def("cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },

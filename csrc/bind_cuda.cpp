@@ -33,7 +33,10 @@ cuda::Scalar scalar_of(at::ScalarType type) {
 // Launches of up to kMostLeaves leaves of one pair of dtypes, and the tensors that their pointers are of.
 class Launches {
  public:
-  Launches(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients, const Tolerances* norm) : norm_(norm) {
+  // With `rests`, which gets what rounding loses of each leaf, the sums begin with `cs`, if there are some.
+  Launches(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients, const Tolerances* norm,
+           at::TensorList cs = {}, std::vector<at::Tensor>* rests = nullptr)
+      : norm_(norm), cs_(cs), rests_(rests) {
     for (size_t j = 0; j < coefficients.size(); ++j)
       if (coefficients[j] != 0.0 || (norm != nullptr && norm->errors[j] != 0.0)) used_.push_back(j);
     TORCH_CHECK(used_.size() <= cuda::kMostTerms, "rk_combine_cuda: ", used_.size(), " terms: kernels combine at most ",
@@ -64,6 +67,8 @@ class Launches {
   void add(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coefficients, size_t leaf, size_t leaves) {
     const cuda::Scalar state = scalar_of(y.scalar_type());
     const at::Tensor& out = results.emplace_back(at::empty_like(y));
+    const at::ScalarType rest = sum_type(y.scalar_type());
+    if (rests_ != nullptr) rests_->push_back(at::empty_like(out, out.options().dtype(rest)));
     if (y.numel() == 0) return;
     std::vector<at::Tensor> rates;
     for (size_t j : used_) rates.push_back(ks[j * leaves + leaf]);
@@ -74,6 +79,8 @@ class Launches {
     launch.y[place] = held_.emplace_back(in_storage_order(y, out, y.scalar_type())).const_data_ptr();
     launch.out[place] = out.mutable_data_ptr();
     launch.size[place] = y.numel();
+    if (rests_ != nullptr) launch.after[place] = rests_->back().mutable_data_ptr();
+    if (!cs_.empty()) launch.before[place] = held_.emplace_back(in_storage_order(cs_[leaf], out, rest)).const_data_ptr();
     for (size_t j = 0; j < rates.size(); ++j)
       launch.k[place][j] = held_.emplace_back(in_storage_order(rates[j], out, type)).const_data_ptr();
   }
@@ -98,6 +105,8 @@ class Launches {
   }
 
   const Tolerances* norm_;
+  at::TensorList cs_;
+  std::vector<at::Tensor>* rests_;
   std::vector<size_t> used_;  // terms that add to a sum
   std::vector<cuda::Combine> launches_;
   std::vector<at::Tensor> held_;
@@ -137,10 +146,25 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
   return {launches.results, result};
 }
 
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> rk_combine_compensated(at::TensorList ys,
+                                                                                    at::TensorList cs,
+                                                                                    at::TensorList ks,
+                                                                                    at::ArrayRef<double> coefficients) {
+  check_leaves("rk_combine_compensated_cuda", ys, ks, coefficients.size());
+  check_compensations("rk_combine_compensated_cuda", ys, cs);
+  const c10::cuda::CUDAGuard guard(ys[0].device());
+  std::vector<at::Tensor> rests;
+  Launches launches(ys, ks, coefficients, nullptr, cs, &rests);
+  const int count = launches.run(nullptr, c10::cuda::getCurrentCUDAStream().stream());
+  record("rk_combine_compensated", "cuda", "accumulate", count);
+  return {launches.results, std::move(rests)};
+}
+
 }  // namespace
 }  // namespace contnet_fast
 
 TORCH_LIBRARY_IMPL(contnet_fast, CUDA, m) {
   m.impl("rk_combine_cuda", TORCH_FN(contnet_fast::rk_combine));
   m.impl("rk_combine_error_cuda", TORCH_FN(contnet_fast::rk_combine_error));
+  m.impl("rk_combine_compensated_cuda", TORCH_FN(contnet_fast::rk_combine_compensated));
 }

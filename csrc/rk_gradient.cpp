@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "include/leaves.h"
 #include "include/rk_combine.h"
 
 namespace contnet_fast {
@@ -16,8 +17,6 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-at::ScalarType sum_type(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type; }
 
 // The op below autograd.
 variable_list forward(at::TensorList ys, at::TensorList ks, at::ArrayRef<double> coefficients) {

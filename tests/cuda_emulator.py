@@ -23,7 +23,7 @@ MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 EXTRA = sorted(TESTS.glob("*.cu"))
-OPS = ("rk_combine", "rk_combine_error", "conv_solve", "conv_solve_backward")
+OPS = ("rk_combine", "rk_combine_error", "rk_combine_compensated", "conv_solve", "conv_solve_backward")
 
 STAGES, SM_80, SM_90 = 13, 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
 NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image

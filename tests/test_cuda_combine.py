@@ -22,6 +22,7 @@ class Combine(ctypes.Structure):
     _fields_ = (
         ("state", ctypes.c_int32), ("rate", ctypes.c_int32), ("leaves", ctypes.c_int32), ("terms", ctypes.c_int32),
         ("y", ctypes.c_void_p * LEAVES), ("k", ctypes.c_void_p * TERMS * LEAVES), ("out", ctypes.c_void_p * LEAVES),
+        ("before", ctypes.c_void_p * LEAVES), ("after", ctypes.c_void_p * LEAVES),
         ("size", ctypes.c_int64 * LEAVES), ("coefficient", ctypes.c_double * TERMS), ("error", ctypes.c_double * TERMS),
         ("rtol", ctypes.c_double), ("atol", ctypes.c_double), ("partials", ctypes.c_void_p),
         ("stream", ctypes.c_void_p),

@@ -53,7 +53,8 @@ class CpuBackend:
             return "auto leaves it: combinations are too small a part of a convolutional solve to gain (0.93x to 1.04x)"
         if problem.op == "conv_solve":
             return _slower(problem)
-        if problem.op == "rk_solve" and (problem.needs_grad or problem.stages < LEAST_STAGES):
+        few = problem.stages < LEAST_STAGES
+        if problem.op == "rk_solve" and not problem.compensated and (problem.needs_grad or few):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
         if problem.op in ("rk_solve", "odeint") and torch.compiler.is_compiling():
             return "auto leaves it: the compiler fuses combinations that are no op of ours"
@@ -73,7 +74,7 @@ class CpuBackend:
         """Registered by the extension itself."""
         if _extension is None:
             return {}
-        ops = ("rk_combine", "rk_combine_error", "conv_solve", "conv_solve_backward")
+        ops = ("rk_combine", "rk_combine_error", "rk_combine_compensated", "conv_solve", "conv_solve_backward")
         return dict.fromkeys(ops, (None, "CPU"))
 
     def native_log(self) -> ModuleType | None:

@@ -71,7 +71,7 @@ class CudaBackend:
 
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
         """Registered by the extension itself."""
-        ops = ("rk_combine", "rk_combine_error", "conv_solve", "conv_solve_backward")
+        ops = ("rk_combine", "rk_combine_error", "rk_combine_compensated", "conv_solve", "conv_solve_backward")
         return dict.fromkeys(ops, (None, "CUDA")) if CHIPS else {}
 
     def native_log(self) -> ModuleType | None:

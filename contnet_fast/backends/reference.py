@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..reference.rk import accumulation_dtype, rk_error_norm
+from ..reference.rk import accumulation_dtype, compensated, compensated_dtype, rk_error_norm
 from ..transforms import transforming
 from .registry import Problem, record
 
@@ -40,9 +40,13 @@ class ReferenceBackend:
         return
 
     def implementations(self) -> dict[str, tuple[Callable | None, str]]:
-        """Both combinations, on every device."""
+        """All combinations, on every device."""
         key = "CompositeExplicitAutograd"
-        return {"rk_combine": (rk_combine, key), "rk_combine_error": (rk_combine_error, key)}
+        return {
+            "rk_combine": (rk_combine, key),
+            "rk_combine_error": (rk_combine_error, key),
+            "rk_combine_compensated": (rk_combine_compensated, key),
+        }
 
 
 def _accumulate(y: torch.Tensor, ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
@@ -89,3 +93,18 @@ def rk_combine_error(
         return y1s, rk_error_norm(ys[0], y1s[0], ks, error_coefficients, rtol=rtol, atol=atol)
     terms = [ks[j * len(ys) : (j + 1) * len(ys)] for j in range(len(coefficients))]
     return y1s, rk_error_norm(ys, y1s, terms, error_coefficients, rtol=rtol, atol=atol)
+
+
+def rk_combine_compensated(
+    ys: Sequence[torch.Tensor], cs: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """``contnet_fast::rk_combine_compensated_reference``."""
+    record("rk_combine_compensated", "reference", "accumulate")
+    pairs = []
+    for i, y in enumerate(ys):
+        increment = torch.zeros_like(y, dtype=compensated_dtype(y.dtype))
+        for coefficient, k in zip(coefficients, ks[i :: len(ys)], strict=True):
+            if coefficient != 0.0:
+                increment.add_(k, alpha=coefficient)
+        pairs.append(compensated(y, cs[i] if cs else None, increment))
+    return [y1 for y1, _ in pairs], [c1 for _, c1 in pairs]

@@ -35,6 +35,7 @@ class Problem:
         field: order and norm of a convolutional field, ``None`` for any other callable.
         batch_statistics: the field couples the samples of a batch.
         needs_grad: a backward pass may follow.
+        compensated: the solve hands on what the rounding of its steps loses.
         called: why the field must be called at every evaluation, which no fused level does; empty if it need not be.
     """
 
@@ -52,6 +53,7 @@ class Problem:
     needs_grad: bool = False
     checkpoint: str = "none"
     leaf_dtypes: tuple[torch.dtype, ...] = ()
+    compensated: bool = False
     called: str = ""
 
 

@@ -82,6 +82,7 @@ class TritonBackend:
         return {
             "rk_combine": (rk_combine, key),
             "rk_combine_error": (rk_combine_error, key),
+            "rk_combine_compensated": (rk_combine_compensated, key),
             "conv_solve": (conv_solve, key),
             "conv_solve_backward": (conv_solve_backward, key),
         }
@@ -132,6 +133,16 @@ def rk_combine_error(
         y1s, norm = combine(ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys))
     assert norm is not None
     return y1s, norm
+
+
+def rk_combine_compensated(
+    ys: Sequence[torch.Tensor], cs: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """``contnet_fast::rk_combine_compensated_triton``."""
+    from ..kernels.rk_combine import combine_compensated
+
+    with _running("rk_combine_compensated", "accumulate", ys[0]):
+        return combine_compensated(ys, cs, ks, coefficients)
 
 
 def conv_solve(

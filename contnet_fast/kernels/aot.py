@@ -107,7 +107,7 @@ class Specialisation:
         aligned: list[tuple[int, ...]] = []
         for place, parameter in enumerate(launch.kernel.params):
             name, value = parameter.name, launch.arguments[parameter.name]
-            if parameter.is_constexpr:
+            if parameter.is_constexpr or value is None:
                 signature.append((name, "constexpr"))
                 constants.append((name, value))
             else:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ..bases import Basis
+from ..reference.rk import accumulation_dtype
 from ..spec import ConvNodes
 from ..timegrid import time_grid
 from . import backward, forward, plan
 from .launch import Launch, collect_launches
-from .rk_combine import combine
+from .rk_combine import combine, combine_compensated
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Combination:
-    """A stage combination of one leaf of 64 MB, with or without the error norm."""
+    """A stage combination of one leaf of 64 MB, with the error norm, compensated, or plain."""
 
     terms: int
     dtype: str
     error: bool = False
+    compensated: bool = False
 
     def __str__(self) -> str:
-        return f"combination of {self.terms} {self.dtype}{' with error norm' if self.error else ''}"
+        kind = " with error norm" if self.error else " compensated" if self.compensated else ""
+        return f"combination of {self.terms} {self.dtype}{kind}"
 
 
 PAPER = ((16, 32), (32, 16), (64, 8))  # the three blocks of the paper's network of width 16
@@ -66,6 +69,7 @@ BLOCKS: tuple[Block | Combination, ...] = (
     *(Combination(terms, dtype) for terms in (1, 4) for dtype in ("bfloat16", "float32")),
     *(Combination(7, dtype, error=True) for dtype in ("float32", "float64")),
     Combination(13, "float64", error=True),
+    *(Combination(4, dtype, compensated=True) for dtype in ("bfloat16", "float32", "float64")),
 )
 
 
@@ -134,5 +138,8 @@ def _combine(block: Combination) -> None:
     weights = [1.0 / (j + 1) for j in range(block.terms)]
     if block.error:
         combine([y], [y] * block.terms, weights, weights[::-1], rtol=1e-3, atol=1e-6, norm_dtype=dtype)
+    elif block.compensated:
+        c = torch.empty_like(y, dtype=accumulation_dtype(dtype))
+        combine_compensated([y], [c], [y] * block.terms, weights)
     else:
         combine([y], [y] * block.terms, weights)

@@ -1,4 +1,5 @@
-"""Stage combinations y + sum_j c_j k_j of all leaves of a state in one launch, with the error norm in the same pass.
+"""Stage combinations y + sum_j c_j k_j of all leaves of a state in one launch, with the error norm or what rounding
+lost in the same pass.
 
 Bound by memory: every operand is read once and the result written once. A program takes ``BLOCK`` consecutive elements,
 1024 with 4 warps: one 16-byte load of 16-bit floats a thread and operand, two of float32, all of them independent.
@@ -13,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..reference.rk import accumulation_dtype
 from .launch import launch
 from .plan import allocate
 
@@ -21,13 +23,25 @@ MOST_LEAVES = 8  # of one launch: pointers are arguments, and a launch takes 4 K
 
 
 @triton.jit
+def lost(a, b, total):
+    """a + b - total, where total is a + b rounded."""
+    rounded = total - a
+    return (a - (total - rounded)) + (b - rounded)
+
+
+@triton.jit
 def combine_leaf(
-    y, ks, out, partials, block, size,
+    y, ks, out, partials, before, after, block, size,
     RTOL: tl.constexpr, ATOL: tl.constexpr,
     COEFFICIENTS: tl.constexpr, ERRORS: tl.constexpr, NORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One block of one leaf; with NORM its sum of squared scaled errors goes to ``partials``."""
-    sums = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    """One block of one leaf; with NORM its sum of squared scaled errors goes to ``partials``.
+
+    after: where what rounding lost goes, or None; the sum is then one type wider than the state, and begins with what
+    ``before`` holds of the step before.
+    """
+    EXACT: tl.constexpr = y.dtype.element_ty == tl.float64
+    sums = tl.float64 if EXACT or (after is not None and y.dtype.element_ty == tl.float32) else tl.float32
     if WIDE:
         offsets = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
     else:
@@ -42,8 +56,19 @@ def combine_leaf(
             increment += k * COEFFICIENTS[j]
         if NORM:
             error += k * ERRORS[j]
-    rounded = (start + increment).to(out.dtype.element_ty)
+    more = increment
+    if before is not None:
+        c = tl.load(before + offsets, mask=mask, other=0.0).to(sums)
+        more += c
+    total = start + more
+    rounded = total.to(out.dtype.element_ty)
     tl.store(out + offsets, rounded, mask=mask)
+    if after is not None:
+        rest = lost(start, more, total) if EXACT else total - rounded.to(sums)
+        if EXACT and before is not None:
+            rest += lost(increment, c, more)
+        rest = tl.where(rest - rest == 0.0, rest, 0.0)  # nothing of a sum that is not finite
+        tl.store(after + offsets, rest.to(after.dtype.element_ty), mask=mask)
     if NORM:
         scale = ATOL + RTOL * tl.maximum(tl.abs(start), tl.abs(rounded.to(sums)))
         ratio = tl.where(mask, error / scale, 0.0)
@@ -52,21 +77,24 @@ def combine_leaf(
 
 @triton.jit
 def rk_combine(
-    ys, ks, outs, sizes, partials,
+    ys, ks, outs, sizes, partials, befores, afters,
     RTOL: tl.constexpr, ATOL: tl.constexpr,
     COEFFICIENTS: tl.constexpr, ERRORS: tl.constexpr, NORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Combine every leaf: programs go through the leaves one after another.
 
-    ys, outs: tuples of pointers, sizes: of elements. ks: for each leaf a tuple of one pointer a coefficient.
+    ys, outs: tuples of pointers, sizes: of elements. ks: for each leaf a tuple of one pointer a coefficient. befores,
+    afters: tuples of pointers, or None.
     """
     block = tl.program_id(0)
     row = partials + block
     for leaf in tl.static_range(len(ys)):
         blocks = (sizes[leaf] + BLOCK - 1) // BLOCK
         if (block >= 0) & (block < blocks):
+            before = None if befores is None else befores[leaf]
+            after = None if afters is None else afters[leaf]
             combine_leaf(
-                ys[leaf], ks[leaf], outs[leaf], row, block, sizes[leaf], RTOL, ATOL,
+                ys[leaf], ks[leaf], outs[leaf], row, before, after, block, sizes[leaf], RTOL, ATOL,
                 COEFFICIENTS, ERRORS, NORM, WIDE, BLOCK,
             )  # fmt: skip
         block -= tl.cast(blocks, tl.int32)
@@ -91,11 +119,14 @@ def needs_wide_offsets(elements: int) -> bool:
 def combine(
     ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float],
     errors: Sequence[float] = (), *, rtol: float = 0.0, atol: float = 0.0, norm_dtype: torch.dtype | None = None,
-    wide: bool | None = None,
+    wide: bool | None = None, befores: Sequence[torch.Tensor] = (), afters: Sequence[torch.Tensor] = (),
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:  # fmt: skip
-    """The combinations of all leaves and, with ``norm_dtype``, the error norm; ``wide`` forces the width of offsets."""
+    """The combinations of all leaves and, with ``norm_dtype``, the error norm; ``wide`` forces the width of offsets.
+
+    What rounding lost of each leaf is written to ``afters`` where there are some, which have the strides of the results.
+    """
     used = [j for j, c in enumerate(coefficients) if c != 0.0 or (errors and errors[j] != 0.0)]
-    outs = [torch.empty_like(y) if y.device.type == "meta" else _result(y) for y in ys]
+    outs = [_result(y) for y in ys]
     n = len(ys)
     dense = [_as_dense(y, out) for y, out in zip(ys, outs, strict=True)]
     rates = [tuple(_as_dense(ks[j * n + i], outs[i]) for j in used) for i in range(n)]
@@ -111,7 +142,9 @@ def combine(
         launch(
             rk_combine, (programs,), num_warps=4,
             ys=tuple(dense[i] for i in group), ks=tuple(rates[i] for i in group), outs=tuple(outs[i] for i in group),
-            sizes=sizes, partials=partials[place:] if norm_dtype else partials, RTOL=rtol, ATOL=atol,
+            sizes=sizes, partials=partials[place:] if norm_dtype else partials,
+            befores=tuple(_as_dense(befores[i], outs[i]) for i in group) if befores else None,
+            afters=tuple(afters[i] for i in group) if afters else None, RTOL=rtol, ATOL=atol,
             COEFFICIENTS=tuple(coefficients[j] for j in used), ERRORS=tuple(errors[j] for j in used) if errors else (),
             NORM=norm_dtype is not None, WIDE=max(map(needs_wide_offsets, sizes)) if wide is None else wide, BLOCK=BLOCK,
         )  # fmt: skip
@@ -124,8 +157,18 @@ def combine(
     return outs, norm
 
 
-def _result(y: torch.Tensor) -> torch.Tensor:
-    like = torch.empty_like(y)
+def combine_compensated(
+    ys: Sequence[torch.Tensor], cs: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The combinations of all leaves and what their rounding lost, beginning with what the step before lost (``cs``)."""
+    afters = [_result(y, accumulation_dtype(y.dtype)) for y in ys]
+    return combine(ys, ks, coefficients, befores=cs, afters=afters)[0], afters
+
+
+def _result(y: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    like = torch.empty_like(y, dtype=dtype)
+    if y.device.type == "meta":
+        return like
     return allocate(like.shape, like.dtype, like.device) if like.is_contiguous() else like
 
 

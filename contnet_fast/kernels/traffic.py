@@ -155,8 +155,9 @@ def _prepare(a: Arguments) -> Cost:
 
 def _rk_combine(a: Arguments) -> Cost:
     elements = sum(a["sizes"])
-    size = a["ys"][0].element_size()
-    return Cost(0.0, elements * size * (2 + len(a["COEFFICIENTS"])), 1)
+    size = a["ys"][0].element_size() * (2 + len(a["COEFFICIENTS"]))
+    size += sum(kept[0].element_size() for kept in (a["befores"], a["afters"]) if kept)
+    return Cost(0.0, elements * size, 1)
 
 
 def _error_norm(a: Arguments) -> Cost:

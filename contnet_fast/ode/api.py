@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..carried import shards_within
-from ..errors import check_choice, warn
+from ..errors import check_bool, check_choice, warn
 from ..states import flatten
 from ..transforms import in_torch_func, transforming
 from .adjoint import Adjoint, Backsolve, adjoint_settings
@@ -41,6 +41,7 @@ def odeint(
     params: Iterable[torch.Tensor] | None = None,
     keep: str = "all",
     batched: bool = False,
+    compensated: bool = False,
     return_stats: bool = False,
     on_max_steps: str = "raise",
     strict_options: bool = True,
@@ -65,6 +66,9 @@ def odeint(
         batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
             acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
             the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
+        compensated: on a fixed grid, what the rounding of each step loses is added to the next one, so that the error
+            of many small steps does not grow by it: sums run in float64 for float32 states, in float32 for 16-bit ones,
+            and exactly for float64 ones. One more tensor like y0 is kept, and read and written at each step.
         return_stats: return ``(solution, Stats)``, with ``batched`` ``(solution, RowStats)``.
         on_max_steps: past ``max_num_steps`` ``"raise"`` an error or ``"return"`` NaN for the times not reached.
         strict_options: an unknown option is an error, else a warning.
@@ -79,6 +83,10 @@ def odeint(
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
+    settings.compensated = check_bool("compensated", compensated)
+    if compensated and (batched or event_fn is not None or not settings.fixed):
+        got = f"method {settings.method!r}" if not settings.fixed else "batched=True" if batched else "event_fn"
+        raise ValueError(f"compensated: got True with {got}, accepted: a fixed grid, without batched and event_fn")
     constant = settings.fixed and event_fn is None and gradient == "discrete"
     if not constant:
         refuse_trace("odeint")

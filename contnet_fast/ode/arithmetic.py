@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 
 from ..backends import Problem, record, select
-from ..ops import OWN_DERIVATIVE, RKCombine, distinct, lookup
-from ..reference.rk import accumulation_dtype, added, rk_combine
+from ..ops import OWN_DERIVATIVE, RKCombine, RKCompensated, distinct, lookup
+from ..reference.rk import (
+    accumulation_dtype, added, compensated, compensated_dtype, rk_combine, rk_combine_compensated
+)  # fmt: skip
 from ..states import leaf_dtypes, state_shape
 from .methods import Method, Terms
 from .tolerances import Tolerance
@@ -44,6 +46,7 @@ class Arithmetic:
         self.fused, self.fused_norms = plan.level != "none", norms.level != "none"
         if self.fused:
             self._combine = lookup("rk_combine", plan.backend)
+            self._compensate = lookup("rk_combine_compensated", plan.backend)
         if self.fused_norms:
             self._update = lookup("rk_combine_error", norms.backend)
         if not self.fused and not torch.compiler.is_compiling():
@@ -71,6 +74,30 @@ class Arithmetic:
         if self.graph and self.backend not in OWN_DERIVATIVE:
             return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
         return self._combine(ys, rates, coefficients)
+
+    def compensate(
+        self, ys: Leaves, cs: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor
+    ) -> tuple[Leaves, Leaves]:
+        """:meth:`combine` and what its rounding lost, beginning with what that of the step before lost, ``cs``.
+
+        No ``cs`` are zeros.
+        """
+        if isinstance(h, torch.Tensor):
+            weights = [c for _, c in terms]
+            found = []
+            for i, y in enumerate(ys):
+                wide = compensated_dtype(y.dtype)
+                increment = _sum([ks[j][i].to(wide) for j, _ in terms], weights) * h
+                found.append(compensated(y, cs[i] if cs else None, increment))
+            return [y1 for y1, _ in found], [c1 for _, c1 in found]
+        coefficients = tuple(h * c for _, c in terms)
+        if not self.fused:
+            return rk_combine_compensated(ys, cs or None, [ks[j] for j, _ in terms], coefficients)
+        rates = [leaf for j, _ in terms for leaf in ks[j]]
+        if self.graph:
+            found = RKCompensated.apply(self.backend, coefficients, len(cs), *cs, *ys, *distinct(rates))
+            return list(found[: len(ys)]), list(found[len(ys) :])
+        return self._compensate(ys, cs, rates, coefficients)
 
     def stage(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
         """:meth:`combine` of the leaves that the field reads, and the others as they are in ``ys``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from ..transforms import constant_when_traced, followed, tracing
 from .arithmetic import Arithmetic, Leaves
-from .methods import ADAMS, ADAMS_START, Method, adams_weights, get_method
+from .methods import ADAMS, ADAMS_START, Method, Terms, adams_weights, get_method
 from .options import AdamsOptions, FixedOptions
 from .problem import InitialValueProblem
 
@@ -31,8 +31,8 @@ def nudge(t: torch.Tensor, direction: float) -> torch.Tensor:
 class FixedStep:
     """One step of a grid and the outputs that lie in it; ``weights``: their places in the step, from 0 to 1.
 
-    ``run`` maps the tensors that a step starts from (the state, then the rates that Adams remembers) to those it ends
-    with, and to its outputs.
+    ``run`` maps the tensors that a step starts from (the state, what its rounding lost if that is kept, the rates that
+    Adams remembers) to those it ends with, and to its outputs. A solve starts from the state alone.
     """
 
     times: list[torch.Tensor]
@@ -43,8 +43,9 @@ class FixedStep:
     weights: list[Any]
 
     def run(self, solver: FixedGrid, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """The step from ``[ys, *remembered rates, the newest first]``."""
+        """The step from ``[ys, *remembered rates, the newest first]``, compensated ``[ys, lost, *remembered rates]``."""
         problem, (ys, *known) = solver.problem, start
+        lost = known.pop(0) if solver.compensated and known else []
         dt = self.dt * problem.sign
         k0 = problem(self.times[0], ys, summed=solver.summed[0])
         if solver.first is not None:
@@ -52,12 +53,12 @@ class FixedStep:
         if solver.adams:
             known = [k0, *known][: solver.remembered]
         if solver.adams and len(known) >= ADAMS_START:
-            y1s = solver.arithmetic.combine(ys, known, adams_weights(len(known)), dt)
-        elif len(self.times) == 1:
-            y1s = solver.arithmetic.combine(ys, [k0], solver.method.update, dt)
+            ks, terms = known, adams_weights(len(known))
         else:
-            y1s = solver.stages(self.times, ys, k0, dt)
-        return [y1s, *known], [self.between(solver, w, ys, k0, y1s) for w in self.weights] if self.weights else []
+            ks, terms = solver.rates(self.times, ys, k0, dt), solver.method.update
+        end = solver.end(ys, lost, ks, terms, dt)
+        outs = [self.between(solver, w, ys, k0, end[0]) for w in self.weights] if self.weights else []
+        return [*end, *known], outs
 
     def between(self, solver: FixedGrid, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
         """Linear or cubic Hermite at the place ``w`` of the step; the cubic asks the field at its end each time."""
@@ -91,8 +92,9 @@ class FixedGrid:
         *,
         graph: bool,
         s: torch.Tensor | None = None,
+        compensated: bool = False,
     ) -> None:
-        self.problem, self.options = problem, options
+        self.problem, self.options, self.compensated = problem, options, compensated
         self.method: Method = get_method(name)
         self.adams = self.method.name == ADAMS
         self.remembered = options.max_order - 1 if isinstance(options, AdamsOptions) else 0
@@ -202,12 +204,22 @@ class FixedGrid:
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
 
-    def stages(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> Leaves:
-        """y1 of a Runge-Kutta step."""
+    def rates(
+        self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor
+    ) -> list[Leaves]:
+        """The rates of all stages of a Runge-Kutta step."""
         ks = [k0]
         for time, row, summed in zip(times[1:], self.method.rows[1:], self.summed[1:], strict=True):
             ks.append(self.problem(time, self.arithmetic.stage(ys, ks, row, dt), summed=summed))
-        return self.arithmetic.combine(ys, ks, self.method.update, dt)
+        return ks
+
+    def end(
+        self, ys: Leaves, lost: Leaves, ks: Sequence[Leaves], terms: Terms, dt: float | torch.Tensor
+    ) -> list[Leaves]:
+        """The state where a step ends; compensated, what its rounding lost beside it."""
+        if self.compensated:
+            return list(self.arithmetic.compensate(ys, lost, ks, terms, dt))
+        return [self.arithmetic.combine(ys, ks, terms, dt)]
 
 
 @constant_when_traced

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import check_choice, check_count, check_number, choice_error, warn
+from ..errors import check_bool, check_choice, check_count, check_number, choice_error, warn
 from ..transforms import constant_when_traced, tracing
 from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
 
@@ -42,7 +42,7 @@ class FixedOptions:
             raise TypeError(f"options['grid_constructor']: got {self.grid_constructor!r}, accepted: a callable")
         if type(self.perturb) is int and self.perturb in (0, 1):  # as torchdiffeq takes it
             self.perturb = bool(self.perturb)
-        _check_bool("perturb", self.perturb)
+        check_bool("options['perturb']", self.perturb)
 
 
 @dataclass
@@ -105,7 +105,7 @@ class AdaptiveOptions:
             check_count("options['steps_per_read']", self.steps_per_read)
         self.max_num_steps = _budget(self.max_num_steps)
         for name in ("land_on_end", "first_step_grad"):
-            _check_bool(name, getattr(self, name))
+            check_bool(f"options[{name!r}]", getattr(self, name))
         if self.dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise TypeError(f"options['dtype']: got {self.dtype!r}, accepted: a floating-point torch.dtype")
         for name in ("step_t", "jump_t"):
@@ -181,8 +181,3 @@ def _budget(value: Any) -> int:
         return 2**31 - 1
     count: Any = int(number) if isinstance(number, float) and number.is_integer() else number
     return check_count("options['max_num_steps']", count, minimum=0)
-
-
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"options[{name!r}]: got {value!r}, accepted: True or False")

@@ -69,6 +69,15 @@ class TapedArithmetic(Arithmetic):
         return results
 
 
+    def compensate(
+        self, ys: Leaves, cs: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor
+    ) -> tuple[Leaves, Leaves]:
+        """As of :class:`Arithmetic`; what rounding lost is no variable."""
+        results, lost = super().compensate(ys, cs, ks, terms, h)
+        self._tape.entries.append(Sum(ys, [(float(h) * c, ks[j]) for j, c in terms], results))
+        return results, lost
+
+
 class Tape:
     """What a step of ``solver`` does, in order; from now on its steps write here.
 

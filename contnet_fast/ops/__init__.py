@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, distinct
+from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, RKCompensated, distinct
 from .conv import ConvSolve, fused_conv_solve
 from .flops import register_flop_formulas
 from .schemas import define, implement, lookup
@@ -19,6 +19,7 @@ __all__ = [
     "ConvSolve",
     "RKCombine",
     "RKCombineError",
+    "RKCompensated",
     "define",
     "distinct",
     "fused_conv_solve",

@@ -55,6 +55,26 @@ class RKCombineError(torch.autograd.Function):
         return None, None, None, None, None, *_linear_grads(ctx, grads[:-1])
 
 
+class RKCompensated(torch.autograd.Function):
+    """The same with what its rounding lost: y1s, then c1s, which carry no gradient; nor do the ``held`` cs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, coefficients: tuple[float, ...], held: int, *leaves: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Call the op of ``backend`` on ``(*cs, *ys, *ks)``."""
+        ctx.held = held
+        ys, ks = _remember(ctx, coefficients, leaves[held:])
+        y1s, c1s = lookup("rk_combine_compensated", backend)(ys, leaves[:held], ks, coefficients)
+        ctx.mark_non_differentiable(*c1s)
+        return *y1s, *c1s
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """dy = g and dk_j = c_j g."""
+        return None, None, None, *[None] * ctx.held, *_linear_grads(ctx, grads[: len(grads) // 2])
+
+
 def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """``leaves`` as inputs of these functions: the compiler refuses a tensor that is passed twice, so it gets views.
 

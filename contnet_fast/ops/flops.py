@@ -159,6 +159,7 @@ def _counted(
 FORMULAS: dict[str, Callable[..., int]] = {
     "rk_combine": combine_flop,
     "rk_combine_error": combine_flop,
+    "rk_combine_compensated": combine_flop,
     "conv_solve": conv_solve_flop,
     "conv_solve_backward": conv_solve_backward_flop,
 }

@@ -3,7 +3,8 @@
 Each backend has an op name of its own, so profiler traces and captured graphs show what ran.
 
 ``ys`` are the leaves of the state (one for a tensor), ``ks`` all leaves of the first term, then of the second:
-``ks[j * len(ys) + i]`` belongs to ``coefficients[j]`` and ``ys[i]``.
+``ks[j * len(ys) + i]`` belongs to ``coefficients[j]`` and ``ys[i]``. ``cs`` are what the step before lost of each of
+``ys``, or none at all, which is zero.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SCHEMAS = {
         "(Tensor[] ys, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
         " -> (Tensor[], Tensor)"
     ),
+    "rk_combine_compensated": (
+        "(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])"
+    ),
     "conv_solve": f"({_SOLVE}, bool return_steps) -> (Tensor, Tensor, Tensor, Tensor)",
     "conv_solve_backward": f"(Tensor grad, {_SOLVE}, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]",
 }
@@ -53,6 +57,13 @@ def fake_rk_combine_error(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The states as ``ys``, and a real 0-d error norm."""
     return [torch.empty_like(y) for y in ys], ys[0].new_empty((), dtype=norm_dtype(ys))
+
+
+def fake_rk_combine_compensated(
+    ys: Sequence[torch.Tensor], cs: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The states as ``ys``, and what they lack in the dtype of sums."""
+    return [torch.empty_like(y) for y in ys], [torch.empty_like(y, dtype=accumulation_dtype(y.dtype)) for y in ys]
 
 
 def padded_channels(channels: int) -> int:
@@ -155,6 +166,7 @@ def fake_conv_solve_backward(
 FAKES: dict[str, Callable] = {
     "rk_combine": fake_rk_combine,
     "rk_combine_error": fake_rk_combine_error,
+    "rk_combine_compensated": fake_rk_combine_compensated,
     "conv_solve_backward": fake_conv_solve_backward,
 }
 

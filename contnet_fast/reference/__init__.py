@@ -2,7 +2,7 @@
 
 from . import statistics
 from .fields import CalledField, conv_field, conv_solve, theta_at
-from .rk import accumulation_dtype, rk_combine, rk_error_norm, rk_solve
+from .rk import accumulation_dtype, rk_combine, rk_combine_compensated, rk_error_norm, rk_solve
 
 __all__ = [
     "CalledField",
@@ -10,6 +10,7 @@ __all__ = [
     "conv_field",
     "conv_solve",
     "rk_combine",
+    "rk_combine_compensated",
     "rk_error_norm",
     "rk_solve",
     "statistics",

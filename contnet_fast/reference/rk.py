@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .recompute import Recomputed
 
@@ -23,6 +23,7 @@ State = Any  # a tensor, or a pytree of tensors
 Aux = tuple[torch.Tensor, ...]
 Stage = Callable[[int, int, State], tuple[State, Aux]]
 Combine = Callable[[State, Sequence[State], Sequence[float]], State]
+Compensate = Callable[[State, State | None, Sequence[State], Sequence[float]], tuple[State, State]]
 
 CHECKPOINTS = ("step", "none", "block")
 
@@ -32,6 +33,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype in (torch.float16, torch.bfloat16):
         return torch.float32
     return torch.complex64 if dtype == torch.complex32 else dtype
+
+
+def compensated_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of compensated sums: float32 for 16-bit floats, else float64, real or complex as ``dtype`` is."""
+    if dtype in (torch.float32, torch.complex64):
+        return torch.float64 if dtype == torch.float32 else torch.complex128
+    return accumulation_dtype(dtype)
 
 
 def norm_dtype(leaves: Sequence[torch.Tensor]) -> torch.dtype:
@@ -65,6 +73,57 @@ def added(y: torch.Tensor, terms: Sequence[tuple[float, torch.Tensor]]) -> torch
     for coefficient, k in others:
         increment = torch.add(increment, k, alpha=coefficient)
     return y + increment
+
+
+def rk_combine_compensated(
+    y: State, c: State | None, ks: Sequence[State], coefficients: Sequence[float]
+) -> tuple[State, State]:
+    """The update of :func:`rk_combine` and what its rounding lost: y1 + c1 = y + c + sum_j coefficients[j] * ks[j].
+
+    The sum runs in :func:`compensated_dtype`; y1 is that sum rounded to the dtype of ``y``, and c1 the rest, in
+    :func:`accumulation_dtype`. In float64 nothing is wider: there two exact sums of two numbers (Knuth, TAOCP 2,
+    4.2.2, theorem B) find the rest. Compensated sums of time steps: Hairer, Lubich, Wanner, Geometric Numerical
+    Integration, VIII.5.
+
+    Args:
+        c: what the step before lost, shaped as ``y``; ``None`` is zero.
+
+    Returns:
+        y1 and c1. Where y1 is not finite c1 is zero. Rounding has no derivative: those of y1 are of the plain update,
+        c is a constant and c1 carries no gradient.
+    """
+    if not isinstance(y, torch.Tensor):
+        ys, structure = tree_flatten(y)
+        cs = [None] * len(ys) if c is None else tree_leaves(c)
+        rates = zip(*map(tree_leaves, ks), strict=True)
+        pairs = [rk_combine_compensated(*leaf, coefficients) for leaf in zip(ys, cs, rates, strict=True)]
+        return tree_unflatten([y1 for y1, _ in pairs], structure), tree_unflatten([c1 for _, c1 in pairs], structure)
+    wide = compensated_dtype(y.dtype)
+    terms = [(w, k.to(wide)) for w, k in zip(coefficients, ks, strict=True) if w != 0.0]
+    increment = added(torch.zeros_like(y, dtype=wide), terms)
+    return compensated(y, c, increment)
+
+
+def compensated(
+    y: torch.Tensor, c: torch.Tensor | None, increment: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y1 and c1 of :func:`rk_combine_compensated` for one tensor, with the sum of its terms in the wider dtype."""
+    more = increment if c is None else increment + c.detach().to(increment.dtype)
+    total = y.to(increment.dtype) + more
+    y1 = total.to(y.dtype)
+    with torch.no_grad():
+        if y.dtype == increment.dtype:
+            rest = _lost(y, more, total)
+            rest = rest if c is None else rest + _lost(increment, c, more)
+        else:
+            rest = total - y1.to(total.dtype)
+        return y1, torch.where(rest.isfinite(), rest, 0.0).to(accumulation_dtype(y.dtype)).detach()
+
+
+def _lost(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """a + b - total exactly, where ``total`` is a + b rounded."""
+    rounded = total - a
+    return (a - (total - rounded)) + (b - rounded)
 
 
 def rk_error_norm(
@@ -115,6 +174,7 @@ def rk_solve(
     preserve_rng_state: bool = False,
     return_steps: bool = False,
     combine: Combine = rk_combine,
+    compensate: Compensate | None = None,
 ) -> tuple[State, list[Aux]]:
     """Integrate ``n_steps`` equal steps of an explicit Runge-Kutta scheme.
 
@@ -129,28 +189,33 @@ def rk_solve(
         preserve_rng_state: replay the random state when recomputing; fields with dropout need it.
         return_steps: return the states at all grid points, [n_steps + 1, *y.shape] (each leaf of a pytree so).
         combine: the stage combination, :func:`rk_combine` or an equal of it.
+        compensate: the update, :func:`rk_combine_compensated` or an equal of it, which hands on what each step's
+            rounding loses; without it ``combine``.
 
     Returns:
         The state at t1 (or all states) and the list of ``aux``, one for each evaluation in order.
     """
 
-    def step(i: int, state: State) -> tuple[State, list[Aux]]:
+    def step(i: int, start: tuple[State, State]) -> tuple[tuple[State, State], list[Aux]]:
         ks: list[State] = []
+        state, lost = start
         auxes: list[Aux] = []
         for s, row in enumerate(stage_rows):
             k, aux = stage(i, s, combine(state, ks, row) if s else state)
             ks.append(k)
             auxes.append(aux)
-        return combine(state, ks, update), auxes
+        if compensate is None:
+            return (combine(state, ks, update), None), auxes
+        return compensate(state, lost, ks, update), auxes
 
-    def run(state: State) -> tuple[State, list[Aux]]:
-        states, auxes = [state], []
+    def run(y: State) -> tuple[State, list[Aux]]:
+        states, auxes, state = [y], [], (y, None)
         for i in range(n_steps):
             state, new = of_step(partial(step, i), state)
             auxes += new
             if return_steps:
-                states.append(state)
-        return (_stack(states) if return_steps else state), auxes
+                states.append(state[0])
+        return (_stack(states) if return_steps else state[0]), auxes
 
     if checkpoint == "none" or not torch.is_grad_enabled():
         of_step = _call

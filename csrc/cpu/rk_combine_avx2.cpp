@@ -1,4 +1,4 @@
-// combine_block compiled for avx2.
+// combine_block and compensate_block compiled for avx2.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -8,6 +8,7 @@
 #include "begin_avx2.h"
 namespace contnet_fast::avx2 {
 #include "rk_combine_block.h"
+#include "rk_compensate_block.h"
 }
 #include "end_isa.h"
 #endif

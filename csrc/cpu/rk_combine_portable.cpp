@@ -1,4 +1,4 @@
-// combine_block for any CPU.
+// combine_block and compensate_block for any CPU.
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -6,4 +6,5 @@
 
 namespace contnet_fast::portable {
 #include "rk_combine_block.h"
+#include "rk_compensate_block.h"
 }

@@ -10,13 +10,17 @@ enum class Scalar : int32_t { f32, f64, bf16, f16 };
 constexpr int kMostTerms = 13, kMostLeaves = 8;
 
 // y + sum_j c_j k_j of up to eight leaves of one dtype in one launch; with `partials` also the sums of squares of
-// e / (atol + rtol max(|y|, |out|)), e = sum_j error_j k_j, one a block (`combine_blocks`).
+// e / (atol + rtol max(|y|, |out|)), e = sum_j error_j k_j, one a block (`combine_blocks`). Compensated: out + after =
+// y + before + the sum, which then runs in double, of 16-bit states in float; `before` and `after` are float, for f64
+// double.
 struct Combine {
   Scalar state, rate;  // rate: that of the state, or one of them float32 and the other 16-bit
   int32_t leaves, terms;
   const void* y[kMostLeaves];
   const void* k[kMostLeaves][kMostTerms];
   void* out[kMostLeaves];
+  const void* before[kMostLeaves];  // null: nothing
+  void* after[kMostLeaves];         // null: not compensated
   int64_t size[kMostLeaves];
   double coefficient[kMostTerms];
   double error[kMostTerms];

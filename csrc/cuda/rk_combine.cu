@@ -1,8 +1,10 @@
-// Stage combinations y + sum_j c_j k_j of all leaves of a state, with the error norm in the same pass.
+// Stage combinations y + sum_j c_j k_j of all leaves of a state, with the error norm or what rounding lost in the same
+// pass.
 //
 // Bound by memory: each operand is read once and the result written once, at most 16 bytes of each a thread, four rates at a
 // time so that their loads are in flight together.
 
+#include <algorithm>
 #include <cmath>
 
 #include "launch.h"
@@ -13,21 +15,36 @@ namespace {
 
 constexpr int kThreads = 256;
 
-constexpr int width(size_t state, size_t rate) { return 16 / static_cast<int>(state > rate ? state : rate); }
+enum class Also { nothing, norm, rest };  // what a pass computes beside the sum
 
-template <typename Y, typename K>
-constexpr int kWidth = width(sizeof(Y), sizeof(K));  // values a thread
+// values a thread
+constexpr int width(size_t state, size_t rate, bool rest) {
+  const size_t widest = std::max(state, rate);
+  return 16 / static_cast<int>(rest ? std::max(widest, sizeof(float)) : widest);
+}
+template <typename Y, typename K, Also ALSO>
+constexpr int kWidth = width(sizeof(Y), sizeof(K), ALSO == Also::rest);
 
-template <typename Y, typename K>
+// In which compensated sums run, and what they lose is kept.
+template <typename Y>
+using WideSum = std::conditional_t<std::is_same_v<Y, float>, double, Sum<Y>>;
+template <typename Y, Also ALSO>
+using SumOf = std::conditional_t<ALSO == Also::rest, WideSum<Y>, Sum<Y>>;
+
+template <typename Y, typename K, Also ALSO>
 struct Leaves {
+  using A = SumOf<Y, ALSO>;
   Global<const Y> y[kMostLeaves];
   Global<const K> k[kMostLeaves][kMostTerms];
   Global<Y> out[kMostLeaves];
   int64_t size[kMostLeaves], blocks[kMostLeaves];
   bool aligned[kMostLeaves];  // every pointer to whole vectors
-  Sum<Y> coefficient[kMostTerms], error[kMostTerms], rtol, atol;
+  Global<const Sum<Y>> before[kMostLeaves];
+  Global<Sum<Y>> after[kMostLeaves];
+  A coefficient[kMostTerms], error[kMostTerms], rtol, atol;
   Global<double> partials;
   int leaves, terms;
+  bool has_before;
 };
 
 template <typename A, typename T>
@@ -41,11 +58,18 @@ DEVICE A widen(T x) {
 
 template <typename Y, typename A>
 DEVICE Y narrow(A x) {
-  if constexpr (std::is_same_v<Y, double>) {
-    return x;
+  if constexpr (std::is_same_v<A, double>) {
+    return static_cast<Y>(x);
   } else {
     return from_float<Y>(x);
   }
+}
+
+// a + b - total, where total is a + b rounded
+template <typename A>
+DEVICE A lost(A a, A b, A total) {
+  const A rounded = total - a;
+  return (a - (total - rounded)) + (b - rounded);
 }
 
 // values [i, i + N), zeros from `size` on
@@ -59,18 +83,26 @@ DEVICE Vector<T, N> load_some(Global<const T> p, int64_t i, int64_t size, bool a
   return values;
 }
 
-template <typename Y, typename K, bool NORM>
+template <int N, typename T>
+DEVICE void store_some(Global<T> p, int64_t i, int64_t size, bool aligned, const Vector<T, N>& values) {
+  if (aligned && i + N <= size) return store(p, i, values);
+  UNROLL
+  for (int n = 0; n < N; ++n)
+    if (i + n < size) p[i + n] = values[n];
+}
+
+template <typename Y, typename K, Also ALSO>
 KERNEL(kThreads)
-combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
-  using A = Sum<Y>;
-  constexpr int N = kWidth<Y, K>;
+combine_leaves(GRID_CONSTANT Leaves<Y, K, ALSO> p) {
+  using A = SumOf<Y, ALSO>;
+  constexpr bool NORM = ALSO == Also::norm;
+  constexpr int N = kWidth<Y, K, ALSO>;
   int64_t block = block_index();
   int leaf = 0;
   while (block >= p.blocks[leaf]) block -= p.blocks[leaf++];
   const int64_t size = p.size[leaf], first = (block * kThreads + thread_index()) * N;
   const bool aligned = p.aligned[leaf];
 
-  const Vector<Y, N> start = load_some<N>(p.y[leaf], first, size, aligned);
   A increment[N], error[N];
   UNROLL
   for (int n = 0; n < N; ++n) increment[n] = error[n] = A(0);
@@ -94,16 +126,29 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K> p) {
     }
   }
 
+  const Vector<Y, N> start = load_some<N>(p.y[leaf], first, size, aligned);
   Vector<Y, N> end;
-  UNROLL
-  for (int n = 0; n < N; ++n) end[n] = narrow<Y>(widen<A>(start[n]) + increment[n]);
-  if (aligned && first + N <= size) {
-    store(p.out[leaf], first, end);
+  if constexpr (ALSO == Also::rest) {
+    Vector<Sum<Y>, N> before{}, after;
+    if (p.has_before) before = load_some<N>(p.before[leaf], first, size, aligned);
+    UNROLL
+    for (int n = 0; n < N; ++n) {
+      const A c = before[n], y = widen<A>(start[n]), more = increment[n] + c, total = y + more;
+      end[n] = narrow<Y>(total);
+      A rest;
+      if constexpr (std::is_same_v<Y, double>) {
+        rest = lost(y, more, total) + lost(increment[n], c, more);
+      } else {
+        rest = total - widen<A>(end[n]);
+      }
+      after[n] = static_cast<Sum<Y>>(rest - rest == A(0) ? rest : A(0));
+    }
+    store_some(p.after[leaf], first, size, aligned, after);
   } else {
     UNROLL
-    for (int n = 0; n < N; ++n)
-      if (first + n < size) p.out[leaf][first + n] = end[n];
+    for (int n = 0; n < N; ++n) end[n] = narrow<Y>(widen<A>(start[n]) + increment[n]);
   }
+  store_some(p.out[leaf], first, size, aligned, end);
 
   if constexpr (NORM) {
     A squares = A(0);
@@ -129,45 +174,54 @@ finish_norm(Global<const double> partials, int64_t count, double elements, Globa
 
 bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
-template <typename Y, typename K>
-void combine(const Combine& p) {
-  constexpr int64_t values = kThreads * kWidth<Y, K>;
-  constexpr size_t wide = sizeof(Vector<Y, kWidth<Y, K>>), rates = sizeof(Vector<K, kWidth<Y, K>>);
-  Leaves<Y, K> held{};
+template <typename Y, typename K, Also ALSO>
+void launch_combine(const Combine& p) {
+  using A = SumOf<Y, ALSO>;
+  constexpr int N = kWidth<Y, K, ALSO>;
+  constexpr int64_t values = kThreads * N;
+  constexpr size_t wide = sizeof(Vector<Y, N>), rates = sizeof(Vector<K, N>), rests = sizeof(Vector<Sum<Y>, N>);
+  Leaves<Y, K, ALSO> held{};
   for (int i = 0; i < p.leaves; ++i) {
     if (p.size[i] == 0) continue;
     const int l = held.leaves++;
     held.y[l] = static_cast<const Y*>(p.y[i]);
     held.out[l] = static_cast<Y*>(p.out[i]);
+    held.before[l] = static_cast<const Sum<Y>*>(p.before[i]);
+    held.after[l] = static_cast<Sum<Y>*>(p.after[i]);
+    held.has_before = p.before[i] != nullptr;  // of all leaves or of none
     held.size[l] = p.size[i];
     held.blocks[l] = (p.size[i] + values - 1) / values;
-    held.aligned[l] = is_aligned(p.y[i], wide) && is_aligned(p.out[i], wide);
+    held.aligned[l] = is_aligned(p.y[i], wide) && is_aligned(p.out[i], wide) && is_aligned(p.before[i], rests) &&
+                      is_aligned(p.after[i], rests);
     held.terms = 0;
     for (int j = 0; j < p.terms; ++j) {
       if (p.coefficient[j] == 0.0 && (p.partials == nullptr || p.error[j] == 0.0)) continue;
       held.k[l][held.terms] = static_cast<const K*>(p.k[i][j]);
-      held.coefficient[held.terms] = static_cast<Sum<Y>>(p.coefficient[j]);
-      held.error[held.terms++] = static_cast<Sum<Y>>(p.error[j]);
+      held.coefficient[held.terms] = static_cast<A>(p.coefficient[j]);
+      held.error[held.terms++] = static_cast<A>(p.error[j]);
       held.aligned[l] = held.aligned[l] && is_aligned(p.k[i][j], rates);
     }
   }
-  held.rtol = static_cast<Sum<Y>>(p.rtol);
-  held.atol = static_cast<Sum<Y>>(p.atol);
+  held.rtol = static_cast<A>(p.rtol);
+  held.atol = static_cast<A>(p.atol);
   held.partials = p.partials;
   Grid grid{"rk_combine", combine_blocks(p), kThreads, 0, 1, p.stream};
-  if (p.partials == nullptr) {
-    launch(grid, combine_leaves<Y, K, false>, held);
-  } else {
-    grid.shared = kThreads / 32 * static_cast<int64_t>(sizeof(Sum<Y>));
-    launch(grid, combine_leaves<Y, K, true>, held);
-  }
+  if (ALSO == Also::norm) grid.shared = kThreads / 32 * static_cast<int64_t>(sizeof(A));
+  launch(grid, combine_leaves<Y, K, ALSO>, held);
+}
+
+template <typename Y, typename K>
+void combine(const Combine& p) {
+  if (p.partials != nullptr) return launch_combine<Y, K, Also::norm>(p);
+  if (p.leaves > 0 && p.after[0] != nullptr) return launch_combine<Y, K, Also::rest>(p);
+  launch_combine<Y, K, Also::nothing>(p);
 }
 
 }  // namespace
 
 int64_t combine_blocks(const Combine& p) {
   const auto bytes = [](Scalar type) -> size_t { return type == Scalar::f64 ? 8 : type == Scalar::f32 ? 4 : 2; };
-  const int64_t values = kThreads * width(bytes(p.state), bytes(p.rate));
+  const int64_t values = kThreads * width(bytes(p.state), bytes(p.rate), p.leaves > 0 && p.after[0] != nullptr);
   int64_t blocks = 0;
   for (int i = 0; i < p.leaves; ++i) blocks += (p.size[i] + values - 1) / values;
   return blocks;

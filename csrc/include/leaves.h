@@ -17,6 +17,19 @@ inline void check_leaves(const char* op, at::TensorList ys, at::TensorList ks, s
   }
 }
 
+// What rounding lost of each of `ys`, or nothing at all.
+inline void check_compensations(const char* op, at::TensorList ys, at::TensorList cs) {
+  TORCH_CHECK(cs.empty() || cs.size() == ys.size(), op, ": ", cs.size(), " cs for ", ys.size(), " ys");
+  for (size_t i = 0; i < cs.size(); ++i)
+    TORCH_CHECK(cs[i].sizes() == ys[i].sizes() && cs[i].device() == ys[i].device(), op, ": a c of shape ", cs[i].sizes(),
+                " on ", cs[i].device(), " for a state of ", ys[i].sizes(), " on ", ys[i].device());
+}
+
+// The dtype of sums: float for 16-bit floats, else that of the state.
+inline at::ScalarType sum_type(at::ScalarType type) {
+  return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
+}
+
 // The one dtype in which the rates of `y` are read: their own where that is a 16-bit float or float32 beside a float sum,
 // else float32, or that of `y` where it is wider.
 inline at::ScalarType rate_type(const at::Tensor& y, const std::vector<at::Tensor>& rates) {

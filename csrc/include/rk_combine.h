@@ -34,15 +34,28 @@ constexpr int64_t kBlock = 2048;
 // 0 without `norm`.
 using CombineBlock = double (*)(const Combination&, const ErrorNorm* norm, int64_t begin, int64_t count);
 
+// What rounding loses of a state: of the step before (null: nothing), and of this one; float, for f64 double.
+struct Compensation {
+  const void* before;
+  void* after;
+};
+
+// Combine scalars with what the step before lost: out + after = y + before + sum_j c_j k_j, whose sum runs in double, of
+// 16-bit states in float.
+using CompensateBlock = void (*)(const Combination&, const Compensation&, int64_t begin, int64_t count);
+
 namespace portable {
 double combine_block(const Combination&, const ErrorNorm*, int64_t, int64_t);
+void compensate_block(const Combination&, const Compensation&, int64_t, int64_t);
 }
 #ifdef CONTNET_FAST_X86
 namespace avx2 {
 double combine_block(const Combination&, const ErrorNorm*, int64_t, int64_t);
+void compensate_block(const Combination&, const Compensation&, int64_t, int64_t);
 }
 namespace avx512 {
 double combine_block(const Combination&, const ErrorNorm*, int64_t, int64_t);
+void compensate_block(const Combination&, const Compensation&, int64_t, int64_t);
 }
 #endif
 
