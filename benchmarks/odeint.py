@@ -22,7 +22,7 @@ import torch
 from gate import GateError
 from odeint_cases import Case, quick, suite
 from odeint_contenders import available, check, contenders, peak_allocated
-from odeint_errors import GradientCase, WorkCase, error_cases, measure_errors
+from odeint_errors import GradientCase, RoundingCase, WorkCase, error_cases, measure_errors
 from options import Parser, checked
 from rich.console import Console
 from rich.progress import Progress
@@ -33,7 +33,7 @@ from contnet_fast.errors import check_count, check_number
 
 LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
 
-AnyCase = Case | GradientCase | WorkCase
+AnyCase = Case | GradientCase | WorkCase | RoundingCase
 
 
 def parser() -> Parser:

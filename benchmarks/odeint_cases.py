@@ -86,7 +86,7 @@ class Case:
         gradient: of ours: "" (forward alone), "discrete", "checkpoint" or "adjoint".
         against: the other contenders, see ``odeint_contenders.py``; the first is the one ratios are held to.
         aim: what the first of ``against`` is to take at least, in times of ours.
-        training: batch norm takes the statistics of the batch.
+        training: batch norm takes the statistics of the batch. compensated: so ours sums; ``"plain"`` does not.
     """
 
     part: str
@@ -102,10 +102,11 @@ class Case:
     threads: int = 1
     training: bool = False
     peak: bool = False
+    compensated: bool = False
 
     @property
     def name(self) -> str:
-        tail = f"/{self.gradient}" if self.gradient else ""
+        tail = f"/{self.gradient}" if self.gradient else "/compensated" if self.compensated else ""
         count = f"-{round(1 / self.options['step_size'])}" if self.options.get("step_size") else ""
         return f"{self.part.removeprefix('odeint ')}/{self.problem}/{self.method}{count}{tail}"
 
@@ -168,6 +169,8 @@ def suite() -> list[Case]:
         Case("odeint steps", big, "rk4_classic", GRID, against=("loop",)),
         Case("odeint steps", big, "euler", GRID, against=("torchdiffeq", "loop")),
     ]
+    exact = Case("odeint compensated", big, "rk4", GRID, against=("plain",), aim=1 / 1.15, compensated=True)
+    cases += [replace(exact, problem=p, method=m) for p in (big, decay) for m in ("rk4", "rk4_classic")]
     small = Case("odeint steps", "dy/dt = -y, 64", "euler", against=("torchdiffeq", "loop"))
     cases += [replace(small, options={"step_size": 1 / n}) for n in (STEPS, 64)]  # Python alone
     tiny = Case("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)

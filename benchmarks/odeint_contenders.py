@@ -81,6 +81,8 @@ def _call(library: Any, case: Case, adjoint: bool, **more: Any) -> Solver:
 
 def _ours(case: Case) -> Solver:
     more: dict[str, Any] = {"batched": True} if case.part == "odeint rows" else {}
+    if case.compensated:
+        more["compensated"] = True
     if case.gradient == "checkpoint":
         more["gradient"] = "checkpoint"
     return _call(cf, case, case.gradient == "adjoint", **more)

@@ -46,25 +46,41 @@ class WorkCase:
         return f"work/{self.problem}"
 
 
-def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase]:
+@dataclass(frozen=True)
+class RoundingCase:
+    """A harmonic oscillator from 16 phases in float32, by many steps: what their rounding adds up to."""
+
+    step: float
+    steps: int
+    method: str = "rk4_classic"
+
+    @property
+    def name(self) -> str:
+        return f"rounding/{self.method}/{self.steps} of {self.step:g}"
+
+
+def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase | RoundingCase]:
     """Every case of errors."""
     mlp = Case("odeint gradients", "MLP 4-32-4, batch 64", "dopri5", {}, t1=5.0, gradient="discrete", threads=1)
     conv = replace(mlp, problem="conv 16@8", t1=1.0, options=GRID)
     tight = [replace(mlp, rtol=tol, atol=tol) for tol in (1e-3, 1e-5, 1e-7)]
     grids = [replace(conv, method=m, options={"step_size": 1 / n}) for m in ("euler", "rk4") for n in (4, 16)]
     if quick:
-        return [GradientCase(tight[0])]
+        return [GradientCase(tight[0]), RoundingCase(0.01, 1000)]
     return [
         *map(GradientCase, tight),
         GradientCase(tight[1], "float32"),
         *map(GradientCase, grids),
         *map(WorkCase, PROBLEMS),
+        *(RoundingCase(step, 10**n) for step in (0.01, 0.001) for n in (3, 4, 5)),
     ]
 
 
-def measure_errors(case: GradientCase | WorkCase) -> dict[str, Any]:
+def measure_errors(case: GradientCase | WorkCase | RoundingCase) -> dict[str, Any]:
     """The row of a case."""
     torch.set_num_threads(1)
+    if isinstance(case, RoundingCase):
+        return _rounding(case)
     return _gradients(case) if isinstance(case, GradientCase) else _work(case)
 
 
@@ -94,6 +110,26 @@ def _gradients(case: GradientCase) -> dict[str, Any]:
         if own is not None:
             row["from_steps"][name] = float(f"{(g - own).norm() / own.norm():.3g}")
     return row
+
+
+def _rounding(case: RoundingCase) -> dict[str, Any]:
+    phases = 2 * np.pi * torch.arange(16, dtype=D) / 16
+    y0, t = torch.stack([phases.cos(), phases.sin()]).float(), torch.tensor([0.0, case.step * case.steps], dtype=D)
+    given: dict[str, Any] = {"method": case.method, "options": {"step_size": case.step}}
+    theirs = given | {"method": "rk4" if case.method == "rk4_classic" else case.method}  # theirs is the 3/8 rule
+
+    def turn(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([y[1], -y[0]])
+
+    with torch.no_grad():
+        truth = cf.odeint(turn, y0.double(), t, **given, compensated=True)[-1]
+        ends = {
+            "ours": cf.odeint(turn, y0, t, **given)[-1],
+            "compensated": cf.odeint(turn, y0, t, **given, compensated=True)[-1],
+            "torchdiffeq": torchdiffeq.odeint(turn, y0, t, **theirs)[-1],
+        }
+    errors = {name: float(f"{(end - truth).abs().max():.3g}") for name, end in ends.items()}
+    return {"case": case.name, "part": "odeint rounding", **asdict(case), "errors": errors}
 
 
 # -- accuracy against work --------------------------------------------------------------------------------------------

@@ -90,11 +90,22 @@ def _work(results: Results) -> str:
     return _table(head, body)
 
 
-TIMED = ("steps", "mlp", "conv", "checkpoint", "adjoint", "rows", "leaves")
+def _rounding(results: Results) -> str:
+    body = []
+    for row in results.of("odeint rounding"):
+        errors = row["errors"]
+        gain = errors["ours"] / errors["compensated"]
+        body.append([f"{row['steps']:,}", f"{row['step']:g}",
+                     *(f"{errors[name]:.1e}" for name in ("torchdiffeq", "ours", "compensated")), f"{gain:.0f}"])  # fmt: skip
+    return _table(("steps", "of size", "torchdiffeq (rk4)", "ours", "`compensated=True`", "ours / compensated"), body)
+
+
+TIMED = ("steps", "compensated", "mlp", "conv", "checkpoint", "adjoint", "rows", "leaves")
 SECTIONS: dict[str, Callable[[Results], str]] = {
     **{f"odeint {name}": _times(f"odeint {name}") for name in TIMED},
     "odeint gradients from the ODE": _gradients("from_ode"),
     "odeint gradients from the steps": _gradients("from_steps"),
+    "odeint rounding": _rounding,
     "odeint work": _work,
 }
 

@@ -338,9 +338,7 @@ def _compensation(plan: Plan) -> Compensate:
     if plan.level == "none":
         return reference.rk_combine_compensated
 
-    def fused(
-        y: State, lost: State | None, ks: Sequence[State], coefficients: Sequence[float]
-    ) -> tuple[State, State]:
+    def fused(y: State, lost: State | None, ks: Sequence[State], coefficients: Sequence[float]) -> tuple[State, State]:
         single = isinstance(y, torch.Tensor)
         ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
         cs = [] if lost is None else [lost] if single else lost

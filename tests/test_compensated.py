@@ -16,6 +16,7 @@ from contnet_fast.reference.rk import accumulation_dtype, rk_combine_compensated
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 GRID = {"method": "rk4_classic", "options": {"step_size": 0.05}}
+COARSE = {"method": "midpoint", "options": {"step_size": 0.4}}
 T = torch.tensor([0.0, 0.7, 1.0], dtype=torch.float64)
 
 
@@ -55,9 +56,8 @@ def test_the_state_and_what_it_lacks_are_the_exact_sum(dtype):
     unit, wide = torch.finfo(accumulation_dtype(dtype)).eps, terms + (0 if dtype == torch.float64 else y.double().abs())
     if dtype == torch.float32:
         unit *= 2.0**-8  # what is kept has 24 bits of at most half an ulp; the sums are finer
-    for got, lacks, exact, size in zip(
-        y1.flatten().tolist(), c1.flatten().tolist(), exact_sums(y, c, ks, weights), wide.flatten().tolist(), strict=True
-    ):
+    columns = [x.flatten().tolist() for x in (y1, c1, wide)]
+    for got, lacks, size, exact in zip(*columns, exact_sums(y, c, ks, weights), strict=True):
         assert abs(Fraction(got) + Fraction(lacks) - exact) <= 4 * unit * size
         assert abs(lacks) <= torch.finfo(dtype).eps * max(abs(got), torch.finfo(dtype).tiny)
 
@@ -179,7 +179,8 @@ def exactly_stepped(y0):
     u, v = ([Fraction(x) for x in row.tolist()] for row in y0)
     pairs = list(zip(u, v, strict=True))
     # turn is -J: (y, y') -> (y', -y)
-    return torch.tensor([[float(a * x + b * y) for x, y in pairs], [float(a * y - b * x) for x, y in pairs]], dtype=torch.float64)
+    rows = [[float(a * x + b * y) for x, y in pairs], [float(a * y - b * x) for x, y in pairs]]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -199,7 +200,8 @@ class Net(torch.nn.Module):
     def __init__(self, width=3):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, width)).double()
+        layers = torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, width)
+        self.layers = torch.nn.Sequential(*layers).double()
 
     def forward(self, t, y):
         return self.layers(y) * (1 + t)
@@ -291,7 +293,7 @@ def test_many_small_leaves_and_time_backwards():
 def test_second_derivatives():
     y0 = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     for call in (
-        lambda y: cf.odeint(lambda t, y: y.sin(), y, T[:2], method="midpoint", options={"step_size": 0.4}, compensated=True)[1],
+        lambda y: cf.odeint(lambda t, y: y.sin(), y, T[:2], **COARSE, compensated=True)[1],
         lambda y: cf.rk_solve(lambda t, y: y.sin(), y, n_steps=2, compensated=True),
     ):
         torch.autograd.gradcheck(call, y0)
@@ -303,7 +305,7 @@ def test_compiled_and_transformed():
     y0, v = torch.randn(3, 2), torch.randn(3, 2)
 
     def call(y):
-        return cf.odeint(lambda t, y: y.sin(), y, T, method="midpoint", options={"step_size": 0.3}, compensated=True)[-1]
+        return cf.odeint(lambda t, y: y.sin(), y, T, **COARSE, compensated=True)[-1]
 
     def solve(y):
         return cf.rk_solve(lambda t, y: y.sin(), y, scheme="midpoint", n_steps=2, compensated=True)
@@ -337,7 +339,7 @@ def test_a_compiled_solve_keeps_what_rounding_loses():
         ({"compensated": 1, **GRID}, TypeError, "compensated: got 1, accepted: True or False"),
         ({"compensated": True}, ValueError, "compensated: got True with method 'dopri5', accepted: a fixed grid"),
         ({"compensated": True, "batched": True, **GRID}, ValueError, "compensated: got True with batched=True"),
-        ({"compensated": True, "event_fn": lambda t, y: y[0], **GRID}, ValueError, "compensated: got True with event_fn"),
+        ({"compensated": True, "event_fn": turn, **GRID}, ValueError, "compensated: got True with event_fn"),
     ],
 )
 def test_what_is_refused(words, error, message):

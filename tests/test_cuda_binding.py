@@ -6,7 +6,7 @@ import cuda_emulator as emulator
 import pytest
 import torch
 
-from contnet_fast.reference.rk import rk_combine, rk_error_norm
+from contnet_fast.reference.rk import accumulation_dtype, rk_combine, rk_combine_compensated, rk_error_norm
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
@@ -94,6 +94,39 @@ def test_the_error_norm(launches, dtype):
     wanted = rk_error_norm(ys[0].double(), out.double(), [k.double() for k in ks], ERRORS, rtol=1e-2, atol=1e-3)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm.double(), wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rate", [torch.float32, None], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("begin", [False, True])
+def test_compensated(launches, begin, dtype, rate):
+    ys, ks = draw(((700,), dtype), ((0, 3), dtype), ((2, 3, 8, 8), dtype), ((41,), dtype), rate=rate)
+    ys[2], ys[3] = ys[2].contiguous(memory_format=torch.channels_last), ys[3][1:]
+    ks = [k[1:] if i % 4 == 3 else k for i, k in enumerate(ks)]
+    generator, kept = torch.Generator().manual_seed(0), accumulation_dtype(dtype)
+    cs = [torch.randn(y.shape, generator=generator, dtype=kept) * torch.finfo(dtype).eps / 4 for y in ys]
+    cs = cs if begin else []
+    outs, rests = torch.ops.contnet_fast.rk_combine_compensated_cuda(ys, cs, ks, COEFFICIENTS)
+    wanted = rk_combine_compensated(ys, cs or None, [ks[j * 4 : j * 4 + 4] for j in range(3)], COEFFICIENTS)
+    assert launches() == 1
+    unit = torch.finfo(dtype).eps
+    for y, out, rest, y1, c1 in zip(ys, outs, rests, *wanted, strict=True):
+        assert (out.dtype, out.stride(), rest.dtype, rest.stride()) == (dtype, y.stride(), kept, y.stride())
+        torch.testing.assert_close(out, y1, rtol=2 * unit, atol=unit)
+        between = (out.double() - y1.double()) + rest.double()
+        # some ulp of the increments in the wider sums, which are as large as the state here
+        torch.testing.assert_close(between, c1.double(), rtol=0, atol=unit * (2 if dtype == torch.float64 else 2.0**-5))
+
+
+def test_compensated_of_what_is_not_finite(launches):
+    y, k = torch.tensor([float("inf"), float("nan"), 3e38, 1.0]), torch.tensor([1.0, 1.0, 3e38, 1e-9])
+    (out,), (rest,) = torch.ops.contnet_fast.rk_combine_compensated_cuda([y], [], [k], [1.0])
+    torch.testing.assert_close(out, y + k, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(rest, torch.tensor([0.0, 0.0, 0.0, 1e-9]), rtol=3e-7, atol=0)
+    with pytest.raises(RuntimeError, match="rk_combine_compensated_cuda: 2 cs for 1 ys"):
+        torch.ops.contnet_fast.rk_combine_compensated_cuda([y], [y, y], [k], [1.0])
+    with pytest.raises(RuntimeError, match=r"a c of shape \[2\] on cpu for a state of \[4\] on cpu"):
+        torch.ops.contnet_fast.rk_combine_compensated_cuda([y], [y[:2]], [k], [1.0])
 
 
 def test_nothing_to_do(launches):

@@ -10,7 +10,12 @@ import torch
 from ..backends import Problem, record, select
 from ..ops import OWN_DERIVATIVE, RKCombine, RKCompensated, distinct, lookup
 from ..reference.rk import (
-    accumulation_dtype, added, compensated, compensated_dtype, rk_combine, rk_combine_compensated
+    accumulation_dtype,
+    added,
+    compensated,
+    compensated_dtype,
+    rk_combine,
+    rk_combine_compensated,
 )  # fmt: skip
 from ..states import leaf_dtypes, state_shape
 from .methods import Method, Terms

@@ -43,7 +43,7 @@ class FixedStep:
     weights: list[Any]
 
     def run(self, solver: FixedGrid, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """The step from ``[ys, *remembered rates, the newest first]``, compensated ``[ys, lost, *remembered rates]``."""
+        """The step from ``[ys, *remembered rates]``, the newest first; what is lost comes after ``ys``."""
         problem, (ys, *known) = solver.problem, start
         lost = known.pop(0) if solver.compensated and known else []
         dt = self.dt * problem.sign
@@ -204,9 +204,7 @@ class FixedGrid:
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
 
-    def rates(
-        self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor
-    ) -> list[Leaves]:
+    def rates(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> list[Leaves]:
         """The rates of all stages of a Runge-Kutta step."""
         ks = [k0]
         for time, row, summed in zip(times[1:], self.method.rows[1:], self.summed[1:], strict=True):

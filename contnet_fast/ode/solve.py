@@ -70,9 +70,7 @@ def make_solver(
     """The solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
-        return FixedGrid(
-            problem, settings.method, settings.options, graph=graph, s=s, compensated=settings.compensated
-        )
+        return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s, compensated=settings.compensated)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)

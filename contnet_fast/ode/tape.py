@@ -68,7 +68,6 @@ class TapedArithmetic(Arithmetic):
         self._tape.entries.append(Sum(ys, [(float(h) * c, ks[j]) for j, c in terms], results))
         return results
 
-
     def compensate(
         self, ys: Leaves, cs: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor
     ) -> tuple[Leaves, Leaves]:

@@ -32,9 +32,7 @@ SCHEMAS = {
         "(Tensor[] ys, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
         " -> (Tensor[], Tensor)"
     ),
-    "rk_combine_compensated": (
-        "(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])"
-    ),
+    "rk_combine_compensated": ("(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])"),
     "conv_solve": f"({_SOLVE}, bool return_steps) -> (Tensor, Tensor, Tensor, Tensor)",
     "conv_solve_backward": f"(Tensor grad, {_SOLVE}, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]",
 }

@@ -104,9 +104,7 @@ def rk_combine_compensated(
     return compensated(y, c, increment)
 
 
-def compensated(
-    y: torch.Tensor, c: torch.Tensor | None, increment: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def compensated(y: torch.Tensor, c: torch.Tensor | None, increment: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """y1 and c1 of :func:`rk_combine_compensated` for one tensor, with the sum of its terms in the wider dtype."""
     more = increment if c is None else increment + c.detach().to(increment.dtype)
     total = y.to(increment.dtype) + more

@@ -179,7 +179,7 @@ void launch_combine(const Combine& p) {
   using A = SumOf<Y, ALSO>;
   constexpr int N = kWidth<Y, K, ALSO>;
   constexpr int64_t values = kThreads * N;
-  constexpr size_t wide = sizeof(Vector<Y, N>), rates = sizeof(Vector<K, N>), rests = sizeof(Vector<Sum<Y>, N>);
+  constexpr size_t wide = sizeof(Y) * N, rates = sizeof(K) * N, rests = sizeof(Sum<Y>) * N;
   Leaves<Y, K, ALSO> held{};
   for (int i = 0; i < p.leaves; ++i) {
     if (p.size[i] == 0) continue;

@@ -73,6 +73,9 @@ void emulated_combine(const Combine& p) {
     buffers.in(p.y[i], p.size[i] * size_of(p.state));
     buffers.out(p.out[i], p.size[i] * size_of(p.state));
     for (int j = 0; j < p.terms; ++j) buffers.in(p.k[i][j], p.size[i] * size_of(p.rate));
+    const int64_t rest = p.size[i] * (p.state == Scalar::f64 ? 8 : 4);
+    if (p.before[i] != nullptr) buffers.in(p.before[i], rest);
+    if (p.after[i] != nullptr) buffers.out(p.after[i], rest);
   }
   if (p.partials != nullptr) buffers.out(p.partials, combine_blocks(p) * 8);
   buffers.finish(emulated_rk_combine(&p));
