@@ -94,9 +94,9 @@ def _rounding(results: Results) -> str:
     body = []
     for row in results.of("odeint rounding"):
         errors = row["errors"]
-        gain = errors["ours"] / errors["compensated"]
-        body.append([f"{row['steps']:,}", f"{row['step']:g}",
-                     *(f"{errors[name]:.1e}" for name in ("torchdiffeq", "ours", "compensated")), f"{gain:.0f}"])  # fmt: skip
+        each = [f"{errors[name]:.1e}" for name in ("torchdiffeq", "ours", "compensated")]
+        gain = f"{errors['ours'] / errors['compensated']:.0f}"
+        body.append([f"{row['steps']:,}", f"{row['step']:g}", *each, gain])
     return _table(("steps", "of size", "torchdiffeq (rk4)", "ours", "`compensated=True`", "ours / compensated"), body)
 
 
