@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch.utils._pytree import TreeSpec
 
-from .backends import Problem, check_backend, record, select
+from .backends import Plan, Problem, check_backend, record, select
 from .errors import check_number
-from .ops import RKCombine, RKCombineError, distinct
-from .reference.rk import State, norm_dtype, rk_error_norm
+from .ops import RKCombine, RKCombineError, RKCompensated, distinct, lookup
+from .reference.rk import Combine, Compensate, State, norm_dtype, rk_combine_compensated, rk_error_norm
 from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 
@@ -83,6 +83,41 @@ def rk_combine_error(
     else:
         *y1, norm = RKCombineError.apply(plan.backend, scaled, error, float(rtol), float(atol), *ys, *distinct(rates))
     return unflatten(y1, structure), norm
+
+
+def combination(plan: Plan) -> Combine:
+    """The stage combination of the solve that a plan is for, on tensors or tuples of leaves."""
+    if plan.level == "none":
+        return chain
+
+    op = lookup("rk_combine", plan.backend)
+
+    def fused(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
+        single = isinstance(y, torch.Tensor)
+        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
+        if torch.is_grad_enabled():
+            out = RKCombine.apply(plan.backend, coefficients, *ys, *distinct(rates))
+        else:
+            out = op(ys, rates, coefficients)
+        return out[0] if single else tuple(out)
+
+    return fused
+
+
+def compensation(plan: Plan) -> Compensate:
+    """Its compensated update."""
+    if plan.level == "none":
+        return rk_combine_compensated
+
+    def fused(y: State, lost: State | None, ks: Sequence[State], coefficients: Sequence[float]) -> tuple[State, State]:
+        single = isinstance(y, torch.Tensor)
+        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
+        cs = [] if lost is None else [lost] if single else lost
+        found = RKCompensated.apply(plan.backend, tuple(coefficients), len(cs), *cs, *ys, *distinct(rates))
+        y1s, c1s = found[: len(ys)], found[len(ys) :]
+        return (y1s[0], c1s[0]) if single else (tuple(y1s), tuple(c1s))
+
+    return fused
 
 
 def _by_term(rates: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -11,12 +11,12 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from . import reference
-from .backends import Plan, Problem, check_backend, record, select
-from .combine import rk_combine, rk_combine_error
+from .backends import Problem, check_backend, record, select
+from .combine import combination, compensation, rk_combine, rk_combine_error
 from .errors import check_bool, check_choice, check_count, check_number
-from .ops import RKCombine, RKCompensated, distinct, fused_conv_solve, lookup
+from .ops import fused_conv_solve
 from .reference import CalledField
-from .reference.rk import CHECKPOINTS, Combine, Compensate, Stage, State
+from .reference.rk import CHECKPOINTS, Stage, State
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
@@ -208,8 +208,8 @@ def _solve(
         carrier=carrier,
         preserve_rng_state=True,
         return_steps=return_steps,
-        combine=_combination(plan),
-        compensate=_compensation(plan) if compensated else None,
+        combine=combination(plan),
+        compensate=compensation(plan) if compensated else None,
     )
     return states if structure is None else unflatten(states, structure)
 
@@ -312,41 +312,8 @@ def conv_solve(
         training=training,
         checkpoint=plan.problem.checkpoint,
         return_steps=return_steps,
-        combine=_combination(plan),
+        combine=combination(plan),
     )
-
-
-def _combination(plan: Plan) -> Combine:
-    if plan.level == "none":
-        return reference.rk_combine
-
-    op = lookup("rk_combine", plan.backend)
-
-    def fused(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
-        single = isinstance(y, torch.Tensor)
-        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
-        if torch.is_grad_enabled():
-            out = RKCombine.apply(plan.backend, coefficients, *ys, *distinct(rates))
-        else:
-            out = op(ys, rates, coefficients)
-        return out[0] if single else tuple(out)
-
-    return fused
-
-
-def _compensation(plan: Plan) -> Compensate:
-    if plan.level == "none":
-        return reference.rk_combine_compensated
-
-    def fused(y: State, lost: State | None, ks: Sequence[State], coefficients: Sequence[float]) -> tuple[State, State]:
-        single = isinstance(y, torch.Tensor)
-        ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
-        cs = [] if lost is None else [lost] if single else lost
-        found = RKCompensated.apply(plan.backend, tuple(coefficients), len(cs), *cs, *ys, *distinct(rates))
-        y1s, c1s = found[: len(ys)], found[len(ys) :]
-        return (y1s[0], c1s[0]) if single else (tuple(y1s), tuple(c1s))
-
-    return fused
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:
