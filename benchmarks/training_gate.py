@@ -2,7 +2,8 @@
 
 Logits, loss and gradients are those of the first images at the first weights; ours are checked at each depth that
 refinement will reach. They may be off by twice what eager PyTorch in the same memory format is, and besides by 1 ulp
-of the largest logit (autocast: 2^-8) and by what relus near zero do to gradients (``gate.CHANCE``). PyTorch's
+of the largest logit (autocast: 2^-8) and by what relus near zero do to gradients (``gate.CHANCE``), the loss by what
+logits that are off by as much as they may be make of it. PyTorch's
 statistics of batch norm in channels_last are good to 1e-3 only, and stem and stitches have them: there, and for
 baselines, logits may be off by 1e-3 more. A gradient that is off is looked at again with other first weights: a
 relu near zero is off in one draw, a wrong formula in all. Ours is checked in float64 too, where chance has no room.
@@ -97,7 +98,7 @@ class Gate:
         for draw in range(DRAWS):
             exact = self._in_exact(depth, self.config.batch_size, draw)
             found = errors(self._results(one, depth, draw=draw), exact)
-            allowed = self._allowed(one, self._of_eager(one.layout, depth, draw), float(exact["y"].abs().max()))
+            allowed = self._allowed(one, self._of_eager(one.layout, depth, draw), exact)
             outputs = {name: limit for name, limit in allowed.items() if name in ("y", "loss")}
             self._judge(one, found, outputs)
             for name, limit in allowed.items():
@@ -114,12 +115,15 @@ class Gate:
             "draws": draw + 1,
         }
 
-    def _allowed(self, one: Entrant, eager: dict[str, float], largest: float) -> dict[str, float]:
+    def _allowed(self, one: Entrant, eager: dict[str, float], exact: Results) -> dict[str, float]:
         dtype = amp_dtype(self.config)
         exact_layout = one.is_ours and one.layout == "nchw"
         output = OUTPUT[dtype] if exact_layout else max(BASELINE_TOLERANCE[torch.float32], OUTPUT[dtype])
         allowed = {name: 2.0 * error + GRADIENT[dtype] for name, error in eager.items()}
-        return allowed | {"y": 2.0 * eager["y"] + output * largest, "loss": 2.0 * eager["loss"] + output}
+        y = 2.0 * eager["y"] + output * float(exact["y"].abs().max())
+        # of the right loss; that eager's errors cancel in the loss by chance says nothing of another's
+        loss = 2.0 * y / float(exact["loss"].norm())
+        return allowed | {"y": y, "loss": loss + output}
 
     def _in_float64(self, one: Entrant, depth: int) -> None:
         """Two images in float64."""

@@ -13,17 +13,22 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 @pytest.fixture
 def judge(monkeypatch):
-    """``judge(wrong)``: what the gate says of a gradient that is off by a tenth in the draws ``wrong``."""
+    """``judge(wrong)``: what the gate says of a gradient that is off by a tenth in the draws ``wrong``.
+
+    Eager PyTorch's logits are off by ``eager``, and its loss is right by chance.
+    """
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     gate, rows = importlib.import_module("training_gate"), importlib.import_module("training_rows")
 
-    def judged(wrong, *, name="weight", by=1.1):
+    def judged(wrong, *, name="weight", by=1.1, eager=0.0):
         class Made(gate.Gate):
-            def _results(self, one, depth, *, draw=0, **_):
+            def _results(self, one, depth, *, draw=0, plain=False, **_):
                 torch.manual_seed(draw)
                 values = {what: torch.randn(8).double() for what in ("y", "loss", "weight", "bias")}
                 if one.who == "cuda" and draw in wrong:
                     values[name] = values[name] * by
+                if plain:
+                    values["y"] += eager
                 return values
 
         config = rows.TrainingRow(1, "euler").config(epochs=1, data="synthetic", batch_size=2, width=4)
@@ -52,3 +57,9 @@ def test_a_gradient_that_is_off_in_every_draw_is_wrong(judge, by):
 def test_an_output_that_is_off_once_is_wrong(judge, name):
     with pytest.raises(judge.error, match=f"{name}: error"):
         judge((0,), name=name)
+
+
+def test_a_loss_may_be_off_by_what_its_logits_may(judge):
+    assert judge((0,), name="loss", by=1 + 5e-7, eager=1e-6)["draws"] == 1
+    with pytest.raises(judge.error, match="loss: error"):
+        judge((0,), name="loss", by=1 + 5e-6, eager=1e-6)
