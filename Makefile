@@ -48,7 +48,7 @@ demo: $(READY)
 
 # a file's tests stay in one process
 test: $(READY)
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # tests/suite_parts.py says what is in it; make test-quick ARGS=-x
 test-quick: $(READY)

@@ -38,6 +38,20 @@ def pytest_configure(config):
         cpu._extension.use_instruction_set(widest)
 
 
+# files that take minutes; with several processes they come first, so that none is left with one of them at the end
+LONG = [
+    "cuda_compile", "triton_conv", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report", "training",
+    "statistics_constants", "triton_aot", "gpu_run", "wrapped", "benchmarks", "distributed", "train_cifar",
+    "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
+]  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+        items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
 def pytest_report_header(config):
     sets = cpu._extension.instruction_set() if cpu._extension else "none"
     options = f"seeds +{config.getoption('seed')}, {torch.get_num_threads()} threads"

@@ -281,7 +281,7 @@ def test_one_bad_test_is_named_and_the_others_run(run, project, gpu, monkeypatch
     module, whole = gpu("gpu_tests"), run()
     monkeypatch.setenv("LOST", str(tmp_path / "lost"))
     monkeypatch.setattr(module, "PROCESSES", 1)
-    monkeypatch.setattr(module, "FILE_LIMIT", 6 if name == "hangs" else 60)
+    monkeypatch.setattr(module, "FILE_LIMIT", 20 if name == "hangs" else 60)
     project("tests/test_a.py", TESTS.format(name=name, body=BODIES[name]))
     module.tests(whole, ["tests/test_a.py"])
     (row,) = whole.rows()

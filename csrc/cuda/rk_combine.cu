@@ -15,25 +15,23 @@ namespace {
 
 constexpr int kThreads = 256;
 
-enum class Also { nothing, norm, rest };  // what a pass computes beside the sum
-
 // values a thread
 constexpr int width(size_t state, size_t rate, bool rest) {
   const size_t widest = std::max(state, rate);
   return 16 / static_cast<int>(rest ? std::max(widest, sizeof(float)) : widest);
 }
-template <typename Y, typename K, Also ALSO>
-constexpr int kWidth = width(sizeof(Y), sizeof(K), ALSO == Also::rest);
+template <typename Y, typename K, bool REST>
+constexpr int kWidth = width(sizeof(Y), sizeof(K), REST);
 
 // In which compensated sums run, and what they lose is kept.
 template <typename Y>
 using WideSum = std::conditional_t<std::is_same_v<Y, float>, double, Sum<Y>>;
-template <typename Y, Also ALSO>
-using SumOf = std::conditional_t<ALSO == Also::rest, WideSum<Y>, Sum<Y>>;
+template <typename Y, bool REST>
+using SumOf = std::conditional_t<REST, WideSum<Y>, Sum<Y>>;
 
-template <typename Y, typename K, Also ALSO>
+template <typename Y, typename K, bool REST>
 struct Leaves {
-  using A = SumOf<Y, ALSO>;
+  using A = SumOf<Y, REST>;
   Global<const Y> y[kMostLeaves];
   Global<const K> k[kMostLeaves][kMostTerms];
   Global<Y> out[kMostLeaves];
@@ -91,12 +89,12 @@ DEVICE void store_some(Global<T> p, int64_t i, int64_t size, bool aligned, const
     if (i + n < size) p[i + n] = values[n];
 }
 
-template <typename Y, typename K, Also ALSO>
+// With NORM also the error norm, with REST what rounding lost.
+template <typename Y, typename K, bool NORM, bool REST>
 KERNEL(kThreads)
-combine_leaves(GRID_CONSTANT Leaves<Y, K, ALSO> p) {
-  using A = SumOf<Y, ALSO>;
-  constexpr bool NORM = ALSO == Also::norm;
-  constexpr int N = kWidth<Y, K, ALSO>;
+combine_leaves(GRID_CONSTANT Leaves<Y, K, REST> p) {
+  using A = SumOf<Y, REST>;
+  constexpr int N = kWidth<Y, K, REST>;
   int64_t block = block_index();
   int leaf = 0;
   while (block >= p.blocks[leaf]) block -= p.blocks[leaf++];
@@ -128,7 +126,7 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K, ALSO> p) {
 
   const Vector<Y, N> start = load_some<N>(p.y[leaf], first, size, aligned);
   Vector<Y, N> end;
-  if constexpr (ALSO == Also::rest) {
+  if constexpr (REST) {
     Vector<Sum<Y>, N> before{}, after;
     if (p.has_before) before = load_some<N>(p.before[leaf], first, size, aligned);
     UNROLL
@@ -174,13 +172,13 @@ finish_norm(Global<const double> partials, int64_t count, double elements, Globa
 
 bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
-template <typename Y, typename K, Also ALSO>
+template <typename Y, typename K, bool NORM, bool REST>
 void launch_combine(const Combine& p) {
-  using A = SumOf<Y, ALSO>;
-  constexpr int N = kWidth<Y, K, ALSO>;
+  using A = SumOf<Y, REST>;
+  constexpr int N = kWidth<Y, K, REST>;
   constexpr int64_t values = kThreads * N;
   constexpr size_t wide = sizeof(Y) * N, rates = sizeof(K) * N, rests = sizeof(Sum<Y>) * N;
-  Leaves<Y, K, ALSO> held{};
+  Leaves<Y, K, REST> held{};
   for (int i = 0; i < p.leaves; ++i) {
     if (p.size[i] == 0) continue;
     const int l = held.leaves++;
@@ -206,15 +204,15 @@ void launch_combine(const Combine& p) {
   held.atol = static_cast<A>(p.atol);
   held.partials = p.partials;
   Grid grid{"rk_combine", combine_blocks(p), kThreads, 0, 1, p.stream};
-  if (ALSO == Also::norm) grid.shared = kThreads / 32 * static_cast<int64_t>(sizeof(A));
-  launch(grid, combine_leaves<Y, K, ALSO>, held);
+  if (NORM) grid.shared = kThreads / 32 * static_cast<int64_t>(sizeof(A));
+  launch(grid, combine_leaves<Y, K, NORM, REST>, held);
 }
 
 template <typename Y, typename K>
 void combine(const Combine& p) {
-  if (p.partials != nullptr) return launch_combine<Y, K, Also::norm>(p);
-  if (p.leaves > 0 && p.after[0] != nullptr) return launch_combine<Y, K, Also::rest>(p);
-  launch_combine<Y, K, Also::nothing>(p);
+  if (p.partials != nullptr) return launch_combine<Y, K, true, false>(p);
+  if (p.leaves > 0 && p.after[0] != nullptr) return launch_combine<Y, K, false, true>(p);
+  launch_combine<Y, K, false, false>(p);
 }
 
 }  // namespace
