@@ -159,10 +159,14 @@ def table(head: Iterable[object], body: Iterable[Iterable[object]]) -> str:
 
 
 def draw_panels(name: str, path: Path) -> None:
-    """The panels of a study: scheme by columns, schedule by rows, the mean over seeds."""
+    """The panels of a study, fixed and refined: scheme by columns, schedule by rows, the mean over seeds."""
     from contnet_fast.analysis import plots
 
     found = cells(records(name))
     if found:
-        panels = [(f"trained inside {title(*cell)}", averaged(of_cell)) for cell, of_cell in found.items()]
+        panels = [
+            (f"trained inside {title(scheme, schedule)}", averaged(of_cell))
+            for (scheme, schedule), of_cell in found.items()
+            if schedule in ("fixed", "refined")
+        ]
         plots.crossed_panels(path, panels)
