@@ -14,11 +14,13 @@ from contnet_fast.kernels.nvcc import release, toolkit
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
 
 
+# the page says of which sources it is, so that one chip is enough every time; -m full compiles for all
+CHIPS = [*(pytest.param(c, marks=pytest.mark.full) for c in cuda_build.CHIPS if c != "sm_90a"), "sm_90a"]
 HOST = ("stages_backward",)  # code of the host alone
 compiled = lru_cache(maxsize=None)(cuda_build.resources)
 
 
-@pytest.mark.parametrize("chip", cuda_build.CHIPS)
+@pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
 def test_kernels_compile_and_spill_nothing(source, chip):
     rows = compiled(source, chip)
@@ -54,6 +56,28 @@ def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, tm
         assert not re.search(r"\b(LDL|STL)\b", kernel)
 
 
+def page_rows():
+    part = cuda_build.DOCS.read_text().partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")]
+    return {(source, kernel.strip("`")): values for source, kernel, *values in cells[1:]}
+
+
+def test_the_page_is_of_these_sources_and_no_kernel_spills():
+    assert f"from sources {cuda_build.digest()}." in cuda_build.DOCS.read_text(), "make aot-cuda writes the page anew"
+    assert {values[1] for values in page_rows().values()} == {"0"}
+
+
+def test_the_page_says_what_the_compiler_says_of_one_chip():
+    place, page = cuda_build.CHIPS.index("sm_90a"), page_rows()
+    found = {(path.name, row.kernel): row for path in cuda_build.kernels() for row in compiled(path, "sm_90a")}
+    assert page.keys() == found.keys()
+    if f"nvcc {release(cuda_build.nvcc())} from" in cuda_build.DOCS.read_text():  # another one takes other registers
+        for name, row in found.items():
+            said = [values.split(", ")[place] if ", " in values else values for values in page[name]]
+            assert (name, said) == (name, [str(n) for n in (row.registers, row.spills, row.stack, row.shared)])
+
+
+@pytest.mark.full
 def test_the_page_says_what_the_compiler_says():
     rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
     page = cuda_build.DOCS.read_text()
@@ -61,14 +85,14 @@ def test_the_page_says_what_the_compiler_says():
         [line for line in text.splitlines() if line.startswith("|")]
         for text in (page.partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0], cuda_build.table(rows))
     )
-    other = f"nvcc {release(cuda_build.nvcc())}." not in page
+    other = f"nvcc {release(cuda_build.nvcc())} from" not in page
     names = re.compile(r"\| (\S+ \| `.*?`)")  # another release takes other registers
     assert [names.findall(line) if other else line for line in said] == [
         names.findall(line) if other else line for line in here
     ], "make aot-cuda writes the page anew"
 
 
-@pytest.mark.parametrize("chip", cuda_build.CHIPS)
+@pytest.mark.parametrize("chip", CHIPS)
 def test_every_primitive_compiles(chip, request):
     for source in (request.path.parent / "cuda").glob("*.cu"):
         assert cuda_build.resources(source, chip)

@@ -52,6 +52,12 @@ def kernels() -> list[Path]:
     return sorted(SOURCES.glob("*.cu"))
 
 
+def digest() -> str:
+    """Of all that kernels are compiled from: sources, headers, flags."""
+    files = sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")])
+    return _digest(" ".join(COMPILE).encode(), *(part for p in files for part in (p.name.encode(), p.read_bytes())))
+
+
 def host_compiler() -> str | None:
     """The C++ compiler, if there is one."""
     return shutil.which(os.environ.get("CXX", "g++"))
@@ -165,7 +171,8 @@ def table(rows: dict[str, list[Resources]]) -> str:
     compiler = nvcc()
     assert compiler is not None
     lines = [
-        f"Compiled by nvcc {release(compiler)}. Values for {', '.join(CHIPS)}, or one where they are equal; bytes:",
+        f"Compiled by nvcc {release(compiler)} from sources {digest()}. Values for {', '.join(CHIPS)}, or one where they "
+        "are equal; bytes:",
         "",
     ]
     lines += ["| source | kernel | registers | spills | stack | static shared |", "|---|---|---|---|---|---|"]
