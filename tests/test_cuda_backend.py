@@ -10,6 +10,7 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.backends import Problem, cuda, select
+from contnet_fast.backends.extension import INTERFACE
 from contnet_fast.kernels.nvcc import architectures, flags, has_code
 
 
@@ -183,8 +184,8 @@ assert "cuda" not in cf.available_backends()
     return code
 
 
-WITHOUT = """types.SimpleNamespace(
-    interface=lambda: 4, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
+WITHOUT = f"""types.SimpleNamespace(
+    interface=lambda: {INTERFACE}, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
     without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
     record=lambda on: None, take_runs=lambda: [])"""
 
