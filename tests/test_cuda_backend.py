@@ -185,7 +185,8 @@ assert "cuda" not in cf.available_backends()
 
 
 WITHOUT = f"""types.SimpleNamespace(
-    interface=lambda: {INTERFACE}, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [], cuda_release=lambda: "",
+    interface=lambda: {INTERFACE}, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [],
+    cuda_release=lambda: "",
     without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
     record=lambda on: None, take_runs=lambda: [])"""
 
