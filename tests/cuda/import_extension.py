@@ -8,7 +8,13 @@ import torch
 
 import contnet_fast as cf
 
-OPS = ("rk_combine_cuda", "rk_combine_error_cuda", "conv_solve_cuda", "conv_solve_backward_cuda")
+OPS = (
+    "rk_combine_cuda",
+    "rk_combine_error_cuda",
+    "rk_combine_compensated_cuda",
+    "conv_solve_cuda",
+    "conv_solve_backward_cuda",
+)
 
 info = cf.info()
 print(info)
