@@ -6,9 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from contnet_fast.nn import ContinuousBlock
 
 D = torch.float64
 
@@ -381,3 +384,28 @@ def same(got, want):
             same(list(a.values()), list(b.values()))
         else:
             assert a == b
+
+
+class Reader(Field):
+    """Reads a buffer, a parameter without a gradient and a flag, and moves nothing."""
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.register_buffer("factor", torch.ones(size, dtype=D))
+        self.frozen = nn.Parameter(torch.full((3,), 0.5, dtype=D), requires_grad=False)
+
+    def scale(self):
+        return self.factor[:3] * self.frozen * (1.0 if self.training else 2.0)
+
+
+POLICIES = ["step", "block"]
+everywhere = pytest.mark.parametrize("checkpoint", POLICIES)
+
+
+def start():
+    return torch.linspace(-1, 1, 12, dtype=D).view(4, 3).requires_grad_()
+
+
+def solve(field, x, checkpoint, *, scheme="midpoint", n_steps=3):
+    """By a block or by ``rk_solve``, which a block calls with what it holds."""
+    return ContinuousBlock(field, scheme=scheme, n_steps=n_steps, checkpoint=checkpoint)(x)

@@ -116,3 +116,25 @@ def assert_same_statistics(
                     getattr(field, ours)[k], theirs, rtol=rtol, atol=atol, msg=lambda m, at=(k, ours): f"{at}: {m}"
                 )
             assert field.num_batches_tracked[k] == norm.num_batches_tracked
+
+
+def step(module, x):
+    """Output and gradients of a training step: of the input, and of the norms' and convolutions' parameters."""
+    x = x.clone().requires_grad_()
+    y = module.train()(x)
+    y.square().mean().backward()
+    return y.detach(), x.grad
+
+
+def assert_same_step(block, plain, x):
+    for ours, theirs in zip(step(block, x), step(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert_same_statistics(block, plain, rtol=1e-4, atol=1e-5)
+    for name, parameter in block.field.named_parameters():
+        part, _, leaf = name.partition("_")
+        grads = [dict(getattr(cell, part).named_parameters())[leaf].grad for cell in plain.cells]
+        torch.testing.assert_close(
+            parameter.grad, torch.stack(grads).view_as(parameter.grad), rtol=1e-3, atol=1e-4, msg=name
+        )
+    block.zero_grad()
+    plain.zero_grad()

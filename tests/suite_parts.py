@@ -16,10 +16,10 @@ TESTS = Path(__file__).resolve().parent
 PARTS = {  # files without test_ and .py
     "quick": "tableaus timegrid bases testing reference backends ops block transform models odeint cpu_smoke",
     "compile": "compile odeint_compile tracing",
-    "op": "pytrees cpu_conv_ops func_transforms",
+    "op": "pytrees cpu_conv_ops func_transforms compensated",
     "block": (
         "cpu_conv_blocks published published_times convergence statistics_constants batch_norm_tools carry wrapped "
-        "recomputation field_hooks sharded_fields"
+        "recomputation recomputation_changes field_hooks field_classes sharded_fields"
     ),
     "cpp": "cpu_backend cpu_conv cpu_conv_gradients rounding",
     "odeint": (
