@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec
 from .backends import Plan, Problem, check_backend, record, select
 from .errors import check_number
 from .ops import RKCombine, RKCombineError, RKCompensated, distinct, lookup
-from .reference.rk import Combine, Compensate, State, norm_dtype, rk_combine_compensated, rk_error_norm
+from .reference.rk import Combine, Compensate, State, by_term, norm_dtype, rk_combine_compensated, rk_error_norm
 from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 
@@ -42,7 +42,7 @@ def rk_combine(
     plan = select(_problem("rk_combine", ys, rates), check_backend(backend))
     if plan.level == "none":
         record(plan.problem.op, plan.backend, plan.level)
-        return unflatten(chain(ys, _by_term(rates, ys), scaled), structure)
+        return unflatten(chain(ys, by_term(rates, len(ys)), scaled), structure)
     return unflatten(RKCombine.apply(plan.backend, scaled, *ys, *distinct(rates)), structure)
 
 
@@ -76,7 +76,7 @@ def rk_combine_error(
     plan = select(_problem("rk_combine_error", ys, rates), check_backend(backend))
     if plan.level == "none":
         record(plan.problem.op, plan.backend, plan.level)
-        terms = _by_term(rates, ys)
+        terms = by_term(rates, len(ys))
         y1 = chain(ys, terms, scaled)
         with torch.no_grad():
             norm = rk_error_norm(ys, y1, terms, error, rtol=rtol, atol=atol).to(norm_dtype(ys))
@@ -118,10 +118,6 @@ def compensation(plan: Plan) -> Compensate:
         return (y1s[0], c1s[0]) if single else (tuple(y1s), tuple(c1s))
 
     return fused
-
-
-def _by_term(rates: Sequence[torch.Tensor], ys: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    return [list(rates[j : j + len(ys)]) for j in range(0, len(rates), len(ys))]
 
 
 def _problem(op: str, ys: Sequence[torch.Tensor], rates: Sequence[torch.Tensor]) -> Problem:

@@ -21,20 +21,17 @@
 namespace contnet_fast {
 namespace {
 
-CombineBlock combine_block() {
-#ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return avx512::combine_block;
-  if (instruction_set() == Isa::avx2) return avx2::combine_block;
-#endif
-  return portable::combine_block;
-}
+struct Kernels {
+  CombineBlock combine;
+  CompensateBlock compensate;
+};
 
-CompensateBlock compensate_block() {
+Kernels kernels() {
 #ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return avx512::compensate_block;
-  if (instruction_set() == Isa::avx2) return avx2::compensate_block;
+  if (instruction_set() == Isa::avx512) return {avx512::combine_block, avx512::compensate_block};
+  if (instruction_set() == Isa::avx2) return {avx2::combine_block, avx2::compensate_block};
 #endif
-  return portable::compensate_block;
+  return {portable::combine_block, portable::compensate_block};
 }
 
 Scalar scalar_of(at::ScalarType type) {
@@ -124,7 +121,7 @@ void for_each(const std::vector<Block>& blocks, const One& one) {
 double combine(const std::vector<Leaf>& leaves, const ErrorNorm* norm) {
   const std::vector<Block> blocks = blocks_of(leaves);
   std::vector<double> partial(norm == nullptr ? 0 : blocks.size(), 0.0);
-  const CombineBlock combine_one = combine_block();
+  const CombineBlock combine_one = kernels().combine;
   for_each(blocks, [&](int64_t b) {
     const auto [i, begin, size] = blocks[b];
     if (norm == nullptr) {
@@ -190,7 +187,7 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> rk_combine_compensa
     kept.push_back({cs.empty() ? nullptr : held[i].const_data_ptr(), c1s[i].mutable_data_ptr()});
   }
   const std::vector<Block> blocks = blocks_of(leaves);
-  const CompensateBlock compensate_one = compensate_block();
+  const CompensateBlock compensate_one = kernels().compensate;
   for_each(blocks, [&](int64_t b) {
     const auto [i, begin, size] = blocks[b];
     compensate_one(leaves[i].combination, kept[i], begin, size);

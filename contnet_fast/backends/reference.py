@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..reference.rk import accumulation_dtype, compensated, compensated_dtype, rk_error_norm
+from ..reference import rk
+from ..reference.rk import accumulation_dtype, by_term, rk_error_norm
 from ..transforms import transforming
 from .registry import Problem, record
 
@@ -91,8 +92,7 @@ def rk_combine_error(
     y1s = _accumulate_all(ys, ks, coefficients)
     if len(ys) == 1:
         return y1s, rk_error_norm(ys[0], y1s[0], ks, error_coefficients, rtol=rtol, atol=atol)
-    terms = [ks[j * len(ys) : (j + 1) * len(ys)] for j in range(len(coefficients))]
-    return y1s, rk_error_norm(ys, y1s, terms, error_coefficients, rtol=rtol, atol=atol)
+    return y1s, rk_error_norm(ys, y1s, by_term(ks, len(ys)), error_coefficients, rtol=rtol, atol=atol)
 
 
 def rk_combine_compensated(
@@ -100,11 +100,4 @@ def rk_combine_compensated(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """``contnet_fast::rk_combine_compensated_reference``."""
     record("rk_combine_compensated", "reference", "accumulate")
-    pairs = []
-    for i, y in enumerate(ys):
-        increment = torch.zeros_like(y, dtype=compensated_dtype(y.dtype))
-        for coefficient, k in zip(coefficients, ks[i :: len(ys)], strict=True):
-            if coefficient != 0.0:
-                increment.add_(k, alpha=coefficient)
-        pairs.append(compensated(y, cs[i] if cs else None, increment))
-    return [y1 for y1, _ in pairs], [c1 for _, c1 in pairs]
+    return rk.rk_combine_compensated(list(ys), list(cs) or None, by_term(ks, len(ys)), coefficients)

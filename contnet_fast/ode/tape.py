@@ -65,7 +65,7 @@ class TapedArithmetic(Arithmetic):
     def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
         """As of :class:`Arithmetic`."""
         results = super().combine(ys, ks, terms, h)
-        self._tape.entries.append(Sum(ys, [(float(h) * c, ks[j]) for j, c in terms], results))
+        self._note(ys, ks, terms, h, results)
         return results
 
     def compensate(
@@ -73,8 +73,11 @@ class TapedArithmetic(Arithmetic):
     ) -> tuple[Leaves, Leaves]:
         """As of :class:`Arithmetic`; what rounding lost is no variable."""
         results, lost = super().compensate(ys, cs, ks, terms, h)
-        self._tape.entries.append(Sum(ys, [(float(h) * c, ks[j]) for j, c in terms], results))
+        self._note(ys, ks, terms, h, results)
         return results, lost
+
+    def _note(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor, results: Leaves) -> None:
+        self._tape.entries.append(Sum(ys, [(float(h) * c, ks[j]) for j, c in terms], results))
 
 
 class Tape:

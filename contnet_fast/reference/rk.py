@@ -124,6 +124,11 @@ def _lost(a: torch.Tensor, b: torch.Tensor, total: torch.Tensor) -> torch.Tensor
     return (a - (total - rounded)) + (b - rounded)
 
 
+def by_term(rates: Sequence[torch.Tensor], leaves: int) -> list[list[torch.Tensor]]:
+    """The ks of a state of so many leaves from all their leaves, term by term."""
+    return [list(rates[j : j + leaves]) for j in range(0, len(rates), leaves)]
+
+
 def rk_error_norm(
     y: State,
     y1: State,
