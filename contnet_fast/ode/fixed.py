@@ -44,8 +44,8 @@ class FixedStep:
 
     def run(self, solver: FixedGrid, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
         """The step from ``[ys, *remembered rates]``, the newest first; what is lost comes after ``ys``."""
-        problem, (ys, *known) = solver.problem, start
-        lost = known.pop(0) if solver.compensated and known else []
+        problem, ys = solver.problem, start[0]
+        lost, known = (start[1] if len(start) > 1 else [], start[2:]) if solver.compensated else ([], start[1:])
         dt = self.dt * problem.sign
         k0 = problem(self.times[0], ys, summed=solver.summed[0])
         if solver.first is not None:
