@@ -10,6 +10,7 @@ import torch
 import contnet_fast as cf
 from contnet_fast.backends import REGISTRY
 from contnet_fast.functional import basis_solve
+from contnet_fast.ode import checkpoint, tape
 from contnet_fast.ode.methods import get_method
 from contnet_fast.ops import lookup
 from contnet_fast.reference.rk import accumulation_dtype, rk_combine_compensated
@@ -62,6 +63,21 @@ def test_the_state_and_what_it_lacks_are_the_exact_sum(dtype):
         assert abs(lacks) <= torch.finfo(dtype).eps * max(abs(got), torch.finfo(dtype).tiny)
 
 
+FUSED = [name for name in ("reference", "cpu", "triton") if REGISTRY[name].unavailable() is None]  # on a CPU
+
+
+@pytest.mark.parametrize("backend", FUSED)
+def test_what_two_sums_lose_is_found_where_no_type_is_wider(backend):
+    """One term of weight 1 is no sum: y + (k + c) rounds twice, and both rests are kept."""
+    unit = torch.finfo(torch.float64).eps
+    y, c, (k,), _ = draw(torch.float64, 1)
+    c, k = c / 3, k / 128
+    (y1,), (c1,) = lookup("rk_combine_compensated", backend)([y], [c], [k], [1.0])
+    columns = (x.flatten().tolist() for x in (y1, c1))
+    for got, lacks, exact in zip(*columns, exact_sums(y, c, [k], [1.0]), strict=True):
+        assert abs(Fraction(got) + Fraction(lacks) - exact) <= unit * abs(lacks)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nothing_before_is_zero(dtype):
     y, c, ks, weights = draw(dtype, 3)
@@ -71,9 +87,6 @@ def test_nothing_before_is_zero(dtype):
         strict=True,
     ):
         assert torch.equal(a, b)
-
-
-FUSED = [name for name in ("reference", "cpu", "triton") if REGISTRY[name].unavailable() is None]  # on a CPU
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -136,16 +149,23 @@ def oscillators():
 STEPS, STEP = 8192, 2.0**-7
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_the_error_of_many_steps_does_not_grow(dtype):
-    y0 = oscillators().to(dtype)
+def by_odeint(y0, compensated):
     t = torch.tensor([0.0, STEPS * STEP], dtype=torch.float64)
-    method = {"method": "rk4_classic", "options": {"step_size": STEP}}
+    return cf.odeint(turn, y0, t, method="rk4_classic", options={"step_size": STEP}, compensated=compensated)[1]
+
+
+def by_rk_solve(y0, compensated):
+    there = {"scheme": "rk4_classic", "n_steps": STEPS, "t1": STEPS * STEP}
+    return cf.rk_solve(lambda t, y: turn(t, y), y0, **there, compensated=compensated)
+
+
+@pytest.mark.parametrize("solve", [by_odeint, by_rk_solve])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_error_of_many_steps_does_not_grow(dtype, solve):
+    y0 = oscillators().to(dtype)
     exact = exactly_stepped(y0)
     with torch.no_grad():
-        plain, ours = (
-            (cf.odeint(turn, y0, t, **method, compensated=on)[1].double() - exact).abs().max() for on in (False, True)
-        )
+        plain, ours = ((solve(y0, on).double() - exact).abs().max() for on in (False, True))
     # what is left in float64 is the rounding of stages and of their sum, each of the size of a step
     assert ours <= torch.finfo(dtype).eps * (8 if dtype == torch.float64 else 1)
     assert plain > (4 if dtype == torch.float64 else 30) * ours
@@ -238,13 +258,19 @@ def test_gradients_are_those_of_the_plain_solve(method, extra, gradient):
     same(ours, plain)
 
 
-def test_steps_on_a_tape():
-    net, y0 = Net(), torch.randn(50_000, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("method", ["rk4_classic", "explicit_adams"])
+def test_steps_on_a_tape(monkeypatch, method):
+    monkeypatch.setattr(checkpoint, "LEAST_TAPED", 0)
+    sums, note = [], tape.TapedArithmetic._note
+    monkeypatch.setattr(tape.TapedArithmetic, "_note", lambda *given: [note(*given), sums.append(0)])
+    net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    at_ends = {"method": method, "options": {"step_size": 2.0**-4}, "gradient": "checkpoint"}
+    t = torch.tensor([0.0, 0.5, 1.0])
     plain, ours = (
-        gradients(lambda y, on=on: cf.odeint(net, y, T, **GRID, gradient="checkpoint", compensated=on), net, y0)
-        for on in (False, True)
+        gradients(lambda y, on=on: cf.odeint(net, y, t, **at_ends, compensated=on), net, y0) for on in (False, True)
     )
     same(ours, plain)
+    assert sums
 
 
 def test_a_checkpointed_solve_is_the_same_solve():
@@ -253,13 +279,13 @@ def test_a_checkpointed_solve_is_the_same_solve():
     assert torch.equal(*outs)
 
 
-@pytest.mark.parametrize("checkpoint", ["none", "step", "block"])
+@pytest.mark.parametrize("policy", ["none", "step", "block"])
 @pytest.mark.parametrize("backend", ["reference", "auto", "cpu"])
-def test_rk_solve(checkpoint, backend):
+def test_rk_solve(policy, backend):
     if backend == "cpu" and "cpu" not in FUSED:
         pytest.skip("no extension")
     net, y0 = Net(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    settings = {"scheme": "rk4", "n_steps": 7, "checkpoint": checkpoint, "return_steps": True}
+    settings = {"scheme": "rk4", "n_steps": 7, "checkpoint": policy, "return_steps": True}
     plain = gradients(lambda y: cf.rk_solve(net, y, **settings), net, y0)
     ours = gradients(lambda y: cf.rk_solve(net, y, **settings, compensated=True, backend=backend), net, y0)
     same(ours, plain)

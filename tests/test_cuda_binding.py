@@ -118,6 +118,15 @@ def test_compensated(launches, begin, dtype, rate):
         torch.testing.assert_close(between, c1.double(), rtol=0, atol=unit * (2 if dtype == torch.float64 else 2.0**-5))
 
 
+def test_what_two_exact_sums_lose(launches):
+    ys, (k,) = draw(((700,), torch.float64), terms=1)
+    k, c = k / 128, torch.linspace(-1, 1, 700, dtype=torch.float64) * torch.finfo(torch.float64).eps / 3
+    outs, rests = torch.ops.contnet_fast.rk_combine_compensated_cuda(ys, [c], [k], [1.0])
+    wanted = rk_combine_compensated(ys[0], c, [k], [1.0])
+    assert torch.equal(outs[0], wanted[0])
+    assert torch.equal(rests[0], wanted[1])
+
+
 def test_compensated_of_what_is_not_finite(launches):
     y, k = torch.tensor([float("inf"), float("nan"), 3e38, 1.0]), torch.tensor([1.0, 1.0, 3e38, 1e-9])
     (out,), (rest,) = torch.ops.contnet_fast.rk_combine_compensated_cuda([y], [], [k], [1.0])
