@@ -110,12 +110,14 @@ class Solve:
     numel: int
     scheme: str
     backward: bool = False
+    compensated: bool = False
     dtype: str = "float32"
     part: str = "op"
 
     @property
     def name(self) -> str:
-        return f"op/rk_solve/{self.scheme}/{self.numel}{'/backward' if self.backward else ''}"
+        words = ["backward"] * self.backward + ["compensated"] * self.compensated
+        return "/".join(["op/rk_solve", self.scheme, str(self.numel), *words])
 
     def cost(self) -> Cost:
         """The state and its result; twice that with the backward pass."""
@@ -144,6 +146,8 @@ def cpu_suite(order: str | None = None) -> Iterator[AnyCase]:
         for scheme in ("euler", "rk4_classic", "dopri5", "dopri8"):
             for backward in (False, True):
                 yield Solve(numel, scheme, backward)
+                if scheme in ("euler", "rk4_classic"):
+                    yield Solve(numel, scheme, backward, compensated=True)
     for channels, side in NARROW:
         yield Case("memory", channels, side, "rk4_classic", 8, block_order)
     for channels, side in NARROW:

@@ -80,11 +80,12 @@ def _combination(case: Combination, backend: str, draw: Callable[[], torch.Tenso
 def _solve(case: Solve, backend: str, draw: Callable[[], torch.Tensor]) -> list[Contender]:
     """``rk_solve`` of dy/dt = -y at level accumulate, and plain PyTorch."""
     y = draw().requires_grad_(case.backward)
+    given: dict[str, Any] = {"scheme": case.scheme, "n_steps": STEPS, "compensated": case.compensated}
 
     def run(request: str) -> Callable[[], Any]:
         def solve() -> Any:
             with torch.set_grad_enabled(case.backward):
-                out = cf.rk_solve(lambda t, u: -u, y, scheme=case.scheme, n_steps=STEPS, backend=request)
+                out = cf.rk_solve(lambda t, u: -u, y, **given, backend=request)
             return (out.detach(), *torch.autograd.grad(out.sum(), y)) if case.backward else out
 
         return solve

@@ -118,12 +118,13 @@ def solves(results: Results) -> str:
             row["scheme"],
             f"{row['numel']:,}",
             "yes" if row["backward"] else "",
+            "yes" if row.get("compensated") else "",
             f"{row['ratios']['ours']['best eager']:.2f}",
         )
         for row in results.of("op")
         if "backward" in row
     ]
-    return table(("dy/dt = -y, 4 steps", "values", "with backward", "eager / ours"), body)
+    return table(("dy/dt = -y, 4 steps", "values", "with backward", "compensated", "eager / ours"), body)
 
 
 def memory(results: Results) -> str:

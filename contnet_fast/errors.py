@@ -123,7 +123,7 @@ for _name, _words in _ALSO_CALLED.items():
 
 
 def nearest(got: object, accepted: Iterable[str]) -> str | None:
-    """The accepted name that ``got`` most likely means: another word for it, or one that is spelt nearly so."""
+    """The accepted name that ``got`` most likely means: another word for it, or one of both that is spelt nearly so."""
 
     def plain(word: str) -> str:
         return word.strip("-").lower().replace("-", "_")
@@ -135,7 +135,8 @@ def nearest(got: object, accepted: Iterable[str]) -> str | None:
         if (len(word) > 2 or word.isdigit()) and (name.startswith(word) or word in name.split("_"))
     ]
     spelt = difflib.get_close_matches(word, names, n=1, cutoff=0.7 if len(word) > 4 else 0.6)
-    return next((names[name] for name in (word, *_MEANS.get(word, ()), *parts, *spelt) if name in names), None)
+    others = [other for near in difflib.get_close_matches(word, _MEANS, n=1, cutoff=0.85) for other in _MEANS[near]]
+    return next((names[name] for name in (word, *_MEANS.get(word, ()), *parts, *spelt, *others) if name in names), None)
 
 
 def choice_error(argument: str, got: object, accepted: Iterable[str]) -> ValueError:

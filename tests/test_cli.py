@@ -119,6 +119,7 @@ def test_a_shown_recipe_is_toml(capsys, tmp_path):
     [
         (["--lr", "nan"], "lr: got nan, accepted: a finite number > 0"),
         (["--sheme", "euler"], "unknown argument --sheme, did you mean --scheme?"),
+        (["--lerning-rate", "0.1"], "unknown argument --lerning-rate, did you mean --lr?"),
         (["--learning-rate", "0.1"], "unknown argument --learning-rate, did you mean --lr?"),
         (["--data-dir=x"], "unknown argument --data-dir=x, did you mean --data-path?"),
         (["--num-workers", "2"], "unknown argument --num-workers;"),
