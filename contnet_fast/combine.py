@@ -14,6 +14,7 @@ from .ops import RKCombine, RKCombineError, RKCompensated, distinct, lookup
 from .reference.rk import Combine, Compensate, State, by_term, norm_dtype, rk_combine_compensated, rk_error_norm
 from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
+from .transforms import constant
 
 
 def rk_combine(
@@ -157,7 +158,7 @@ def _same_kind(k: torch.Tensor, y: torch.Tensor) -> bool:
 def _scaled(argument: str, coefficients: Sequence[float], h: float, ks: Sequence[State]) -> tuple[float, ...]:
     if len(ks) == 0 or len(coefficients) != len(ks):
         raise ValueError(f"{argument}: got {len(coefficients)} for {len(ks)} ks, accepted: one for each, at least 1")
-    scaled = tuple(float(c) * float(h) for c in coefficients)
+    scaled = tuple(constant(float(c) * float(h)) for c in coefficients)
     if not all(math.isfinite(c) for c in scaled):
         raise ValueError(f"{argument}: got {tuple(coefficients)} with h={h}, accepted: finite numbers")
     return scaled

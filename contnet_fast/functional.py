@@ -21,7 +21,7 @@ from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .states import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
 from .tableaus import ButcherTableau, get_tableau
 from .timegrid import FloatWeights, TimeGrid
-from .transforms import constant_when_traced, has_autocast, in_torch_func, vmapped
+from .transforms import constant, constant_when_traced, has_autocast, in_torch_func, vmapped
 
 __all__ = [
     "FixedSteps",
@@ -100,9 +100,8 @@ def rk_solve(
     Raises:
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
     """
-    check_count("n_steps", n_steps)
     start, end = check_number("t0", t0), check_number("t1", t1)
-    steps = _constant_steps(scheme, n_steps, start, end)
+    steps = _constant_steps(scheme, constant(check_count("n_steps", n_steps)), constant(start), constant(end))
     return _solve(
         lambda i, s, y: field(steps.times[i][s], y),
         y0,
@@ -263,6 +262,8 @@ def conv_solve(
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
+    for number in (spec.channels, spec.groups, spec.eps, spec.norm_eps):
+        constant(number)  # read as constants here, they are constants inside of every step
     _check_state(x, spec, training)
     called = ""
     if isinstance(nodes, CalledField):

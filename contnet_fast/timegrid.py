@@ -20,6 +20,7 @@ import numpy as np
 from .bases import Basis, Weights
 from .errors import check_choice, check_count
 from .tableaus import ButcherTableau, get_tableau
+from .transforms import constant
 
 EDGES = ("left", "reference_fp32")
 
@@ -158,6 +159,6 @@ def time_grid(
         ValueError: unknown scheme or edge, ``n_steps`` below one, ``reference_fp32`` on another basis.
         TypeError: ``n_steps`` that is not an int.
     """
-    check_count("n_steps", n_steps)
+    n_steps = constant(check_count("n_steps", n_steps))
     check_choice("edge", edge, EDGES)
     return _cached_grid(get_tableau(scheme), n_steps, basis or Basis("piecewise_constant", 1), edge)

@@ -5,6 +5,8 @@ The one place that reads PyTorch's private names for them.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -46,6 +48,16 @@ def constant_when_traced(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def constant(x: Any) -> Any:
+    """``x``; a number of Python's, of which a compiler makes a symbol once it has met two, as a constant of the graph.
+
+    What :func:`constant_when_traced` marks accepts no symbol, nor does more than one checkpoint in a graph.
+    """
+    if isinstance(x, int):
+        return x if isinstance(x, bool) else operator.index(x)
+    return math.copysign(x, x) if isinstance(x, float) else x
 
 
 @constant_when_traced

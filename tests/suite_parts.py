@@ -15,7 +15,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 PARTS = {  # files without test_ and .py
     "quick": "tableaus timegrid bases testing reference backends ops block transform models odeint cpu_smoke",
-    "compile": "compile odeint_compile tracing",
+    "compile": "compile compile_numbers odeint_compile tracing",
     "op": "pytrees cpu_conv_ops func_transforms compensated",
     "block": (
         "cpu_conv_blocks published published_times convergence statistics_constants batch_norm_tools carry wrapped "

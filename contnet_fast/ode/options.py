@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import check_bool, check_choice, check_count, check_number, choice_error, warn
-from ..transforms import constant_when_traced, tracing
+from ..transforms import constant, constant_when_traced, tracing
 from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
 
 
@@ -123,7 +123,6 @@ Options = FixedOptions | AdaptiveOptions
 _ALIASES = {"enforce_openset": "perturb"}
 
 
-@constant_when_traced
 def read_options(
     method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool = False
 ) -> tuple[Options, bool]:
@@ -132,6 +131,13 @@ def read_options(
     Raises:
         ValueError: an unknown name; without ``strict`` that is a warning, as in torchdiffeq, unless ``quiet``.
     """
+    if torch.compiler.is_compiling() and isinstance(options, dict):
+        options = {name: constant(value) for name, value in options.items()}
+    return _read_options(method, options, strict=strict, quiet=quiet)
+
+
+@constant_when_traced
+def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool) -> tuple[Options, bool]:
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: got {type(options).__name__}, accepted: a dict or None")
     kind = AdaptiveOptions if method in ADAPTIVE else AdamsOptions if method == ADAMS else FixedOptions
