@@ -17,12 +17,25 @@ pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (C
 # the page says of which sources it is, so that one chip is enough every time; -m full compiles for all
 CHIPS = [*(pytest.param(c, marks=pytest.mark.full) for c in cuda_build.CHIPS if c != "sm_90a"), "sm_90a"]
 HOST = ("stages_backward",)  # code of the host alone
-compiled = lru_cache(maxsize=None)(cuda_build.resources)
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    """The folder of what was compiled."""
+    return tmp_path_factory.mktemp("code")
+
+
+@pytest.fixture(scope="module")
+def compiled(code):
+    """Compile a source for a chip, once."""
+    return lru_cache(maxsize=None)(
+        lambda source, chip: cuda_build.resources(source, chip, code / f"{source.stem}-{chip}.cubin")
+    )
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
-def test_kernels_compile_and_spill_nothing(source, chip):
+def test_kernels_compile_and_spill_nothing(source, chip, compiled):
     rows = compiled(source, chip)
     assert rows or source.stem in HOST
     for row in rows:
@@ -42,13 +55,13 @@ def test_kernels_compile_and_spill_nothing(source, chip):
     ],
     ids=lambda v: v.split()[0],
 )
-def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, tmp_path):
+def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, compiled, code):
     from contnet_fast.kernels import sass
 
     source = next(path for path in cuda_build.kernels() if path.stem == name)
-    rows = cuda_build.resources(source, "sm_90a", tmp_path / "code.cubin")
-    code = sass.disassembly((tmp_path / "code.cubin").read_bytes())
-    kernels = re.split(r"\.section\s+\.text\.", code)[1:]
+    rows = compiled(source, "sm_90a")
+    text = sass.disassembly((code / f"{name}-sm_90a.cubin").read_bytes())
+    kernels = re.split(r"\.section\s+\.text\.", text)[1:]
     assert len(kernels) == len(rows)
     for kernel in kernels:
         loop = " ".join(sass.hot_loop(kernel))
@@ -67,7 +80,7 @@ def test_the_page_is_of_these_sources_and_no_kernel_spills():
     assert {values[1] for values in page_rows().values()} == {"0"}
 
 
-def test_the_page_says_what_the_compiler_says_of_one_chip():
+def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
     place, page = cuda_build.CHIPS.index("sm_90a"), page_rows()
     found = {(path.name, row.kernel): row for path in cuda_build.kernels() for row in compiled(path, "sm_90a")}
     assert page.keys() == found.keys()
@@ -78,7 +91,7 @@ def test_the_page_says_what_the_compiler_says_of_one_chip():
 
 
 @pytest.mark.full
-def test_the_page_says_what_the_compiler_says():
+def test_the_page_says_what_the_compiler_says(compiled):
     rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
     page = cuda_build.DOCS.read_text()
     said, here = (
