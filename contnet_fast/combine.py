@@ -10,7 +10,7 @@ from torch.utils._pytree import TreeSpec
 
 from .backends import Plan, Problem, check_backend, record, select
 from .errors import check_number
-from .ops import RKCombine, RKCombineError, RKCompensated, distinct, lookup
+from .ops import combine, combine_compensated, combine_error
 from .reference.rk import Combine, Compensate, State, by_term, norm_dtype, rk_combine_compensated, rk_error_norm
 from .reference.rk import rk_combine as chain
 from .states import check_leaf, flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
@@ -44,7 +44,7 @@ def rk_combine(
     if plan.level == "none":
         record(plan.problem.op, plan.backend, plan.level)
         return unflatten(chain(ys, by_term(rates, len(ys)), scaled), structure)
-    return unflatten(RKCombine.apply(plan.backend, scaled, *ys, *distinct(rates)), structure)
+    return unflatten(combine(plan.backend, ys, rates, scaled), structure)
 
 
 def rk_combine_error(
@@ -82,7 +82,7 @@ def rk_combine_error(
         with torch.no_grad():
             norm = rk_error_norm(ys, y1, terms, error, rtol=rtol, atol=atol).to(norm_dtype(ys))
     else:
-        *y1, norm = RKCombineError.apply(plan.backend, scaled, error, float(rtol), float(atol), *ys, *distinct(rates))
+        y1, norm = combine_error(plan.backend, ys, rates, scaled, error, float(rtol), float(atol))
     return unflatten(y1, structure), norm
 
 
@@ -91,15 +91,10 @@ def combination(plan: Plan) -> Combine:
     if plan.level == "none":
         return chain
 
-    op = lookup("rk_combine", plan.backend)
-
     def fused(y: State, ks: Sequence[State], coefficients: Sequence[float]) -> State:
         single = isinstance(y, torch.Tensor)
         ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
-        if torch.is_grad_enabled():
-            out = RKCombine.apply(plan.backend, coefficients, *ys, *distinct(rates))
-        else:
-            out = op(ys, rates, coefficients)
+        out = combine(plan.backend, ys, rates, coefficients)
         return out[0] if single else tuple(out)
 
     return fused
@@ -114,8 +109,7 @@ def compensation(plan: Plan) -> Compensate:
         single = isinstance(y, torch.Tensor)
         ys, rates = ([y], ks) if single else (y, [leaf for k in ks for leaf in k])
         cs = [] if lost is None else [lost] if single else lost
-        found = RKCompensated.apply(plan.backend, tuple(coefficients), len(cs), *cs, *ys, *distinct(rates))
-        y1s, c1s = found[: len(ys)], found[len(ys) :]
+        y1s, c1s = combine_compensated(plan.backend, ys, cs, rates, coefficients)
         return (y1s[0], c1s[0]) if single else (tuple(y1s), tuple(c1s))
 
     return fused

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
+
+# PyTorch's compiler does not ask in its cache for which instructions a kernel was compiled
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor-{capability}")))
 
 # threads that wait give their core to the tests beside them; read when PyTorch is imported, inherited by workers
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -18,6 +18,7 @@ from contnet_fast.backends.cuda import CHIPS
 from contnet_fast.files import write_atomically
 from contnet_fast.kernels import cuda_build
 from contnet_fast.ops import define
+from contnet_fast.ops.flops import register_flop_formulas
 
 MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -86,6 +87,7 @@ def binding() -> ctypes.CDLL:
     if not CHIPS:  # else the extension has the schemas
         for op in OPS:
             define(op, "cuda")
+        register_flop_formulas([(op, "cuda") for op in OPS])
     torch.ops.load_library(str(made))
     return ctypes.CDLL(str(made))
 

@@ -1,4 +1,4 @@
-"""A compiler makes symbols of Python's numbers that differ between calls; a solve takes each as the number it is."""
+"""A compiler makes symbols of numbers and sizes that differ between calls: numbers are taken as they are, sizes any."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 import contnet_fast as cf
 from contnet_fast.functional import basis_solve
@@ -79,6 +80,24 @@ def test_a_compiled_solve_of_another_number(name):
             torch.testing.assert_close(y.grad, twin.grad)
 
 
+@pytest.mark.parametrize("name", SOLVES)
+def test_a_compiled_solve_of_other_sizes(name):
+    if name == "grid" and torch.__version__ < (2, 12):
+        pytest.skip("it does not trace what a time grid is made of")
+    make, numbers = SOLVES[name]
+    solve = make(numbers[0])
+    traces = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    fast = torch.compile(solve, backend=traces, fullgraph=True, dynamic=True)
+    for shape in ((5, 4, 6), (6, 5, 7), (9, 7, 8)):  # 3 is the number of times
+        y = torch.randn(shape)
+        torch.testing.assert_close(fast(y), solve(y))
+    assert traces.frame_count == 1
+    y = torch.randn(8, 4, 5).permute(2, 0, 1)
+    got, wanted = fast(y), solve(y)
+    torch.testing.assert_close(got, wanted)
+    assert got.stride() == wanted.stride()
+
+
 BLOCKS = {
     "eps": [{"eps": eps} for eps in (1.0, 2.0)],
     "norm_eps": [{"norm_eps": eps} for eps in (1e-5, 1e-2)],
@@ -115,3 +134,21 @@ def test_a_compiled_block_of_another_number(name, backend, called):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
         for a, b in zip(block.buffers(), twin.buffers(), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+@pytest.mark.parametrize("name", ["rk_combine", "rk_combine_error", "rk_solve", "compensated", "odeint"])
+def test_what_has_no_gradient_compiles_too(name, backend):
+    if backend == "cpu" and "cpu" not in cf.available_backends():
+        pytest.skip("no extension")
+    call = {
+        "rk_combine": lambda y: cf.rk_combine(y, [y.sin()], [0.5]),
+        "rk_combine_error": lambda y: cf.rk_combine_error(y, [y.sin()], [0.5], [0.1], rtol=1e-3, atol=1e-3)[1],
+        "rk_solve": lambda y: cf.rk_solve(rate, y, n_steps=2),
+        "compensated": lambda y: cf.rk_solve(rate, y, n_steps=2, compensated=True),
+        "odeint": lambda y: cf.odeint(rate, y, T, method="rk4", options={"step_size": 0.5})[-1],
+    }[name]
+    with cf.use_backend(backend):
+        got, wanted = compiled(call)(Y), call(Y)
+    torch.testing.assert_close(got, wanted)
+    assert not got.requires_grad

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..backends import Problem, record, select
-from ..ops import OWN_DERIVATIVE, RKCombine, RKCompensated, distinct, lookup
+from ..ops import OWN_DERIVATIVE, combine, combine_compensated, lookup
 from ..reference.rk import (
     accumulation_dtype,
     added,
@@ -77,7 +77,7 @@ class Arithmetic:
             return [rk_combine(y, [ks[j][i] for j, _ in terms], coefficients) for i, y in enumerate(ys)]
         rates = [ks[j][0] for j, _ in terms] if len(ys) == 1 else [leaf for j, _ in terms for leaf in ks[j]]
         if self.graph and self.backend not in OWN_DERIVATIVE:
-            return list(RKCombine.apply(self.backend, tuple(coefficients), *ys, *distinct(rates)))
+            return list(combine(self.backend, ys, rates, coefficients))
         return self._combine(ys, rates, coefficients)
 
     def compensate(
@@ -100,8 +100,8 @@ class Arithmetic:
             return rk_combine_compensated(ys, cs or None, [ks[j] for j, _ in terms], coefficients)
         rates = [leaf for j, _ in terms for leaf in ks[j]]
         if self.graph:
-            found = RKCompensated.apply(self.backend, coefficients, len(cs), *cs, *ys, *distinct(rates))
-            return list(found[: len(ys)]), list(found[len(ys) :])
+            y1s, c1s = combine_compensated(self.backend, ys, cs, rates, coefficients)
+            return list(y1s), list(c1s)
         return self._compensate(ys, cs, rates, coefficients)
 
     def stage(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
@@ -236,7 +236,9 @@ class Outputs:
 
     @staticmethod
     def _stack(states: Leaves, strides: Sequence[int]) -> torch.Tensor:
-        order = sorted(range(len(strides)), key=lambda d: -strides[d])
+        order: list[int] = []  # sorted by hand: a compiler compares symbols, but does not sort them
+        for d, stride in enumerate(strides):
+            order.insert(len([o for o in order if strides[o] >= stride]), d)
         if order == list(range(len(strides))):
             return torch.stack(states)
         back = [0, *(1 + order.index(d) for d in range(len(order)))]

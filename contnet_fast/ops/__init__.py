@@ -1,7 +1,7 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
 from ..backends import REGISTRY
-from .autograd import OWN_DERIVATIVE, RKCombine, RKCombineError, RKCompensated, distinct
+from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
 from .conv import ConvSolve, fused_conv_solve
 from .flops import register_flop_formulas
 from .schemas import define, implement, lookup
@@ -17,11 +17,10 @@ register_flop_formulas([(op, backend.name) for backend in REGISTRY.values() for 
 __all__ = [
     "OWN_DERIVATIVE",
     "ConvSolve",
-    "RKCombine",
-    "RKCombineError",
-    "RKCompensated",
+    "combine",
+    "combine_compensated",
+    "combine_error",
     "define",
-    "distinct",
     "fused_conv_solve",
     "implement",
     "lookup",

@@ -75,7 +75,52 @@ class RKCompensated(torch.autograd.Function):
         return None, None, None, *[None] * ctx.held, *_linear_grads(ctx, grads[: len(grads) // 2])
 
 
-def distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+def combine(
+    backend: str, ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
+) -> Sequence[torch.Tensor]:
+    """The op ``rk_combine`` of ``backend`` and its derivative."""
+    if _in_graph(ys, ks):
+        return RKCombine.apply(backend, tuple(coefficients), *ys, *_distinct(ks))
+    return lookup("rk_combine", backend)(ys, ks, coefficients)
+
+
+def combine_error(
+    backend: str,
+    ys: Sequence[torch.Tensor],
+    ks: Sequence[torch.Tensor],
+    coefficients: Sequence[float],
+    error_coefficients: Sequence[float],
+    rtol: float,
+    atol: float,
+) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """The op ``rk_combine_error`` of ``backend`` and its derivative."""
+    if _in_graph(ys, ks):
+        weights = tuple(coefficients), tuple(error_coefficients)
+        *y1s, norm = RKCombineError.apply(backend, *weights, rtol, atol, *ys, *_distinct(ks))
+        return y1s, norm
+    return lookup("rk_combine_error", backend)(ys, ks, coefficients, error_coefficients, rtol, atol)
+
+
+def combine_compensated(
+    backend: str,
+    ys: Sequence[torch.Tensor],
+    cs: Sequence[torch.Tensor],
+    ks: Sequence[torch.Tensor],
+    coefficients: Sequence[float],
+) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+    """The op ``rk_combine_compensated`` of ``backend`` and its derivative."""
+    if _in_graph(ys, ks):
+        found = RKCompensated.apply(backend, tuple(coefficients), len(cs), *cs, *ys, *_distinct(ks))
+        return found[: len(ys)], found[len(ys) :]
+    return lookup("rk_combine_compensated", backend)(ys, cs, ks, coefficients)
+
+
+def _in_graph(ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor]) -> bool:
+    """Whether there is a derivative to follow: without one the compiler does not trace an autograd.Function of ours."""
+    return torch.is_grad_enabled() and (any(y.requires_grad for y in ys) or any(k.requires_grad for k in ks))
+
+
+def _distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
     """``leaves`` as inputs of these functions: the compiler refuses a tensor that is passed twice, so it gets views.
 
     A field often returns a part of its state (dx/dt = v), which then is both a ``y`` and a ``k``.
