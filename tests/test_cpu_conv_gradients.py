@@ -107,7 +107,7 @@ def test_the_gradient_of_a_sum(case, backend):
     if case.norm in ("batch", "none")
 )
 def test_trajectories(case, backend):
-    check(case, backend)
+    check(case, backend, factor=3.0)  # torch 2.11 is closer to float64 in one of these samples: 2.3 times
 
 
 @judged(
