@@ -244,8 +244,10 @@ def test_a_hook_that_returns_another_shape_is_an_error():
 
 
 def test_a_compiled_block_runs_hooks():
+    older = torch.__version__ < (2, 12)  # which do not trace it within a checkpoint (docs/guide.md)
+
     def hooked():
-        block = make_block(**SMALL).train()
+        block = make_block(**SMALL, **({"checkpoint": "none"} if older else {})).train()
         block.field.register_forward_hook(lambda m, args, out: 0.5 * out)
         return block
 
