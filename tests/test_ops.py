@@ -81,6 +81,24 @@ def test_gradients_once_and_twice(dtype):
     assert torch.autograd.gradgradcheck(combine, (y, *ks))
 
 
+@pytest.mark.parametrize("asked", ["y", "k"])
+@pytest.mark.parametrize("name", ["reference", "cpu", "triton"])
+def test_one_input_alone_may_ask_for_a_gradient(name, asked):
+    if name not in cf.available_backends():
+        pytest.skip(f"needs backend {name}")
+    given = {key: torch.linspace(-1, 1, 6) for key in ("y", "k")}
+    x = given[asked].requires_grad_()
+    y, k = given["y"], given["k"]
+    wanted = torch.full_like(x, 1.0 if asked == "y" else 0.25)
+    for out in (
+        cf.rk_combine(y, [k], [0.25], backend=name),
+        cf.rk_combine_error(y, [k], [0.25], [0.1], rtol=1e-3, atol=1e-3, backend=name)[0],
+        cf.rk_solve(lambda t, u: k, y, scheme="euler", n_steps=1, t1=0.25, compensated=True, backend=name),
+    ):
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        torch.testing.assert_close(grad, wanted)
+
+
 def test_gradients_through_the_update_with_error():
     y = torch.randn(4, dtype=torch.float64, requires_grad=True)
     ks = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
