@@ -27,7 +27,7 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo      train a ContinuousNet on images, refine it, evaluate it on other graphs"
+	@echo "make demo      train a ContinuousNet on images, refine it, evaluate it with other solvers"
 	@echo "make test      run the tests                       make test ARGS='-k refine'"
 	@echo "make test-quick  the part of them that takes under two minutes"
 	@echo "make matrix    parts of them beside other releases of torch, triton, numpy, setuptools: ARGS=2.11-newest"

@@ -26,6 +26,7 @@ from contnet_fast.files import writable_folder, write_text
 
 KINDS = {"compile": "best compile", "eager": "best eager", "torchdiffeq": "best torchdiffeq",
          "published loop": "best published loop"}  # fmt: skip
+SPOKEN = ("`torch.compile`", "eager PyTorch", "torchdiffeq", "the published loop")  # the same for newcomers
 HEADS = [f"{kind} / ours" for kind in KINDS]
 DOCS = ("README.md", "docs/performance.md", "docs/odeint.md", "docs/experiments.md")
 MARK = re.compile(r"(<!-- results: ([\w -]+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
@@ -176,6 +177,51 @@ def summary(results: Results) -> str:
     return table(("", "block", "ms", *HEADS), body)
 
 
+def usual_blocks(results: Results) -> list[tuple[Row, str]]:
+    """The blocks of the paper's network in float32 on a CPU, with the contender that is ours."""
+    if "capability" in results.header:
+        return []
+    rows = [row for row in results.of("eval", "train") if (row["channels"], row["side"]) in NARROW]
+    rows = [row for row in rows if (row["dtype"], row["order"]) == ("float32", "pre")]
+    return [(row, next(n for n in row["contenders"] if n.startswith("ours"))) for row in rows]
+
+
+def speed_ups(results: Results, kind: str) -> str:
+    found = [row["ratios"][ours][KINDS[kind]] for row, ours in usual_blocks(results)]
+    return f"{min(found):.1f} to {max(found):.1f}"
+
+
+def speed(results: Results) -> str:
+    """The sentence below the README's first one."""
+    if not usual_blocks(results):
+        return ""
+    return (
+        f"On a CPU such blocks run {speed_ups(results, 'compile')} times as fast as with `torch.compile` "
+        "([measured](#how-fast)). For NVIDIA GPUs there are\nTriton and CUDA kernels, tested without a GPU and not yet "
+        "timed on one."
+    )
+
+
+def glance(results: Results) -> str:
+    """Four of the blocks, for who has never read a table of ours."""
+    body = []
+    for row, ours in usual_blocks(results):
+        if row["scheme"] == "rk4_classic" and (row["channels"], row["side"]) in (NARROW[0], NARROW[-1]):
+            what = {"eval": "evaluation", "train": "training step, all activations kept"}[row["part"]]
+            block = f"{row['channels']} channels, {row['side']}x{row['side']}"
+            body.append((what, block, f"{row['contenders'][ours]['ms']:.1f} ms", *ratios(row, ours)))
+    if not body:
+        return ""
+    head = ("RK4, N = 4, batch 32, float32", "block", "time", *(f"speed-up over {name}" for name in SPOKEN))
+    info = results.header["info"]
+    ranges = ", ".join(f"{speed_ups(results, kind)} over {name}" for kind, name in zip(KINDS, SPOKEN, strict=True))
+    return (
+        f"{table(head, body)}\n\n{results.device}, {results.header['threads']} threads, {info['cpu_capability']}, "
+        f"torch {info['torch']}. All {len(usual_blocks(results))} blocks of this kind, Euler "
+        f"with N = 8 and RK4 with N = 4:\n{ranges}."
+    )
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     "evaluation": evaluation,
@@ -187,6 +233,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "scaling": scaling,
     **ODEINT_SECTIONS,
 }
+FIRST_PAGE = {"speed": speed, "glance": glance}  # these say themselves where they were measured
 
 
 def trainings() -> dict[Path, list[Row]]:
@@ -204,6 +251,8 @@ def section(name: str, everyone: Sequence[Results]) -> str:
         )
     if name.startswith("study "):
         return studies(name)
+    if name in FIRST_PAGE:
+        return next(filter(None, map(FIRST_PAGE[name], everyone)), "")
     found = []
     for results in everyone:
         text = charts(name, results) if name.startswith("charts") else SECTIONS[name](results)
