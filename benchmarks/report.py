@@ -197,8 +197,8 @@ def speed(results: Results) -> str:
         return ""
     return (
         f"On a CPU such blocks run {speed_ups(results, 'compile')} times as fast as with `torch.compile` "
-        "([measured](#how-fast)). For NVIDIA GPUs there are\nTriton and CUDA kernels, tested without a GPU and not yet "
-        "timed on one."
+        "([measured](#how-fast)). For NVIDIA GPUs there are\nTriton and CUDA kernels, so far tested without a GPU "
+        "([status](docs/status.md))."
     )
 
 

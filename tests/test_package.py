@@ -146,7 +146,7 @@ def test_the_guide_runs():
 
 
 @pytest.mark.parametrize(
-    "name", sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    "name", sorted(p.relative_to(ROOT).as_posix() for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 )
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text()
