@@ -50,9 +50,11 @@ demo: $(READY)
 test: $(READY)
 	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# tests/suite_parts.py says what is in it; make test-quick ARGS=-x
+QUICK := core backends/test_backends.py functional/test_ops.py nn/test_block.py nn/test_transform.py nn/test_models.py \
+	ode/test_odeint.py cpu/test_cpu_smoke.py
+
 test-quick: $(READY)
-	$(RUN) tests/suite_parts.py quick $(ARGS)
+	$(RUN) -m pytest $(addprefix tests/,$(QUICK)) $(ARGS)
 
 # resumes where it stopped; 5 to 8 GB for each release of torch, in build/matrix: ARGS=--once keeps one at a time
 matrix:
@@ -80,7 +82,7 @@ aot-cuda: $(READY)
 cuda-extension: build/cuda-venv/ready
 	CONTNET_FAST_BUILD=cuda build/cuda-venv/bin/python setup.py --quiet build --build-base build/with-cuda \
 		--build-lib build/with-cuda/lib
-	PYTHONPATH=build/with-cuda/lib build/cuda-venv/bin/python tests/cuda/import_extension.py
+	PYTHONPATH=build/with-cuda/lib build/cuda-venv/bin/python tests/support/cuda/import_extension.py
 
 build/cuda-venv/ready:
 	@$(PYTHON) -m venv build/cuda-venv
@@ -99,7 +101,8 @@ sanitize: $(READY)
 	cd build && PYTHONPATH=$(CURDIR)/build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml \
-		$(addprefix $(CURDIR)/tests/,test_cpu_backend.py test_pytrees.py test_cpu_conv.py test_cpu_conv_gradients.py test_cpu_conv_ops.py) $(ARGS)
+		$(addprefix $(CURDIR)/tests/,cpu/test_cpu_backend.py functional/test_pytrees.py cpu/test_cpu_conv.py \
+		cpu/test_cpu_conv_gradients.py cpu/test_cpu_conv_ops.py) $(ARGS)
 
 # build/lib* would bring modules that are gone; the objects beside it stay
 wheel: $(READY)

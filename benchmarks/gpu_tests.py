@@ -15,11 +15,12 @@ from typing import Any
 
 from gpu_run import Failed, Run, tail
 
-SMOKE = ("tests/test_cuda_gpu.py", "tests/test_gpu_kernels.py")  # before anything is timed
-GPU_TESTS = (*SMOKE, "tests/test_cuda_conv_gpu.py", "tests/test_triton_gpu.py", "tests/test_odeint_device.py",
-             "tests/test_odeint_checkpoint.py", "tests/test_gpu.py")  # fmt: skip
-TRITON_TESTS = ("tests/test_triton_conv.py", "tests/test_triton_combine.py")  # of the kernels, compiled
-DRY_TESTS = ("tests/test_triton_combine.py",)
+SMOKE = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_gpu_kernels.py")  # before anything is timed
+GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_triton_gpu.py",
+             "tests/ode/test_odeint_device.py", "tests/ode/test_odeint_checkpoint.py",
+             "tests/gpu/test_reference_gpu.py")  # fmt: skip
+DRY_TESTS = ("tests/interpreted/test_triton_combine.py",)
+TRITON_TESTS = ("tests/interpreted/test_triton_conv.py", *DRY_TESTS)  # the kernels are compiled where a GPU is
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "faulthandler_timeout=100")
 PROCESSES, FILE_LIMIT = 8, 240
 VERDICTS = {"PASSED": "passed", "SKIPPED": "skipped", "XFAIL": "passed", "FAILED": "failed", "ERROR": "failed"}
@@ -30,11 +31,11 @@ STICKY = re.compile(
 )
 SANITIZED = (  # tool, file, what of it
     *(
-        (tool, f"tests/{file}.py", "small_set")
+        (tool, f"tests/gpu/{file}.py", "small_set")
         for tool in ("memcheck", "racecheck", "synccheck")
         for file in ("test_cuda_gpu", "test_cuda_conv_gpu", "test_triton_gpu")
     ),
-    ("memcheck", "tests/test_gpu_kernels.py", "another_stream or one_order"),
+    ("memcheck", "tests/gpu/test_gpu_kernels.py", "another_stream or one_order"),
 )
 REFUSED = re.compile(
     r"Device not supported|LibraryNotLoaded|not supported on this|Unable to (?:attach|initialize)|No attachable process"

@@ -1,4 +1,4 @@
-"""Fixtures of several files."""
+"""Fixtures of several folders."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The suite beside other releases of torch, Triton, numpy and setuptools: ``make matrix``.
 
     python tests/matrix.py                                  # every cell, every part; goes on where it stopped
-    python tests/matrix.py 2.11-newest --parts quick compile
+    python tests/matrix.py 2.11-newest --parts core compiler ode/test_odeint.py
     python tests/matrix.py --table
 
 Each release of torch has a virtual environment and a copy of this checkout with its own extension in
@@ -14,6 +14,7 @@ test failed, or the package cannot be built in a cell.
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -30,9 +31,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from suite_parts import PARTS, REST, files, one_of
-
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from options import Parser, checked  # noqa: E402
 
@@ -78,6 +78,44 @@ class Impossible(Exception):
 
 class Broken(Exception):
     """Why this package cannot be built in a cell: a fault as one that a test finds."""
+
+
+def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
+    """A check of names.
+
+    Raises (the check):
+        ValueError: what was got, what is accepted and what is nearest.
+    """
+    names = list(known)
+
+    def check(name: str) -> str:
+        if name in names:
+            return name
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{kind}: got {name!r}, accepted: {', '.join(names)}{hint}")
+
+    return check
+
+
+PARTS = sorted({path.parent.name for path in TESTS.glob("*/test_*.py")})  # folders of tests/
+
+
+def files(part: str) -> list[str]:
+    """The test files of a folder, or the one file that is named, below ``tests/``."""
+    if part.endswith(".py"):
+        return [part]
+    return sorted(path.relative_to(TESTS).as_posix() for path in TESTS.glob(f"{part}/test_*.py"))
+
+
+def part_or_file(name: str) -> str:
+    """A check of ``--parts``.
+
+    Raises:
+        ValueError: it is neither a folder of tests nor a test file.
+    """
+    found = TESTS.glob("*/test_*.py") if name.endswith(".py") else []
+    return one_of("part", [*PARTS, *(path.relative_to(TESTS).as_posix() for path in found)])(name)
 
 
 def say(text: str) -> None:
@@ -198,7 +236,7 @@ def attempt(folder: Path, name: str, file: str, limit: float) -> dict[str, Any]:
     words = [str(folder / "venv" / "bin" / "python"), "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CONTNET_FAST", "PYTHONPATH"))}
     start = time.monotonic()
-    log = FOLDER / f"{name}-{file.removesuffix('.py')}.log"
+    log = FOLDER / f"{name}-{Path(file).stem}.log"
     with log.open("w") as out:
         try:
             status = subprocess.run(
@@ -233,7 +271,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines: list[str] = []
     for name, cell in CELLS.items():
         lines += ["", f"**{name}**: {cell}", "", "| part | outcome | commit | date |", "|---|---|---|---|"]
-        for part in (*PARTS, REST):
+        for part in PARTS:
             wanted = files(part)
             found = [latest[name, file] for file in wanted if (name, file) in latest]
             if not found:
@@ -306,10 +344,10 @@ def run_cell(name: str, wanted: Sequence[str], options: argparse.Namespace, ledg
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; the exit status."""
     p = Parser("matrix.py", __doc__)
-    cell, part = checked(one_of("cell", CELLS)), checked(one_of("part", [*PARTS, REST]))
+    cell, part = checked(one_of("cell", CELLS)), checked(part_or_file)
     add = p.add_argument
     add("cells", nargs="*", type=cell, metavar="CELL", help=f"of {', '.join(CELLS)}")
-    add("--parts", nargs="+", type=part, default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}; or {REST}")
+    add("--parts", nargs="+", type=part, default=PARTS, metavar="PART", help=f"{', '.join(PARTS)}, or a test file")
     add("--install", action="store_true", help="install the cells, run nothing; 1 where packages are missing")
     add("--again", action="store_true", help="run what has a row too")
     add("--once", action="store_true", help="remove an environment after its last cell")
@@ -323,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(table(ledger.rows))
         return 0
     cells = options.cells or list(CELLS)
-    wanted = [file for part in options.parts for file in files(part)]
+    wanted = list(dict.fromkeys(file for part in options.parts for file in files(part)))
     there = []
     for i, name in enumerate(cells):
         there.append(run_cell(name, wanted, options, ledger))

@@ -1,0 +1,129 @@
+"""nvcc compiles every kernel for every chip without a warning and without a spill."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+
+import cuda_emulator as emulator
+import pytest
+
+from contnet_fast.kernels import cuda_build
+from contnet_fast.kernels.nvcc import release, toolkit
+
+pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
+
+
+# the page says of which sources it is, so that one chip is enough every time; -m full compiles for all
+CHIPS = [*(pytest.param(c, marks=pytest.mark.full) for c in cuda_build.CHIPS if c != "sm_90a"), "sm_90a"]
+HOST = ("stages_backward",)  # code of the host alone
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    """The folder of what was compiled."""
+    return tmp_path_factory.mktemp("code")
+
+
+@pytest.fixture(scope="module")
+def compiled(code):
+    """Compile a source for a chip, once."""
+    return lru_cache(maxsize=None)(
+        lambda source, chip: cuda_build.resources(source, chip, code / f"{source.stem}-{chip}.cubin")
+    )
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
+def test_kernels_compile_and_spill_nothing(source, chip, compiled):
+    rows = compiled(source, chip)
+    assert rows or source.stem in HOST
+    for row in rows:
+        assert row.registers > 0
+        assert (row.kernel, row.spills, row.stack) == (row.kernel, 0, 0)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the disassembler of triton")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *(
+            (name, "HMMA LDSM LDGSTS")
+            for name in ("conv_solve", "conv_solve_wide_bf16", "conv_solve_backward", "conv_stage", "conv_gradient")
+        ),
+        ("weight_gradient", "HMMA LDSM"),
+    ],
+    ids=lambda v: v.split()[0],
+)
+def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, compiled, code):
+    from contnet_fast.kernels import sass
+
+    source = next(path for path in cuda_build.kernels() if path.stem == name)
+    rows = compiled(source, "sm_90a")
+    text = sass.disassembly((code / f"{name}-sm_90a.cubin").read_bytes())
+    kernels = re.split(r"\.section\s+\.text\.", text)[1:]
+    assert len(kernels) == len(rows)
+    for kernel in kernels:
+        loop = " ".join(sass.hot_loop(kernel))
+        assert all(word in (kernel if word == "LDGSTS" else loop) for word in words.split())
+        assert not re.search(r"\b(LDL|STL)\b", kernel)
+
+
+def page_rows():
+    part = cuda_build.DOCS.read_text().partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")]
+    return {(source, kernel.strip("`")): values for source, kernel, *values in cells[1:]}
+
+
+def test_the_page_is_of_these_sources_and_no_kernel_spills():
+    assert f"from sources {cuda_build.digest()}." in cuda_build.DOCS.read_text(), "make aot-cuda writes the page anew"
+    assert {values[1] for values in page_rows().values()} == {"0"}
+
+
+def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
+    place, page = cuda_build.CHIPS.index("sm_90a"), page_rows()
+    found = {(path.name, row.kernel): row for path in cuda_build.kernels() for row in compiled(path, "sm_90a")}
+    assert page.keys() == found.keys()
+    if f"nvcc {release(cuda_build.nvcc())} from" in cuda_build.DOCS.read_text():  # another one takes other registers
+        for name, row in found.items():
+            said = [values.split(", ")[place] if ", " in values else values for values in page[name]]
+            assert (name, said) == (name, [str(n) for n in (row.registers, row.spills, row.stack, row.shared)])
+
+
+@pytest.mark.full
+def test_the_page_says_what_the_compiler_says(compiled):
+    rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
+    page = cuda_build.DOCS.read_text()
+    said, here = (
+        [line for line in text.splitlines() if line.startswith("|")]
+        for text in (page.partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0], cuda_build.table(rows))
+    )
+    other = f"nvcc {release(cuda_build.nvcc())} from" not in page
+    names = re.compile(r"\| (\S+ \| `.*?`)")  # another release takes other registers
+    assert [names.findall(line) if other else line for line in said] == [
+        names.findall(line) if other else line for line in here
+    ], "make aot-cuda writes the page anew"
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_primitive_compiles(chip):
+    for source in emulator.EXTRA:
+        assert cuda_build.resources(source, chip)
+
+
+def test_the_toolkit_is_found_behind_a_wrapper(tmp_path):
+    wrapper = tmp_path / "nvcc"
+    wrapper.write_text(f'#!/bin/sh\nexec {cuda_build.nvcc()} "$@"\n')
+    wrapper.chmod(0o755)
+    assert (toolkit(str(wrapper)) / "include" / "cuda_runtime.h").exists()
+
+
+def test_spills_are_read():
+    words = (
+        "ptxas info    : Compiling entry function '_Z1kv' for 'sm_80'\nptxas info    : Function properties for _Z1kv\n"
+        "    32 bytes stack frame, 24 bytes spill stores, 28 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers, 32 bytes cumulative stack size, 512 bytes smem\n"
+    )
+    (row,) = cuda_build._read(words, "sm_80")
+    assert (row.registers, row.spills, row.stack, row.shared) == (255, 52, 32, 512)

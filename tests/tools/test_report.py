@@ -1,0 +1,86 @@
+"""The report of a run renders without a display, and the tables of the docs are those of the committed results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delenv("DISPLAY", raising=False)
+    return importlib.import_module
+
+
+@pytest.fixture
+def results(bench, tmp_path, monkeypatch):
+    """A file with one tiny row of everything."""
+    cases, parts = bench("cases"), bench("parts")
+    monkeypatch.setattr(parts, "STEPS", (1, 8))
+    monkeypatch.setattr(parts, "BATCHES", (1, 2))
+    monkeypatch.setattr(parts, "CHANNELS", (2, 4))
+    block = {"channels": 16, "side": 4, "scheme": "euler", "n_steps": 1, "batch": 2}
+    sweeps = [cases.Case("scaling", 4, 4, "euler", 1, batch=2, sweep=sweep) for sweep in cases.SWEEPS]
+    net = cases.Case("net", 4, 8, "euler", 1, batch=2, label="1-1-1")
+    small = [cases.Case(part, **block) for part in ("eval", "train", "memory")]
+    suite = [*small, net, cases.Combination(100, 2), cases.Solve(100, "euler"), *sweeps]
+    path = tmp_path / "suite-tiny.jsonl"
+    monkeypatch.setattr(bench("run"), "Effort", lambda: bench("timing").TINY)
+    options = ["--device", "cpu", "--threads", "1", "--backend", "reference:accumulate"]
+    assert bench("run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
+    return path
+
+
+def test_a_report_has_every_table_and_chart(bench, results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench("charts"), "SIZES", ((16, 4),))
+    out = tmp_path / "report"
+    assert bench("report").main([str(results), "--out", str(out)]) == 0
+    text = (out / "report.md").read_text()
+    for head in (
+        "| evaluation |",
+        "| training step |",
+        "| training a network |",
+        "| values | rates |",
+        "| held for backward |",
+    ):
+        assert head in text
+    for name in bench("charts").CHARTS.keys() - {"work"}:  # of odeint.py
+        assert f"(bench-tiny-{name}.svg)" in text
+        ElementTree.parse(out / f"bench-tiny-{name}.svg")
+        assert (out / f"bench-tiny-{name}.png").read_bytes()[:4] == b"\x89PNG"
+    row = next(json.loads(line) for line in results.read_text().splitlines() if '"part": "eval"' in line)
+    assert f"{row['contenders']['ours']['ms'] / row['floor_ms']:.2f}" in text
+    assert f"{row['ratios']['ours']['best published loop']:.2f}" in text
+
+
+def test_a_later_row_of_a_case_takes_the_place_of_the_earlier(bench, results):
+    lines = results.read_text().splitlines()
+    row = next(json.loads(line) for line in lines if '"part": "eval"' in line)
+    row["contenders"]["ours"]["ms"] = 123.0
+    results.write_text("\n".join([*lines, lines[0], json.dumps(row)]) + "\n")
+    assert bench("results_file").load(results).rows[row["case"]]["contenders"]["ours"]["ms"] == 123.0
+
+
+def test_the_tables_of_the_docs_are_those_of_the_results(bench, capsys):
+    assert bench("report").main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_file_without_rows_and_typos_are_refused(bench, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    for options, words in (
+        ([str(tmp_path / "empty.jsonl")], "holds no rows"),
+        ([str(tmp_path / "missing.jsonl")], "cannot be read"),
+        (["--chek"], "did you mean --check?"),
+        (["--check", "--out", str(tmp_path)], "accepted: one of them"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            bench("report").main(options)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
