@@ -67,10 +67,10 @@ lint: $(READY)
 
 # appends to benchmarks/results/suite-<device>.jsonl; the machine should be idle
 bench: $(READY)
-	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/run.py $(ARGS)
+	PYTHONPATH=$(CURDIR) $(RUN) -m benchmarks.suite.run $(ARGS)
 
 report: $(READY)
-	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/report.py $(ARGS)
+	PYTHONPATH=$(CURDIR) $(RUN) -m benchmarks.report.run $(ARGS)
 
 aot: $(READY)
 	$(RUN) -m contnet_fast.kernels.aot $(ARGS)
@@ -92,7 +92,7 @@ build/cuda-venv/ready:
 
 # resumes where it stopped; make gpu VENV= ARGS='--out /tmp/results --minutes 5' uses the packages that are there
 gpu: $(READY)
-	PYTHONPATH=$(CURDIR) $(RUN) benchmarks/gpu.py $(ARGS)
+	PYTHONPATH=$(CURDIR) $(RUN) -m benchmarks.gpu.run $(ARGS)
 
 # C++ kernels under the address and undefined-behaviour sanitizers
 sanitize: $(READY)

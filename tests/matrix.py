@@ -33,8 +33,8 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from options import Parser, checked  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from benchmarks.common.options import Parser, checked  # noqa: E402
 
 FOLDER = ROOT / "build" / "matrix"
 LIMIT = 3600  # seconds of a test file, and of each step of an installation
@@ -204,7 +204,7 @@ def copy_sources(to: Path) -> None:
         if not old.exists() or old.read_bytes() != new.read_bytes():
             old.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(new, old)
-    for path in [p for top in ("contnet_fast", "csrc", "tests") for p in (to / top).rglob("*.*")]:
+    for path in [p for top in ("contnet_fast", "csrc", "tests", "benchmarks") for p in (to / top).rglob("*.*")]:
         name = path.relative_to(to).as_posix()
         if path.is_file() and name not in sources() and path.suffix not in (".so", ".pyc"):
             path.unlink()

@@ -1,7 +1,7 @@
 """Which GPU backend and level ``auto`` takes for a solve: the fastest measured, or predicted until measured.
 
 ``choice-gpu.json`` has what was measured, by family of chips: ``{"sm_90": {"source": "...", "rows": [...]}}``, a row
-being the settings of a block, its size, and milliseconds by request. ``benchmarks/gpu.py`` writes it (phase
+being the settings of a block, its size, and milliseconds by request. ``benchmarks/gpu/run.py`` writes it (phase
 ``choice``). Predictions are those of ``contnet_fast/kernels/passes.py``, the same count for both backends.
 """
 

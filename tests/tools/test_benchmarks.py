@@ -18,23 +18,23 @@ OURS = "reference:accumulate"
 @pytest.fixture
 def bench(monkeypatch):
     """A module of the benchmarks by its name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
 def run(bench, tmp_path, monkeypatch):
     """Run tiny cases; the exit status and the rows of the file."""
     path = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(bench("run"), "Effort", lambda: bench("timing").TINY)
+    monkeypatch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
 
     def call(*parts, ours=OURS):
-        case = bench("cases").Case
-        cases = [case(part, 4, 6, "rk4_classic", 2, label="2-2-2" if part == "net" else "") for part in parts]
-        cases = [bench("cases").replace(case, sweep="steps") if case.part == "scaling" else case for case in cases]
+        case = bench("suite.cases").Case
+        more = {"net": {"label": "2-2-2"}, "scaling": {"sweep": "steps"}}
+        cases = [case(part, 4, 6, "rk4_classic", 2, **more.get(part, {})) for part in parts]
         options = ["--threads", "1", "--without", "compile", "--backend", ours, "--out", str(path)]
         options += ["--device", "cpu"]
-        status = bench("run").main(options, [bench("cases").small(case) for case in cases])
+        status = bench("suite.run").main(options, [bench("suite.cases").small(case) for case in cases])
         return status, [json.loads(line) for line in path.read_text().splitlines()]
 
     return call
@@ -42,7 +42,7 @@ def run(bench, tmp_path, monkeypatch):
 
 def flawed(bench, monkeypatch, flaw):
     """Let every model of ours have a flaw in its forward pass."""
-    parts = bench("parts")
+    parts = bench("suite.parts")
     right = parts.ours
 
     def wrong(*args, **kwargs):
@@ -102,7 +102,7 @@ def test_a_wrong_contender_gets_no_row(run, bench, monkeypatch, capsys, part, fl
 
 
 def test_a_wrong_baseline_gets_no_row(run, bench, monkeypatch, capsys):
-    contenders = bench("contenders")
+    contenders = bench("suite.contenders")
     monkeypatch.setattr(contenders.Odeint, "forward", lambda self, x: self.block(x) * 1.01)
     status, rows = run("eval")
     assert (status, len(rows)) == (1, 1)
@@ -110,7 +110,7 @@ def test_a_wrong_baseline_gets_no_row(run, bench, monkeypatch, capsys):
 
 
 def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, capsys):
-    parts = bench("parts")
+    parts = bench("suite.parts")
     right = parts.ours
     monkeypatch.setattr(
         parts, "ours", lambda case, request, *rest, **where: right(case, "reference:none", *rest, **where)
@@ -133,13 +133,13 @@ def test_another_backend_than_asked_for_stops_the_run(run, bench, monkeypatch, c
 )
 def test_a_typo_is_refused_by_naming_what_is_accepted(bench, capsys, options, words):
     with pytest.raises(SystemExit) as stop:
-        bench("run").main(options)
+        bench("suite.run").main(options)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
 
 
 def test_a_budget_of_time_ends_what_swallows_exceptions(bench):
-    timing = bench("timing")
+    timing = bench("common.timing")
 
     def stubborn():
         while True:

@@ -13,8 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("compare")
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return importlib.import_module("benchmarks.report.compare")
 
 
 STEADY = (0.5, 0.49, 0.51)
@@ -67,7 +67,7 @@ def test_without_a_yardstick_times_decide(compare, tmp_path, capsys):
 
 
 def test_the_interval_of_a_median_holds_it_nineteen_times_of_twenty(compare):
-    random, interval = importlib.import_module("random"), importlib.import_module("timing").interval
+    random, interval = importlib.import_module("random"), importlib.import_module("benchmarks.common.timing").interval
     random.seed(0)
     for n in (15, 40):
         inside = 0

@@ -24,9 +24,9 @@ H100 = {"name": "Fake H100", "capability": [9, 0]}
 @pytest.fixture
 def gpu(monkeypatch):
     """The modules of ``benchmarks`` by name."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    return importlib.import_module
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def project(gpu, monkeypatch, tmp_path):
         return path
 
     write("benchmarks/x.py", "")
-    monkeypatch.setattr(gpu("gpu_run"), "ROOT", root)
+    monkeypatch.setattr(gpu("gpu.session"), "ROOT", root)
     return write
 
 
@@ -54,7 +54,7 @@ def run(gpu, project, tmp_path):
         options = argparse.Namespace(
             out=tmp_path, minutes=1.0, compile_budget=1.0, data=None, again=False, dry_run=False, run=name, cuda=cuda
         )
-        return gpu("gpu_run").Run(options, "Fake H100")
+        return gpu("gpu.session").Run(options, "Fake H100")
 
     return make
 
@@ -115,7 +115,7 @@ def somewhere(): time.sleep(100)
 somewhere()
 """
     start = time.monotonic()
-    with pytest.raises(gpu("gpu_run").Failed, match="stopped after 1 s") as stopped:
+    with pytest.raises(gpu("gpu.session").Failed, match="stopped after 1 s") as stopped:
         run().command([sys.executable, str(project("hang.py", words))], limit=1)
     assert time.monotonic() - start < 10
     assert stopped.value.status is None
@@ -164,7 +164,7 @@ sys.exit(os.environ["CONTNET_FAST_BUILD"] + "\\n" + "\\n".join(f"error {i}: no w
     package(project, ("cuda",))
     old = project(f"contnet_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}", "")
     first = run()
-    gpu("gpu").build(first, H100)
+    gpu("gpu.run").build(first, H100)
     (row,) = first.rows()
     assert row["error"].startswith("no extension: setup.py: exit 1")
     assert row["output"] == [f"error {i}: no wgmma" for i in range(10, 30)]
@@ -178,7 +178,7 @@ def test_a_build_is_what_the_package_says_of_it_in_a_new_process(run, project, g
     project("setup.py", "import os; print(os.environ['CONTNET_FAST_BUILD'], os.environ['TORCH_CUDA_ARCH_LIST'])")
     package(project, backends)
     for name in ("one", "two"):  # each run builds
-        gpu("gpu").build(run(name), H100)
+        gpu("gpu.run").build(run(name), H100)
     for row in run().rows():
         assert row["output"] == ["cuda 9.0a"]
         assert ("error" in row) == bool(error)
@@ -187,10 +187,10 @@ def test_a_build_is_what_the_package_says_of_it_in_a_new_process(run, project, g
 
 
 def test_a_machine_without_nvcc_is_an_error(run, project, gpu, monkeypatch):
-    monkeypatch.setattr(gpu("gpu"), "toolkit", lambda: None)
+    monkeypatch.setattr(gpu("gpu.run"), "toolkit", lambda: None)
     project("setup.py", "import os; print(os.environ['CONTNET_FAST_BUILD'])")
     package(project, ("reference",))
-    gpu("gpu").build(run(), H100)
+    gpu("gpu.run").build(run(), H100)
     (row,) = run().rows()
     assert row["output"] == ["auto"]
     assert row["error"].endswith("no nvcc found")
@@ -204,28 +204,28 @@ def test_a_phase_that_crashes_hangs_or_loses_the_device_goes_on_in_another_proce
 ):
     """Each case of this phase ends its process in another way."""
     script = project(
-        "gpu_phases.py",
+        "phases.py",
         f"""import argparse, os, sys, time
-sys.path.insert(0, {str(ROOT / "benchmarks")!r})
-import gpu_run
+sys.path.insert(0, {str(ROOT)!r})
+from benchmarks.gpu import session
 p = argparse.ArgumentParser()
 p.add_argument("phase"); p.add_argument("--run"); p.add_argument("--cuda", action="store_true")
-gpu_run.add_options(p)
-gpu_run.ROOT = gpu_run.Path({str(tmp_path / "project")!r})
-def lost(): raise gpu_run.DeviceLost
-run = gpu_run.Run(p.parse_args(), "Fake H100", after_error=lost)
+session.add_options(p)
+session.ROOT = session.Path({str(tmp_path / "project")!r})
+def lost(): raise session.DeviceLost
+run = session.Run(p.parse_args(), "Fake H100", after_error=lost)
 def failing(): raise RuntimeError("CUDA error: misaligned address")
 cases = {{"aborts": os.abort, "hangs": lambda: time.sleep(100), "fails": failing, "works": dict}}
 try:
     for name, work in cases.items():
         run.attempt("blocks", name, work)
-except gpu_run.DeviceLost:
-    sys.exit(gpu_run.LOST)
+except session.DeviceLost:
+    sys.exit(session.LOST)
 sys.exit(1)
 """,
     )
-    driver, whole = gpu("gpu"), run()
-    monkeypatch.setattr(driver, "__file__", str(script.with_name("gpu.py")))
+    driver, whole = gpu("gpu.run"), run()
+    monkeypatch.setattr(driver, "PROGRAM", (sys.executable, str(script)))
     monkeypatch.setitem(driver.LIMITS, "blocks", 1.0)
     driver.measured(whole, "blocks", 30)
     found = {row["case"]: row.get("error", "") for row in whole.rows()}
@@ -243,9 +243,9 @@ sys.exit(1)
     [("import nowhere", "No module named 'nowhere'"), ("import time; time.sleep(100)", "begins nothing for 1 s")],
 )
 def test_a_phase_that_cannot_begin_is_one_error(run, project, gpu, monkeypatch, words, error):
-    driver, whole = gpu("gpu"), run()
+    driver, whole = gpu("gpu.run"), run()
     monkeypatch.setattr(driver, "IDLE", 1.0)
-    monkeypatch.setattr(driver, "__file__", str(project("gpu_phases.py", words).with_name("gpu.py")))
+    monkeypatch.setattr(driver, "PROGRAM", (sys.executable, str(project("phases.py", words))))
     driver.measured(whole, "blocks", 30)
     (row,) = whole.rows()
     assert row["case"] == "process"
@@ -278,7 +278,7 @@ BODIES = {
     ("name", "verdict", "later"), [("crashes", "crashed", 3), ("loses", "failed", 3), ("hangs", "unfinished", 1)]
 )
 def test_one_bad_test_is_named_and_the_others_run(run, project, gpu, monkeypatch, tmp_path, name, verdict, later):
-    module, whole = gpu("gpu_tests"), run()
+    module, whole = gpu("gpu.tests"), run()
     monkeypatch.setenv("LOST", str(tmp_path / "lost"))
     monkeypatch.setattr(module, "PROCESSES", 1)
     monkeypatch.setattr(module, "FILE_LIMIT", 20 if name == "hangs" else 60)
@@ -297,12 +297,12 @@ def test_one_bad_test_is_named_and_the_others_run(run, project, gpu, monkeypatch
 def test_a_file_whose_tests_are_all_skipped_is_an_error(run, project, gpu):
     project("tests/test_a.py", "import pytest\n@pytest.mark.skip\ndef test_a(): ...\n")
     whole = run()
-    gpu("gpu_tests").tests(whole, ["tests/test_a.py"])
+    gpu("gpu.tests").tests(whole, ["tests/test_a.py"])
     assert whole.rows()[0]["error"] == "no test ran: {'skipped': 1}"
 
 
 def test_every_file_of_gpu_tests_is_run(gpu):
-    module = gpu("gpu_tests")
+    module = gpu("gpu.tests")
     files = ROOT.glob("tests/*/test_*.py")
     marked = {path.relative_to(ROOT).as_posix() for path in files if "pytest.mark.gpu" in path.read_text()}
     assert marked - {"tests/tools/test_gpu_run.py"} == set(module.GPU_TESTS)
@@ -324,7 +324,7 @@ def test_what_compute_sanitizer_says_is_a_row_of_each_file(run, project, gpu, mo
     program = project("cuda/bin/compute-sanitizer", f"#!/bin/sh\necho '{says}'\nexit {status}")
     monkeypatch.setenv("CUDA_HOME", str(program.parents[1]))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    module, whole = gpu("gpu_tests"), run()
+    module, whole = gpu("gpu.tests"), run()
     monkeypatch.setattr(module, "SANITIZED", module.SANITIZED[2:4])
     module.sanitizer(whole)
     found = whole.rows()
@@ -343,7 +343,7 @@ def test_what_compute_sanitizer_says_is_a_row_of_each_file(run, project, gpu, mo
 @pytest.mark.skipif(not backend_triton.INTERPRETED, reason="needs triton's interpreter")
 def test_a_dry_run_ends_with_a_table(gpu, tmp_path, capfd):
     options = ["--dry-run", "--out", str(tmp_path), "--phases", "environment", "build", "combine", "sanitizer"]
-    assert gpu("gpu").main(options) == 0
+    assert gpu("gpu.run").main(options) == 0
     found = [json.loads(line) for line in (tmp_path / "gpu-dry-run.jsonl").read_text().splitlines()]
     assert [row["phase"] for row in found[:3]] == ["environment", "build", "combine"]
     assert found[0]["info"]["torch"] == found[0]["torch"] == torch.__version__
@@ -351,15 +351,13 @@ def test_a_dry_run_ends_with_a_table(gpu, tmp_path, capfd):
 
 
 def test_the_driver_imports_neither_torch_nor_the_package():
-    words = "import sys, gpu; print({'torch', 'contnet_fast'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", words], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
-    )
+    words = "import sys, benchmarks.gpu.run; print({'torch', 'contnet_fast'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
 
 def test_phases_come_in_the_order_of_what_is_scarce(gpu):
-    driver, phases = gpu("gpu"), gpu("gpu_phases")
+    driver, phases = gpu("gpu.run"), gpu("gpu.phases")
     assert driver.PHASES[:6] == ("environment", "build", "smoke", "first", "blocks", "choice")
     assert set(driver.LIMITS) == set(phases.PHASES)
 
@@ -376,7 +374,7 @@ def test_phases_come_in_the_order_of_what_is_scarce(gpu):
     ],
 )
 def test_wrong_options_are_refused(gpu, options, words, capsys, monkeypatch, tmp_path):
-    driver = gpu("gpu")
+    driver = gpu("gpu.run")
     monkeypatch.setattr(driver, "ask", lambda program: {"torch": "2.99", "name": None})
     with pytest.raises(SystemExit) as exit_:
         driver.main(options if "--out" in options else [*options, "--out", str(tmp_path)])

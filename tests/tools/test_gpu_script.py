@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(not backend_triton.INTERPRETED, reason="needs tr
 @pytest.fixture
 def phases(monkeypatch):
     """``run(folder, phase, *options)``: the exit status of a dry run in this process."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module = importlib.import_module("gpu_phases")
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    module = importlib.import_module("benchmarks.gpu.phases")
 
     def run(folder, phase, *options):
         return module.main([phase, "--dry-run", "--out", str(folder), *options])
@@ -34,7 +34,7 @@ def rows(folder) -> list[dict]:
 
 
 def test_a_dry_run_writes_rows_with_ratios(phases, tmp_path, monkeypatch, capsys):
-    cases = importlib.import_module("cases")
+    cases = importlib.import_module("benchmarks.suite.cases")
     some = [case for case in cases.gpu_suite(tiny=True) if getattr(case, "order", "pre") == "pre"]
     monkeypatch.setattr(cases, "gpu_suite", lambda tiny: some)  # the other takes half a minute more
     assert phases(tmp_path, "combine") == phases(tmp_path, "blocks") == 0
@@ -50,7 +50,7 @@ def test_a_dry_run_writes_rows_with_ratios(phases, tmp_path, monkeypatch, capsys
 
 @pytest.mark.skipif("cpu" not in available_backends(), reason="needs the C++ extension")
 def test_the_training_phase_writes_a_row_and_ratios(phases, tmp_path, monkeypatch):
-    data = importlib.import_module("training_rows")
+    data = importlib.import_module("benchmarks.training.cases")
     right = data.entrants
     # the interpreter would take half a minute for Triton
     monkeypatch.setattr(data, "entrants", lambda names: right(tuple(name.replace("triton", "cpu") for name in names)))
@@ -81,8 +81,8 @@ def test_a_row_that_was_cut_short_is_run_again(phases, tmp_path):
 def test_a_case_that_failed_is_not_tried_again_in_its_run_and_a_lost_device_ends_the_process(
     phases, tmp_path, monkeypatch, lost
 ):
-    module, cases = importlib.import_module("gpu_phases"), importlib.import_module("cases")
-    parts = importlib.import_module("parts")
+    module, cases = importlib.import_module("benchmarks.gpu.phases"), importlib.import_module("benchmarks.suite.cases")
+    parts = importlib.import_module("benchmarks.suite.parts")
     first, second = list(cases.gpu_suite(tiny=True))[:2]
     monkeypatch.setattr(cases, "gpu_suite", lambda tiny: [first, second])
 
@@ -114,7 +114,7 @@ def test_a_wrong_kernel_gives_no_ratio_and_an_error(phases, tmp_path, monkeypatc
         y.mul_(1.05)
 
     monkeypatch.setattr(forward, "run_solve", wrong)
-    cases = importlib.import_module("cases")
+    cases = importlib.import_module("benchmarks.suite.cases")
     first = list(cases.gpu_suite(tiny=True))[:1]
     monkeypatch.setattr(cases, "gpu_suite", lambda tiny: first)
     assert phases(tmp_path, "blocks") == 1
@@ -129,7 +129,7 @@ class TestLevels:
 
     @pytest.fixture
     def levels(self, phases, monkeypatch):
-        module = importlib.import_module("gpu_levels")
+        module = importlib.import_module("benchmarks.gpu.levels")
         monkeypatch.setattr(choice, "FUSED", ("cpu:solve", "cpu:stage", "cuda:solve"))
         monkeypatch.setattr(choice, "predicted", lambda problem, request, family: 1e-3)
         monkeypatch.setattr(module, "FAMILIES", ("cpu",))
@@ -177,7 +177,7 @@ class TestLevels:
         )
 
     def test_the_table_of_auto_takes_what_was_measured(self, phases, levels, tmp_path, monkeypatch):
-        monkeypatch.setattr(importlib.import_module("gpu_choice"), "FUSED", choice.FUSED)
+        monkeypatch.setattr(importlib.import_module("benchmarks.gpu.choice"), "FUSED", choice.FUSED)
         assert phases(tmp_path, "choice") == 0
         table = choice.measured.__wrapped__(tmp_path / "choice-gpu.json")
         found = [(row["norm"], row["needs_grad"], sorted(row["ms"])) for row in table["sm_90"]["rows"]]
@@ -186,7 +186,7 @@ class TestLevels:
 
 
 def test_levels_are_timed_for_every_aim_and_pair(phases):
-    levels, cases = importlib.import_module("gpu_levels"), importlib.import_module("cases")
+    levels, cases = importlib.import_module("benchmarks.gpu.levels"), importlib.import_module("benchmarks.suite.cases")
     names = [case.name for case in cases.level_suite()]
     assert len(names) == len(set(names))
     requests = [f"{request}{end}" for request in choice.FUSED for end in ("", " graph")]
@@ -196,5 +196,5 @@ def test_levels_are_timed_for_every_aim_and_pair(phases):
 
 
 def test_when_time_is_up_nothing_more_begins(phases, tmp_path, capsys):
-    assert phases(tmp_path, "combine", "--minutes", "1e-9") == importlib.import_module("gpu_phases").LATE
+    assert phases(tmp_path, "combine", "--minutes", "1e-9") == importlib.import_module("benchmarks.gpu.phases").LATE
     assert "no time left for 1; the same command goes on from here" in capsys.readouterr().out

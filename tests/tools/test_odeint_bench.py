@@ -13,8 +13,8 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
@@ -29,9 +29,9 @@ def run(bench, tmp_path):
             "options": {"first_step": 0.1},
             "threads": 1,
         } | changes
-        case = bench("odeint_cases").Case("odeint leaves", **given)
+        case = bench("odeint.cases").Case("odeint leaves", **given)
         path = tmp_path / "rows.jsonl"
-        status = bench("odeint").main(["--rounds", "2", "--seconds", "0.01", "--out", str(path)], [case])
+        status = bench("odeint.run").main(["--rounds", "2", "--seconds", "0.01", "--out", str(path)], [case])
         return status, [json.loads(line) for line in path.read_text().splitlines()]
 
     return call
@@ -47,7 +47,7 @@ def test_a_row_says_times_evaluations_and_memory(run):
 
 
 def test_a_wrong_contender_gets_no_row(run, bench, monkeypatch, capsys):
-    module = bench("odeint_contenders")
+    module = bench("odeint.contenders")
     right = module.SOLVERS["ours"]
     flawed = lambda case: lambda problem: tuple(1.001 * y for y in right(case)(problem))  # noqa: E731
     monkeypatch.setitem(module.SOLVERS, "ours", flawed)
@@ -58,7 +58,7 @@ def test_a_wrong_contender_gets_no_row(run, bench, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["", "net.2.bias", "net.3.bias"])
 def test_each_gradient_through_relus_is_held_to_float64(run, bench, monkeypatch, capsys, name):
-    module = bench("odeint_contenders")
+    module = bench("odeint.contenders")
     right = module.SOLVERS["ours"]
 
     def flawed(case):
@@ -86,6 +86,6 @@ def test_each_gradient_through_relus_is_held_to_float64(run, bench, monkeypatch,
 )
 def test_a_typo_is_refused_by_naming_what_is_accepted(bench, capsys, options, words):
     with pytest.raises(SystemExit) as stop:
-        bench("odeint").main(options)
+        bench("odeint.run").main(options)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err

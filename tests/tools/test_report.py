@@ -14,15 +14,15 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
     monkeypatch.delenv("DISPLAY", raising=False)
-    return importlib.import_module
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
 def results(bench, tmp_path, monkeypatch):
     """A file with one tiny row of everything."""
-    cases, parts = bench("cases"), bench("parts")
+    cases, parts = bench("suite.cases"), bench("suite.parts")
     monkeypatch.setattr(parts, "STEPS", (1, 8))
     monkeypatch.setattr(parts, "BATCHES", (1, 2))
     monkeypatch.setattr(parts, "CHANNELS", (2, 4))
@@ -32,16 +32,16 @@ def results(bench, tmp_path, monkeypatch):
     small = [cases.Case(part, **block) for part in ("eval", "train", "memory")]
     suite = [*small, net, cases.Combination(100, 2), cases.Solve(100, "euler"), *sweeps]
     path = tmp_path / "suite-tiny.jsonl"
-    monkeypatch.setattr(bench("run"), "Effort", lambda: bench("timing").TINY)
+    monkeypatch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
     options = ["--device", "cpu", "--threads", "1", "--backend", "reference:accumulate"]
-    assert bench("run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
+    assert bench("suite.run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
     return path
 
 
 def test_a_report_has_every_table_and_chart(bench, results, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench("charts"), "SIZES", ((16, 4),))
+    monkeypatch.setattr(bench("report.charts"), "SIZES", ((16, 4),))
     out = tmp_path / "report"
-    assert bench("report").main([str(results), "--out", str(out)]) == 0
+    assert bench("report.run").main([str(results), "--out", str(out)]) == 0
     text = (out / "report.md").read_text()
     for head in (
         "| evaluation |",
@@ -51,7 +51,7 @@ def test_a_report_has_every_table_and_chart(bench, results, tmp_path, monkeypatc
         "| held for backward |",
     ):
         assert head in text
-    for name in bench("charts").CHARTS.keys() - {"work"}:  # of odeint.py
+    for name in bench("report.charts").CHARTS.keys() - {"work"}:  # of odeint.py
         assert f"(bench-tiny-{name}.svg)" in text
         ElementTree.parse(out / f"bench-tiny-{name}.svg")
         assert (out / f"bench-tiny-{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -65,11 +65,11 @@ def test_a_later_row_of_a_case_takes_the_place_of_the_earlier(bench, results):
     row = next(json.loads(line) for line in lines if '"part": "eval"' in line)
     row["contenders"]["ours"]["ms"] = 123.0
     results.write_text("\n".join([*lines, lines[0], json.dumps(row)]) + "\n")
-    assert bench("results_file").load(results).rows[row["case"]]["contenders"]["ours"]["ms"] == 123.0
+    assert bench("common.results_file").load(results).rows[row["case"]]["contenders"]["ours"]["ms"] == 123.0
 
 
 def test_the_tables_of_the_docs_are_those_of_the_results(bench, capsys):
-    assert bench("report").main(["--check"]) == 0, capsys.readouterr().out
+    assert bench("report.run").main(["--check"]) == 0, capsys.readouterr().out
 
 
 def test_a_file_without_rows_and_typos_are_refused(bench, tmp_path, capsys):
@@ -81,6 +81,6 @@ def test_a_file_without_rows_and_typos_are_refused(bench, tmp_path, capsys):
         (["--check", "--out", str(tmp_path)], "accepted: one of them"),
     ):
         with pytest.raises(SystemExit) as stop:
-            bench("report").main(options)
+            bench("report.run").main(options)
         assert stop.value.code == 2
         assert words in capsys.readouterr().err

@@ -22,8 +22,8 @@ CPU = pytest.mark.skipif(describe()["cpu"] != "available", reason="needs the C++
 @pytest.fixture
 def bench(monkeypatch):
     """A module of the benchmarks by its name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(bench, tmp_path):
 
     def call(*options, contenders=("reference:nchw",)):
         words = ["--quick", "--threads", "1", "--out", str(path), "--contenders", *contenders, *options]
-        status = bench("train_cifar").main(words)
+        status = bench("training.run").main(words)
         return status, [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     return call
@@ -72,7 +72,7 @@ def test_a_quick_run_writes_a_row_below_the_header_and_a_table(run, capsys):
 def test_contenders_train_as_the_training_loop_alone_does(bench, run, tmp_path):
     """Neither the gate, nor warming up, nor taking turns leaves a trace."""
     _, (_, row) = run(contenders=("reference",))
-    data = bench("training_rows")
+    data = bench("training.cases")
     small = {name: data.QUICK[name] for name in ("epochs", "batch_size", "width")}
     images = data.load_images("synthetic", None, data.QUICK["subset"])
     for one in data.entrants(("reference",)):
@@ -105,7 +105,7 @@ def test_the_reference_compiled_is_a_contender(run, monkeypatch):
 
 
 def test_what_does_not_compile_in_its_budget_is_left_out_and_said(bench, run, monkeypatch, capsys):
-    monkeypatch.setattr(bench("training_race"), "wait_until_idle", lambda limit: None)
+    monkeypatch.setattr(bench("training.race"), "wait_until_idle", lambda limit: None)
     status, (_, row) = run("--compile-budget", "0.01", contenders=("reference:nchw", "compiled:nchw"))
     assert status == 0
     assert row["left_out"] == {"compiled:nchw": "not compiled in 0 s"}
@@ -120,14 +120,14 @@ def test_a_wrong_contender_gives_no_row_and_an_error(bench, run, monkeypatch, ca
         net.stages[0].conv1.weight.register_hook(lambda gradient: gradient * 1.1)
         return net, ""
 
-    monkeypatch.setattr(bench("training_race"), "compiled", wrong)
+    monkeypatch.setattr(bench("training.race"), "compiled", wrong)
     assert run() == (1, [])
     assert "no row: 2-2-2/euler, seed 1: reference:nchw: the first step is not" in capsys.readouterr().err
 
 
 @CPU
 def test_another_backend_than_the_row_says_gives_no_row(bench, run, monkeypatch, capsys):
-    entrant = bench("training_rows").Entrant
+    entrant = bench("training.cases").Entrant
     settings = entrant.settings
     monkeypatch.setattr(entrant, "settings", lambda self: {**settings(self), "backend": "reference"})
     assert run(contenders=("cpu:nchw",)) == (1, [])
@@ -136,7 +136,7 @@ def test_another_backend_than_the_row_says_gives_no_row(bench, run, monkeypatch,
 
 def test_an_interrupted_run_goes_on_and_ends_where_an_uninterrupted_one_does(bench, run, monkeypatch, capsys):
     _, (_, whole) = run(contenders=("reference",))
-    bar, calls = bench("train_cifar").Bar, []
+    bar, calls = bench("training.run").Bar, []
     batch = bar.batch
 
     def interrupt(self, work, status):
@@ -167,7 +167,7 @@ def test_what_is_done_is_not_run_again(run, capsys):
 
 
 def test_rows_are_the_papers(bench):
-    rows = bench("training_rows").ROWS
+    rows = bench("training.cases").ROWS
     refined = rows["1-to-8/rk4_classic"].config(epochs=120)
     assert (refined.n_steps, refined.refine_epochs, refined.lr_decay_epochs) == (1, (30, 50, 70), (30, 60, 90))
     assert (refined.lr, refined.momentum, refined.batch_size, refined.weight_decay) == (0.1, 0.9, 128, 1e-4)
@@ -177,7 +177,7 @@ def test_rows_are_the_papers(bench):
 
 
 def test_a_report_shows_seeds_together_and_draws_what_it_was_given(bench, run, tmp_path):
-    report = bench("training_report")
+    report = bench("training.report")
     run("--seeds", "1", "2")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert report.training_rows(rows) == []  # a trial is no result
@@ -206,13 +206,13 @@ def test_a_report_shows_seeds_together_and_draws_what_it_was_given(bench, run, t
 )
 def test_wrong_options_are_refused(bench, options, words, capsys):
     with pytest.raises(SystemExit) as exit_:
-        bench("train_cifar").main(options)
+        bench("training.run").main(options)
     assert exit_.value.code == 2
     assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_gpu_trains_both_of_its_backends(bench, capsys):
-    rows, script = bench("training_rows"), bench("train_cifar")
+    rows, script = bench("training.cases"), bench("training.run")
     names = rows.default_entrants(torch.device("cuda"))
     assert names == ("reference", "compiled:channels_last", "triton:channels_last", "cuda:channels_last")
     found = {one.name: one for one in rows.entrants(names)}

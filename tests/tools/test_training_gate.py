@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,9 @@ def judge(monkeypatch):
 
     Eager PyTorch's logits are off by ``eager``, and its loss is right by chance.
     """
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    gate, rows = importlib.import_module("training_gate"), importlib.import_module("training_rows")
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    from benchmarks.training import cases as rows
+    from benchmarks.training import gate
 
     def judged(wrong, *, name="weight", by=1.1, eager=0.0):
         class Made(gate.Gate):

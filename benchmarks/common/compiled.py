@@ -1,0 +1,65 @@
+"""Networks whose parts torch.compile takes one by one, where a graph of the whole network is too large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from contnet_fast import reference
+from contnet_fast.models import ContinuousNet
+from contnet_fast.nn import ContinuousBlock
+from contnet_fast.spec import BatchStatistics
+
+
+class CompiledSteps(nn.Module):
+    """The block with one step compiled and called N times: a small graph where the whole block is too large a one."""
+
+    def __init__(self, block: ContinuousBlock, **options: Any) -> None:
+        super().__init__()
+        self.block = block
+        self.step = torch.compile(self._step, **{"fullgraph": True, "dynamic": False, **options})
+
+    def _step(self, y: torch.Tensor, thetas: list[Any]) -> tuple[torch.Tensor, list[Any]]:
+        grid, spec = self.block.grid, self.block.field.spec
+        assert grid is not None
+
+        def stage(i: int, s: int, u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            return reference.conv_field(u, thetas[s], spec=spec, training=self.training)
+
+        rows, update = grid.stage_rows, grid.update
+        return reference.rk_solve(stage, y, stage_rows=rows, update=update, n_steps=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        block, field = self.block, self.block.field
+        assert block.grid is not None
+        slices = tuple(None if node is None else node.unbind(0) for node in field.nodes())
+        auxes: list[Any] = []
+        for weights in block.grid.weights:
+            x, new = self.step(x, [reference.theta_at(slices, w) for w in weights])
+            auxes += new
+        if self.training and field.spec.norm == "batch":
+            batch = BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))
+            field.update_statistics(batch, block.grid)
+        return x
+
+
+def in_steps(net: ContinuousNet, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The forward pass of a network with stem, stitches and single steps of its blocks compiled.
+
+    ``options`` are those of torch.compile.
+    """
+    options = {"fullgraph": True, "dynamic": False, **options}
+    parts: list[Callable[[torch.Tensor], torch.Tensor]] = [torch.compile(net.stem, **options)]
+    for module in net.stages:
+        whole = torch.compile(module, **options)
+        parts.append(CompiledSteps(module, **options) if isinstance(module, ContinuousBlock) else whole)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for part in parts:
+            x = part(x)
+        return net.classifier(net.head_norm(x).mean(dim=(2, 3)))
+
+    return forward

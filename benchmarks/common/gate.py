@@ -1,0 +1,70 @@
+"""What a contender may be off by, and the errors of one that is off by more or did not run.
+
+Families of benchmarks have a gate each, ``suite/gate.py``, ``training/gate.py`` and ``odeint/contenders.py``: no row
+is written without it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import contnet_fast as cf
+from benchmarks.common.contender import Contender
+
+SMALL_BATCH = 2
+SLACK = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 2e-2, torch.bfloat16: 2e-2}  # of gradients
+CHANCE = 1e-2  # what relus may change in the gradients of the batch that is timed
+VANISHING = 1e-6  # a gradient this small beside all others is zero (a bias in front of batch norm): held to their norm
+BASELINE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+FLOAT64_TOLERANCE = 1e-9
+SHOWN = 5
+
+Results = dict[str, torch.Tensor]
+
+
+class GateError(Exception):
+    """The result of a contender is wrong."""
+
+
+class WrongBackendError(Exception):
+    """Something else ran than was asked for."""
+
+
+def check_run(name: str, contender: Contender, request: str) -> list[str]:
+    """Every "op backend:level" that one call really ran.
+
+    Raises:
+        WrongBackendError: another backend or level than ``request`` ran, or none.
+    """
+    with cf.record_runs() as log:
+        contender.call()
+    backend, _, level = request.partition(":")
+    wrong = backend != "auto" and any(run.backend != backend for run in log)
+    if not log or wrong or (level and not any(run.level == level for run in log)):
+        ran = ", ".join(sorted({f"{run.backend}:{run.level}" for run in log})) or "nothing of this package"
+        raise WrongBackendError(f"{name}: {contender.name} was asked for {request!r}, but {ran} ran")
+    return sorted({f"{run.op} {run.backend}:{run.level}" for run in log})
+
+
+def errors(results: Results, exact: Results) -> dict[str, float]:
+    """The largest error of "y", relative L2 errors of the gradients."""
+    if missing := sorted(exact.keys() - results.keys()):
+        raise GateError(f"no {', '.join(missing)}")
+    found = {"y": float((results["y"].double() - exact["y"]).abs().max())}
+    norms = {name: float(value.norm()) for name, value in exact.items() if name != "y"}
+    total = sum(norm * norm for norm in norms.values()) ** 0.5
+    for name, norm in norms.items():
+        difference = float((results[name].double() - exact[name]).norm())
+        found[name] = difference / (norm if norm > VANISHING * total else total)
+    return found
+
+
+def judge(who: str, found: dict[str, float], allowed: dict[str, float]) -> None:
+    off = [
+        f"{tensor}: error {found[tensor]:.2e}, allowed {limit:.2e}"
+        for tensor, limit in allowed.items()
+        if not found[tensor] <= limit
+    ]
+    if off:
+        more = [f"and {len(off) - SHOWN} more"] if len(off) > SHOWN else []
+        raise GateError("\n  ".join([f"{who} is not the reference", *off[:SHOWN], *more]))

@@ -1,0 +1,68 @@
+"""What a file of results says: the latest row of each case, with the header that it stands under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.rows import RESULTS, read
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one device; ``header``: of the latest run."""
+
+    path: Path
+    header: Row
+    rows: dict[str, Row]
+
+    @property
+    def device(self) -> str:
+        return str(self.header.get("device", "unknown"))
+
+    @property
+    def slug(self) -> str:
+        return self.path.stem.removeprefix("suite-")
+
+    def of(self, *parts: str) -> list[Row]:
+        return [row for row in self.rows.values() if row.get("part") in parts]
+
+    def sweep(self, name: str) -> list[Row]:
+        return [row for row in self.of("scaling") if row["sweep"] == name]
+
+    def where(self) -> str:
+        """In words: device, versions, commits."""
+        commits = sorted({str(row["header"]["commit"])[:8] for row in self.rows.values()})
+        dates = sorted({row["header"]["date"][:10] for row in self.rows.values()})
+        info = self.header["info"]
+        what = f"{self.device}, {self.header['threads']} threads, {info['cpu_capability']}"
+        if "capability" in self.header:
+            what = self.device
+        return f"{what}; torch {info['torch']}; commit {', '.join(commits)}; {', '.join(dates)}"
+
+
+def load(path: Path) -> Results:
+    """Raises ValueError if the file cannot be read or holds no rows."""
+    header: Row = {}
+    rows: dict[str, Row] = {}
+    try:
+        lines = read(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    for line in lines:
+        if "header" in line:
+            header = line["header"]
+        elif "case" in line:
+            rows.pop(line["case"], None)
+            rows[line["case"]] = line | {"header": header}
+    if not rows or not header:
+        raise ValueError(f"{path}: holds no rows below a header")
+    return Results(path, header, rows)
+
+
+def committed() -> list[Path]:
+    """The committed files of the suite and of the odeint benchmark, of all devices."""
+    return [*sorted(RESULTS.glob("suite-*.jsonl")), *sorted(RESULTS.glob("odeint-*.jsonl"))]

@@ -1,0 +1,178 @@
+"""The files of results: a header for each run, then its rows, appended; and their tables on the terminal."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import contnet_fast as cf
+from benchmarks.common.timing import KEEP_MEMORY
+from contnet_fast.costs import DEVICES, Device, measured_cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks/results"
+
+
+def header(options: dict[str, Any], *, device: str = "cpu", rates: Device | None = None) -> dict[str, Any]:
+    """Where and with what the rows below it were measured; ``rates``: of the device, by which floors are counted."""
+    status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    known = (
+        {} if rates is None else {"rates": {"of": rates.name, "flops": dict(rates.flops), "bandwidth": rates.bandwidth}}
+    )
+    return {
+        "header": {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "device": device_name(device),
+            "commit": _git("rev-parse", "HEAD"),
+            "dirty": status != "" if status is not None else None,
+            "of_this_checkout": {name: _is_here(name) for name in ("contnet_fast", "contnet_fast._C")},
+            "cpu": cpu_model(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "options": options,
+            "malloc": {name: os.environ.get(name) for name in KEEP_MEMORY},
+            "info": cf.info().as_dict(),
+            **(_gpu() if device == "cuda" else {}),
+            **known,
+        }
+    }
+
+
+def device_name(device: str) -> str:
+    """As its maker calls it."""
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
+
+
+def results_file(device: str, stem: str = "suite") -> Path:
+    """Where results of this machine's device are kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+    return RESULTS / f"{stem}-{slug}.jsonl"
+
+
+def device_rates(device: str) -> Device | None:
+    """Of this machine's CPU, measured, or of its GPU, by the datasheet; ``None`` if that is not at hand."""
+    if device == "cpu":
+        return measured_cpu()
+    return next((d for name, d in DEVICES.items() if name in device_name(device)), None)
+
+
+def _gpu() -> dict[str, Any]:
+    """What tells one GPU machine from another."""
+    properties = torch.cuda.get_device_properties(0)
+    query = [
+        "nvidia-smi",
+        "--query-gpu=driver_version,clocks.max.sm,clocks.max.mem,power.limit",
+        "--format=csv,noheader",
+    ]
+    try:
+        smi = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        smi = "unknown"
+    return {
+        "capability": list(torch.cuda.get_device_capability()),
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "driver, clocks, power": smi,
+    }
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def table(row: dict[str, Any]) -> Table:
+    """A row of any part."""
+    return _memory_table(row) if "saved_bytes" in row else _times_table(row)
+
+
+def _times_table(row: dict[str, Any]) -> Table:
+    floor = "" if row.get("floor_ms") is None else f"; floor {row['floor_ms']:.3f} ms"
+    lines = [f"ran {', '.join(row['ran'])}; matrix products {row['product_gflops']:.1f} GFLOP/s{floor}"]
+    for name, ratios in row.get("ratios", {}).items():
+        lines += [f"{name}: " + ", ".join(f"{other} / ours {ratio:.2f}" for other, ratio in ratios.items())]
+    if "left_out" in row:
+        lines += [f"left out for lack of time: {', '.join(row['left_out'])}"]
+    if "fit" in row:
+        fit = row["fit"]
+        lines += [f"t = {fit['a_ms']:.3f} ms + {fit['b_ms']:.3f} ms N; the first is {fit['a_over_t8']:.1%} of N = 8"]
+    if "speedup_of_threads" in row:
+        lines += [", ".join(f"{name}: {gain:.2f}x by threads" for name, gain in row["speedup_of_threads"].items())]
+    shown = _empty_table(row, "\n".join(lines))
+    columns = {
+        "median ms": lambda t: f"{t['ms']:.3f}",
+        "p20": lambda t: f"{t['p20_ms']:.3f}",
+        "p80": lambda t: f"{t['p80_ms']:.3f}",
+        "cold ms": lambda t: f"{t['cold_ms']:.3f}" if "cold_ms" in t else "",
+        "GFLOP/s": lambda t: f"{t['gflops']:.1f}" if "gflops" in t else "",
+        "of product": lambda t: f"{t['of_product']:.0%}" if "of_product" in t else "",
+        "GB/s": lambda t: str(t.get("gb_per_s", "")),
+        "images/s": lambda t: str(t.get("images_per_s", "")),
+        "peak MiB": lambda t: str(t.get("peak_mib", "")),
+        "compile s": lambda t: str(t.get("compile_s", "")),
+    }
+    cells = {name: [show(t) for t in row["contenders"].values()] for name, show in columns.items()}
+    cells = {name: column for name, column in cells.items() if any(column)}
+    for name in cells:
+        shown.add_column(name, justify="right", no_wrap=True)
+    for name, *values in zip(row["contenders"], *cells.values(), strict=True):
+        shown.add_row(name, *values)
+    return shown
+
+
+def _memory_table(row: dict[str, Any]) -> Table:
+    shown = _empty_table(row, f"ran {', '.join(row['ran'])}")
+    for column in ("saved MiB", "of eager", "allocated MiB", "of eager"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for name, saved in row["saved_bytes"].items():
+        cells = []
+        for kind, size in (("saved", saved), ("allocated", row["allocated_bytes"][name])):
+            cells += [f"{size / 2**20:.2f}", f"{row[f'{kind}_ratios'].get(name, 1.0):.3f}"]
+        shown.add_row(name, *cells)
+    return shown
+
+
+def _is_here(name: str) -> bool | None:
+    """Whether the imported module lies in this checkout, so that ``commit`` speaks of it; ``None`` if not imported."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return None if file is None else Path(file).resolve().is_relative_to(ROOT)
+
+
+def _empty_table(row: dict[str, Any], caption: str) -> Table:
+    title = row["case"] + (f" batch {row['batch']}" if "batch" in row else "")
+    shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    shown.add_column("contender", no_wrap=True)
+    return shown
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says, or ``None`` without git or a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,316 @@
+"""Who solves a case of the odeint benchmark, the check that all of them compute the same, and the memory of a call."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torchdiffeq
+
+import contnet_fast as cf
+from benchmarks.common.contender import Contender
+from benchmarks.common.gate import CHANCE, FLOAT64_TOLERANCE, SMALL_BATCH, VANISHING, GateError
+from benchmarks.odeint.cases import Case, Problem, make_problem
+
+FLOAT32_TOLERANCE = 2e-4  # of the largest value of an end; of the norm of a gradient
+ROWS_TOLERANCE = 1e-3  # where each row has its own steps: the truth, not another's steps
+Solver = Callable[[Problem], Any]
+
+
+@dataclass
+class Solve:
+    """One solve to the end, with the gradients of y0 and all parameters if the case has them."""
+
+    solver: Solver
+    problem: Problem
+    backward: bool
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(1)
+        self.directions = [torch.randn(y.shape).to(y) for y in self.problem.leaves]  # the same in any dtype
+        for y in self.problem.leaves:
+            y.requires_grad_(self.backward)
+
+    def __call__(self) -> Any:
+        if not self.backward:
+            with torch.no_grad():
+                return self.solver(self.problem), ()
+        end = self.solver(self.problem)
+        ends = end if isinstance(end, tuple) else (end,)
+        inputs = [*self.problem.leaves, *self.problem.params]
+        return end, torch.autograd.grad(ends, inputs, self.directions[: len(ends)])
+
+    def results(self) -> dict[str, torch.Tensor]:
+        end, gradients = self()
+        ends = end if isinstance(end, tuple) else (end,)
+        names = [f"y{i}" for i in range(len(self.problem.leaves))] + [
+            n for n, _ in self.problem.field.named_parameters()
+        ]
+        return {f"end {i}": y.detach() for i, y in enumerate(ends)} | {
+            f"gradient {name}": g for name, g in zip(names, gradients, strict=False)
+        }
+
+    def evaluations(self) -> int:
+        """How often the field is asked in one call, backward included."""
+        count = 0
+
+        def see(*_: Any) -> None:
+            nonlocal count
+            count += 1
+
+        hook = self.problem.field.register_forward_pre_hook(see)
+        self()
+        hook.remove()
+        return count
+
+
+def _end(solution: Any) -> Any:
+    return tuple(y[-1] for y in solution) if isinstance(solution, tuple) else solution[-1]
+
+
+def _call(library: Any, case: Case, adjoint: bool, **more: Any) -> Solver:
+    times = torch.tensor([0.0, case.t1])
+    solve = library.odeint_adjoint if adjoint else library.odeint
+    given = {"method": case.method, "options": case.options, "rtol": case.rtol, "atol": case.atol, **more}
+    return lambda problem: _end(solve(problem.field, problem.y0, times, **given))
+
+
+def _ours(case: Case) -> Solver:
+    more: dict[str, Any] = {"batched": True} if case.part == "odeint rows" else {}
+    if case.compensated:
+        more["compensated"] = True
+    if case.gradient == "checkpoint":
+        more["gradient"] = "checkpoint"
+    return _call(cf, case, case.gradient == "adjoint", **more)
+
+
+def _theirs(case: Case) -> Solver:
+    return _call(torchdiffeq, case, case.gradient == "adjoint")
+
+
+def _plain(case: Case) -> Solver:
+    return _call(cf, case, False)
+
+
+def _loop(case: Case) -> Solver:
+    """Steps written by hand, each sum by as few operations as PyTorch has."""
+    count = round(case.t1 / case.options["step_size"])
+    h = case.t1 / count
+    add = torch.add
+
+    def euler(f: Any, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return add(y, f(t, y), alpha=h)
+
+    def rk4(f: Any, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # the 3/8 rule
+        k1 = f(t, y)
+        k2 = f(t + h / 3, add(y, k1, alpha=h / 3))
+        k3 = f(t + 2 * h / 3, add(add(y, k2, alpha=h), k1, alpha=-h / 3))
+        k4 = f(t + h, add(add(add(y, k1, alpha=h), k2, alpha=-h), k3, alpha=h))
+        return add(add(y, add(k1, k4), alpha=h / 8), add(k2, k3), alpha=3 * h / 8)
+
+    def rk4_classic(f: Any, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        k1 = f(t, y)
+        k2 = f(t + h / 2, add(y, k1, alpha=h / 2))
+        k3 = f(t + h / 2, add(y, k2, alpha=h / 2))
+        k4 = f(t + h, add(y, k3, alpha=h))
+        return add(add(y, add(k1, k4), alpha=h / 6), add(k2, k3), alpha=h / 3)
+
+    step = {"euler": euler, "rk4": rk4, "rk4_classic": rk4_classic}[case.method]
+    times = [torch.tensor(i * h) for i in range(count)]
+
+    def solve(problem: Problem) -> torch.Tensor:
+        y = problem.y0
+        for t in times:
+            y = step(problem.field, t, y)
+        return y
+
+    return solve
+
+
+def _loop_and_table(case: Case) -> Solver:
+    """The same, returning [y0, y] as a solver does."""
+    loop = _loop(case)
+    return lambda problem: torch.stack([problem.y0, loop(problem)])[-1]
+
+
+def _torchode(case: Case, rows: bool) -> Solver:
+    """torchode's dopri5 with the integral controller: every row by itself, or the whole batch as one instance."""
+    import torchode
+
+    def solve(problem: Problem) -> torch.Tensor:
+        shape = problem.y0.shape
+        y0 = problem.y0 if rows else problem.y0.reshape(1, -1)
+
+        def rate(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return problem.field(t, y) if rows else problem.field(t, y.view(shape)).reshape(1, -1)
+
+        term = torchode.ODETerm(rate)
+        controller = torchode.IntegralController(atol=case.atol, rtol=case.rtol, term=term)
+        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), controller)
+        times = torch.zeros(len(y0)), torch.full((len(y0),), case.t1)
+        found = solver.solve(torchode.InitialValueProblem(y0, *times, t_eval=None))
+        return found.ys[:, -1].reshape(shape)
+
+    return solve
+
+
+def _field(case: Case) -> Solver:
+    """As many evaluations as the solve takes, one after the other, and nothing else: what no solver can undercut."""
+    count = Solve(_ours(case), make_problem(case), bool(case.gradient)).evaluations()
+    if case.gradient == "adjoint":
+        ahead = Solve(_ours(case), make_problem(case), False).evaluations()
+        return lambda problem: Alone.apply(problem, ahead, count - ahead, problem.y0, *problem.params)
+
+    def solve(problem: Problem) -> torch.Tensor:
+        y, t = problem.y0, torch.zeros(())
+        for _ in range(count):
+            y = problem.field(t, y)
+        return y
+
+    return solve
+
+
+class Alone(torch.autograd.Function):
+    """Evaluations without a graph, then in backward others with their vjps: those of a continuous adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, ahead: int, back: int, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.problem, ctx.back, y = problem, back, inputs[0]
+        for _ in range(ahead):
+            y = problem.field(torch.zeros(()), y)
+        ctx.y = y
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (g,), params = grads, ctx.problem.params
+        of_params: tuple[torch.Tensor, ...] = ()
+        for _ in range(ctx.back):
+            y = ctx.y.detach().requires_grad_()
+            with torch.enable_grad():
+                rate = ctx.problem.field(torch.zeros(()), y)
+            g, *of_params = torch.autograd.grad(rate, [y, *params], g)
+        return None, None, None, g, *of_params
+
+
+SOLVERS: dict[str, Callable[[Case], Solver]] = {
+    "ours": _ours,
+    "torchdiffeq": _theirs,
+    "plain": _plain,
+    "one step for all": _plain,
+    "loop": _loop,
+    "loop and table": _loop_and_table,
+    "torchode": lambda case: _torchode(case, False),
+    "torchode by rows": lambda case: _torchode(case, True),
+    "field": _field,
+}
+SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop", "loop and table")
+
+
+def available(name: str) -> bool:
+    """Whether the package of a contender is installed."""
+    return not name.startswith("torchode") or find_spec("torchode") is not None
+
+
+def contenders(case: Case) -> list[Contender]:
+    """Ours first. Every one has its own weights and start, from the same seeds."""
+    names = ("ours", *filter(available, case.against))
+    return [
+        Contender(name, name, Solve(SOLVERS[name](case), make_problem(case), bool(case.gradient)), 0.0,
+                  threads=case.threads)
+        for name in names
+    ]  # fmt: skip
+
+
+def check(case: Case, everyone: list[Contender]) -> dict[str, float]:
+    """Errors of ours beside each other contender.
+
+    Ends and each gradient are held to ``FLOAT32_TOLERANCE``. A relu whose argument rounds across zero changes
+    gradients by chance: through relus all gradients as one vector are held to ``CHANCE`` in float32, and each by itself
+    in float64, on a small batch.
+
+    Raises:
+        GateError: they differ by more than rounding, or the field was not asked equally often.
+    """
+    found: dict[str, float] = {}
+    by_rows, relus = case.part == "odeint rows", bool(case.gradient) and case.problem.startswith("conv")
+    same = [] if by_rows else [one.kind for one in everyone if one.kind in SAME_STEPS]
+    if case.gradient == "adjoint":
+        same = [kind for kind in same if kind != "plain"]  # another gradient: its distance is in the row
+    mine = everyone[0].call.results()
+    expected = {one.name: one.call.results() for one in everyone[1:] if one.kind in same}
+    if by_rows:
+        exact = replace(case, rtol=1e-9, atol=1e-9, method="dopri8", options={"land_on_end": True})
+        task = Solve(_plain(exact), make_problem(case, torch.float64), bool(case.gradient))
+        expected["float64"] = {name: x.float() for name, x in task.results().items()}
+    for name, tensors in expected.items():
+        allowed = ROWS_TOLERANCE if by_rows else FLOAT32_TOLERANCE
+        apart = _apart(mine, tensors)
+        if relus:
+            found |= _judge(case, f"from {name}", {"end": apart["end"]}, allowed)
+            found |= _judge(case, f"from {name}", {"all gradients": apart["all gradients"]}, CHANCE)
+        else:
+            found |= _judge(case, f"from {name}", apart, allowed)
+    if relus:
+        doubles = {kind: _in_double(case, kind) for kind in same}
+        for kind in same[1:]:
+            apart = _apart(doubles["ours"], doubles[kind])
+            found |= _judge(case, f"from {kind} in float64", apart, FLOAT64_TOLERANCE)
+    counts = {one.name: one.call.evaluations() for one in everyone if one.kind != "field"}  # type: ignore[attr-defined]
+    if counts.get("torchdiffeq", counts["ours"]) != counts["ours"] and not by_rows and case.gradient != "checkpoint":
+        raise GateError(
+            f"{case.name}: the field was asked {counts['ours']} times, by torchdiffeq {counts['torchdiffeq']}"
+        )
+    return found | {f"evaluations by {name}": count for name, count in counts.items()}
+
+
+def _in_double(case: Case, kind: str) -> dict[str, torch.Tensor]:
+    problem = make_problem(case, torch.float64)
+    problem.y0 = problem.y0[:SMALL_BATCH].clone()
+    return Solve(SOLVERS[kind](case), problem, bool(case.gradient)).results()
+
+
+def _judge(case: Case, whom: str, apart: dict[str, float], allowed: float) -> dict[str, float]:
+    """The largest of the differences.
+
+    Raises:
+        GateError: it is not within ``allowed``.
+    """
+    what = max(apart, key=lambda name: apart[name] if apart[name] == apart[name] else float("inf"))
+    if not apart[what] <= allowed:
+        raise GateError(f"{case.name}: {what} of ours is off by {apart[what]:.1e} {whom}, allowed {allowed:.0e}")
+    return {f"{whom}, {what}": float(f"{apart[what]:.3g}")}
+
+
+def _apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Differences of the ends in parts of the largest value, of each gradient and of all as one vector in parts of the
+    norm; a gradient that vanishes beside all others (a bias in front of batch norm) in parts of the norm of all."""
+    found = {"end": max(float((a[n] - b[n]).abs().max() / b[n].abs().max()) for n in b if n.startswith("end"))}
+    gradients = [n for n in b if n.startswith("gradient") and b[n].numel()]
+    total = sum(float(b[n].square().sum()) for n in gradients) ** 0.5
+    off = {n: float((a[n] - b[n]).norm()) for n in gradients}
+    if gradients:
+        found["all gradients"] = sum(x * x for x in off.values()) ** 0.5 / total
+    for name in gradients:
+        norm = float(b[name].norm())
+        found[name] = off[name] / (norm if norm > VANISHING * total else total)
+    return found
+
+
+def peak_allocated(call: Callable[[], object]) -> int:
+    """The most that the allocator had handed out during one call, beyond what was there before."""
+    call()
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    assert profile.profiler is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

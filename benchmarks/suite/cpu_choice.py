@@ -1,0 +1,107 @@
+"""Where `auto` should take the cpu backend: blocks of many sizes against the reference, one JSON line each.
+
+    python -m benchmarks.suite.cpu_choice >> benchmarks/results/choice-cpu.jsonl
+
+``--isa avx2`` measures both sides as on a CPU without wider vectors: run it with ATEN_CPU_CAPABILITY=avx2 and
+ONEDNN_MAX_CPU_ISA=AVX2 (for portable: default and SSE41).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import contnet_fast as cf
+from benchmarks.common.rows import header
+from contnet_fast.backends import cpu
+from contnet_fast.nn import ContinuousBlock, ConvField
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SHAPES = [  # channels, side, batch
+    *((1, 8, 4), (3, 32, 8), (8, 32, 8), (16, 1, 64), (16, 32, 1), (16, 32, 32), (24, 16, 8), (40, 16, 8)),
+    *itertools.product((64, 96, 128, 192, 256, 384), (2, 4, 8, 16), (1, 8, 32)),
+    *((512, 2, 8), (512, 4, 8), (512, 8, 8), (64, 32, 8), (64, 56, 2), (128, 32, 2), (16, 128, 2)),
+]
+FEWER = [shape for shape in SHAPES if shape[0] not in (96, 192, 384) and shape[2] in (8, 32)]
+
+
+def medians(calls: Sequence[Callable[[], None]], seconds: float) -> list[float]:
+    """Of calls that take turns."""
+    for call in calls:
+        call(), call()
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 200):
+        for call, own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in times]
+
+
+def measure(channels: int, side: int, batch: int, dtype: str, training: bool, seconds: float) -> dict[str, Any]:
+    """Times of one block of two Euler steps; the reference in both formats, of which a user has one."""
+    torch.manual_seed(0)
+    field = ConvField(channels, n_basis=2).to(DTYPES[dtype])
+    x = torch.randn(batch, channels, side, side, dtype=DTYPES[dtype])
+    direction = torch.randn_like(x)
+
+    def call(backend: str, memory_format: torch.memory_format) -> Callable[[], None]:
+        block = ContinuousBlock(field, scheme="euler", n_steps=2, checkpoint="none", backend=backend).train(training)
+        own = x.clone(memory_format=memory_format).requires_grad_(training)
+
+        def run() -> None:
+            with torch.set_grad_enabled(training):
+                y = block(own)
+            if training:
+                y.backward(direction)
+                own.grad = None
+                block.zero_grad()
+
+        return run
+
+    calls = [call("cpu", torch.contiguous_format)]
+    calls += [call("reference:none", f) for f in (torch.contiguous_format, torch.channels_last)]
+    ours, nchw, channels_last = medians(calls, seconds)
+    return {
+        **{"channels": channels, "side": side, "batch": batch, "dtype": dtype, "training": training},
+        **{"ms": round(1e3 * ours, 4), "nchw": round(nchw / ours, 3), "channels_last": round(channels_last / ours, 3)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--isa", choices=cpu._extension.instruction_sets() if cpu._extension else ["none"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each size")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    if "cpu" not in cf.available_backends():
+        sys.exit(f"the cpu backend is not available: {cf.info().backends['cpu']}")
+    torch.set_num_threads(options.threads)
+    if options.isa:
+        cpu._extension.use_instruction_set(options.isa)
+    limits = {name: os.environ.get(name) for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
+    print(json.dumps(header({**vars(options), **limits, "isa": cpu._extension.instruction_set()})), flush=True)
+    for dtype in options.dtypes:
+        for shape in SHAPES if dtype == "float32" else FEWER:
+            for training in (False, True):
+                print(json.dumps(measure(*shape, dtype, training, options.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
