@@ -23,7 +23,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-quick matrix lint bench report aot aot-cuda cuda-extension gpu sanitize wheel clean FORCE
+.PHONY: help demo test test-quick matrix lint bench report aot aot-cuda cuda-extension gpu sanitize sdist wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo "make cuda-extension  build the extension with CUDA against a CUDA build of torch and import it; needs nvcc, no GPU"
 	@echo "make gpu       tests, benchmarks and a training on this machine's NVIDIA GPU, results to benchmarks/results/"
 	@echo "make sanitize  C++ kernels under the address and undefined-behaviour sanitizers"
+	@echo "make sdist     build a source distribution into dist/"
 	@echo "make wheel     build a wheel with the C++ extension into dist/"
 	@echo "make clean     remove .venv and build outputs"
 	@echo "options: PYTHON=$(PYTHON)  TORCH=$(TORCH)  VENV=$(VENV)"
@@ -103,6 +104,9 @@ sanitize: $(READY)
 		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml \
 		$(addprefix $(CURDIR)/tests/,cpu/test_cpu_backend.py functional/test_pytrees.py cpu/test_cpu_conv.py \
 		cpu/test_cpu_conv_gradients.py cpu/test_cpu_conv_ops.py) $(ARGS)
+
+sdist: $(READY)
+	$(RUN) -m build --sdist --no-isolation --outdir dist $(ARGS)
 
 # build/lib* would bring modules that are gone; the objects beside it stay
 wheel: $(READY)

@@ -39,7 +39,8 @@ from benchmarks.common.options import Parser, checked  # noqa: E402
 FOLDER = ROOT / "build" / "matrix"
 LIMIT = 3600  # seconds of a test file, and of each step of an installation
 TOOLS = (
-    "hypothesis pytest pytest-benchmark torchdiffeq matplotlib pillow rich safetensors scikit-learn tomli build wheel"
+    "hypothesis pytest pytest-benchmark torchdiffeq matplotlib pillow rich safetensors scikit-learn tomli build wheel "
+    "pyyaml"
 )
 
 
