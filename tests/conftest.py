@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if not torch.cuda.is_available():  # Triton kernels then run in its interpreter, which it asks for when imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import tiers
+
 from contnet_fast.backends import cpu
 
 
@@ -30,6 +33,7 @@ def pytest_addoption(parser):
     group.addoption("--seed", type=int, default=0, help="added to every seed that a test sets (default: 0)")
     group.addoption("--torch-threads", type=int, help="threads of PyTorch (default: its own choice)")
     group.addoption("--widest", choices=instruction_sets(), help="widest instruction set of the C++ extension")
+    parser.addoption("--quick", action="store_true", help="leave out the folders and files that take long")
 
 
 def pytest_configure(config):
@@ -42,20 +46,27 @@ def pytest_configure(config):
         torch.set_num_threads(threads)
     if widest and cpu._extension:
         cpu._extension.use_instruction_set(widest)
+    for folder in tiers.FOLDERS:
+        config.addinivalue_line("markers", f"{folder}: the tests of tests/{folder}")
 
 
-# files that take minutes; with several processes they come first, so that none is left with one of them at the end
-LONG = [
-    "cuda_compile", "triton_conv", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report", "training",
-    "statistics_constants", "triton_aot", "gpu_run", "wrapped", "benchmarks", "distributed", "train_cifar",
-    "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
-]  # fmt: skip
+def pytest_ignore_collect(collection_path, config):
+    """With ``--quick`` slow files are not even imported; ``None`` leaves the decision to pytest."""
+    return True if config.getoption("quick") and tiers.is_slow(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(item.path.parent.name)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
-        items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+        items.sort(key=lambda item: tiers.place(item.path))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("quick"):
+        left = Counter(path.parent.name for path in tiers.FILES if tiers.is_slow(path))
+        files = ", ".join(f"{folder} {count}" for folder, count in sorted(left.items()))
+        terminalreporter.write_line(f"--quick left out {left.total()} test files, which `make test` runs: {files}")
 
 
 def pytest_report_header(config):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matrix
 import pytest
+import tiers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,6 +20,17 @@ def test_every_test_file_is_in_a_part():
     named = {matrix.TESTS / file for part in matrix.PARTS for file in matrix.files(part)}
     assert named == set(matrix.TESTS.rglob("test_*.py"))
     assert matrix.files("ode/test_odeint.py") == ["ode/test_odeint.py"]
+
+
+def test_what_is_called_slow_or_long_is_there():
+    names = {path.stem.removeprefix("test_") for path in tiers.FILES}
+    assert set(tiers.SLOW_FOLDERS) < set(tiers.FOLDERS)
+    assert {*tiers.SLOW_FILES, *tiers.LONG} < names
+    assert not any(tiers.is_slow(tiers.TESTS / f"{folder}/test_x.py") for folder in ("core", "functional", "nn", "ode"))
+
+
+def test_every_test_has_its_folder_for_a_marker(request):
+    assert request.node.get_closest_marker("tools")
 
 
 def test_what_the_package_claims_is_in_the_matrix():

@@ -1,0 +1,28 @@
+"""What ``pytest --quick`` leaves out, and which files come first when several processes share the suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+FILES = sorted(TESTS.glob("*/test_*.py"))
+FOLDERS = sorted({path.parent.name for path in FILES})
+SLOW_FOLDERS = ("analysis", "aot", "cli", "emulated", "gpu", "interpreted", "package", "tools", "training")
+SLOW_FILES = ("odeint_parity", "statistics_constants", "wrapped", "cpu_conv_gradients")  # of the other folders
+# files that take minutes; with several processes they come first, so that none is left with one of them at the end
+LONG = [
+    "cuda_compile", "triton_conv", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report", "training",
+    "statistics_constants", "triton_aot", "gpu_run", "wrapped", "benchmarks", "distributed", "train_cifar",
+    "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
+]  # fmt: skip
+
+
+def is_slow(path: Path) -> bool:
+    """Whether ``--quick`` leaves a folder of tests or a test file out."""
+    return path.parent.name in SLOW_FOLDERS or path.stem.removeprefix("test_") in SLOW_FILES
+
+
+def place(path: Path) -> int:
+    """Where a file stands among those that come first."""
+    name = path.stem.removeprefix("test_")
+    return LONG.index(name) if name in LONG else len(LONG)
