@@ -117,7 +117,7 @@ $(VENV)/torch: FORCE
 	@[ "$$(cat $@ 2>/dev/null)" = "$(TORCH)" ] || \
 		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools ninja && echo "$(TORCH)" > $@; }
 
-$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py contnet_fast/kernels/nvcc.py $(wildcard csrc/*.cpp csrc/*/*)
+$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py contnet_fast/kernels/nvcc.py $(shell find csrc -type f)
 	@echo "installing contnet_fast and what its tests need"
 	@$(RUN) -m pip freeze --disable-pip-version-check | grep -E '^(torch|triton)==' > $(VENV)/constraints.txt || true
 	@grep -q '^triton==' $(VENV)/constraints.txt || echo "$(TRITON)" >> $(VENV)/constraints.txt

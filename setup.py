@@ -27,11 +27,13 @@ import setuptools
 
 CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-CUDA_BINDING = sorted(glob("csrc/bind_cuda*.cpp"))
-SOURCES = [*sorted(set(glob("csrc/*.cpp")) - set(CUDA_BINDING)), *sorted(glob("csrc/cpu/*.cpp"))]
+CUDA_BINDING = sorted(glob("csrc/bind/cuda_*.cpp"))
+HOST = [path for room in ("bind", "runtime", "cpu") for path in glob(f"csrc/{room}/**/*.cpp", recursive=True)]
+SOURCES = sorted(set(HOST) - set(CUDA_BINDING))
+KERNELS = sorted(glob("csrc/cuda/**/*.cu", recursive=True))  # of different names, which are those of their objects
 HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 ABOUT = Path("build", "temp", "contnet_fast_build.h")  # what the extension says of itself
-RELATED = ["setup.py", *HEADERS, *sorted(glob("csrc/cuda/*.cu")), str(ABOUT)]  # a change of these builds it anew
+RELATED = ["setup.py", *HEADERS, *KERNELS, str(ABOUT)]  # a change of these builds it anew
 
 
 def say(text: str) -> None:
@@ -134,13 +136,13 @@ def describe(compiler: str, cuda: Cuda | None, why: str) -> None:
 
 
 def compile_kernels(cuda: Cuda, folder: Path) -> list[str]:
-    """Objects of ``csrc/cuda/*.cu`` by nvcc alone, those that changed.
+    """Objects of ``csrc/cuda/**/*.cu`` by nvcc alone, those that changed.
 
     Raises:
         RuntimeError: nvcc's words.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-lineinfo", "-Icsrc/cuda"]
+    options = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-lineinfo", "-Icsrc"]
     options += ["--threads", "2"]
 
     def one(source: str) -> str:
@@ -160,7 +162,7 @@ def compile_kernels(cuda: Cuda, folder: Path) -> list[str]:
         return str(made)
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        return list(pool.map(one, sorted(glob("csrc/cuda/*.cu"))))
+        return list(pool.map(one, KERNELS))
 
 
 def extensions() -> dict[str, Any]:
@@ -192,7 +194,7 @@ def extensions() -> dict[str, Any]:
     compile_flags, link_flags = host_flags()
     extension = CppExtension(
         "contnet_fast._C", list(SOURCES), extra_compile_args=compile_flags, extra_link_args=link_flags,
-        include_dirs=[str(ABOUT.parent.resolve())], depends=RELATED,
+        include_dirs=[str(ABOUT.parent.resolve()), str(Path("csrc").resolve())], depends=RELATED,
     )  # fmt: skip
     if cuda is not None:
         extension.sources += CUDA_BINDING

@@ -15,7 +15,7 @@ _extension, _reason = extension.module, extension.missing("cpu")
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 AVX512 = _extension is not None and _extension.instruction_set() == "avx512"
-MOST_STAGES = 13  # of dopri8; csrc/include/conv.h
+MOST_STAGES = 13  # of dopri8; csrc/cpu/conv/conv_kernels.h
 LEAST_STAGES = 4  # without gradients rk4 gains 1.1x to 1.3x, dopri5 1.4x to 1.7x, euler and midpoint nothing
 
 STATES = (

@@ -12,8 +12,8 @@ from ..kernels.nvcc import OLDEST, has_code
 from . import extension
 from .registry import Problem
 
-MOST_STAGES = 13  # of dopri8; csrc/cuda/launch.h
-MOST_CHANNELS, MOST_PIXELS = 256, 2**31  # at level stage; csrc/cuda/stages.cu
+MOST_STAGES = 13  # of dopri8; csrc/cuda/combine/combine_launch.h
+MOST_CHANNELS, MOST_PIXELS = 256, 2**31  # at level stage; csrc/cuda/conv/stage/stages.cu
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERANDS = STATES[:3]  # of convolutions
 CHIPS: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """The CUDA C++ kernels compiled without torch and without a GPU: emulated by a C++ compiler, or by nvcc for each chip.
 
-``python -m contnet_fast.kernels.cuda_build`` compiles every ``csrc/cuda/*.cu`` for every chip and prints what it takes:
+``python -m contnet_fast.kernels.cuda_build`` compiles every ``csrc/cuda/**/*.cu`` for every chip and prints what it takes:
 registers, spills, shared memory, stack; it exits 1 if a kernel spills. ``--write`` (``make aot-cuda``) puts the table into
 docs/cuda.md.
 """
@@ -26,7 +26,7 @@ from ..files import write_atomically
 from .nvcc import nvcc, release
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ROOT / "csrc" / "cuda"
+SOURCES = ROOT / "csrc"  # which includes are relative to
 BUILD = ROOT / "build" / "cuda"
 CHIPS = ("sm_80", "sm_90a", "sm_100a")
 DOCS = ROOT / "docs" / "cuda.md"
@@ -49,13 +49,14 @@ COMPILE = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v"]
 
 def kernels() -> list[Path]:
     """The sources of kernels."""
-    return sorted(SOURCES.glob("*.cu"))
+    return sorted(SOURCES.glob("cuda/**/*.cu"), key=lambda path: path.name)
 
 
 def digest() -> str:
     """Of all that kernels are compiled from: sources, headers, flags."""
-    files = sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")])
-    return _digest(" ".join(COMPILE).encode(), *(part for p in files for part in (p.name.encode(), p.read_bytes())))
+    files = sorted([*kernels(), *SOURCES.glob("cuda/**/*.h")])
+    named = (part for p in files for part in (str(p.relative_to(SOURCES)).encode(), p.read_bytes()))
+    return _digest(" ".join(COMPILE).encode(), *named)
 
 
 def host_compiler() -> str | None:

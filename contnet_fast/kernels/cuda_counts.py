@@ -1,7 +1,7 @@
 """What a block of the CUDA whole solve takes and moves, counted: threads, registers of the state, shared memory.
 
 ``python -m contnet_fast.kernels.cuda_counts`` prints the blocks of the published networks. The counts follow
-``csrc/cuda/conv_taps.h``; a test holds them equal to what the launcher plans.
+``csrc/cuda/conv/conv_taps.h``; a test holds them equal to what the launcher plans.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from ..reference.rk import accumulation_dtype
 from .schemas import lookup
 
-OWN_DERIVATIVE = ("cpu",)  # backends whose op has its derivative registered with it (csrc/rk_gradient.cpp)
+OWN_DERIVATIVE = ("cpu",)  # backends whose op brings its derivative (csrc/bind/cpu_combine_gradient.cpp)
 
 
 class RKCombine(torch.autograd.Function):

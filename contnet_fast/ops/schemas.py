@@ -65,7 +65,7 @@ def fake_rk_combine_compensated(
 
 
 def padded_channels(channels: int) -> int:
-    """Channels of the maps that a solve on the CPU keeps: 4, 8 or a multiple of 16 (``csrc/include/conv.h``)."""
+    """Channels of the maps that a solve on the CPU keeps: 4, 8 or a multiple of 16, as in conv_kernels.h."""
     return 4 if channels <= 4 else 8 if channels <= 8 else (channels + 15) // 16 * 16
 
 

@@ -23,7 +23,7 @@ def _seed():
 
 
 class MapOf(ctypes.Structure):
-    """Of csrc/cuda/adjoint.h, as the next."""
+    """Of csrc/cuda/conv/backward/backward_launch.h, as the next."""
 
     _fields_ = (("data", ctypes.c_void_p), ("type", ctypes.c_int32))
 

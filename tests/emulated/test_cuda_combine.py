@@ -17,7 +17,7 @@ LEAVES, TERMS = 8, 13
 
 
 class Combine(ctypes.Structure):
-    """Of csrc/cuda/launch.h."""
+    """Of csrc/cuda/combine/combine_launch.h."""
 
     _fields_ = (
         ("state", ctypes.c_int32), ("rate", ctypes.c_int32), ("leaves", ctypes.c_int32), ("terms", ctypes.c_int32),

@@ -18,7 +18,7 @@ KNOWN = 1
 
 
 class DataGradient(ctypes.Structure):
-    """Of csrc/cuda/adjoint.h."""
+    """Of csrc/cuda/conv/backward/backward_launch.h."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("conv", "norm", "evaluation")),

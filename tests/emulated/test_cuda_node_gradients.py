@@ -20,7 +20,7 @@ def _seed():
 
 
 class AddUp(ctypes.Structure):
-    """Of csrc/cuda/adjoint.h, as the next."""
+    """Of csrc/cuda/conv/backward/backward_launch.h, as the next."""
 
     _fields_ = (
         ("count", ctypes.c_int32),

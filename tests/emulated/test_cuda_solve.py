@@ -21,7 +21,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 class ConvSolve(emulator.ConvProblem):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = tuple(
         (name, ctypes.c_void_p) for name in ("x", "y", "states", "packed", "parameters", "moments", "rates")
@@ -29,7 +29,7 @@ class ConvSolve(emulator.ConvProblem):
 
 
 class SolvePlan(ctypes.Structure):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("refusal", ctypes.c_char_p),

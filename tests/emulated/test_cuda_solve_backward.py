@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
 
 class ConvSolveBackward(emulator.ConvProblem):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("skip", ctypes.c_int32), ("return_steps", ctypes.c_int32), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
@@ -30,7 +30,7 @@ class ConvSolveBackward(emulator.ConvProblem):
 
 
 class SolveBackwardPlan(ctypes.Structure):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("refusal", ctypes.c_char_p),

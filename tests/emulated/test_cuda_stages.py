@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
 
 class ConvStages(emulator.ConvProblem):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("nodes", ctypes.c_void_p * 13), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
@@ -27,7 +27,7 @@ class ConvStages(emulator.ConvProblem):
 
 
 class ConvSteps(emulator.ConvProblem):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("first", ctypes.c_int64), ("count", ctypes.c_int64),
@@ -38,7 +38,7 @@ class ConvSteps(emulator.ConvProblem):
 
 
 class StepsPlan(ctypes.Structure):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (("refusal", ctypes.c_char_p), ("workspace", ctypes.c_int64))
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
 
 class ConvStagesBackward(emulator.ConvProblem):
-    """Of csrc/cuda/conv_launch.h."""
+    """Of csrc/cuda/conv/conv_launch.h."""
 
     _fields_ = (
         ("nodes", ctypes.c_void_p * 13), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
 
 class WeightGradient(ctypes.Structure):
-    """Of csrc/cuda/adjoint.h."""
+    """Of csrc/cuda/conv/backward/backward_launch.h."""
 
     _fields_ = (
         ("first", ctypes.c_int32), ("splits", ctypes.c_int32),

@@ -162,11 +162,11 @@ def test_cuda_is_built_by_nvcc_alone_and_linked_into_the_extension(source, stubs
     assert done.returncode == 0, done.stderr
     lines = stubs.log.read_text().splitlines()
     kernels = compiled(lines)
-    assert len(kernels) == len(list((ROOT / "csrc" / "cuda").glob("*.cu")))
+    assert len(kernels) == len(list((ROOT / "csrc" / "cuda").rglob("*.cu")))
     codes = "-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a "
     codes += "-gencode=arch=compute_100a,code=sm_100a -gencode=arch=compute_100,code=compute_100 "
     assert all(codes in line and "torch" not in line and str(stubs.root) not in line for line in kernels)
-    (binding,) = [line for line in lines if line.startswith("c++") and " -c csrc/bind_cuda.cpp" in line]
+    (binding,) = [line for line in lines if line.startswith("c++") and " -c csrc/bind/cuda_combine.cpp" in line]
     for folder in ("toolkit/include", "nvidia/cu13/include"):
         assert f"-I{stubs.root / folder}" in binding
     (link,) = [line for line in lines if line.startswith("c++") and " -shared " in line]

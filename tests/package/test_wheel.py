@@ -74,7 +74,7 @@ def test_the_source_distribution_has_every_source(sdist):
     sources = {
         p.relative_to(ROOT).as_posix() for p in wanted if p.suffix in (".py", ".pyi", ".typed", ".cpp", ".h", ".cu")
     }
-    assert "csrc/bind.cpp" in sources
+    assert "csrc/bind/module.cpp" in sources
     assert sources <= names
 
 

@@ -14,7 +14,7 @@ NORM_WEIGHT, SKIP = 2, 6
 
 
 class Pass(emulator.ConvProblem):
-    """Of csrc/cuda/adjoint.h."""
+    """Of csrc/cuda/conv/backward/backward_launch.h."""
 
     _fields_ = (
         ("skip", ctypes.c_int32), ("nodes", ctypes.c_int32),

@@ -32,7 +32,7 @@ BATCH = 3  # the norm of statistics of the batch
 
 
 class ConvProblem(ctypes.Structure):
-    """Of csrc/cuda/conv_launch.h; what derives from it appends its own fields."""
+    """Of csrc/cuda/conv/conv_launch.h; what derives from it appends its own fields."""
 
     _fields_ = (
         *((name, ctypes.c_int32) for name in (
@@ -71,8 +71,7 @@ def binding() -> ctypes.CDLL:
     from torch.utils.cpp_extension import include_paths
 
     kernels = compiled()
-    read = [TESTS / "binding.cpp", *SOURCES.glob("bind_cuda*.cpp"), *(SOURCES / "include").glob("*.h")]
-    read += [*(SOURCES / "cuda").glob("*.h"), *TESTS.rglob("stubs/**/*.h")]
+    read = {TESTS / "binding.cpp", *SOURCES.glob("bind/*"), *SOURCES.rglob("*.h"), *TESTS.rglob("stubs/**/*.h")}
     key = cuda_build._digest(torch.__version__.encode(), kernels.name.encode(), *(p.read_bytes() for p in sorted(read)))
     made = cuda_build.BUILD / f"binding-{key}.so"
     if not made.exists():

@@ -1,4 +1,4 @@
-// csrc/bind_cuda*.cpp on the emulator: their ops under the CPU key, each launch with the buffers that it says it touches.
+// csrc/bind/cuda_*.cpp on the emulator: their ops under the CPU key, each launch with the buffers that it says it touches.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -13,10 +13,10 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/conv_launch.h"
-#include "cuda/launch.h"
-#include "include/leaves.h"
-#include "include/runtime.h"
+#include "cuda/conv/conv_launch.h"
+#include "cuda/combine/combine_launch.h"
+#include "bind/leaves.h"
+#include "runtime/runs.h"
 
 using contnet_fast::cuda::Combine;
 using contnet_fast::cuda::Scalar;
@@ -191,5 +191,5 @@ void emulated_stages_backward(const ConvStagesBackward& p) {
 #define conv_solve_backward emulated_solve_backward
 #define conv_stages emulated_stages
 #define conv_stages_backward emulated_stages_backward
-#include "bind_cuda.cpp"
-#include "bind_cuda_conv.cpp"
+#include "bind/cuda_combine.cpp"
+#include "bind/cuda_conv.cpp"

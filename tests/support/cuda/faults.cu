@@ -1,7 +1,7 @@
 // Small kernels with a planted fault each (tests/emulated/test_cuda_emulator.py); `fault` 0 is the same kernel without it.
 
 #include "emulate/entries.h"
-#include "reduce.h"
+#include "cuda/lib/reduce.h"
 
 namespace contnet_fast::cuda {
 namespace {

@@ -1,8 +1,8 @@
 // Warp instructions and clusters one by one, for tests/emulated/test_cuda_emulator.py.
 
 #include "emulate/entries.h"
-#include "launch.h"
-#include "reduce.h"
+#include "cuda/combine/combine_launch.h"
+#include "cuda/lib/reduce.h"
 
 namespace contnet_fast::cuda {
 namespace {

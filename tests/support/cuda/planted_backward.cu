@@ -4,7 +4,7 @@
 
 #define conv_solve_backward planted_solve_backward
 #define plan_solve_backward planted_plan_backward
-#include "conv_solve_backward.cu"
+#include "cuda/conv/solve/conv_solve_backward.cu"
 #undef conv_solve_backward
 #undef plan_solve_backward
 

@@ -10,9 +10,9 @@
 #define data_gradient planted_gradient
 #define gradient_blocks planted_gradient_blocks
 #define conv_gradient_half planted_gradient_half
-#include "stages.cu"
-#include "conv_gradient.cu"
-#include "conv_stage.cu"
+#include "cuda/conv/stage/stages.cu"
+#include "cuda/conv/backward/conv_gradient.cu"
+#include "cuda/conv/instances/conv_stage_half.cu"
 #undef conv_stages
 #undef data_gradient
 

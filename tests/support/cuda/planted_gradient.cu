@@ -2,7 +2,7 @@
 
 #include "planted.h"
 
-#include "weight_gradient.h"
+#include "cuda/conv/backward/weight_gradient.h"
 #include "emulate/entries.h"
 
 using namespace contnet_fast::cuda;

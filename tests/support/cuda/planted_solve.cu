@@ -2,7 +2,7 @@
 
 #include "planted.h"
 
-#include "conv_solve.h"
+#include "cuda/conv/solve/conv_solve.h"
 #include "emulate/entries.h"
 
 using namespace contnet_fast::cuda;

@@ -1,0 +1,322 @@
+// The pieces of a pass over the evaluations of a solve: maps, moments, and one evaluation of the field.
+#pragma once
+
+#include "cpu/conv/conv_theta.h"
+
+namespace contnet_fast {
+
+// One map for every image, or one for whichever image a thread is at.
+template <typename T>
+struct Maps {
+  T* data = nullptr;
+  int64_t stride = 0;
+  T* operator()(int64_t b) const { return data + b * stride; }
+};
+
+// Affine functions of the two norms: one for all images (stride 0), or one for each.
+template <typename T>
+struct Affine {
+  T *scale = nullptr, *shift = nullptr;
+  int64_t stride = 0;
+};
+
+template <typename T>
+struct Moments {  // mean and 1 / std
+  T *mean, *rstd;
+  int64_t stride;
+};
+
+// Where the maps of the pass are. `input(i, s)` of stage 0 is the state at step i.
+template <typename T>
+struct Places {
+  std::vector<Maps<T>> state;                // [n_steps + 1]
+  std::vector<Maps<T>> input, first, second;  // [evaluations]
+  std::vector<Maps<T>> rate;                 // [stages], empty where no later stage needs it
+  Maps<T> total;                             // the running update of a step, without its state
+};
+
+// All images, the units of the batch spread over threads.
+struct WholeBatch {
+  int64_t images;
+  int units;
+  template <typename F>
+  void over_units(const F& f) const {
+    at::parallel_for(0, images * units, 1, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to;) {
+        const int64_t b = i / units, end = std::min(to, (b + 1) * units);
+        f(b, static_cast<int>(i - b * units), static_cast<int>(end - b * units));
+        i = end;
+      }
+    });
+  }
+  template <typename F>
+  void over_images(const F& f) const {
+    at::parallel_for(0, images, 1, [&](int64_t from, int64_t to) {
+      for (int64_t b = from; b < to; ++b) f(b);
+    });
+  }
+};
+
+// One image, by the calling thread.
+struct OneImage {
+  int64_t image;
+  int units;
+  template <typename F>
+  void over_units(const F& f) const {
+    f(image, 0, units);
+  }
+  template <typename F>
+  void over_images(const F& f) const {
+    f(image);
+  }
+};
+
+template <typename T>
+class Pass {
+ public:
+  // `replay`: moments are known, and a step is gone through again for what its backward pass reads
+  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments, bool replay)
+      : spec(spec), g(spec.map), kernels(kernels), thetas(thetas), replay_(replay), moments_(moments) {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t rows = std::max<int64_t>(spec.moment_rows(), 1);
+      own_[i].resize(2 * rows * g.padded);
+      affine_[i] = {own_[i].data(), own_[i].data() + rows * g.padded, rows > 1 ? g.padded : 0};
+    }
+    partial.resize(spec.batch * partial_size());
+  }
+
+  const SolveSpec& spec;
+  const Geometry& g;
+  const ConvKernels<T>& kernels;
+  Thetas<T>& thetas;
+  Buffer<T> partial;  // sums of units, [batch][units][2][padded]
+
+  int64_t partial_size() const { return int64_t(g.units) * 2 * g.padded; }
+  int evaluation(int i, int s) const { return i * spec.stages + s; }
+
+  // A rate that a later stage than the next reads.
+  bool keeps_rate(int s) const {
+    for (int r = s + 2; r < spec.stages; ++r)
+      if (moves(spec.rows[r][s])) return true;
+    return false;
+  }
+
+  // Order "post" where the second map is kept, or its norm waits for moments.
+  bool combines_later() const {
+    return spec.post && (spec.dynamic() || spec.keep == Keep::everything || replay_);
+  }
+
+  Moments<T> moments(int j, int norm, const Theta<T>& theta) const {
+    if (!spec.dynamic()) return {theta.mean[norm], theta.rstd[norm], 0};
+    const int64_t rows = spec.moment_rows();
+    T* p = moments_ + (int64_t(j) * 2 + norm) * 2 * rows * g.padded;
+    return {p, p + rows * g.padded, rows > 1 ? g.padded : 0};
+  }
+
+  // `map` as the convolution after norm `i` sees it
+  Operand<T> normalised(const T* map, int i, const Theta<T>& theta, int64_t b, bool relu) const {
+    Operand<T> in;
+    in.map = map;
+    in.relu = relu;
+    if (spec.norm == Norm::none) return in;
+    in.scale = spec.dynamic() ? affine_[i].scale + b * affine_[i].stride : theta.scale[i];
+    in.shift = spec.dynamic() ? affine_[i].shift + b * affine_[i].stride : theta.shift[i];
+    return in;
+  }
+
+  // One evaluation of the field and what the scheme does with it. `statistics`: unbiased variances and means to report.
+  template <typename Range>
+  void evaluate(const Range& range, const Places<T>& at, int i, int s, T* statistics) {
+    const int j = evaluation(i, s);
+    const bool last = s + 1 == spec.stages, end = last && i + 1 == spec.n_steps;
+    thetas.at(j);  // made here, not by many threads below
+    if (!spec.post) {
+      if (j == 0 && spec.dynamic() && !replay_) range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
+      ready_norm(range, j, 0, statistics);
+    }
+    range.over_units([&](int64_t b, int from, int to) { first(at, j, b, from, to); });
+    ready_norm(range, j, spec.post ? 0 : 1, statistics);
+    if (replay_ && last && !spec.post) return;
+    range.over_units([&](int64_t b, int from, int to) { second(at, i, s, b, from, to, !end); });
+    if (!combines_later()) return;
+    ready_norm(range, j, 1, statistics);
+    if (replay_ && last) return;
+    range.over_images([&](int64_t b) { combine(at, i, s, b); });
+  }
+
+  void ready_all(int j) {  // both norms of an evaluation whose moments are known
+    for (int norm = 0; norm < 2 && spec.dynamic(); ++norm)
+      for (int64_t row = 0; row < spec.moment_rows(); ++row) set_affine(j, norm, row);
+  }
+
+ private:
+  template <typename Range>
+  void ready_norm(const Range& range, int j, int norm, T* statistics) {
+    if (!spec.dynamic()) return;
+    if (replay_ && spec.batch_statistics) return set_affine(j, norm, 0);
+    if (replay_) return range.over_images([&](int64_t b) { set_affine(j, norm, b); });
+    if (!spec.batch_statistics) return range.over_images([&](int64_t b) { finish_moments(j, norm, b, b + 1, nullptr); });
+    finish_moments(j, norm, 0, spec.batch, statistics + (int64_t(j) * 4 + 2 * norm) * g.channels);
+  }
+
+  // from moments that are known; in order "post" the second one includes the gain
+  void set_affine(int j, int norm, int64_t row) {
+    const Theta<T>& theta = thetas.at(j);
+    const Moments<T> m = moments(j, norm, theta);
+    T *scale = affine_[norm].scale + row * affine_[norm].stride, *shift = affine_[norm].shift + row * affine_[norm].stride;
+    thetas.affine(theta, norm, m.mean + row * m.stride, m.rstd + row * m.stride, scale, shift);
+    if (!spec.post || norm == 0) return;
+    for (int c = 0; c < g.padded; ++c) scale[c] *= theta.gain_value, shift[c] *= theta.gain_value;
+  }
+
+  void first(const Places<T>& at, int j, int64_t b, int from, int to) {
+    const Theta<T>& theta = thetas.at(j);
+    ConvJob<T> job;
+    if (spec.post)
+      job.in.map = at.input[j](b);
+    else
+      job.in = normalised(at.input[j](b), 0, theta, b, true);
+    job.weights = theta.transformed[0];
+    job.result.bias = theta.bias[0];
+    job.result.relu = spec.post;
+    job.result.destinations = 1;
+    job.result.destination[0].out = at.first[j](b);
+    emit_moments(job.result, b);
+    convolve(job, from, to);
+  }
+
+  void second(const Places<T>& at, int i, int s, int64_t b, int from, int to, bool more) {
+    const int j = evaluation(i, s);
+    const Theta<T>& theta = thetas.at(j);
+    ConvJob<T> job;
+    Result<T>& r = job.result;
+    job.in = normalised(at.first[j](b), spec.post ? 0 : 1, theta, b, !spec.post);
+    job.weights = theta.transformed[1];
+    r.bias = theta.bias[1];
+    r.relu = spec.post;
+    if (combines_later()) {
+      r.destinations = 1;
+      r.destination[0].out = at.second[j](b);
+    } else {
+      r.scale = spec.post ? theta.scale_gain : theta.gain;
+      r.shift = spec.post ? theta.shift_gain : nullptr;
+      r.destinations = destinations(at, i, s, b, nullptr, r.destination);
+    }
+    if (more || spec.post) emit_moments(r, b);
+    convolve(job, from, to);
+  }
+
+  void combine(const Places<T>& at, int i, int s, int64_t b) {
+    const int j = evaluation(i, s);
+    const Theta<T>& theta = thetas.at(j);
+    Operand<T> in = normalised(at.second[j](b), 1, theta, b, false);
+    if (!spec.dynamic()) in.scale = theta.scale_gain, in.shift = theta.shift_gain;
+    T* k = at.rate[s].data ? at.rate[s](b) : thread_scratch<T>(g.map());
+    kernels.write(g, in, k, 0, g.height);
+    Destination<T> d[3];
+    const int n = destinations(at, i, s, b, k, d);
+    for (int m = 0; m < n; ++m) kernels.combine(g, d[m], 0, g.height);
+  }
+
+  void emit_moments(Result<T>& r, int64_t b) {
+    if (!spec.dynamic() || replay_) return;
+    r.sums = Sums::moments;
+    r.partial = partial.data() + b * partial_size();
+  }
+
+  void moments_of(const T* map, int64_t b) {
+    Result<T> r;
+    emit_moments(r, b);
+    for (int u = 0; u < g.units; ++u) kernels.sum(g, map, r, u);
+  }
+
+  // mean and 1 / std of images [from, to) by merging the sums of their units in a fixed order
+  void finish_moments(int j, int norm, int64_t from, int64_t to, T* statistics) {
+    const int64_t row = spec.batch_statistics ? 0 : from;
+    const Moments<T> m = moments(j, norm, thetas.at(j));
+    const int padded = g.padded, group = spec.norm == Norm::sample ? g.channels / spec.groups : 1;
+    const double n = static_cast<double>(to - from) * g.height * g.width * group;
+    std::vector<double> mean(padded), square(padded);
+    auto over_partial = [&](auto&& f) {
+      for (int64_t b = from; b < to; ++b)
+        for (int u = 0; u < g.units; ++u)
+          f(partial.data() + b * partial_size() + int64_t(u) * 2 * padded, double(g.rows(u)) * g.width);
+    };
+    auto gather = [&](std::vector<double>& v) {  // over the channels of a group
+      for (int c = 0; group > 1 && c < g.channels; c += group) {
+        double sum = 0.0;
+        for (int k = 0; k < group; ++k) sum += v[c + k];
+        std::fill_n(v.begin() + c, group, sum);
+      }
+    };
+    over_partial([&](const T* p, double pixels) {
+      const double share = pixels / n;
+      for (int c = 0; c < padded; ++c) mean[c] += share * p[c];
+    });
+    gather(mean);
+    over_partial([&](const T* p, double pixels) {
+      for (int c = 0; c < padded; ++c) {
+        const double apart = p[c] - mean[c];
+        square[c] += p[padded + c] + pixels * apart * apart;
+      }
+    });
+    gather(square);
+    for (int c = 0; c < padded; ++c) {
+      m.mean[row * m.stride + c] = static_cast<T>(mean[c]);
+      m.rstd[row * m.stride + c] = static_cast<T>(1.0 / std::sqrt(square[c] / n + spec.norm_eps));
+    }
+    for (int c = 0; statistics && c < g.channels; ++c) {
+      statistics[c] = static_cast<T>(mean[c]);
+      statistics[g.channels + c] = static_cast<T>(square[c] / (n - 1.0));
+    }
+    set_affine(j, norm, row);
+  }
+
+  // Where the scheme moves at all, in the precision that it moves in.
+  static bool moves(double coefficient) { return static_cast<T>(coefficient) != T(0); }
+
+  // next input, running update, and the rate where it is needed later. `k` where the rate is a map already. The state is
+  // the last term. After the last stage it may lie where `out` is: at most four terms are read before that is written.
+  int destinations(const Places<T>& at, int i, int s, int64_t b, const T* k, Destination<T>* d) {
+    Destination<T>* const start = d;
+    const T* y = at.state[i](b);
+    const T b_s = static_cast<T>(spec.update[s]);
+    bool begun = false;
+    for (int r = 0; r < s; ++r) begun = begun || moves(spec.update[r]);
+    auto begin = [&](T* out, T coefficient) {
+      d->out = out;
+      d->own = k ? T(0) : coefficient;
+      if (k && coefficient != T(0)) d->add(k, coefficient);
+    };
+    if (s + 1 == spec.stages) {
+      begin(at.state[i + 1](b), b_s);
+      if (begun) d->add(at.total(b), T(1));
+      d->add(y, T(1));
+      return 1;
+    }
+    const auto& row = spec.rows[s + 1];
+    begin(at.input[evaluation(i, s + 1)](b), static_cast<T>(row[s]));
+    for (int r = 0; r < s; ++r)
+      if (moves(row[r])) d->add(at.rate[r](b), static_cast<T>(row[r]));
+    d->add(y, T(1));
+    ++d;
+    if (b_s != T(0) && !replay_) {
+      begin(at.total(b), b_s);
+      if (begun) d->add(at.total(b), T(1));
+      ++d;
+    }
+    if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s](b);
+    return static_cast<int>(d - start);
+  }
+
+  void convolve(const ConvJob<T>& job, int from, int to) {
+    kernels.conv(g, job, from, to, thread_scratch<T>(kernels.scratch(g)));
+  }
+
+  bool replay_;
+  T* moments_;
+  Buffer<T> own_[2];
+  Affine<T> affine_[2];
+};
+
+}  // namespace contnet_fast

@@ -1,0 +1,64 @@
+// Sums of weight gradients over a batch, in an order that does not depend on the number of threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+#include "cpu/conv/conv_solve.h"
+#include "runtime/pool.h"
+
+namespace contnet_fast {
+
+// Gradients of transformed weights and of biases, summed apart for parts of the batch that depend on its shape only.
+template <typename T>
+class WeightSums {
+ public:
+  explicit WeightSums(const SolveSpec& spec) : g_(spec.map), units_(spec.batch * spec.map.units) {
+    // Merging a part costs as much as a few tiles, so a part has many, as long as there are parts for some threads.
+    const int64_t tiles = int64_t(g_.tiles_x) * g_.group, total = tiles * units_;
+    const int64_t wanted = std::clamp<int64_t>(total / 512, std::clamp<int64_t>(total / 64, 2, 4), 64);
+    const int64_t bytes = part_size() * static_cast<int64_t>(sizeof(T));
+    const int64_t most = std::max<int64_t>((int64_t(256) << 20) / bytes, 4);
+    part_ = std::max<int64_t>((units_ + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
+    parts_ = (units_ + part_ - 1) / part_;
+    memory_.resize(parts_ * part_size());
+    std::fill_n(memory_.data(), parts_ * part_size(), T(0));
+  }
+
+  T* weights(int64_t part, int conv) { return memory_.data() + part * part_size() + conv * conv_size(); }
+  T* bias(int64_t part, int conv) { return weights(part, conv) + g_.weights(); }
+
+  // f(part, image, units from, to) for every unit, each part by one thread
+  template <typename F>
+  void over_parts(const F& f) const {
+    at::parallel_for(0, parts_, 1, [&](int64_t from, int64_t to) {
+      for (int64_t part = from; part < to; ++part)
+        for (int64_t i = part * part_; i < std::min((part + 1) * part_, units_);) {
+          const int64_t b = i / g_.units, end = std::min({(part + 1) * part_, units_, (b + 1) * g_.units});
+          f(part, b, static_cast<int>(i - b * g_.units), static_cast<int>(end - b * g_.units));
+          i = end;
+        }
+    });
+  }
+
+  // merge all parts into the first, in order
+  void merge() {
+    at::parallel_for(0, part_size(), 1024, [&](int64_t from, int64_t to) {
+      for (int64_t part = 1; part < parts_; ++part) {
+        T *sum = memory_.data(), *p = memory_.data() + part * part_size();
+        for (int64_t i = from; i < to; ++i) sum[i] += p[i], p[i] = T(0);
+      }
+    });
+  }
+  void clear_merged() { std::fill_n(memory_.data(), part_size(), T(0)); }
+
+ private:
+  int64_t conv_size() const { return g_.weights() + g_.padded; }
+  int64_t part_size() const { return 2 * conv_size(); }
+  const Geometry& g_;
+  int64_t units_, part_, parts_;
+  Buffer<T> memory_;
+};
+
+}  // namespace contnet_fast

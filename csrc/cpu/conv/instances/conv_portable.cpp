@@ -1,0 +1,18 @@
+// The convolution kernels for any CPU.
+#include <cstddef>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/conv/conv_kernels.h"
+
+namespace contnet_fast::portable {
+#include "cpu/conv/conv_vectors-inl.h"
+
+#include "cpu/conv/conv_domain-inl.h"
+
+#include "cpu/conv/conv_kernels-inl.h"
+
+const ConvKernels<float>& conv_f32(int) { return Conv<float, 4>::table; }
+const ConvKernels<double>& conv_f64(int) { return Conv<double, 2>::table; }
+}  // namespace contnet_fast::portable
