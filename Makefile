@@ -23,7 +23,7 @@ READY := $(VENV)/ready
 endif
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-quick matrix lint bench report aot aot-cuda cuda-extension gpu sanitize sdist wheel clean FORCE
+.PHONY: help demo test test-quick matrix lint bench report docs aot aot-cuda cuda-extension gpu sanitize sdist wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmark suite on this machine     make bench ARGS=--quick takes a minute"
 	@echo "make report    tables and charts of the committed results into README and docs/"
+	@echo "make docs      the documentation as a site in build/site, every link checked"
 	@echo "make aot       compile the Triton kernels for sm_80, sm_90, sm_100 and write their tables, without a GPU"
 	@echo "make aot-cuda  compile the CUDA C++ kernels for sm_80, sm_90a, sm_100a and write their table; needs nvcc, no GPU"
 	@echo "make cuda-extension  build the extension with CUDA against a CUDA build of torch and import it; needs nvcc, no GPU"
@@ -70,6 +71,10 @@ bench: $(READY)
 
 report: $(READY)
 	PYTHONPATH=$(CURDIR) $(RUN) -m benchmarks.report.run $(ARGS)
+
+docs: $(READY)
+	@$(RUN) tools/docs_site.py | xargs -d '\n' $(PIP)
+	$(RUN) -m mkdocs build --strict $(ARGS)
 
 aot: $(READY)
 	$(RUN) -m contnet_fast.kernels.aot $(ARGS)

@@ -31,14 +31,12 @@ _ZERO, _ONE, _HALF = Fraction(0), Fraction(1), Fraction(1, 2)
 class Basis:
     """``size`` functions phi_k on [0, 1], polynomial on each of ``n_pieces`` equal pieces.
 
-    ==================== =================================================================== =========
-    name                 phi_k                                                               size
-    ==================== =================================================================== =========
-    piecewise_constant   indicator of [k/K, (k+1)/K)                                         K >= 1
-    hat                  continuous piecewise linear, nodes k/(K-1); K = 1 is the constant   K >= 1
-    piecewise_linear     values at both ends of each of K/2 elements, free to jump           K even
-    polynomial           t^k                                                                 K >= 1
-    ==================== =================================================================== =========
+    | name | phi_k | size |
+    |---|---|---|
+    | ``piecewise_constant`` | indicator of [k/K, (k+1)/K) | K >= 1 |
+    | ``hat`` | continuous piecewise linear, nodes k/(K-1); K = 1 is the constant | K >= 1 |
+    | ``piecewise_linear`` | values at both ends of each of K/2 elements, free to jump | K even |
+    | ``polynomial`` | t^k | K >= 1 |
 
     Raises:
         ValueError: unknown name, size below one, odd size for ``piecewise_linear``.

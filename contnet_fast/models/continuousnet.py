@@ -21,11 +21,16 @@ class ContinuousNet(nn.Module):
     For 10 classes, width 16, K = 8 and batch norm: 857,626 parameters with order "post", 857,882 with "pre".
 
     Args:
-        in_channels, num_classes: of the images [B, in_channels, H, W] and of the logits [B, num_classes].
-        width: w, the channels of the first block. stem_width: default ``width``.
-        n_basis, basis, order, norm, skip_init, stats: of the fields, see :class:`ConvField`. With order "post",
-            ``skip_init`` also gives each stitch such a scalar, as in the published code.
-        n_steps, scheme, edge, checkpoint, backend: of the blocks, see :class:`ContinuousBlock`.
+        in_channels: channels of the images [B, in_channels, H, W].
+        num_classes: classes; logits are [B, num_classes].
+        width: w, the channels of the first block.
+        stem_width: channels of the stem; default ``width``.
+        n_basis: K, the number of basis functions of each field. ``basis``, ``order``, ``norm`` and ``stats``: see
+            :class:`ConvField`.
+        skip_init: see :class:`ConvField`. With order "post" it also gives each stitch such a scalar, as in the
+            published code.
+        n_steps: N, the number of steps of each block. ``scheme``, ``edge``, ``checkpoint`` and ``backend``: see
+            :class:`ContinuousBlock`.
         eps: scale of the fields; default ``n_basis``, so that Euler with N = K adds exactly R(x): a residual
             network. It stays as it is under refinement.
         stitch_eps: scale of the stitches' branches; default eps / n_steps, one step of a block.

@@ -39,8 +39,12 @@ class Stitch(nn.Module):
     holds a second norm that it never calls; it is left out here.
 
     Args:
-        in_channels, out_channels: widths. stride: of D and of the first convolution.
-        order, norm: as in :class:`ConvField`. eps: scale of F.
+        in_channels: channels of x.
+        out_channels: channels of y.
+        stride: of D and of the first convolution.
+        order: ``"post"`` or ``"pre"``, as in :class:`ConvField`.
+        norm: as in :class:`ConvField`.
+        eps: scale of F.
         skip_init: multiply F by a learnt scalar, ``skip`` [1], that starts at zero.
     """
 

@@ -52,7 +52,8 @@ def odeint(
         func: ``func(t, y)`` with ``t`` a 0-d tensor beside the state in the dtype of \\|y\\|; returns what ``y`` is.
         y0: a floating-point or complex tensor of any shape and memory format, or a pytree of them on one device.
         t: [T] times, strictly increasing or decreasing. Best on the CPU, wherever y0 is: they are read.
-        rtol, atol: numbers, tensors that broadcast to y0, or for a pytree one of those for each leaf.
+        rtol: relative tolerance: a number, a tensor that broadcasts to y0, or for a pytree one of those for each leaf.
+        atol: absolute tolerance, likewise.
         method: ``"dopri5"`` unless given; euler, midpoint, heun2, heun3, ralston2, rk4 (the 3/8 rule), rk4_classic,
             explicit_adams on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5, tsit5, dopri8 with chosen steps.
         options: of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
@@ -148,9 +149,12 @@ def odeint_adjoint(
     solver's error; ``odeint(..., gradient="checkpoint")`` gives the exact one at the memory of the steps.
 
     Args:
-        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; those of the forward one,
-            without its norm, unless given. ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the
-            parameters, or a callable on ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
+        adjoint_rtol: relative tolerance of the backward solve; that of the forward one unless given.
+        adjoint_atol: absolute tolerance of the backward solve, likewise.
+        adjoint_method: method of the backward solve, likewise.
+        adjoint_options: options of the backward solve; those of the forward one, without its norm, unless given.
+            ``adjoint_options["norm"]`` may be ``"seminorm"``, which leaves out the parameters, or a callable on
+            ``(dL/dt, *y, *dL/dy, *dL/dparams)``.
         adjoint_params: the tensors that get a gradient beside y0 and t, each counted once; those of a module unless
             given.
 

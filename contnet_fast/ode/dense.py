@@ -33,7 +33,8 @@ def odeint_dense(
     """The solution from ``t0`` to ``t1`` (either order) by an adaptive method, as a function of time.
 
     Args:
-        t0, t1: numbers or tensors with one element. The rest is as in :func:`contnet_fast.odeint`.
+        t0: start, a number or a tensor with one element.
+        t1: end, likewise. The rest is as in :func:`contnet_fast.odeint`.
 
     Returns:
         ``solution(t)``: for a number or a 0-d tensor the state there, for a 1-d tensor [T, *y0.shape], in the graph of
