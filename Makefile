@@ -77,10 +77,10 @@ docs: $(READY)
 	$(RUN) -m mkdocs build --strict $(ARGS)
 
 aot: $(READY)
-	$(RUN) -m contnet_fast.kernels.aot $(ARGS)
+	$(RUN) -m tools.aot $(ARGS)
 
 aot-cuda: $(READY)
-	$(RUN) -m contnet_fast.kernels.cuda_build --write $(ARGS)
+	$(RUN) -m tools.cuda_build --write $(ARGS)
 
 # TORCH_CUDA_ARCH_LIST=9.0a builds for one chip
 cuda-extension: build/cuda-venv/ready
@@ -122,7 +122,7 @@ $(VENV)/torch: FORCE
 	@[ "$$(cat $@ 2>/dev/null)" = "$(TORCH)" ] || \
 		{ echo "installing $(TORCH)"; $(PIP) "$(TORCH)" setuptools ninja && echo "$(TORCH)" > $@; }
 
-$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py contnet_fast/kernels/nvcc.py $(shell find csrc -type f)
+$(VENV)/ready: $(VENV)/torch pyproject.toml setup.py tools/nvcc.py $(shell find csrc -type f)
 	@echo "installing contnet_fast and what its tests need"
 	@$(RUN) -m pip freeze --disable-pip-version-check | grep -E '^(torch|triton)==' > $(VENV)/constraints.txt || true
 	@grep -q '^triton==' $(VENV)/constraints.txt || echo "$(TRITON)" >> $(VENV)/constraints.txt

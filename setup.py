@@ -103,8 +103,8 @@ def find_cuda(torch: ModuleType) -> Cuda:
 
 
 def nvcc_module() -> ModuleType:
-    """``contnet_fast.kernels.nvcc`` without the package, which imports torch."""
-    spec = spec_from_file_location("contnet_fast_nvcc", Path("contnet_fast", "kernels", "nvcc.py"))
+    """``tools.nvcc`` without the package, which imports torch."""
+    spec = spec_from_file_location("contnet_fast_nvcc", Path("tools", "nvcc.py"))
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)

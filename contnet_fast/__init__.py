@@ -3,11 +3,11 @@
 from . import models, nn, torchdiffeq
 from ._version import __version__
 from .backends import available_backends, record_runs, strict, use_backend
-from .bases import BASES, Basis
 from .errors import BackendUnavailable
-from .explain import Plan, explain
 from .functional import rk_combine, rk_combine_error, rk_solve
-from .info import info
+from .inspect.explain import Plan, explain
+from .inspect.info import info
+from .inspect.warmup import warmup
 from .models.published import load_reference_checkpoint
 from .nn import (
     blocks,
@@ -20,9 +20,9 @@ from .nn import (
     set_manifestation,
 )
 from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event
-from .tableaus import SCHEMES, ButcherTableau, get_tableau
-from .timegrid import time_grid
-from .warm import warmup
+from .schemes.bases import BASES, Basis
+from .schemes.tableaus import SCHEMES, ButcherTableau, get_tableau
+from .schemes.timegrid import time_grid
 
 __all__ = [
     "BASES",

@@ -20,7 +20,7 @@ from torch import nn
 from .analysis.manifestation import halvings, sweep
 from .errors import check_choice
 from .files import writable_folder, write_text
-from .info import info
+from .inspect.info import info
 from .nn import blocks, project
 from .training.config import Config, make_config
 from .training.data import Data, load_data

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from contnet_fast import reference
+from contnet_fast.fields.conv import reference as conv
+from contnet_fast.fields.conv.spec import BatchStatistics
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock
-from contnet_fast.spec import BatchStatistics
 
 
 class CompiledSteps(nn.Module):
@@ -27,7 +28,7 @@ class CompiledSteps(nn.Module):
         assert grid is not None
 
         def stage(i: int, s: int, u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            return reference.conv_field(u, thetas[s], spec=spec, training=self.training)
+            return conv.conv_field(u, thetas[s], spec=spec, training=self.training)
 
         rows, update = grid.stage_rows, grid.update
         return reference.rk_solve(stage, y, stage_rows=rows, update=update, n_steps=1)
@@ -38,7 +39,7 @@ class CompiledSteps(nn.Module):
         slices = tuple(None if node is None else node.unbind(0) for node in field.nodes())
         auxes: list[Any] = []
         for weights in block.grid.weights:
-            x, new = self.step(x, [reference.theta_at(slices, w) for w in weights])
+            x, new = self.step(x, [conv.theta_at(slices, w) for w in weights])
             auxes += new
         if self.training and field.spec.norm == "batch":
             batch = BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))

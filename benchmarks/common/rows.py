@@ -17,7 +17,7 @@ from rich.table import Table
 
 import contnet_fast as cf
 from benchmarks.common.timing import KEEP_MEMORY
-from contnet_fast.costs import DEVICES, Device, measured_cpu
+from contnet_fast.costmodel.costs import DEVICES, Device, measured_cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks/results"

@@ -13,7 +13,7 @@ import torch
 from benchmarks.common.contender import Contender
 from benchmarks.common.timing import Effort, interleave
 from contnet_fast.backends import record_plans
-from contnet_fast.backends.choice import FUSED, MEASURED, PYTORCH, describe
+from contnet_fast.costmodel.choice import FUSED, MEASURED, PYTORCH, describe
 from contnet_fast.errors import BackendUnavailable
 from contnet_fast.files import write_text
 from contnet_fast.nn import ContinuousBlock, ConvField

@@ -12,7 +12,8 @@ from benchmarks.common.timing import Effort, interleave
 from benchmarks.suite.cases import Case
 from benchmarks.suite.contenders import KINDS, graphed, ours
 from benchmarks.suite.gate import check_ours
-from contnet_fast.backends import Problem, choice, record_plans
+from contnet_fast.backends import Problem, record_plans
+from contnet_fast.costmodel import choice
 from contnet_fast.errors import BackendUnavailable
 
 # by case, what is timed over what, and the least that it should be

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/**/*", "contnet_fast/**/*.py", "contnet_fast/**/*.json", "benchmarks/**/*.py", "setup.py")
 TESTS = ("tests/**/*.py",)
-MADE_HERE = "contnet_fast/backends/choice-gpu.json"  # of these rows, which it leaves true
+MADE_HERE = "contnet_fast/costmodel/choice-gpu.json"  # of these rows, which it leaves true
 LOST, LATE = 75, 76  # exit statuses of a phase: the device answers no more; time ran out
 LOG_LEAST = 400_000  # characters of one program's output that the log keeps
 # a group of its own, killed as one, but in the session of the caller, whose end then ends it too

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.common.formats import DTYPES
-from contnet_fast.costs import Cost, combine_cost, conv_solve_cost
+from contnet_fast.costmodel.costs import Cost, combine_cost, conv_solve_cost
 
 PARTS = ("eval", "train", "net", "op", "memory", "scaling")
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels and side of the three blocks of the paper's ContinuousNet

@@ -17,7 +17,7 @@ from benchmarks.common.contender import Contender, Task
 from benchmarks.common.formats import DTYPES, FORMATS
 from benchmarks.suite.cases import Case
 from benchmarks.suite.tasks import WithLoss, make_model, make_task, to_format
-from contnet_fast import reference
+from contnet_fast.fields.conv import reference as conv
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock
 
@@ -44,8 +44,8 @@ class Odeint(nn.Module):
         weights = iter(self.weights)
 
         def rate(t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-            theta = reference.theta_at(slices, next(weights))
-            return reference.conv_field(u, theta, spec=field.spec, training=self.training)[0]
+            theta = conv.theta_at(slices, next(weights))
+            return conv.conv_field(u, theta, spec=field.spec, training=self.training)[0]
 
         options = {"step_size": 1.0 / self.block.n_steps}
         y = odeint(rate, x, torch.tensor([0.0, 1.0]), method=self.block.scheme, options=options)[-1]

@@ -29,7 +29,7 @@ from benchmarks.suite.contenders import KINDS, RECORDED_CALLS, baselines, compil
 from benchmarks.suite.gate import SEEDS, check_baseline, check_ours
 from benchmarks.suite.ops import check_op, op_contenders
 from benchmarks.suite.tasks import make_model, make_task
-from contnet_fast.costs import Device
+from contnet_fast.costmodel.costs import Device
 
 Row = dict[str, Any]
 

@@ -32,7 +32,7 @@ from benchmarks.suite.contenders import KINDS
 from benchmarks.suite.parts import Context, measure
 from contnet_fast.backends import check_backend
 from contnet_fast.errors import BackendUnavailable, check_count, check_number
-from contnet_fast.spec import ORDERS
+from contnet_fast.fields.conv.spec import ORDERS
 
 DEVICES = ("cpu", "cuda")
 

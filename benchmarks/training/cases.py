@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from contnet_fast.errors import choice_error
-from contnet_fast.tableaus import get_tableau
+from contnet_fast.schemes.tableaus import get_tableau
 from contnet_fast.training.config import RECIPES, Config
 from contnet_fast.training.data import Data, Split, load_data
 

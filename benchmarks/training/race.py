@@ -28,7 +28,7 @@ from benchmarks.training.gate import Forward, Gate, what_ran
 from contnet_fast.files import write_text
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import blocks
-from contnet_fast.tableaus import get_tableau
+from contnet_fast.schemes.tableaus import get_tableau
 from contnet_fast.training.build import amp_dtype
 from contnet_fast.training.config import Config
 from contnet_fast.training.loop import Reporter, begin, deepen, finish_epoch, score_split, train_epoch, work

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..bases import Basis
 from ..nn import blocks, project, refine, set_manifestation
-from ..tableaus import get_tableau
+from ..schemes.bases import Basis
+from ..schemes.tableaus import get_tableau
 from .accuracy import Score
 
 Scorer = Callable[[nn.Module], Score]

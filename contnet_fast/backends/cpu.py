@@ -7,8 +7,8 @@ from types import ModuleType
 
 import torch
 
-from . import extension
-from .registry import Problem
+from .. import extension
+from ..problem import Problem
 
 _extension, _reason = extension.module, extension.missing("cpu")
 

@@ -7,10 +7,10 @@ from types import ModuleType
 
 import torch
 
-from ..kernels.cuda_counts import MOST_CLUSTER, refusals
-from ..kernels.nvcc import OLDEST, has_code
-from . import extension
-from .registry import Problem
+from .. import extension
+from ..costmodel.cuda_counts import MOST_CLUSTER, refusals
+from ..problem import Problem
+from .chips import OLDEST, has_code
 
 MOST_STAGES = 13  # of dopri8; csrc/cuda/combine/combine_launch.h
 MOST_CHANNELS, MOST_PIXELS = 256, 2**31  # at level stage; csrc/cuda/conv/stage/stages.cu

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..problem import Problem
 from ..reference import rk
 from ..reference.rk import accumulation_dtype, by_term, rk_error_norm
 from ..transforms import transforming
-from .registry import Problem, record
+from .registry import record
 
 
 class ReferenceBackend:

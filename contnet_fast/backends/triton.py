@@ -1,4 +1,7 @@
-"""The triton backend: fused kernels for NVIDIA GPUs (``contnet_fast/kernels``); its interpreter runs them on CPUs."""
+"""The triton backend: fused kernels for NVIDIA GPUs (``contnet_fast/triton`` and each field's folder ``triton``).
+
+Triton's interpreter runs them on CPUs.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..problem import Problem
 from ..reference.rk import norm_dtype
-from .registry import Problem, record
+from .registry import record
 
 
 def _installed() -> bool:
@@ -25,7 +29,7 @@ def _installed() -> bool:
 INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 MOST_STAGES = 13  # of dopri8
-MOST_CHANNELS = 256  # kernels/tiles.py
+MOST_CHANNELS = 256  # triton/tiles.py
 STATES = (torch.float16, torch.bfloat16, torch.float32)  # of convolutional solves; combinations take float64 too
 
 
@@ -112,7 +116,7 @@ def rk_combine(
     ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
 ) -> list[torch.Tensor]:
     """``contnet_fast::rk_combine_triton``."""
-    from ..kernels.rk_combine import combine
+    from ..triton.combine import combine
 
     with _running("rk_combine", "accumulate", ys[0]):
         return combine(ys, ks, coefficients)[0]
@@ -127,7 +131,7 @@ def rk_combine_error(
     atol: float,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """``contnet_fast::rk_combine_error_triton``."""
-    from ..kernels.rk_combine import combine
+    from ..triton.combine import combine
 
     with _running("rk_combine_error", "accumulate", ys[0]):
         y1s, norm = combine(ys, ks, coefficients, error_coefficients, rtol=rtol, atol=atol, norm_dtype=norm_dtype(ys))
@@ -139,7 +143,7 @@ def rk_combine_compensated(
     ys: Sequence[torch.Tensor], cs: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], coefficients: Sequence[float]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """``contnet_fast::rk_combine_compensated_triton``."""
-    from ..kernels.rk_combine import combine_compensated
+    from ..triton.combine import combine_compensated
 
     with _running("rk_combine_compensated", "accumulate", ys[0]):
         return combine_compensated(ys, cs, ks, coefficients)
@@ -149,7 +153,7 @@ def conv_solve(
     x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """``contnet_fast::conv_solve_triton``."""
-    from ..kernels import forward, plan
+    from ..fields.conv.triton import forward, plan
 
     *described, keep, level, return_steps = settings
     s = plan.describe(x, nodes, described)
@@ -162,7 +166,7 @@ def conv_solve_backward(
     grad: torch.Tensor, x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
 ) -> list[torch.Tensor]:
     """``contnet_fast::conv_solve_backward_triton``."""
-    from ..kernels import backward, plan
+    from ..fields.conv.triton import backward, plan
 
     *described, keep, level, moments, kept, wanted = settings
     s = plan.describe(x, nodes, described)
@@ -176,7 +180,7 @@ def conv_solve_backward(
 @contextmanager
 def _running(op: str, level: str, x: torch.Tensor) -> Iterator[None]:
     """Launch on the device of ``x``, which need not be the current one, and record what ran."""
-    from ..kernels.launch import launches_so_far
+    from ..triton.launch import launches_so_far
 
     before = launches_so_far()
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():

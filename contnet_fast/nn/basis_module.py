@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..bases import Basis, Matrix, apply_matrix
 from ..errors import check_number
-from ..timegrid import FloatWeights
+from ..schemes.bases import Basis, Matrix, apply_matrix
+from ..schemes.timegrid import FloatWeights
 from ..transforms import followed
 
 _REMOVE = {

@@ -11,12 +11,12 @@ from torch.fx import Proxy
 
 from ..backends import check_backend
 from ..errors import check_choice, check_count
+from ..fields.conv.reference import CalledField
+from ..fields.conv.spec import ConvNodes
 from ..functional import basis_solve, conv_solve, grid_solve, rk_solve
-from ..reference import CalledField
 from ..reference.rk import CHECKPOINTS, State
-from ..spec import ConvNodes
-from ..tableaus import get_tableau
-from ..timegrid import EDGES, TimeGrid, time_grid
+from ..schemes.tableaus import get_tableau
+from ..schemes.timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
 from .calls import compute_tensors, has_hooks, takes_weights, why_called
 from .conv_field import ConvField

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils._pytree import tree_leaves
 
-from ..bases import Matrix, apply_matrix, projection_matrix
 from ..errors import check_choice, warn
+from ..schemes.bases import Matrix, apply_matrix, projection_matrix
 from .basis_module import BasisModule
 from .wrapped import unwrapped
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import reference
-from ..bases import Basis
 from ..errors import check_choice
+from ..fields.conv import reference
+from ..fields.conv.spec import BatchStatistics, ConvNodes, ConvSpec
+from ..fields.conv.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
+from ..functional.pytrees import is_rate, rate_error
 from ..reference.rk import accumulation_dtype
-from ..reference.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
-from ..spec import BatchStatistics, ConvNodes, ConvSpec
-from ..states import is_rate, rate_error
-from ..timegrid import FloatWeights, TimeGrid
+from ..schemes.bases import Basis
+from ..schemes.timegrid import FloatWeights, TimeGrid
 from .basis_module import BasisModule
 from .nodal_norm import NodalBatchNorm, check_momentum
 
@@ -36,7 +36,7 @@ class ConvField(BasisModule):
         eps: scale of the rate. With eps = N one Euler step of size 1/N adds exactly R(x): a residual unit.
         skip_init: multiply the rate by a learnt scalar that starts at zero (one per basis function).
         stats: how batch norm's running statistics are updated, ``"sequential"`` or ``"projected"``
-            (see :func:`contnet_fast.reference.statistics.statistics_map`).
+            (see :func:`contnet_fast.fields.conv.statistics.statistics_map`).
         momentum: of the running statistics, torch's convention; ``None`` for the average over all batches since the
             last reset. It and ``stats`` may be set at any time. norm_eps: added to variances.
         groups: of the group norm; default: the largest divisor of ``channels`` up to 8.

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import check_number
-from ..reference.fields import normalise
-from ..spec import ConvSpec
+from ..fields.conv.reference import normalise
+from ..fields.conv.spec import ConvSpec
 
 if TYPE_CHECKING:
     from .conv_field import ConvField
@@ -155,7 +155,7 @@ class NodalBatchNorm(nn.BatchNorm2d):
     def evaluate(
         self, x: torch.Tensor, *theta: torch.Tensor | None, spec: ConvSpec, training: bool
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """:func:`contnet_fast.reference.fields.normalise` by a call of this module, in its own mode.
+        """:func:`contnet_fast.fields.conv.reference.normalise` by a call of this module, in its own mode.
 
         Args:
             training: whether statistics are asked for: in evaluation they are the running ones.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import check_choice, check_count, check_number
-from ..spec import NORMS, ORDERS
+from ..fields.conv.spec import NORMS, ORDERS
 
 
 def make_norm(norm: str, channels: int, *, groups: int | None = None) -> nn.Module:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..bases import Basis, Matrix, interpolation_matrix, projection_matrix, refinement_matrix
 from ..errors import check_number
+from ..schemes.bases import Basis, Matrix, interpolation_matrix, projection_matrix, refinement_matrix
 from .basis_module import BasisModule
 from .block import ContinuousBlock
 from .wrapped import check_rebasable, check_whole

@@ -10,7 +10,7 @@ import torch
 
 from ..carried import shards_within
 from ..errors import check_bool, check_choice, warn
-from ..states import flatten
+from ..functional.pytrees import flatten
 from ..transforms import in_torch_func, transforming
 from .adjoint import Adjoint, Backsolve, adjoint_settings
 from .batched import solve_rows

@@ -8,16 +8,16 @@ from dataclasses import replace
 import torch
 
 from ..backends import Problem, record, select
+from ..functional.pytrees import leaf_dtypes, state_shape
 from ..ops import OWN_DERIVATIVE, combine, combine_compensated, lookup
-from ..reference.rk import (
+from ..reference.rk import (  # fmt: skip
     accumulation_dtype,
     added,
     compensated,
     compensated_dtype,
     rk_combine,
     rk_combine_compensated,
-)  # fmt: skip
-from ..states import leaf_dtypes, state_shape
+)
 from .methods import Method, Terms
 from .tolerances import Tolerance
 

@@ -1,8 +1,8 @@
 """The methods of ``odeint`` as data: tableaus in floats, and where torchdiffeq does something of its own.
 
 Stage times, perturbations, carried rates and mid-point weights are those of torchdiffeq 0.2.5, so that a field is
-asked at the same times. A new Runge-Kutta method is a tableau in ``contnet_fast.tableaus`` and, if it is adaptive, a
-row of mid-point weights here.
+asked at the same times. A new Runge-Kutta method is a tableau in ``contnet_fast.schemes.tableaus`` and, if it is
+adaptive, a row of mid-point weights here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cache, cached_property
 
 from ..errors import choice_error
-from ..tableaus import ALIASES, SCHEMES
+from ..schemes.tableaus import ALIASES, SCHEMES
 from ..transforms import constant_when_traced
 
 Terms = tuple[tuple[int, float], ...]  # (stage, weight) of the weights that are not zero

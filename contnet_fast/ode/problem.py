@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import warn
-from ..states import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
+from ..functional.pytrees import flatten, flatten_as, is_rate, leaf_name, rate_error, unflatten
 from ..transforms import constant_when_traced
 from .memory import Watch, watches
 from .tolerances import Tolerance

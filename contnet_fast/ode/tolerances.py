@@ -11,8 +11,8 @@ import torch
 from torch.utils._pytree import TreeSpec
 
 from ..errors import check_number
+from ..functional.pytrees import flatten_as, leaf_names, unflatten
 from ..reference.rk import accumulation_dtype
-from ..states import flatten_as, leaf_names, unflatten
 
 Leaves = list[torch.Tensor]
 

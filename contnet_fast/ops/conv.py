@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..spec import BatchStatistics, ConvNodes, ConvSpec
-from ..timegrid import TimeGrid
+from ..fields.conv.spec import BatchStatistics, ConvNodes, ConvSpec
+from ..schemes.timegrid import TimeGrid
 from .schemas import lookup
 
 RUNNING = (6, 7, 10, 11)  # of ConvNodes: the running statistics

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from .. import reference
-from ..spec import ConvNodes, ConvSpec
+from ..fields.conv import reference
+from ..fields.conv.spec import ConvNodes, ConvSpec
 from .schemas import lookup
 
 _MODULE = "torch.utils.flop_counter"

@@ -95,7 +95,7 @@ def kept_on_cpu(
 def kept_by_triton(
     x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments of the norms in float32, and kept maps in the dtype of the state (``kernels/forward.py``)."""
+    """Moments of the norms in float32, and kept maps in the dtype of the state (``fields/conv/triton/forward.py``)."""
     batch, channels, height, width = x.shape
     rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
     maps = n_steps * stages * (3 if order == "post" else 2) if keep == "none" else n_steps - 1 if keep == "step" else 0

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bases import ALIASES as BASIS_ALIASES
-from ..bases import BASES
 from ..errors import choice_error, warn
+from ..fields.conv.spec import NORMS, ORDERS
+from ..fields.conv.statistics import STATS
 from ..reference.rk import CHECKPOINTS
-from ..reference.statistics import STATS
-from ..spec import NORMS, ORDERS
-from ..tableaus import ALIASES, SCHEMES
-from ..timegrid import EDGES
+from ..schemes.bases import ALIASES as BASIS_ALIASES
+from ..schemes.bases import BASES
+from ..schemes.tableaus import ALIASES, SCHEMES
+from ..schemes.timegrid import EDGES
 
 CONTINUOUS = ("continuousnet", "wide-continuousnet")
 MODELS = (*CONTINUOUS, "resnet", "wide-resnet")

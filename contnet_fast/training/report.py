@@ -17,7 +17,7 @@ from ..analysis.manifestation import Manifestation, measure, sweep
 from ..analysis.plots import heatmap
 from ..files import writable_folder, write_text
 from ..nn import blocks, project
-from ..tableaus import get_tableau
+from ..schemes.tableaus import get_tableau
 from .build import pick_device
 from .config import Config
 from .data import Data

@@ -12,7 +12,7 @@ from ..analysis import observed_order
 from ..backends import use_backend
 from ..errors import BackendUnavailable
 from ..nn import ContinuousBlock, ConvField, refine
-from ..tableaus import SCHEMES
+from ..schemes.tableaus import SCHEMES
 from .suite import Result, Target
 
 SLOPE = 0.3  # by how much an observed order may miss

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ..errors import check_choice
 from ..files import writable_folder, write_text
-from ..info import info
+from ..inspect.info import info
 from .domain import domain_checks
 from .faults import FAULTS
 from .suite import Result, Target, combination_cases, judge_combination, judge_solve, solve_cases, targets

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..bases import Basis
+from ..fields.conv.spec import ConvNodes, ConvSpec
 from ..functional import conv_solve
-from ..spec import ConvNodes, ConvSpec
-from ..timegrid import TimeGrid, time_grid
+from ..schemes.bases import Basis
+from ..schemes.timegrid import TimeGrid, time_grid
 from .faults import after_solve, before_solve
 
 ORDERS = ("", "c", "s", "cs")  # of summation, for several samples of what rounding does

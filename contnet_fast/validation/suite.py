@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..backends import REGISTRY
-from ..combine import rk_combine, rk_combine_error
 from ..errors import BackendUnavailable
-from ..tableaus import SCHEMES
+from ..functional.combine import rk_combine, rk_combine_error
+from ..schemes.tableaus import SCHEMES
 from ..testing import Verdict, judge
 from .faults import faulty_coefficients, noisy
 from .solves import LAYOUTS, Case, away_from_kinks, scale, solve, truth

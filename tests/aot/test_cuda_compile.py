@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import cuda_emulator as emulator
 import pytest
 
-from contnet_fast.kernels import cuda_build
-from contnet_fast.kernels.nvcc import release, toolkit
+from tools import cuda_build
+from tools.nvcc import release, toolkit
 
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
 
@@ -57,7 +57,7 @@ def test_kernels_compile_and_spill_nothing(source, chip, compiled):
     ids=lambda v: v.split()[0],
 )
 def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, compiled, code):
-    from contnet_fast.kernels import sass
+    from tools import sass
 
     source = next(path for path in cuda_build.kernels() if path.stem == name)
     rows = compiled(source, "sm_90a")

@@ -13,7 +13,7 @@ import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
 
 pytestmark = pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
-COMMAND = [sys.executable, "-m", "contnet_fast.kernels.aot", "--check"]
+COMMAND = [sys.executable, "-m", "tools.aot", "--check"]
 
 
 def run(*options: str, **environment: str) -> subprocess.CompletedProcess:

@@ -115,8 +115,8 @@ def test_a_failing_implementation_is_not_replaced(block, x, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("kernel failed")
 
-    monkeypatch.setattr(cf.functional.reference, "conv_solve", broken)
-    monkeypatch.setattr(cf.functional, "fused_conv_solve", broken)
+    monkeypatch.setattr(cf.fields.conv.reference, "conv_solve", broken)
+    monkeypatch.setattr(cf.functional.solves, "fused_conv_solve", broken)
     with pytest.raises(RuntimeError, match="kernel failed"):
         block(x)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import REGISTRY, Problem, check_backend, choice, cpu, cuda, select, triton
-from contnet_fast.explain import Plan as ExplainedPlan
+from contnet_fast.backends import REGISTRY, Problem, check_backend, cpu, cuda, select, triton
+from contnet_fast.costmodel import choice
+from contnet_fast.inspect.explain import Plan as ExplainedPlan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results/choice-cpu.jsonl"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contnet_fast.backends import triton as backend_triton
-from contnet_fast.costs import DEVICES, Cost, conv_solve_cost, measured_cpu
+from contnet_fast.costmodel.costs import DEVICES, Cost, conv_solve_cost, measured_cpu
 
 SHAPE = (128, 16, 32, 32)
 TWO_BYTES = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
@@ -51,14 +51,16 @@ def test_this_cpu_has_rates_of_its_own():
 @pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
 class TestLaunches:
     def sums(self, text: str) -> tuple[Cost, list]:
-        from contnet_fast.kernels import aot, manifest
+        from contnet_fast.fields.conv.triton import manifest
+        from tools import aot
 
         block = next(block for block in manifest.BLOCKS if str(block) == text)
         launches = manifest.launches(block, "sm_90")
         return sum((aot.counted(launch).cost for launch in launches), Cost()), launches
 
     def test_every_launch_of_the_manifest_is_counted(self):
-        from contnet_fast.kernels import aot, manifest
+        from contnet_fast.fields.conv.triton import manifest
+        from tools import aot
 
         for block in manifest.BLOCKS:
             for launch in manifest.launches(block, "sm_80"):

@@ -10,8 +10,9 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.backends import Problem, cuda, select
-from contnet_fast.backends.extension import INTERFACE
-from contnet_fast.kernels.nvcc import architectures, flags, has_code
+from contnet_fast.backends.chips import has_code
+from contnet_fast.extension import INTERFACE
+from tools.nvcc import architectures, flags
 
 
 def facts(**change):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.costs import DEVICES, conv_solve_cost
+from contnet_fast.costmodel.costs import DEVICES, conv_solve_cost
 
 
 @pytest.fixture

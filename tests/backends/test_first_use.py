@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import cpu, extension, registry
+from contnet_fast import extension
+from contnet_fast.backends import cpu, registry
 from contnet_fast.nn import ContinuousBlock, ConvField
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from contnet_fast.backends import triton as backend_triton
-from contnet_fast.costs import BY_FAMILY, DEVICES
-from contnet_fast.kernels import cuda_pass, predictions, triton_pass
-from contnet_fast.kernels.passes import ConvPass, seconds
+from contnet_fast.costmodel import cuda_pass, triton_pass
+from contnet_fast.costmodel.costs import BY_FAMILY, DEVICES
+from contnet_fast.costmodel.passes import ConvPass, seconds
+from tools import predictions
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4_classic": 4}
 
@@ -40,8 +41,9 @@ def of_block(block, state: str = "") -> ConvPass:
 @pytest.mark.parametrize("chip", BY_FAMILY)
 @pytest.mark.parametrize("state", ["", "float32"])
 def test_launches_of_triton_are_those_of_its_host_code(chip, state):
-    from contnet_fast.kernels import aot, manifest
-    from contnet_fast.kernels.launch import collect_launches
+    from contnet_fast.fields.conv.triton import manifest
+    from contnet_fast.triton.launch import collect_launches
+    from tools import aot
 
     others = [
         manifest.Block(channels, size, level, order, norm, "bfloat16", scheme, steps, batch, backward)

@@ -9,9 +9,10 @@ import torchdiffeq
 from conv_cases import SOLVE, STAGE, Case, built, draw
 
 import contnet_fast as cf
+from contnet_fast.fields.conv.spec import ConvNodes
 from contnet_fast.functional import conv_solve
 from contnet_fast.ops import fused_conv_solve, lookup
-from contnet_fast.tableaus import SCHEMES
+from contnet_fast.schemes.tableaus import SCHEMES
 
 STEPS, SIZE = 2000, 1 / 64
 EPS = 2.0**-23  # of 1 in float32
@@ -108,11 +109,11 @@ FIELDS = [("pre", "none", False), ("pre", "batch", True), ("post", "none", False
 FIELDS += [("post", "batch", True), ("post", "batch", False)]
 
 
-def constant(order: str, norm: str, training: bool, scheme: str) -> tuple[Case, torch.Tensor, cf.spec.ConvNodes]:
+def constant(order: str, norm: str, training: bool, scheme: str) -> tuple[Case, torch.Tensor, ConvNodes]:
     case = Case(channels=8, size=(3, 4), order=order, norm=norm, training=training, scheme=scheme, n_steps=1, n_basis=1)
     _, nodes, _ = draw(case)
     last = "norm2_bias" if order == "post" and norm != "none" else "conv2_bias"
-    nodes = cf.spec.ConvNodes(*(None if n is None else torch.zeros_like(n).float() for n in nodes))
+    nodes = ConvNodes(*(None if n is None else torch.zeros_like(n).float() for n in nodes))
     ones = {name: torch.ones_like(getattr(nodes, name)) for name in ("norm1_var", "norm2_var") if norm == "batch"}
     return case, torch.ones(case.shape), nodes._replace(**ones, **{last: torch.full_like(getattr(nodes, last), EPS)})
 

@@ -24,7 +24,7 @@ needs_triton = pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs tr
 @needs_triton
 class TestTables:
     def test_the_shipped_table_is_its_own_copy(self):
-        from contnet_fast.kernels import tiles
+        from contnet_fast.triton import tiles
 
         table = tiles.current()
         assert tiles.parse(tiles.as_data(table), "copy") == table
@@ -43,7 +43,7 @@ class TestTables:
         ],
     )
     def test_what_is_no_tile_is_refused_with_its_place(self, tile):
-        from contnet_fast.kernels import tiles
+        from contnet_fast.triton import tiles
 
         data = tiles.as_data(tiles.current())
         data["sm_90"]["solve"]["16-bit"]["16"] = tile
@@ -61,7 +61,7 @@ class TestTables:
         if content is not None:
             path.write_text(content)
         done = subprocess.run(
-            [sys.executable, "-c", "from contnet_fast.kernels import tiles"],
+            [sys.executable, "-c", "from contnet_fast.triton import tiles"],
             check=False, capture_output=True, text=True, env={**os.environ, "CONTNET_FAST_TILES": str(path)},
         )  # fmt: skip
         assert done.returncode == 1
@@ -74,7 +74,8 @@ class TestSearch:
 
     def search(self, seconds, **options):
         """The tile found and the trials, with a clock that tells ``seconds(tile)``."""
-        from contnet_fast.kernels import tiles, tune
+        from contnet_fast.fields.conv.triton import tune
+        from contnet_fast.triton import tiles
 
         trials = []
 
@@ -95,14 +96,15 @@ class TestSearch:
 
     @needs_interpreter
     def test_a_tile_within_the_noise_does_not_replace_the_one_in_use(self):
-        from contnet_fast.kernels import tiles
+        from contnet_fast.triton import tiles
 
         found, _ = self.search(lambda t: 1.0 - 1e-4 * t.stages)
         assert found == tiles.current().tiles[self.KEY]
 
     @needs_interpreter
     def test_wrong_results_are_left_out(self, monkeypatch):
-        from contnet_fast.kernels import tiles, tune
+        from contnet_fast.fields.conv.triton import tune
+        from contnet_fast.triton import tiles
 
         start = tiles.current().tiles[self.KEY]
         true = tune.Pass.run
@@ -117,7 +119,8 @@ class TestSearch:
         assert {t.reason for t in trials} == {"", "its results differ"}
 
     def test_every_neighbour_is_a_tile(self):
-        from contnet_fast.kernels import tiles, tune
+        from contnet_fast.fields.conv.triton import tune
+        from contnet_fast.triton import tiles
 
         data = tiles.as_data(tiles.current())
         for (family, kernel, operands, width), tile in tiles.current().tiles.items():
@@ -129,7 +132,8 @@ class TestSearch:
 @needs_interpreter
 @pytest.mark.parametrize("faster", [False, True])
 def test_the_faster_way_of_order_post_is_taken(faster):
-    from contnet_fast.kernels import tiles, tune
+    from contnet_fast.fields.conv.triton import tune
+    from contnet_fast.triton import tiles
 
     key = ("sm_90", tune.LOAD, "32-bit", 16)
 
@@ -144,7 +148,7 @@ def test_the_faster_way_of_order_post_is_taken(faster):
 
 @needs_interpreter
 def test_the_command_writes_a_table_that_can_be_used(tmp_path, capsys):
-    from contnet_fast.kernels import tiles
+    from contnet_fast.triton import tiles
 
     out = tmp_path / "tiles.json"
     options = ["--kernels", "solve", "combine_on_load", "--operands", "32-bit", "--channels", "16", "--trials", "2"]

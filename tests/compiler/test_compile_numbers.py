@@ -42,7 +42,7 @@ SOLVES = {
             lambda y: basis_solve(
                 lambda weights, y: -y * sum(w * (k + 1) for k, w in weights),
                 y,
-                grid=cf.timegrid.time_grid("euler", n, cf.bases.Basis("hat", 3)),
+                grid=cf.schemes.timegrid.time_grid("euler", n, cf.schemes.bases.Basis("hat", 3)),
             )
         ),
         (2, 4),

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from contnet_fast.bases import (
+from contnet_fast.schemes.bases import (
     BASES,
     Basis,
     apply_matrix,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from contnet_fast.bases import Basis
-from contnet_fast.tableaus import get_tableau
-from contnet_fast.timegrid import TimeGrid, reference_times
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.schemes.tableaus import get_tableau
+from contnet_fast.schemes.timegrid import TimeGrid, reference_times
 
 # float32 of torch.linspace(0, 1, N + 1) by N, as PyTorch 2.13 gives it on a CPU with AVX2 or AVX512
 TIMES = {

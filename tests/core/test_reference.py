@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from contnet_fast import reference, rk_solve
-from contnet_fast.bases import Basis
-from contnet_fast.reference.statistics import statistics_map, update_statistics
-from contnet_fast.spec import ConvNodes, ConvSpec
-from contnet_fast.timegrid import time_grid
+from contnet_fast.fields.conv import reference as conv_reference
+from contnet_fast.fields.conv.spec import ConvNodes, ConvSpec
+from contnet_fast.fields.conv.statistics import statistics_map, update_statistics
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.schemes.timegrid import time_grid
 
 FIXED = ("euler", "midpoint", "rk4")
 
@@ -100,7 +101,7 @@ def test_conv_field_equals_the_same_layers_of_torch_nn(order, training):
     post = nn.Sequential(convs[0], relu, norms[0], convs[1], relu, norms[1])
     layers = (pre if order == "pre" else post).train(training)
     x = torch.randn(3, 4, 5, 6, dtype=torch.float64)
-    rate, stats = reference.conv_field(x, theta, spec=spec, training=training)
+    rate, stats = conv_reference.conv_field(x, theta, spec=spec, training=training)
     torch.testing.assert_close(rate, 2.0 * layers(x))
     assert len(stats) == (4 if training else 0)
     if training:
@@ -115,7 +116,7 @@ def test_per_sample_norms_equal_group_norm(norm, groups):
     spec = ConvSpec(4, "pre", norm, groups=groups)
     theta = ConvNodes(*(None if t is None else t[0] for t in random_nodes(spec, 1)))
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
-    y, _ = reference.fields.normalise(x, theta.norm1_weight, theta.norm1_bias, None, None, spec=spec, training=True)
+    y, _ = conv_reference.normalise(x, theta.norm1_weight, theta.norm1_bias, None, None, spec=spec, training=True)
     grouped = x.view(2, groups, -1)
     centred = (grouped - grouped.mean(-1, keepdim=True)) / (grouped.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     expected = centred.view_as(x) * theta.norm1_weight[:, None, None] + theta.norm1_bias[:, None, None]
@@ -128,12 +129,12 @@ def test_padding_zeros_enter_after_normalisation():
     nodes = ConvNodes(ones, None, ones, None, *[torch.ones(1, 1, dtype=torch.float64) * v for v in (1, 5, 0, 1)] * 2)
     x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
     theta = ConvNodes(*(None if t is None else t[0] for t in nodes))
-    u, _ = reference.fields.normalise(
+    u, _ = conv_reference.normalise(
         x, theta.norm1_weight, theta.norm1_bias, theta.norm1_mean, theta.norm1_var, spec=spec, training=False
     )
     first = torch.nn.functional.conv2d(u, theta.conv1_weight, padding=1)
     assert first[0, 0, 0, 0].item() == pytest.approx(4 * 5)  # a corner sees four pixels of value 5 and padding of 0
-    assert reference.conv_field(x, theta, spec=spec)[0].shape == x.shape
+    assert conv_reference.conv_field(x, theta, spec=spec)[0].shape == x.shape
 
 
 CASES = [
@@ -157,7 +158,7 @@ def test_gradients_once_and_twice(order, norm, skip, basis, k, checkpoint):
 
     def solve(x, *values):
         theta = nodes._replace(**dict(zip(names, values, strict=True)))
-        return reference.conv_solve(x, theta, spec=spec, grid=grid, training=True, checkpoint=checkpoint)[0]
+        return conv_reference.conv_solve(x, theta, spec=spec, grid=grid, training=True, checkpoint=checkpoint)[0]
 
     inputs = (x, *(getattr(nodes, n) for n in names))
     assert torch.autograd.gradcheck(solve, inputs, fast_mode=True)
@@ -173,7 +174,7 @@ def test_checkpoint_policies_change_memory_only(checkpoint, training):
     results = []
     for policy in ("none", checkpoint):
         nodes = random_nodes(spec, 4, requires_grad=True)
-        y, stats = reference.conv_solve(
+        y, stats = conv_reference.conv_solve(
             x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("hat", 4)), training=training, checkpoint=policy
         )
         y.square().sum().backward()
@@ -197,7 +198,7 @@ def test_step_checkpoints_hold_less_for_backward():
 
         nodes = random_nodes(spec, 4, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            reference.conv_solve(
+            conv_reference.conv_solve(
                 x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("piecewise_constant", 4)), checkpoint=policy
             )
         held[policy] = sum(sizes.values())
@@ -221,10 +222,10 @@ def test_every_dtype_and_layout(dtype):
     exact = random_nodes(spec, 2)
     x = torch.randn(3, 4, 7, 5, dtype=torch.float64)
     grid = time_grid("rk4_classic", 2, Basis("piecewise_constant", 2))
-    truth, _ = reference.conv_solve(x, exact, spec=spec, grid=grid)
+    truth, _ = conv_reference.conv_solve(x, exact, spec=spec, grid=grid)
     nodes = ConvNodes(*(None if t is None else t.to(dtype) for t in exact))
     for layout in (torch.contiguous_format, torch.channels_last):
-        y, _ = reference.conv_solve(x.to(dtype).contiguous(memory_format=layout), nodes, spec=spec, grid=grid)
+        y, _ = conv_reference.conv_solve(x.to(dtype).contiguous(memory_format=layout), nodes, spec=spec, grid=grid)
         assert y.dtype == dtype
         assert y.is_contiguous(memory_format=layout)
         error = (y.double() - truth).abs().max() / truth.abs().max()
@@ -237,7 +238,7 @@ def test_empty_and_tiny_maps(shape, order):
     spec = ConvSpec(4, order, "batch")
     grid = time_grid("rk4", 2, Basis("piecewise_constant", 2))
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    y, _ = reference.conv_solve(x, random_nodes(spec, 2), spec=spec, grid=grid)
+    y, _ = conv_reference.conv_solve(x, random_nodes(spec, 2), spec=spec, grid=grid)
     y.sum().backward()
     assert y.shape == x.shape
     assert x.grad.shape == x.shape
@@ -247,7 +248,7 @@ def test_empty_batch_in_training():
     spec = ConvSpec(4, "pre", "batch")
     nodes = random_nodes(spec, 2, requires_grad=True)
     grid = time_grid("rk4", 2, Basis("piecewise_constant", 2))
-    y, _ = reference.conv_solve(
+    y, _ = conv_reference.conv_solve(
         torch.zeros(0, 4, 5, 5, dtype=torch.float64), nodes, spec=spec, grid=grid, training=True
     )
     y.sum().backward()

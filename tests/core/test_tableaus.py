@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contnet_fast import ButcherTableau, get_tableau
-from contnet_fast.tableaus import ALIASES, SCHEMES, order_residuals, rooted_trees
+from contnet_fast.schemes.tableaus import ALIASES, SCHEMES, order_residuals, rooted_trees
 
 NAMES = (
     *("euler", "midpoint", "heun2", "ralston2", "heun3", "bosh3", "rk4", "rk4_classic"),

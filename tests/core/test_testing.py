@@ -8,7 +8,7 @@ import pytest
 import torch
 from conv_cases import Case, away_from_kinks, solve, truth
 
-from contnet_fast import reference
+from contnet_fast.fields.conv import reference
 from contnet_fast.testing import assert_within_budget, ulp
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -34,13 +34,13 @@ def judge(dtype: torch.dtype, name: str, value: torch.Tensor) -> None:
 
 def faulty(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, fault) -> dict[str, torch.Tensor]:
     """The results of an exact solve whose field sees nodes that ``fault`` changed."""
-    original = reference.fields.conv_field
+    original = reference.conv_field
 
     def field(x, theta, **options):
         return original(x, theta._replace(**fault(theta)), **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference.fields, "conv_field", field)
+        patch.setattr(reference, "conv_field", field)
         return solve(case_of(dtype), "reference:none", torch.float64)
 
 

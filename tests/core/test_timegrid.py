@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from contnet_fast.bases import Basis
-from contnet_fast.tableaus import SCHEMES, get_tableau
-from contnet_fast.timegrid import TimeGrid, time_grid
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.schemes.tableaus import SCHEMES, get_tableau
+from contnet_fast.schemes.timegrid import TimeGrid, time_grid
 
 
 def cells(scheme: str, n: int, k: int, edge: str = "left") -> list[list[int]]:

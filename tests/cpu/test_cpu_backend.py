@@ -14,7 +14,7 @@ import contnet_fast as cf
 from contnet_fast import reference
 from contnet_fast.backends import REGISTRY, Problem, cpu, select
 from contnet_fast.ops import lookup
-from contnet_fast.tableaus import SCHEMES
+from contnet_fast.schemes.tableaus import SCHEMES
 
 built = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]

@@ -22,9 +22,9 @@ from conv_cases import (
     truth,
 )
 
-from contnet_fast.bases import BASES
 from contnet_fast.functional import conv_solve
-from contnet_fast.tableaus import SCHEMES
+from contnet_fast.schemes.bases import BASES
+from contnet_fast.schemes.tableaus import SCHEMES
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = built

@@ -27,10 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import contnet_fast as cf
-from contnet_fast.bases import BASES
 from contnet_fast.functional import conv_solve
 from contnet_fast.reference.rk import CHECKPOINTS
-from contnet_fast.tableaus import SCHEMES
+from contnet_fast.schemes.bases import BASES
+from contnet_fast.schemes.tableaus import SCHEMES
 
 pytestmark = built
 
@@ -244,7 +244,7 @@ def cases(draw: st.DrawFn) -> Case:
         n_basis=2 * draw(st.integers(1, 2)) if basis == "piecewise_linear" else draw(st.integers(1, 4)),
         scheme=draw(st.sampled_from(["euler", "midpoint", "ralston2", "bosh3", "rk4", "fehlberg2"])),
         n_steps=draw(st.integers(1, 3)),
-        edge=draw(st.sampled_from(cf.timegrid.EDGES if basis == "piecewise_constant" else ["left"])),
+        edge=draw(st.sampled_from(cf.schemes.timegrid.EDGES if basis == "piecewise_constant" else ["left"])),
         dtype=draw(st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16])),
         layout=draw(st.sampled_from(["contiguous", "channels_last", "slice", "permuted", "expanded"])),
         checkpoint=draw(st.sampled_from(CHECKPOINTS)),

@@ -14,7 +14,7 @@ from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
 from contnet_fast.ops.conv import DIFFERENTIABLE
 from contnet_fast.ops.schemas import kept_maps, padded_channels
-from contnet_fast.timegrid import time_grid
+from contnet_fast.schemes.timegrid import time_grid
 
 pytestmark = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
 

@@ -11,7 +11,7 @@ from conv_cases import Case, truth
 from cuda_emulator import SM_90, KernelFault
 from test_cuda_solve import HALVES, NORMS, assert_planned, check, described, plan, solve
 
-from contnet_fast.kernels import cuda_counts
+from contnet_fast.costmodel import cuda_counts
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)

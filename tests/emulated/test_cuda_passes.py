@@ -18,10 +18,10 @@ from test_cuda_solve_backward import ConvSolveBackward, gradients
 from test_cuda_stages import ConvStages
 from test_cuda_stages_solve_backward import ConvStagesBackward, backward
 
-from contnet_fast.costs import BY_FAMILY
-from contnet_fast.kernels import cuda_pass
-from contnet_fast.kernels.cuda_counts import refusals
-from contnet_fast.kernels.passes import ConvPass
+from contnet_fast.costmodel import cuda_pass
+from contnet_fast.costmodel.costs import BY_FAMILY
+from contnet_fast.costmodel.cuda_counts import refusals
+from contnet_fast.costmodel.passes import ConvPass
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 SOMEWHERE = 1 << 42  # a pointer that nobody follows, and the distance to the next

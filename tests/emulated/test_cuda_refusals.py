@@ -17,7 +17,7 @@ from test_cuda_stages import plan as plan_stages
 from test_cuda_stages_solve_backward import ENTRY, ConvStagesBackward
 
 from contnet_fast.backends import Problem, cuda
-from contnet_fast.kernels import cuda_counts
+from contnet_fast.costmodel import cuda_counts
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 CHIPS = ((8, 0), (8, 6), (9, 0))

@@ -11,7 +11,7 @@ import torch
 from conv_cases import Case, draw, truth
 from cuda_emulator import SM_80, SM_90, KernelFault, buffers, call
 
-from contnet_fast.kernels import cuda_counts
+from contnet_fast.costmodel import cuda_counts
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)

@@ -10,8 +10,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.swa_utils import AveragedModel
 
 import contnet_fast as cf
-from contnet_fast.bases import Basis
 from contnet_fast.nn import BasisModule, ContinuousBlock, ConvField
+from contnet_fast.schemes.bases import Basis
 
 
 class Growth(BasisModule):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.bases import BASES
 from contnet_fast.nn import BasisModule, ContinuousBlock, ConvField
+from contnet_fast.schemes.bases import BASES
 
 D = torch.float64
 

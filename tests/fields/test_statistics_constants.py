@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from contnet_fast.bases import Basis
+from contnet_fast.fields.conv import statistics
 from contnet_fast.nn import ContinuousBlock
-from contnet_fast.reference import statistics
-from contnet_fast.timegrid import time_grid
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.schemes.timegrid import time_grid
 
 
 @pytest.fixture(autouse=True)

@@ -294,7 +294,7 @@ def test_rk_solve(policy, backend):
 
 def test_pytrees_and_basis_solve():
     y0 = {"a": torch.randn(5, 2), "b": (torch.randn(3, dtype=torch.float64), torch.randn(2, dtype=torch.complex64))}
-    grid = cf.timegrid.time_grid("rk4_classic", 8, cf.bases.Basis("hat", 3))
+    grid = cf.schemes.timegrid.time_grid("rk4_classic", 8, cf.schemes.bases.Basis("hat", 3))
 
     def rate(weights, y):
         return torch.utils._pytree.tree_map(lambda x: -x * sum(w * (k + 1) for k, w in weights), y)

@@ -158,7 +158,7 @@ class Rates(cf.nn.BasisModule):
     """A field of its own on a basis."""
 
     def __init__(self):
-        from contnet_fast.bases import Basis
+        from contnet_fast.schemes.bases import Basis
 
         super().__init__(Basis("hat", 2))
         self.nodal_parameter("w", torch.linspace(-1, 1, 18, dtype=D).view(2, 3, 3))

@@ -9,7 +9,7 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.ops import lookup
-from contnet_fast.tableaus import SCHEMES
+from contnet_fast.schemes.tableaus import SCHEMES
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 LAYOUTS = ["contiguous", "channels_last", "permuted", "slice", "expanded", "empty", "scalar"]

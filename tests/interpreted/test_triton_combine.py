@@ -59,7 +59,7 @@ def test_a_zero_coefficient_reads_nothing():
 
 @pytest.mark.parametrize("leaves", [2, 8, 11])
 def test_leaves_share_launches(leaves, monkeypatch):
-    from contnet_fast.kernels import rk_combine
+    from contnet_fast.triton import combine as rk_combine
 
     counted = []
     launch = rk_combine.launch
@@ -90,7 +90,7 @@ def test_layouts_and_opcheck(layout):
 
 
 def test_results_start_poisoned_between_guard_bands(monkeypatch):
-    from contnet_fast.kernels import rk_combine
+    from contnet_fast.triton import combine as rk_combine
 
     blocks = []
 
@@ -110,7 +110,7 @@ def test_results_start_poisoned_between_guard_bands(monkeypatch):
 
 
 def test_wide_offsets_give_the_same_bits():
-    from contnet_fast.kernels.rk_combine import combine, needs_wide_offsets
+    from contnet_fast.triton.combine import combine, needs_wide_offsets
 
     y, ks, c = draw(3, (3000,))
     assert torch.equal(combine([y], ks, c, wide=True)[0][0], combine([y], ks, c, wide=False)[0][0])

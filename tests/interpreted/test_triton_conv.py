@@ -194,7 +194,7 @@ def test_only_some_inputs_ask_for_a_gradient(case, level):
 @pytest.mark.parametrize("load", [False, True])
 def test_order_post_combines_on_load_or_in_a_pass(case, load):
     """Both are there for the tuner; on load saves a launch wherever a stage's input has one rate alone."""
-    from contnet_fast.kernels import tiles
+    from contnet_fast.triton import tiles
 
     table = tiles.current()
     with tiles.use(replace(table, loads=dict.fromkeys(table.loads, load))):
@@ -207,7 +207,7 @@ def test_order_post_combines_on_load_or_in_a_pass(case, load):
 
 def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
     """Outputs and working memory start as NaN, between bands that must keep their value."""
-    from contnet_fast.kernels import forward, plan
+    from contnet_fast.fields.conv.triton import forward, plan
 
     whole = []
 
@@ -290,8 +290,8 @@ def test_blocks_compile_as_one_graph():
 
 def collected(case: Case, level: str) -> tuple[list[str], list[str]]:
     """Names of the kernels of a forward and a backward pass, none of them run."""
-    from contnet_fast.kernels import backward, forward, plan
-    from contnet_fast.kernels.launch import collect_launches
+    from contnet_fast.fields.conv.triton import backward, forward, plan
+    from contnet_fast.triton.launch import collect_launches
 
     x, nodes, settings, (keep, _) = arguments(case, "step", level)
     x, nodes = x.to("meta"), [None if t is None else t.to("meta") for t in nodes]

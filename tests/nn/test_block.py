@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import contnet_fast as cf
-from contnet_fast.bases import Basis
 from contnet_fast.nn import BasisModule, ContinuousBlock, ConvField
+from contnet_fast.schemes.bases import Basis
 
 
 def make(channels=4, *, n_basis=4, n_steps=4, scheme="rk4_classic", **options):

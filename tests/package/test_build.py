@@ -20,9 +20,10 @@ def source(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
-    (tmp_path / "contnet_fast" / "kernels").mkdir(parents=True)
-    for name in ("__init__.py", "_version.py", "kernels/nvcc.py"):
-        shutil.copy(ROOT / "contnet_fast" / name, tmp_path / "contnet_fast" / name)
+    (tmp_path / "contnet_fast").mkdir()
+    (tmp_path / "tools").mkdir()
+    for name in ("contnet_fast/__init__.py", "contnet_fast/_version.py", "tools/nvcc.py"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 

@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from contnet_fast.backends.cuda import CHIPS
 from contnet_fast.files import write_atomically
-from contnet_fast.kernels import cuda_build
 from contnet_fast.ops import define
 from contnet_fast.ops.flops import register_flop_formulas
+from tools import cuda_build
 
 MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

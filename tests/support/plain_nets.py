@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from contnet_fast.nn import ContinuousBlock, ConvField
-from contnet_fast.tableaus import get_tableau
+from contnet_fast.schemes.tableaus import get_tableau
 
 
 class Cell(nn.Module):

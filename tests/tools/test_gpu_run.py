@@ -77,7 +77,7 @@ def alive(pid) -> bool:
         ("benchmarks/x.py", ["blocks", "tests"]),
         ("setup.py", ["blocks", "tests"]),
         ("tests/test_a.py", ["tests"]),
-        ("contnet_fast/backends/choice-gpu.json", []),
+        ("contnet_fast/costmodel/choice-gpu.json", []),
         ("docs/a.md", []),
     ],
 )

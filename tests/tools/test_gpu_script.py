@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from contnet_fast.backends import available_backends, choice
+from contnet_fast.backends import available_backends
 from contnet_fast.backends import triton as backend_triton
+from contnet_fast.costmodel import choice
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not backend_triton.INTERPRETED, reason="needs triton's interpreter")
@@ -105,7 +106,7 @@ def test_a_case_that_failed_is_not_tried_again_in_its_run_and_a_lost_device_ends
 
 
 def test_a_wrong_kernel_gives_no_ratio_and_an_error(phases, tmp_path, monkeypatch):
-    from contnet_fast.kernels import forward
+    from contnet_fast.fields.conv.triton import forward
 
     true = forward.run_solve
 

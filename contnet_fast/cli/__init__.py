@@ -1,0 +1,5 @@
+"""The command ``contnet-fast``."""
+
+from .app import main
+
+__all__ = ["main"]

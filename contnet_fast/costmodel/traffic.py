@@ -1,0 +1,180 @@
+"""Operations and bytes of each launch, counted from its arguments: what the tables of docs/kernels.md predict from.
+
+``inner`` bytes pass through first-level caches and shared memory: every tap of a convolution loads its pixels there
+once, and products read both operands from shared memory once more. What every program reads for itself, weights and the
+rows of partial sums over the batch, comes from L2 once a program (``again``). Other tables of a few kilobytes are left out.
+
+Nothing here needs triton: ``count`` takes a kernel's name and, of its arguments, those that its count reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .costs import Cost
+from .passes import Work
+
+Arguments = Mapping[str, Any]
+COMBINED, NORMED = 4, (1, 2, 4)  # modes of maps.py
+BATCH = 1  # a coupling of adjoint.py
+
+
+def count(kernel: str, arguments: Arguments) -> Cost:
+    """The count of one launch."""
+    return _COUNTS[kernel](arguments)
+
+
+def work(kernel: str, blocks: int, a: Arguments, times: int = 1) -> Work:
+    """Launches of ``blocks`` programs, which share units of pixels where the kernel has them."""
+    units, each = None, 1
+    if "units_per_program" in a and kernel != "prepare":
+        units, each = blocks // _programs(a) * a["units"], a["units_per_program"]
+    return Work(kernel, times, blocks, count(kernel, a), working_set(kernel, a), units, each)
+
+
+def working_set(kernel: str, a: Arguments) -> float:
+    """Bytes that stay in use around a launch: of a solve its state, rates and operands, about eight maps."""
+    if kernel in ("conv_solve", "weight_gradient"):
+        elements = a["images"] * a["height"] * a["width"] * a["C"]
+    elif "target" in a:
+        elements = _images(a) * a.get("pixels", a.get("height", 0) * a.get("width", 0)) * a["C"]
+    else:
+        return count(kernel, a).bytes
+    return 8.0 * elements * (2 if _is_half(a) else 4)
+
+
+def _is_half(a: Arguments) -> bool:
+    return any(name in a and a[name].element_size() == 2 for name in ("packed", "tape", "target"))
+
+
+def _programs(a: Arguments) -> int:
+    """Along the axis of pixels."""
+    return -(-a["units"] // a["units_per_program"])
+
+
+def _images(a: Arguments) -> int:
+    return a["units"] // a["tiles"]
+
+
+def _conv(a: Arguments, images: int, pixels: int, operand: int, count: int = 1) -> tuple[float, float]:
+    """Operations and inner bytes of ``count`` 3x3 convolutions of ``images``."""
+    c, width = a["C"], a["BLOCK_N"]
+    blocks = -(-c // width)
+    tiles = -(-pixels // a["BLOCK_P"])
+    taps = 9.0 * images * pixels * c * operand * blocks  # each block of output channels loads all input channels
+    weights = 9.0 * c * width * operand * images * tiles * blocks
+    return count * 2.0 * 9 * c * c * images * pixels, count * 2 * (taps + weights)
+
+
+def _maps(a: Arguments, *names: str) -> int:
+    """Bytes of an element of each named buffer together."""
+    return sum(a[name].element_size() for name in names)
+
+
+def _conv_stage(a: Arguments) -> Cost:
+    images, pixels = _images(a), a["height"] * a["width"]
+    flops, inner = _conv(a, images, pixels, a["packed"].element_size())
+    combined = a["MODE"] == COMBINED
+    names = ["source", "target", *(("state", "rates") if a["COMBINE"] or combined else ())]
+    names += ["inputs"] if a["WRITE"] else []
+    if combined:  # each tap loads the state too
+        inner += 9.0 * images * pixels * a["C"] * a["state"].element_size() * -(-a["C"] // a["BLOCK_N"])
+    elements = images * pixels * a["C"]
+    rows = a["rows_in"] if a["MERGE"] and a["MODE"] in NORMED else 0
+    return Cost(flops, elements * _maps(a, *names) + _weights(a), 1, inner=inner, again=_again(a, 3 * rows))
+
+
+def _weights(a: Arguments) -> int:
+    return 9 * a["C"] ** 2 * a["packed"].element_size()
+
+
+def _again(a: Arguments, rows: int = 0) -> float:
+    """What every program of a convolution reads: its weights, and ``rows`` of the channels' partial sums."""
+    each = 9.0 * a["C"] * a["BLOCK_N"] * a["packed"].element_size() + 4.0 * rows * a["C"]
+    return _programs(a) * -(-a["C"] // a["BLOCK_N"]) * each
+
+
+def _conv_gradient(a: Arguments) -> Cost:
+    images, pixels = _images(a), a["height"] * a["width"]
+    flops, inner = _conv(a, images, pixels, a["packed"].element_size())
+    read = ("value_in",) if a["MASK"] or a["SUMS"] else ()
+    elements = images * pixels * a["C"]
+    return Cost(flops, elements * _maps(a, "source", "target", *read) + _weights(a), 1, inner=inner, again=_again(a))
+
+
+def _conv_solve(a: Arguments) -> Cost:
+    images, pixels, n = a["images"], a["height"] * a["width"], a["evaluations"]
+    operand, state = a["packed"].element_size(), a["x"].element_size()
+    convolutions = 2 * n - (1 if a["RECOMPUTE"] and not a["POST"] else 0)
+    flops, inner = _conv(a, images, pixels, operand, count=convolutions)
+    elements = images * pixels * a["C"]
+    kinds = 3 if a["POST"] else 2
+    tape = kinds * n * state if a["TAPE"] else 0
+    # both operands are written once an evaluation; the state is read and a rate written or read
+    through = n * (2 * operand + 2 * state)
+    once = 2 * state + 2 * a["slots"] * 9 * a["C"] ** 2 * operand / elements
+    again = float(images * convolutions * _weights(a))
+    return Cost(flops, elements * (once + tape + through), 1, inner=inner + elements * through, again=again)
+
+
+def _weight_gradient(a: Arguments) -> Cost:
+    elements = a["images"] * a["height"] * a["width"] * a["C"]
+    convs = 2 * a["stages"]
+    size = _maps(a, "tape", "grads")
+    flops = convs * 2.0 * 9 * elements * a["C"]
+    blocks = -(-a["C"] // a["BLOCK_N"])
+    inner = convs * elements * 2 * (9 * blocks * a["tape"].element_size() + 3 * a["grads"].element_size())
+    sums = a["weight_sums"].numel() * a["weight_sums"].element_size()
+    return Cost(flops, convs * elements * size + sums, 1, inner=inner)
+
+
+def _add_up(a: Arguments) -> Cost:
+    nodes = 2 * a["weight_grads"].numel() * 4  # read and written
+    return Cost(0.0, a["weight_sums"].numel() * 4 + nodes, 1)
+
+
+def _pointwise(*names: str) -> Callable[[Arguments], Cost]:
+    """A pass that reads or writes each named map once."""
+
+    def count(a: Arguments) -> Cost:
+        elements = _images(a) * a["pixels"] * a["C"]
+        named = [n for n in names if n in a and not (n == "upstream" and not a.get("ADD"))]
+        rows = 2 * a["rows"] if a.get("COUPLING") == BATCH else 3 * a["rows_in"] if a.get("MERGE") else 0
+        return Cost(0.0, elements * _maps(a, *named), 1, again=4.0 * rows * a["C"] * _programs(a))
+
+    return count
+
+
+def _prepare(a: Arguments) -> Cost:
+    packed = a["packed"].numel() * a["packed"].element_size()
+    nodes = 2 * a["conv1_weight"].numel() * a["conv1_weight"].element_size()
+    statistics = a["x"].numel() * a["x"].element_size() if a["partials"].shape[0] else 0
+    return Cost(0.0, packed + nodes + statistics, 1)
+
+
+def _rk_combine(a: Arguments) -> Cost:
+    elements = sum(a["sizes"])
+    size = a["ys"][0].element_size() * (2 + len(a["COEFFICIENTS"]))
+    size += sum(kept[0].element_size() for kept in (a["befores"], a["afters"]) if kept)
+    return Cost(0.0, elements * size, 1)
+
+
+def _error_norm(a: Arguments) -> Cost:
+    return Cost(0.0, a["rows"] * a["partials"].element_size(), 1)
+
+
+_COUNTS: dict[str, Callable[[Arguments], Cost]] = {
+    "conv_stage": _conv_stage,
+    "conv_gradient": _conv_gradient,
+    "conv_solve": _conv_solve,
+    "weight_gradient": _weight_gradient,
+    "add_up": _add_up,
+    "prepare": _prepare,
+    "post_combine": _pointwise("after", "state", "target", "rates"),
+    "norm_gradient": _pointwise("grad_in", "value_in", "target"),
+    "stage_gradient": _pointwise("grad_in", "value_in", "costate", "target", "inputs", "upstream"),
+    "rate_gradient": _pointwise("grad_in", "target"),
+    "rk_combine": _rk_combine,
+    "error_norm": _error_norm,
+}

@@ -1,0 +1,15 @@
+"""The stateless API: check the arguments, choose a backend, call it."""
+
+from .combine import rk_combine, rk_combine_error
+from .solves import FixedSteps, basis_solve, conv_solve, fixed_steps, grid_solve, rk_solve
+
+__all__ = [
+    "FixedSteps",
+    "basis_solve",
+    "conv_solve",
+    "fixed_steps",
+    "grid_solve",
+    "rk_combine",
+    "rk_combine_error",
+    "rk_solve",
+]

@@ -1,0 +1,1 @@
+"""What Triton kernels of every field share: launching, tiles, and the combination of Runge-Kutta stages."""
