@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import cuda_emulator as emulator
 import pytest
 
-from tools import cuda_build
+from tools import cuda_build, pages
 from tools.nvcc import release, toolkit
 
 pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (CUDA_HOME, or on the path)")
@@ -71,21 +71,26 @@ def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, co
 
 
 def page_rows():
-    part = cuda_build.DOCS.read_text().partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0]
+    part = pages.part(cuda_build.TABLES.read_text(), cuda_build.MARK)
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("| ")]
     return {(source, kernel.strip("`")): values for source, kernel, *values in cells[1:]}
 
 
 def test_the_page_is_of_these_sources_and_no_kernel_spills():
-    assert f"from sources {cuda_build.digest()}." in cuda_build.DOCS.read_text(), "make aot-cuda writes the page anew"
+    assert f"from sources {cuda_build.digest()}." in cuda_build.TABLES.read_text(), "make aot-cuda writes the page anew"
     assert {values[1] for values in page_rows().values()} == {"0"}
+
+
+def test_the_short_table_has_rows_of_the_long_one():
+    short = pages.part(cuda_build.SUMMARY.read_text(), cuda_build.MARK)
+    assert short == cuda_build.summary(pages.part(cuda_build.TABLES.read_text(), cuda_build.MARK))
 
 
 def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
     place, page = cuda_build.CHIPS.index("sm_90a"), page_rows()
     found = {(path.name, row.kernel): row for path in cuda_build.kernels() for row in compiled(path, "sm_90a")}
     assert page.keys() == found.keys()
-    if f"nvcc {release(cuda_build.nvcc())} from" in cuda_build.DOCS.read_text():  # another one takes other registers
+    if f"nvcc {release(cuda_build.nvcc())} from" in cuda_build.TABLES.read_text():  # another one takes other registers
         for name, row in found.items():
             said = [values.split(", ")[place] if ", " in values else values for values in page[name]]
             assert (name, said) == (name, [str(n) for n in (row.registers, row.spills, row.stack, row.shared)])
@@ -94,10 +99,10 @@ def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
 @pytest.mark.full
 def test_the_page_says_what_the_compiler_says(compiled):
     rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
-    page = cuda_build.DOCS.read_text()
+    page = cuda_build.TABLES.read_text()
     said, here = (
         [line for line in text.splitlines() if line.startswith("|")]
-        for text in (page.partition(cuda_build.BEGIN)[2].partition(cuda_build.END)[0], cuda_build.table(rows))
+        for text in (pages.part(page, cuda_build.MARK), cuda_build.table(rows))
     )
     other = f"nvcc {release(cuda_build.nvcc())} from" not in page
     names = re.compile(r"\| (\S+ \| `.*?`)")  # another release takes other registers

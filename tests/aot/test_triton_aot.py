@@ -54,3 +54,10 @@ def test_wrong_options_are_refused(options, environment, words):
 
 def test_importing_the_package_leaves_triton_alone():
     assert cf.available_backends()
+
+
+def test_the_short_table_has_rows_of_the_long_one():
+    from tools import aot, pages
+
+    short = pages.part(aot.SUMMARY.read_text(), aot.MARK)
+    assert short == aot.summary(pages.part(aot.TABLES.read_text(), aot.MARK))
