@@ -1,4 +1,4 @@
-"""Networks whose parts torch.compile takes one by one, where a graph of the whole network is too large."""
+"""Blocks and networks compiled in parts, for those that are too large for torch.compile to take whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contnet_fast.nn import ContinuousBlock
 
 
 class CompiledSteps(nn.Module):
-    """The block with one step compiled and called N times: a small graph where the whole block is too large a one."""
+    """A block of which one step is compiled and called N times: a small graph instead of one of the whole block."""
 
     def __init__(self, block: ContinuousBlock, **options: Any) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class CompiledSteps(nn.Module):
 
 
 def in_steps(net: ContinuousNet, **options: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The forward pass of a network with stem, stitches and single steps of its blocks compiled.
+    """Return a forward pass of a network whose stem, stitches and single steps of blocks are compiled.
 
-    ``options`` are those of torch.compile.
+    ``options`` are passed on to torch.compile.
     """
     options = {"fullgraph": True, "dynamic": False, **options}
     parts: list[Callable[[torch.Tensor], torch.Tensor]] = [torch.compile(net.stem, **options)]

@@ -1,4 +1,4 @@
-"""Who takes part in a timing: a name for the row, a call to time, and the tensors that it must get right."""
+"""Contenders: the implementations that are timed side by side, and the calls that are timed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Task(Protocol):
-    """One timed run, and the tensors that must be right."""
+    """A call to time, and the tensors by which it is checked."""
 
     def __call__(self) -> object: ...
 
@@ -19,13 +19,18 @@ class Task(Protocol):
 
 @dataclass
 class Contender:
-    """A name in the row, and what to time.
+    """One implementation of a case.
 
     Attributes:
-        kind: "ours", one of ``KINDS``, "copy" or "product" (of matrices).
-        flops: of one call. threads: set before each call, if given.
-        note: what a reader of the row should know. scheme, edge: what it really integrates with.
-        model: whose weights it uses. extra: more for its place in the row.
+        name: its key in the row.
+        kind: "ours", a kind of baseline, "copy" or "product" (a matrix product).
+        call: what is timed.
+        flops: floating point operations of one call; 0 where they are not counted.
+        note: a remark for readers of the row.
+        scheme, edge: what it integrates with, where that is not what the case says.
+        threads: number of PyTorch's threads, set before each call; ``None`` leaves it alone.
+        model: the module that holds the weights.
+        extra: further entries of the row.
     """
 
     name: str

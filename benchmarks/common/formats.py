@@ -1,4 +1,4 @@
-"""Number formats and memory layouts by the names that cases and rows have for them."""
+"""The names of number formats and memory layouts in cases and rows."""
 
 from __future__ import annotations
 

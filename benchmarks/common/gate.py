@@ -1,7 +1,6 @@
-"""What a contender may be off by, and the errors of one that is off by more or did not run.
+"""Tolerances of the checks that stand before every row, and the errors that they raise.
 
-Families of benchmarks have a gate each, ``suite/gate.py``, ``training/gate.py`` and ``odeint/contenders.py``: no row
-is written without it.
+The checks themselves are in ``suite/gate.py``, ``training/gate.py`` and ``odeint/contenders.py``.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class GateError(Exception):
 
 
 class WrongBackendError(Exception):
-    """Something else ran than was asked for."""
+    """Another backend or level ran than the one that was requested."""
 
 
 def check_run(name: str, contender: Contender, request: str) -> list[str]:
-    """Every "op backend:level" that one call really ran.
+    """Call the contender once and return what ran, as sorted "op backend:level" lines.
 
     Raises:
         WrongBackendError: another backend or level than ``request`` ran, or none.
@@ -47,7 +46,7 @@ def check_run(name: str, contender: Contender, request: str) -> list[str]:
 
 
 def errors(results: Results, exact: Results) -> dict[str, float]:
-    """The largest error of "y", relative L2 errors of the gradients."""
+    """Return the largest absolute error of "y" and the relative L2 error of each gradient."""
     if missing := sorted(exact.keys() - results.keys()):
         raise GateError(f"no {', '.join(missing)}")
     found = {"y": float((results["y"].double() - exact["y"]).abs().max())}

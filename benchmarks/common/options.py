@@ -1,4 +1,4 @@
-"""Command lines that name the nearest option for one they do not know."""
+"""Command lines that suggest the nearest option for a misspelt one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """``ArgumentParser`` without abbreviations, which would let a typo through."""
+    """An ``ArgumentParser`` that takes no abbreviations, which would accept typos."""
 
     def __init__(self, prog: str, doc: str | None) -> None:
         super().__init__(prog=prog, description=(doc or " ").splitlines()[0], allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         if found := re.search(r"unrecognized arguments: (--?\w\S*)", message):
-            near = difflib.get_close_matches(found[1], self._option_string_actions, n=1)
-            message += f" (did you mean {near[0]}?)" if near else ""
+            matches = difflib.get_close_matches(found[1], self._option_string_actions, n=1)
+            message += f" (did you mean {matches[0]}?)" if matches else ""
         super().error(message)
 
 
 def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """``check`` as a type of an option with its words kept: argparse shows those of an ArgumentTypeError only."""
+    """Turn a check into the type of an option; argparse shows the message of an ArgumentTypeError alone."""
 
     def convert(text: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What a file of results says: the latest row of each case, with the header that it stands under."""
+"""Read a file of results: the latest row of each case, with the header that it stands below."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one device; ``header``: of the latest run."""
+    """The rows of one device by the name of their case, and the header of the latest run."""
 
     path: Path
     header: Row
@@ -27,14 +27,15 @@ class Results:
     def slug(self) -> str:
         return self.path.stem.removeprefix("suite-")
 
-    def of(self, *parts: str) -> list[Row]:
+    def in_parts(self, *parts: str) -> list[Row]:
+        """Return the rows of some parts of the benchmark."""
         return [row for row in self.rows.values() if row.get("part") in parts]
 
     def sweep(self, name: str) -> list[Row]:
-        return [row for row in self.of("scaling") if row["sweep"] == name]
+        return [row for row in self.in_parts("scaling") if row["sweep"] == name]
 
-    def where(self) -> str:
-        """In words: device, versions, commits."""
+    def provenance(self) -> str:
+        """Return device, versions, commits and dates in words."""
         commits = sorted({str(row["header"]["commit"])[:8] for row in self.rows.values()})
         dates = sorted({row["header"]["date"][:10] for row in self.rows.values()})
         info = self.header["info"]
@@ -45,7 +46,11 @@ class Results:
 
 
 def load(path: Path) -> Results:
-    """Raises ValueError if the file cannot be read or holds no rows."""
+    """Read a file.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no rows.
+    """
     header: Row = {}
     rows: dict[str, Row] = {}
     try:
@@ -64,5 +69,5 @@ def load(path: Path) -> Results:
 
 
 def committed() -> list[Path]:
-    """The committed files of the suite and of the odeint benchmark, of all devices."""
+    """Return the committed files of the suite and of the odeint benchmark."""
     return [*sorted(RESULTS.glob("suite-*.jsonl")), *sorted(RESULTS.glob("odeint-*.jsonl"))]

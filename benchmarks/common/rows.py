@@ -1,4 +1,4 @@
-"""The files of results: a header for each run, then its rows, appended; and their tables on the terminal."""
+"""Write files of results, a header for each run and then its rows, and show rows as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ RESULTS = ROOT / "benchmarks/results"
 
 
 def header(options: dict[str, Any], *, device: str = "cpu", rates: Device | None = None) -> dict[str, Any]:
-    """Where and with what the rows below it were measured; ``rates``: of the device, by which floors are counted."""
+    """Return the header of a run: where and with what the rows below it are measured.
+
+    ``rates`` are those of the device, by which the rows' floors are computed.
+    """
     status = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     known = (
         {} if rates is None else {"rates": {"of": rates.name, "flops": dict(rates.flops), "bandwidth": rates.bandwidth}}
@@ -49,25 +52,25 @@ def header(options: dict[str, Any], *, device: str = "cpu", rates: Device | None
 
 
 def device_name(device: str) -> str:
-    """As its maker calls it."""
+    """Return the vendor's name of this machine's CPU or GPU."""
     return torch.cuda.get_device_name() if device == "cuda" else cpu_model()
 
 
 def results_file(device: str, stem: str = "suite") -> Path:
-    """Where results of this machine's device are kept."""
+    """Return the path of this device's file of results."""
     slug = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     return RESULTS / f"{stem}-{slug}.jsonl"
 
 
 def device_rates(device: str) -> Device | None:
-    """Of this machine's CPU, measured, or of its GPU, by the datasheet; ``None`` if that is not at hand."""
+    """Return the measured rates of this CPU, or the datasheet's of this GPU; ``None`` for a GPU that is not listed."""
     if device == "cpu":
         return measured_cpu()
     return next((d for name, d in DEVICES.items() if name in device_name(device)), None)
 
 
 def _gpu() -> dict[str, Any]:
-    """What tells one GPU machine from another."""
+    """Return capability, size, driver, clocks and power limit of the GPU."""
     properties = torch.cuda.get_device_properties(0)
     query = [
         "nvidia-smi",
@@ -106,7 +109,7 @@ def cpu_model() -> str:
 
 
 def table(row: dict[str, Any]) -> Table:
-    """A row of any part."""
+    """Return a table of one row."""
     return _memory_table(row) if "saved_bytes" in row else _times_table(row)
 
 
@@ -157,7 +160,7 @@ def _memory_table(row: dict[str, Any]) -> Table:
 
 
 def _is_here(name: str) -> bool | None:
-    """Whether the imported module lies in this checkout, so that ``commit`` speaks of it; ``None`` if not imported."""
+    """Tell whether a module was imported from this checkout, the one that ``commit`` names; ``None``: not imported."""
     file = getattr(sys.modules.get(name), "__file__", None)
     return None if file is None else Path(file).resolve().is_relative_to(ROOT)
 
@@ -170,7 +173,7 @@ def _empty_table(row: dict[str, Any], caption: str) -> Table:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says, or ``None`` without git or a repository."""
+    """Return git's output, or ``None`` without git or a repository."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Interleaved timing in one process on a CPU or a GPU, matrix products as the yardstick, and a budget of time."""
+"""Time contenders in turn in one process on a CPU or a GPU, beside matrix products, and limit how long a call takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def keep_memory() -> None:
-    """Start this program again with a malloc that keeps freed memory, which is told as a process starts."""
+    """Restart this program with a malloc that keeps freed memory: glibc reads that setting only at the start."""
     if KEEP_MEMORY.items() - os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY})
 
@@ -34,7 +34,7 @@ class Effort:
     """How long to measure: a case goes on until both ``rounds`` and ``seconds`` have passed.
 
     Attributes:
-        cold_rounds: rounds more, on a GPU, in which the caches are overwritten before each call.
+        cold_rounds: further rounds, on a GPU, in which the caches are overwritten before each call.
         least_seconds: shorter calls are repeated within a measurement, warm as they are in a loop; the first one of a
             round finds caches that the garbage collection before it has emptied.
     """
@@ -53,7 +53,7 @@ TINY = Effort(rounds=3, seconds=0.0, warm_up_seconds=0.0, warm_up_calls=1, cold_
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each call, in the order of the rounds; ``cold``: after the caches were overwritten."""
+    """Seconds of each call, in the order of the rounds; ``cold``: of calls after the caches were overwritten."""
 
     samples: tuple[float, ...]
     cold: tuple[float, ...] = ()
@@ -71,7 +71,7 @@ class Times:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where the median lies with 95 % confidence, whatever the distribution: order statistics n/2 -+ 0.98 sqrt(n)."""
+    """Return the 95 % confidence interval of the median, of any distribution: order statistics n/2 -+ 0.98 sqrt(n)."""
     ordered, half = sorted(values), 0.98 * math.sqrt(len(values))
     middle = len(values) / 2
     low, high = math.floor(middle - half) - 1, math.ceil(middle + half)
@@ -79,12 +79,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 class OutOfTime(BaseException):
-    """No Exception: handlers inside a compiler must not swallow it."""
+    """A call took too long. It is no ``Exception``, so that no handler inside a compiler swallows it."""
 
 
 @contextmanager
 def time_budget(seconds: float) -> Iterator[None]:
-    """Raise :class:`OutOfTime` in the block after ``seconds``; no limit where there are no such signals."""
+    """Raise :class:`OutOfTime` in the block after ``seconds``; systems without interval timers have no limit."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -102,9 +102,9 @@ def time_budget(seconds: float) -> Iterator[None]:
 
 
 def wait_until_idle(limit: float = 300.0, idle: float = 0.9) -> None:
-    """Wait, at most ``limit`` seconds, until this share of the machine is idle: compilers outlive who gave up on them.
+    """Wait, at most ``limit`` seconds, until this share of the machine is idle: an abandoned compilation may go on.
 
-    Where the kernel does not say, this returns at once.
+    Returns at once on systems without /proc/stat.
     """
     end = time.perf_counter() + limit
     while time.perf_counter() < end:
@@ -128,7 +128,7 @@ def _idle_and_total() -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product into memory that is there."""
+    """A matrix product into memory that is already allocated."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -142,7 +142,7 @@ class Product:
 
 
 def products(device: str, dtype: torch.dtype, threads: int | None = None) -> list[Contender]:
-    """Square matrix products, timed among the contenders."""
+    """Return square matrix products, to be timed among the contenders."""
 
     def one(size: int) -> Contender:
         a, b, out = (torch.rand(size, size, device=device).to(dtype) for _ in range(3))
@@ -160,14 +160,14 @@ def interleave(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
-    """Time all contenders in turn, one call each a round, the order rotated by one from round to round.
+    """Time all contenders in turn: one call of each in a round, in an order that rotates by one from round to round.
 
-    Calls shorter than ``effort.least_seconds`` are repeated until that is filled. On a GPU by events around the calls;
-    what is queued before is waited for.
+    Calls shorter than ``effort.least_seconds`` are repeated until they fill it. A GPU is timed by events around the
+    calls, once earlier work has ended.
 
     Args:
         advance: called after each round with the fraction of the work that it was.
-        clock: of calls on a CPU.
+        clock: the clock for calls on a CPU.
     """
     repeats = {contender.name: _warm_up(contender, effort, device) for contender in contenders}
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
@@ -196,7 +196,7 @@ def interleave(
 
 
 def _warm_up(contender: Contender, effort: Effort, device: str) -> int:
-    """How often the call must be repeated to fill the least time of a measurement."""
+    """Warm up, and return how often the call must be repeated to fill the least time of a measurement."""
     _set_threads(contender)
     start, shortest, calls = time.perf_counter(), math.inf, 0
     while calls < effort.warm_up_calls or time.perf_counter() - start < effort.warm_up_seconds:
@@ -208,7 +208,7 @@ def _warm_up(contender: Contender, effort: Effort, device: str) -> int:
 def once(
     call: Callable[[], object], device: str, repeats: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of one call, the mean of ``repeats``."""
+    """Return the seconds of one call, the mean over ``repeats``."""
     if device == "cpu":
         start = clock()
         for _ in range(repeats):
@@ -225,7 +225,7 @@ def once(
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Of one call on the GPU, beyond what was allocated before it."""
+    """Return the most GPU memory that one call allocates, beyond what was allocated before it."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -241,7 +241,7 @@ def _rotated(contenders: Sequence[Contender], turn: int) -> tuple[Contender, ...
 
 
 def _set_threads(contender: Contender) -> bool:
-    """Whether the number of threads changed."""
+    """Set the contender's number of threads, and tell whether it changed."""
     if contender.threads is None or contender.threads == torch.get_num_threads():
         return False
     torch.set_num_threads(contender.threads)

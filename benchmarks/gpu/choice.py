@@ -1,4 +1,4 @@
-"""Times of every level of the GPU backends and of PyTorch's kernels for many blocks: what ``auto`` chooses by."""
+"""Time every level of the GPU backends and PyTorch's kernels for many blocks, by which ``auto`` chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODES = ("inference", "gradients", "training")
 
 @dataclass(frozen=True)
 class ChoiceCase:
-    """A block; ``mode``: in evaluation without gradients or with them, or with batch statistics and gradients."""
+    """A block, and whether it runs in inference, with gradients, or in training, with those of the batch statistics."""
 
     channels: int
     side: int
@@ -41,7 +41,7 @@ class ChoiceCase:
 
 
 def choice_cases(*, tiny: bool = False) -> Iterator[ChoiceCase]:
-    """Every case, largest batches first; float32 for the narrow blocks at the largest."""
+    """Yield every case, the largest batches first, and the narrow blocks with the largest batch in float32 too."""
     if tiny:
         yield from (ChoiceCase(4, 4, 2, "pre", mode, "float32") for mode in MODES)
         return
@@ -54,7 +54,7 @@ def choice_cases(*, tiny: bool = False) -> Iterator[ChoiceCase]:
 
 
 def measure_choice(case: ChoiceCase, device: str, effort: Effort, *, tiny: bool = False) -> dict[str, Any]:
-    """One row: milliseconds by request, as called from Python; levels that refuse are left out."""
+    """Return a row with milliseconds by request, as called from Python; levels that refuse are left out."""
     torch.manual_seed(0)
     dtype, gradients = getattr(torch, case.dtype), case.mode != "inference"
     graph: dict[str, Any] = {"scheme": "euler", "n_steps": 1} if tiny else {"scheme": "rk4_classic", "n_steps": 4}
@@ -88,7 +88,7 @@ def measure_choice(case: ChoiceCase, device: str, effort: Effort, *, tiny: bool 
 
 
 def write_choice(rows: Sequence[dict[str, Any]], family: str, source: str, path: Path = MEASURED) -> int:
-    """Write the rows of one family of chips into the table of ``auto``; those of others stay. Returns their number."""
+    """Replace the rows of one family of chips in the table of ``auto``, and return their number."""
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     found = [row["choice"] for row in rows if "choice" in row]
     if found:

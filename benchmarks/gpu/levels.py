@@ -1,4 +1,4 @@
-"""Levels of the GPU backends beside one another, as called and as CUDA graphs, and beside what was predicted."""
+"""Time the levels of the GPU backends side by side, as called and as CUDA graphs, beside their predicted times."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import Any
 from benchmarks.common.contender import Contender
 from benchmarks.common.gate import check_run
 from benchmarks.common.timing import Effort, interleave
-from benchmarks.suite.cases import Case
+from benchmarks.suite.cases import BlockCase
 from benchmarks.suite.contenders import KINDS, graphed, ours
 from benchmarks.suite.gate import check_ours
 from contnet_fast.backends import Problem, record_plans
 from contnet_fast.costmodel import choice
 from contnet_fast.errors import BackendUnavailable
 
-# by case, what is timed over what, and the least that it should be
+# by case and pair of contenders, the least ratio of their times that is wanted
 AIMS = {("eval/pre/128x16@32/rk4_classic-8/bfloat16", "triton:solve graph / cuda:solve graph"): 1.5}
 FAMILIES = ("triton", "cuda")
 
 
 def measure_levels(
-    case: Case,
+    case: BlockCase,
     device: str,
     effort: Effort,
     *,
     seeds: tuple[int, ...],
     log: Callable[[str], None],
-    others: Callable[[], Sequence[Contender]] = tuple,
+    baselines: Callable[[], Sequence[Contender]] = tuple,
 ) -> dict[str, Any]:
-    """One row: milliseconds of every level that serves, checked against the reference, and their ratios.
+    """Return a row with the milliseconds of every level that supports the case, and their ratios.
 
     Args:
-        others: what is timed beside them, made once the levels are known to be right.
+        baselines: returns what is timed beside the levels; it is called once the levels are checked.
 
     Raises:
-        GateError: a level computes something else. WrongBackendError: another level ran.
+        GateError: a level computes something else.
+        WrongBackendError: another level ran.
     """
     found, problem, left_out = _serving(case, device)
     predicted = {name: round(1e3 * choice.predicted(problem, name, choice.family()), 5) for name in found}
@@ -49,13 +50,13 @@ def measure_levels(
             except RuntimeError as error:
                 log(f"{case.name}: {request} graph left out: {str(error).splitlines()[0]}")
                 left_out.append(f"{request} graph")
-    beside = others()
-    times = interleave([*found.values(), *beside], effort, device=device)
+    timed_beside = baselines()
+    times = interleave([*found.values(), *timed_beside], effort, device=device)
     ms = {name: round(1e3 * t.median, 5) for name, t in times.items()}
     ratios = {f"{a} / {b}": round(ms[a] / ms[b], 3) for a, b in _pairs(list(found))}
     for kind in KINDS:
-        if of_kind := [ms[other.name] for other in beside if other.kind == kind]:
-            ratios |= {f"best {kind} / {name}": round(min(of_kind) / ms[name], 3) for name in found}
+        if rivals := [ms[other.name] for other in timed_beside if other.kind == kind]:
+            ratios |= {f"best {kind} / {name}": round(min(rivals) / ms[name], 3) for name in found}
     aims = {what: {"least": least, "reached": ratios[what] >= least}
             for (name, what), least in AIMS.items() if name == case.name and what in ratios}  # fmt: skip
     return {
@@ -64,14 +65,14 @@ def measure_levels(
     }  # fmt: skip
 
 
-def _contender(case: Case, request: str, device: str) -> Contender:
-    """Ours at a level; with a backward pass it keeps the states at steps."""
+def _contender(case: BlockCase, request: str, device: str) -> Contender:
+    """Return ours at a level; with a backward pass it keeps the states at steps."""
     policy = "step" if case.training else "none"
     return replace(ours(case, request, policy, "channels_last", device=device), name=request)
 
 
-def _serving(case: Case, device: str) -> tuple[dict[str, Contender], Problem, list[str]]:
-    """Contenders by request; what they are asked for; and the requests that do not serve, with the first reason."""
+def _serving(case: BlockCase, device: str) -> tuple[dict[str, Contender], Problem, list[str]]:
+    """Return contenders by request, their problem, and the requests that are refused, with the first reason."""
     found, left_out = {}, []
     for request in choice.FUSED:
         one = _contender(case, request, device)
@@ -84,12 +85,12 @@ def _serving(case: Case, device: str) -> tuple[dict[str, Contender], Problem, li
         else:
             found[request], problem = one, plans[0].problem
     if not found:
-        raise BackendUnavailable(f"{case.name}: no level serves: {', '.join(left_out)}")
+        raise BackendUnavailable(f"{case.name}: no level supports it: {', '.join(left_out)}")
     return found, problem, left_out
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:
-    """Triton over cuda at one level, and the levels of one backend, each as it is called or as a graph."""
+    """Return the pairs whose ratios are shown: Triton over cuda at a level, and the two levels of a backend."""
     found = []
     for end in ("", " graph"):
         for level in ("solve", "stage"):

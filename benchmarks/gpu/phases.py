@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.phases blocks --out DIR
 
-An error that leaves the device unusable ends the process with status 75 once its row is written; status 76 says that
+An error that leaves the device unusable ends the process with status 75 once its row is written. Status 76 means that
 time ran out, and 1 that a case failed.
 """
 
@@ -21,20 +21,20 @@ from typing import Any
 import torch
 
 from benchmarks.common.options import Parser
-from benchmarks.gpu.session import LATE, LOST, DeviceLost, Run, add_options
+from benchmarks.gpu.shared import LATE, LOST, DeviceLost, GpuRun, add_options
 
 
-def first(run: Run) -> None:
-    """Stage combinations, and every level of one block, beside eager PyTorch and torch.compile."""
-    from benchmarks.suite.cases import Case, first_suite
+def first(run: GpuRun) -> None:
+    """Time stage combinations, and every level of one block, beside eager PyTorch and torch.compile."""
+    from benchmarks.suite.cases import BlockCase, first_suite
     from benchmarks.suite.parts import measure
 
     for case in first_suite(tiny=run.dry):
-        one = _beside_compile if isinstance(case, Case) else lambda run, case: measure(case, _context(run))
+        one = _levels_and_baselines if isinstance(case, BlockCase) else lambda run, case: measure(case, _context(run))
         run.attempt("first", case.name, lambda case=case, one=one: one(run, case))  # type: ignore[misc]
 
 
-def _beside_compile(run: Run, case: Any) -> dict[str, Any]:
+def _levels_and_baselines(run: GpuRun, case: Any) -> dict[str, Any]:
     from benchmarks.gpu.levels import measure_levels
     from benchmarks.suite.contenders import compiled, eager
     from benchmarks.suite.parts import ready
@@ -43,25 +43,25 @@ def _beside_compile(run: Run, case: Any) -> dict[str, Any]:
     context = _context(run)
     modes = ("default",) if run.dry else ("default", "reduce-overhead")  # another tunes for minutes
 
-    def others() -> list[Any]:
+    def baselines() -> list[Any]:
         made = [compiled(case, "channels_last", mode, device=run.device) for mode in modes]
         return ready(case, [eager(case, "channels_last", device=run.device), *made], context)
 
-    row = measure_levels(case, run.device, context.effort, seeds=context.seeds, log=run.log, others=others)
+    row = measure_levels(case, run.device, context.effort, seeds=context.seeds, log=run.log, baselines=baselines)
     return row | {"left_out": [*row.get("left_out", ()), *context.left_out]}
 
 
-def combine(run: Run) -> None:
-    """Bandwidth of stage combinations."""
+def combine(run: GpuRun) -> None:
+    """Time stage combinations, which are bound by bandwidth."""
     _suite(run, "combine", lambda case: case.part == "op")
 
 
-def blocks(run: Run) -> None:
-    """Blocks and networks beside the baselines."""
+def blocks(run: GpuRun) -> None:
+    """Time blocks and networks beside the baselines."""
     _suite(run, "blocks", lambda case: case.part != "op")
 
 
-def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
+def _suite(run: GpuRun, phase: str, wanted: Callable[[Any], bool]) -> None:
     from benchmarks.suite.cases import gpu_suite
     from benchmarks.suite.parts import measure
 
@@ -69,7 +69,7 @@ def _suite(run: Run, phase: str, wanted: Callable[[Any], bool]) -> None:
         run.attempt(phase, case.name, lambda case=case: measure(case, _context(run)))  # type: ignore[misc]
 
 
-def _context(run: Run) -> Any:
+def _context(run: GpuRun) -> Any:
     from benchmarks.common.rows import device_rates
     from benchmarks.common.timing import TINY, Effort
     from benchmarks.suite.parts import Context
@@ -77,12 +77,12 @@ def _context(run: Run) -> Any:
     if run.dry:
         return Context(TINY, "triton", 600.0, run.log, without=("compile", "torchdiffeq", "published loop"), seeds=(1,))
     torch.backends.cudnn.benchmark = True
-    budget = min(run.options.compile_budget, run.left)
+    budget = min(run.options.compile_budget, run.seconds_left)
     return Context(Effort(rounds=30, seconds=0.0), "triton", budget, run.log, device="cuda", rates=device_rates("cuda"))
 
 
-def levels(run: Run) -> None:
-    """Levels of ``triton`` and ``cuda`` beside one another, in turn."""
+def levels(run: GpuRun) -> None:
+    """Time the levels of ``triton`` and ``cuda`` side by side."""
     from benchmarks.common.timing import TINY, Effort
     from benchmarks.gpu.levels import measure_levels
     from benchmarks.suite.cases import level_suite
@@ -94,8 +94,8 @@ def levels(run: Run) -> None:
             case, run.device, effort, seeds=seeds, log=run.log))  # fmt: skip
 
 
-def choice(run: Run) -> None:
-    """Times that ``auto`` chooses by, and the table of those that are there."""
+def choice(run: GpuRun) -> None:
+    """Time what ``auto`` chooses by, and write its table from the rows that are there."""
     from benchmarks.common.timing import TINY, Effort
     from benchmarks.gpu.choice import choice_cases, measure_choice, write_choice
 
@@ -113,25 +113,25 @@ def choice(run: Run) -> None:
         run.log(f"choice: {count} of {len(cases)} rows in {path}; copied to contnet_fast/backends/ auto goes by it")
 
 
-def training(run: Run) -> None:
-    """The paper's 8-8-8 in short, by eager PyTorch and by ours: losses, accuracies, seconds."""
+def training(run: GpuRun) -> None:
+    """Train the paper's 8-8-8 in short by eager PyTorch and by ours: losses, accuracies, seconds."""
     run.attempt("training", "8-8-8/rk4_classic", lambda: _training(run))
 
 
-def _training(run: Run) -> dict[str, Any]:
-    from benchmarks.training.cases import ROWS, Images, TrainingRow, entrants, gratings, load_images
+def _training(run: GpuRun) -> dict[str, Any]:
+    from benchmarks.training.cases import NETWORKS, Images, PaperNetwork, entrants, gratings, load_images
     from benchmarks.training.race import Race
 
     if run.dry:
-        images, line = Images(gratings(4, 4), "drawn gratings", (0.5,)), TrainingRow(1, "euler")
+        images, line = Images(gratings(4, 4), "drawn gratings", (0.5,)), PaperNetwork(1, "euler")
         config = line.config(epochs=1, data="synthetic", batch_size=2, width=4)
     else:
         images = load_images("cifar10" if run.options.data else "gratings", run.options.data, 4096)
-        line = ROWS["8-8-8/rk4_classic"]
+        line = NETWORKS["8-8-8/rk4_classic"]
         config = line.config(epochs=6, data="synthetic", amp="bfloat16", device=run.device)
     torch.backends.cudnn.benchmark = True
     images = Images(images.data.to(run.device), images.note, images.thresholds)
-    race = Race(line, config, images, images.thresholds, log=run.log, seconds=min(60.0, run.left / 3))
+    race = Race(line, config, images, images.thresholds, log=run.log, seconds=min(60.0, run.seconds_left / 3))
     with tempfile.TemporaryDirectory() as folder:
         row = race.run(entrants(_who_trains()), Path(folder))
     ours = {name: found for name, found in row["ratios"].items() if not name.startswith("reference")}
@@ -140,23 +140,23 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _who_trains() -> tuple[str, ...]:
-    """Eager PyTorch, and what of ours can run here."""
+    """Return eager PyTorch, and those of our GPU backends that are available."""
     from contnet_fast.backends import available_backends
 
     ours = [name for name in ("triton", "cuda") if name in available_backends()]
     return tuple(f"{name}:channels_last" for name in ("reference", *ours))
 
 
-PHASES: dict[str, Callable[[Run], None]] = {
+PHASES: dict[str, Callable[[GpuRun], None]] = {
     "first": first, "blocks": blocks, "choice": choice, "levels": levels, "combine": combine, "training": training,
 }  # fmt: skip
 
 
 def probe() -> None:
-    """Give back what a failed case held, and ask the device for an answer.
+    """Free what a failed case held, and check that the device answers.
 
     Raises:
-        DeviceLost: it gives none, and never will to this process.
+        DeviceLost: it does not answer, and will not answer this process again.
     """
     gc.collect()
     if not torch.cuda.is_initialized():
@@ -170,19 +170,19 @@ def probe() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; the exit status."""
+    """Run the command and return the exit status."""
     p = Parser("python -m benchmarks.gpu.phases", __doc__)
     p.add_argument("phase", choices=tuple(PHASES))
-    p.add_argument("--run", default=f"{time.time_ns():x}", metavar="NAME", help="of the run that this belongs to")
-    p.add_argument("--cuda", action="store_true", help="the cuda backend is among what is measured")
+    p.add_argument("--run", default=f"{time.time_ns():x}", metavar="NAME", help="name of the run that this belongs to")
+    p.add_argument("--cuda", action="store_true", help="measure the cuda backend too")
     add_options(p)
     options: argparse.Namespace = p.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    run = Run(options, "dry-run" if options.dry_run else torch.cuda.get_device_name(), after_error=probe)
+    run = GpuRun(options, "dry-run" if options.dry_run else torch.cuda.get_device_name(), check_device=probe)
     try:
         PHASES[options.phase](run)
     except DeviceLost as error:
-        run.log(f"{options.phase}: the device answers no more ({error}); a new process goes on")
+        run.log(f"{options.phase}: the device does not answer ({error}); a new process goes on")
         return LOST
     run.close(options.phase)
     return LATE if run.late else int(any(name.startswith(f"{options.phase} ") for name in run.errors()))

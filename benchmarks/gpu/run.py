@@ -3,12 +3,12 @@
     python -m benchmarks.gpu.run
     python -m benchmarks.gpu.run --phases blocks --out /tmp/results --minutes 5
 
-Writes ``gpu-<device>.jsonl`` and ``gpu-<device>.log`` into a folder. What the file has for these sources and this
-device is not run again (``--again`` does), but for the build. What fails does not stop the rest: the exit status is 1
-then. Each phase that times kernels is a process of its own, begun after the build and again after a crash, a hang or an
-error of the device; while others wait it has half of the time that is left. Nothing is fetched: packages that are
-missing are said so.
-``--dry-run`` goes through every phase on a CPU with Triton's interpreter and tiny shapes; its times tell nothing.
+Writes ``gpu-<device>.jsonl`` and ``gpu-<device>.log`` into a folder. Cases that the file has for
+these sources and this device are not run again without ``--again``; the build is. A failure does not stop the rest, but
+makes the exit status 1. Each phase that times kernels is a process of its own, which begins after the build, and again
+after a crash, a hang or an error of the device; while others wait it has half of the time that is left. Nothing is
+downloaded: missing packages are reported.
+``--dry-run`` goes through every phase on a CPU with Triton's interpreter and tiny shapes; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.options import Parser
-from benchmarks.gpu import session
-from benchmarks.gpu.session import LATE, LOST, Failed, Run, add_options, phase_options, said, tail
+from benchmarks.gpu import shared
+from benchmarks.gpu.shared import LATE, LOST, Failed, GpuRun, add_options, phase_options, program_output, tail
 from benchmarks.gpu.tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, tests
 
 # by phase, the seconds after which a case that has not ended hangs: it compiles, times, and gets ready
@@ -55,8 +55,8 @@ print(json.dumps({**cf.info().as_dict(), "available": list(cf.available_backends
 """
 
 
-def environment(run: Run, torch: dict[str, Any]) -> None:
-    """Versions, device, driver, clocks, nvcc, and the package before the build."""
+def environment(run: GpuRun, torch: dict[str, Any]) -> None:
+    """Record versions, device, driver, clocks, nvcc, and the package before the build."""
 
     def work() -> dict[str, Any]:
         versions = {}
@@ -71,21 +71,21 @@ def environment(run: Run, torch: dict[str, Any]) -> None:
             folder = toolkit()
             query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
             row |= {
-                "nvcc": tail(said([f"{folder}/bin/nvcc", "--version"]), 2) if folder else "not found",
-                "nvidia-smi": said(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
+                "nvcc": tail(program_output([f"{folder}/bin/nvcc", "--version"]), 2) if folder else "not found",
+                "nvidia-smi": program_output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]),
             }
-            run.note(said(["nvidia-smi", "-q"]))
+            run.note(program_output(["nvidia-smi", "-q"]))
         return row
 
     run.attempt("environment", "report", work, always=True)
 
 
-def build(run: Run, torch: dict[str, Any]) -> None:
-    """The C++ extension with CUDA, in every run: what did not change is not compiled again."""
+def build(run: GpuRun, torch: dict[str, Any]) -> None:
+    """Build the C++ extension with CUDA, in every run; what did not change is not compiled again."""
     run.attempt("build", "extension", lambda: _build(run, torch), always=True)
 
 
-def _build(run: Run, torch: dict[str, Any]) -> dict[str, Any]:
+def _build(run: GpuRun, torch: dict[str, Any]) -> dict[str, Any]:
     if run.dry:
         return {"summary": "left out of a dry run"}
     folder, (major, minor) = toolkit(), torch["capability"]
@@ -93,10 +93,10 @@ def _build(run: Run, torch: dict[str, Any]) -> dict[str, Any]:
     settings |= {"CONTNET_FAST_BUILD": "cuda", "CUDA_HOME": str(folder)} if folder else {"CONTNET_FAST_BUILD": "auto"}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     try:
-        output = run.command(command, limit=run.left, environment=settings)
+        output = run.command(command, limit=run.seconds_left, environment=settings)
     except Failed as error:
         stale = f"contnet_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        (session.ROOT / stale).unlink(missing_ok=True)  # it would be timed as this code
+        (shared.ROOT / stale).unlink(missing_ok=True)  # it would be timed as this code
         words = tail(error.output, 20)
         run.log("\n".join(words))
         raise Failed(f"no extension: {error}", row={"output": words}) from None
@@ -109,17 +109,17 @@ def _build(run: Run, torch: dict[str, Any]) -> dict[str, Any]:
 
 
 def toolkit() -> Path | None:
-    """The folder of the CUDA toolkit, where there is an nvcc."""
+    """Return the folder of the CUDA toolkit, or ``None`` without nvcc."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     homes += [str(Path(found).parents[1])] if (found := shutil.which("nvcc")) else []
     return next((Path(h) for h in (*homes, "/usr/local/cuda") if h and os.access(f"{h}/bin/nvcc", os.X_OK)), None)
 
 
 def ask(program: str) -> dict[str, Any]:
-    """What a Python program prints as JSON, or ``{"error": its last words}``."""
+    """Return what a Python program prints as JSON, or ``{"error": its last lines}``."""
     words = [sys.executable, "-c", program]
     try:
-        done = subprocess.run(words, cwd=session.ROOT, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, cwd=shared.ROOT, capture_output=True, text=True, timeout=120, check=False)
         found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": " / ".join(tail(done.stdout + done.stderr)) or f"exit {done.returncode}"}
@@ -128,8 +128,8 @@ def ask(program: str) -> dict[str, Any]:
     return found
 
 
-def measured(run: Run, phase: str, seconds: float) -> None:
-    """A phase of ``phases.py`` in its own process, and in another one after a crash, a hang or a lost device."""
+def measured(run: GpuRun, phase: str, seconds: float) -> None:
+    """Run a phase of ``phases.py`` in its own process, and in another one after a crash, a hang or a lost device."""
     end, active = time.monotonic() + seconds, time.monotonic()
 
     def stalled() -> str | None:
@@ -140,16 +140,17 @@ def measured(run: Run, phase: str, seconds: float) -> None:
         return f"begins nothing for {IDLE:.0f} s" if time.monotonic() - active > IDLE else None
 
     for _ in range(RESTARTS):
-        left = end - time.monotonic()
-        if left <= 0:
+        remaining = end - time.monotonic()
+        if remaining <= 0:
             break
         run.running.unlink(missing_ok=True)
         active = time.monotonic()
         words = [*PROGRAM, phase]
-        path = f"{session.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+        path = f"{shared.ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
         try:
-            run.command([*words, *phase_options(run.options, left / 60)], limit=run.left + GRACE, show=True,
-                        stalled=stalled, environment={"PYTHONPATH": path})  # fmt: skip
+            words += phase_options(run.options, remaining / 60)
+            environment = {"PYTHONPATH": path}
+            run.command(words, limit=run.seconds_left + GRACE, show=True, stalled=stalled, environment=environment)
             return
         except Failed as error:
             if error.status == 1 and any(name.startswith(f"{phase} ") for name in run.errors()):
@@ -167,8 +168,8 @@ def measured(run: Run, phase: str, seconds: float) -> None:
     run.late.append(phase)
 
 
-def summary(run: Run) -> None:
-    """The last table: every ratio of this code and device."""
+def summary(run: GpuRun) -> None:
+    """Log the last table: every ratio of these sources and this device."""
     lines = ["", f"{run.name}, code {run.code}, commit {run.commit}", "", "| case | what | ratio |", "|---|---|---|"]
     latest = {(row["phase"], row["case"]): row for row in run.rows()}
     for (_, case), row in latest.items():
@@ -186,7 +187,7 @@ def summary(run: Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; the exit status."""
+    """Run the command and return the exit status."""
     p = Parser("python -m benchmarks.gpu.run", __doc__)
     p.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE", help=", ".join(PHASES))
     add_options(p)
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.dry_run and not torch.get("name"):
         p.error(torch.get("error") or f"torch {torch['torch']} sees no CUDA device (--dry-run needs none)")
     options.run, options.cuda = f"{time.time_ns():x}", False
-    run = Run(options, "dry-run" if options.dry_run else torch["name"])
+    run = GpuRun(options, "dry-run" if options.dry_run else torch["name"])
     before = signal.signal(signal.SIGTERM, lambda *_: (run.stop_all(), sys.exit(143)))
     try:
         go(run, torch)
@@ -216,8 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if run.late or run.errors() else 0
 
 
-def go(run: Run, torch: dict[str, Any]) -> None:
-    """Every phase that was asked for, in order."""
+def go(run: GpuRun, torch: dict[str, Any]) -> None:
+    """Run the requested phases in order."""
     wanted = [phase for phase in PHASES if phase in run.options.phases]
     try:
         if "environment" in wanted:
@@ -227,7 +228,7 @@ def go(run: Run, torch: dict[str, Any]) -> None:
         run.options.cuda = not run.dry and "cuda" in ask(ASK_PACKAGE).get("available", ())
         for phase in wanted:
             if phase in LIMITS:
-                measured(run, phase, run.left if phase == wanted[-1] else run.left / 2)
+                measured(run, phase, run.seconds_left if phase == wanted[-1] else run.seconds_left / 2)
             elif phase in ("smoke", "tests"):
                 every = SMOKE if phase == "smoke" else (*GPU_TESTS, *TRITON_TESTS)
                 tests(run, DRY_TESTS if run.dry else every)

@@ -1,4 +1,4 @@
-"""Tests of ``make gpu``: on the GPU, in several processes, and under compute-sanitizer."""
+"""Run the tests of ``make gpu``: on the GPU in several processes, and under compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.session import Failed, Run, tail
+from benchmarks.gpu.shared import Failed, GpuRun, tail
 
 SMOKE = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_gpu_kernels.py")  # before anything is timed
 GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_triton_gpu.py",
@@ -29,7 +29,7 @@ STICKY = re.compile(
     r"misaligned address|illegal memory access|illegal instruction|unspecified launch failure|device-side assert"
     r"|launch timed out|CUDA_ERROR_(?:ILLEGAL|MISALIGNED|LAUNCH_FAILED|ASSERT)"
 )
-SANITIZED = (  # tool, file, what of it
+SANITIZED = (  # tool, file, selection of tests
     *(
         (tool, f"tests/gpu/{file}.py", "small_set")
         for tool in ("memcheck", "racecheck", "synccheck")
@@ -47,19 +47,19 @@ REFUSED = re.compile(
 # ---- tests in several processes
 
 
-def tests(run: Run, files: Sequence[str]) -> None:
-    """A row for each file."""
+def tests(run: GpuRun, files: Sequence[str]) -> None:
+    """Write a row for each file."""
     for file in files:
         run.attempt("tests", file, lambda file=file: run_tests(run, file))  # type: ignore[misc]
 
 
-def run_tests(run: Run, file: str) -> dict[str, Any]:
-    """Counts by verdict. What comes after a crash or a lost device runs in another process.
+def run_tests(run: GpuRun, file: str) -> dict[str, Any]:
+    """Return counts by verdict; tests after a crash or a lost device run in another process.
 
     Raises:
-        Failed: a test failed, crashed or did not end, by name, or none ran.
+        Failed: tests failed, crashed or did not end, which the message names, or none ran.
     """
-    end = time.monotonic() + min(run.left, FILE_LIMIT)
+    end = time.monotonic() + min(run.seconds_left, FILE_LIMIT)
     selection = ["-m", "gpu"] if file in GPU_TESTS else []
     listed = run.command([*PYTEST, "-q", "--collect-only", *selection, file], limit=end - time.monotonic())
     names = [line for line in listed.splitlines() if line.startswith(file) and "::" in line]
@@ -78,14 +78,14 @@ def run_tests(run: Run, file: str) -> dict[str, Any]:
     return row
 
 
-def _share(run: Run, names: list[str], end: float) -> tuple[dict[str, str], list[str]]:
-    """Verdicts of tests in one process at a time, and the first words about what failed."""
+def _share(run: GpuRun, names: list[str], end: float) -> tuple[dict[str, str], list[str]]:
+    """Run tests in one process at a time, and return their verdicts and lines about failures."""
     verdicts: dict[str, str] = {}
     words: list[str] = []
-    while names and (left := end - time.monotonic()) > 0:
+    while names and (remaining := end - time.monotonic()) > 0:
         try:
             environment = {"OMP_NUM_THREADS": "2"}
-            output, error = run.command([*PYTEST, "-v", "-rfE", *names], limit=left, environment=environment), None
+            output, error = run.command([*PYTEST, "-v", "-rfE", *names], limit=remaining, environment=environment), None
         except Failed as failure:
             output, error = failure.output, failure
         found = read_verdicts(output, names)
@@ -109,12 +109,12 @@ def _share(run: Run, names: list[str], end: float) -> tuple[dict[str, str], list
 
 
 def read_verdicts(output: str, names: Sequence[str]) -> dict[str, str]:
-    """By test, of what ``pytest -v`` prints; ``""`` for one that began and did not end."""
+    """Return the verdicts by test in the output of ``pytest -v``; ``""`` for a test that began and did not end."""
     found: dict[str, str] = {}
     for line in output.splitlines():
-        of_line = [name for name in names if f"{line} ".startswith(f"{name} ")]
-        if of_line:
-            name = max(of_line, key=len)
+        candidates = [name for name in names if f"{line} ".startswith(f"{name} ")]
+        if candidates:
+            name = max(candidates, key=len)
             found[name] = VERDICTS.get(line[len(name) :].strip().partition(" ")[0], "")
     return found
 
@@ -122,19 +122,19 @@ def read_verdicts(output: str, names: Sequence[str]) -> dict[str, str]:
 # ---- compute-sanitizer
 
 
-def sanitizer(run: Run) -> None:
-    """memcheck, racecheck and synccheck on a small set of kernels of each backend."""
+def sanitizer(run: GpuRun) -> None:
+    """Run memcheck, racecheck and synccheck on a few kernels of each backend."""
     refused: list[str] = []
     for tool, file, selection in SANITIZED:
         case = f"{tool} {Path(file).stem}"
-        run.attempt("sanitizer", case, lambda at=(tool, file, selection): sanitize(run, *at, refused))  # type: ignore[misc]
+        run.attempt("sanitizer", case, lambda arguments=(tool, file, selection): sanitize(run, *arguments, refused))  # type: ignore[misc]
 
 
-def sanitize(run: Run, tool: str, file: str, selection: str, refused: list[str]) -> dict[str, Any]:
-    """What the tool says; ``refused`` is filled where it cannot work here.
+def sanitize(run: GpuRun, tool: str, file: str, selection: str, refused: list[str]) -> dict[str, Any]:
+    """Return what the tool reports; ``refused`` receives the reason where the tool cannot work here.
 
     Raises:
-        Failed: it found something, or no test passed under it.
+        Failed: the tool found something, or no test passed under it.
     """
     if run.dry:
         return {"summary": "left out of a dry run"}
@@ -148,7 +148,7 @@ def sanitize(run: Run, tool: str, file: str, selection: str, refused: list[str])
              "-q", "-k", selection, file]  # fmt: skip
     try:
         output = run.command(
-            words, limit=min(run.left, FILE_LIMIT), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            words, limit=min(run.seconds_left, FILE_LIMIT), environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         )
     except Failed as error:
         if found := REFUSED.search(error.output):
@@ -168,7 +168,7 @@ def _sums(output: str) -> list[str]:
 
 
 def sanitizer_program() -> str | None:
-    """On the path or in a CUDA toolkit."""
+    """Return compute-sanitizer on the path or in a CUDA toolkit, or ``None``."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     places = [shutil.which("compute-sanitizer"), *(f"{home}/bin/compute-sanitizer" for home in homes if home),
               *(f"{home}/compute-sanitizer/compute-sanitizer" for home in homes if home)]  # fmt: skip

@@ -20,7 +20,7 @@ GRID = {"step_size": 1 / STEPS}
 
 
 class Growth(nn.Module):
-    """dy/dt = y: it returns its argument, so that a solver works alone."""
+    """dy/dt = y: it returns its argument, so that only the solver takes time."""
 
     def forward(self, t: torch.Tensor, y: Any) -> Any:
         return y
@@ -34,7 +34,7 @@ class Decay(nn.Module):
 
 
 class Mlp(nn.Module):
-    """4-32-4, tanh."""
+    """An MLP of widths 4, 32 and 4 with tanh."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Speeds(nn.Module):
-    """dz/dt = w g(z) with an MLP g and a speed w for each row: y is [z, w]."""
+    """dz/dt = w g(z) with an MLP g and a speed w for each sample of the batch; y is [z, w]."""
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Speeds(nn.Module):
 
 
 def conv_field(channels: int) -> nn.Module:
-    """BN-ReLU-conv3x3-BN-ReLU-conv3x3 in plain PyTorch."""
+    """Return BN-ReLU-conv3x3-BN-ReLU-conv3x3 in plain PyTorch."""
     layers: list[nn.Module] = []
     for _ in range(2):
         layers += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)]
@@ -67,7 +67,7 @@ def conv_field(channels: int) -> nn.Module:
 
 
 class Autonomous(nn.Module):
-    """A network of the state alone."""
+    """A network that depends on the state alone."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -78,15 +78,18 @@ class Autonomous(nn.Module):
 
 
 @dataclass(frozen=True)
-class Case:
-    """A solve from t = 0, and who is timed on it.
+class TimedCase:
+    """A solve from t = 0, and the contenders that are timed on it.
 
     Attributes:
-        part: the table that it belongs to. problem: field and start in words, a key of ``PROBLEMS`` or made by size.
-        gradient: of ours: "" (forward alone), "discrete", "checkpoint" or "adjoint".
-        against: the other contenders, see ``benchmarks.odeint.contenders``; the first is the one ratios are held to.
-        aim: what the first of ``against`` is to take at least, in times of ours.
-        training: batch norm takes the statistics of the batch. compensated: so ours sums; ``"plain"`` does not.
+        part: the table that it belongs to.
+        problem: field and start in words: a key of ``PROBLEMS``, "leaves N of 16" or "conv CHANNELS@SIDE".
+        gradient: how ours computes it: "" (forward alone), "discrete", "checkpoint" or "adjoint".
+        against: the other contenders, see ``benchmarks.odeint.contenders``; the aim is for the first.
+        aim: the least ratio of the first baseline's time to that of ours.
+        training: whether batch norm takes the statistics of the batch.
+        peak: whether the row has the peak memory of a call.
+        compensated: whether ours sums with compensation; the baseline "plain" does not.
     """
 
     part: str
@@ -112,8 +115,8 @@ class Case:
 
 
 @dataclass
-class Problem:
-    """A field and where it starts; gradients are asked for y0 and ``params``."""
+class InitialValueProblem:
+    """A field and its start y0; gradients are those of y0 and ``params``."""
 
     field: nn.Module
     y0: Any
@@ -128,7 +131,7 @@ class Problem:
 
 
 def speeds() -> torch.Tensor:
-    """256 rows, most of them slow: speeds from 0.5 to 20, by even steps of the logarithm cubed."""
+    """Return 256 samples, most of them slow: speeds from 0.5 to 20, whose logarithms have cubic spacing."""
     w = 0.5 * 40.0 ** (torch.linspace(0, 1, 256) ** 3)
     return torch.cat([torch.randn(256, 3), w[:, None]], 1)
 
@@ -143,8 +146,8 @@ PROBLEMS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 }
 
 
-def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> Problem:
-    """The problem of a case, from its own seed."""
+def make_problem(case: TimedCase, dtype: torch.dtype = torch.float32) -> InitialValueProblem:
+    """Return the seeded problem of a case."""
     torch.manual_seed(0)
     if case.problem in PROBLEMS:
         module, y0 = PROBLEMS[case.problem]()
@@ -155,25 +158,28 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> Problem:
         module, y0 = conv_field(channels), torch.randn(BATCH, channels, side, side)
     module.to(dtype).train(case.training)
     y0 = tuple(y.to(dtype) for y in y0) if isinstance(y0, tuple) else y0.to(dtype)
-    return Problem(module, y0)
+    return InitialValueProblem(module, y0)
 
 
-def suite() -> list[Case]:
-    """Every case that is timed."""
+def suite() -> list[TimedCase]:
+    """Return every case that is timed."""
     big, decay = "dy/dt = y, 2 million", "dy/dt = -y, 2 million"
-    cases = [Case("odeint steps", big, "dopri5", FORCED, aim=10.0), Case("odeint steps", decay, "dopri5", FORCED)]
-    cases += [Case("odeint steps", big, method, FORCED) for method in ("bosh3", "dopri8")]
-    cases += [
-        Case("odeint steps", big, "rk4", GRID, aim=2.0, against=("torchdiffeq", "loop")),
-        Case("odeint steps", decay, "rk4", GRID, against=("torchdiffeq", "loop")),
-        Case("odeint steps", big, "rk4_classic", GRID, against=("loop",)),
-        Case("odeint steps", big, "euler", GRID, against=("torchdiffeq", "loop")),
+    cases = [
+        TimedCase("odeint steps", big, "dopri5", FORCED, aim=10.0),
+        TimedCase("odeint steps", decay, "dopri5", FORCED),
     ]
-    exact = Case("odeint compensated", big, "rk4", GRID, against=("plain",), aim=1 / 1.15, compensated=True)
+    cases += [TimedCase("odeint steps", big, method, FORCED) for method in ("bosh3", "dopri8")]
+    cases += [
+        TimedCase("odeint steps", big, "rk4", GRID, aim=2.0, against=("torchdiffeq", "loop")),
+        TimedCase("odeint steps", decay, "rk4", GRID, against=("torchdiffeq", "loop")),
+        TimedCase("odeint steps", big, "rk4_classic", GRID, against=("loop",)),
+        TimedCase("odeint steps", big, "euler", GRID, against=("torchdiffeq", "loop")),
+    ]
+    exact = TimedCase("odeint compensated", big, "rk4", GRID, against=("plain",), aim=1 / 1.15, compensated=True)
     cases += [replace(exact, problem=p, method=m) for p in (big, decay) for m in ("rk4", "rk4_classic")]
-    small = Case("odeint steps", "dy/dt = -y, 64", "euler", against=("torchdiffeq", "loop"))
+    small = TimedCase("odeint steps", "dy/dt = -y, 64", "euler", against=("torchdiffeq", "loop"))
     cases += [replace(small, options={"step_size": 1 / n}) for n in (STEPS, 64)]  # Python alone
-    tiny = Case("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
+    tiny = TimedCase("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
     others = ("torchdiffeq", "torchode", "torchode by rows", "field")
     cases += [
         replace(tiny, against=others, aim=2.5),
@@ -183,13 +189,13 @@ def suite() -> list[Case]:
     for channels, side in SIZES:
         for method, gradient in ((m, g) for g in ("", "discrete") for m in ("euler", "rk4")):
             cases.append(
-                Case("odeint conv", f"conv {channels}@{side}", method, GRID, gradient=gradient,
+                TimedCase("odeint conv", f"conv {channels}@{side}", method, GRID, gradient=gradient,
                      against=("loop", "loop and table", "torchdiffeq"), aim=1 / 1.02, training=bool(gradient))
             )  # fmt: skip
-        many = replace(cases[-1], method="euler", options={"step_size": 1 / 16}, gradient="", training=False)
-        cases.append(many)  # where what a solve costs once is less of it
-    kept = Case("odeint checkpoint", "conv 16@32", "rk4", {"step_size": 1 / 16}, gradient="checkpoint", training=True,
-                against=("plain", "torchdiffeq"), aim=1 / 1.45, peak=True)  # fmt: skip
+        # in a longer solve the fixed cost of a call is a smaller share
+        cases.append(replace(cases[-1], method="euler", options={"step_size": 1 / 16}, gradient="", training=False))
+    kept = TimedCase("odeint checkpoint", "conv 16@32", "rk4", {"step_size": 1 / 16}, gradient="checkpoint",
+                     training=True, against=("plain", "torchdiffeq"), aim=1 / 1.45, peak=True)  # fmt: skip
     cases += [
         kept,
         replace(tiny, part="odeint checkpoint", gradient="checkpoint", against=("plain", "torchdiffeq"), peak=True),
@@ -202,16 +208,16 @@ def suite() -> list[Case]:
         replace(back, problem="conv 16@32", t1=1.0, method="rk4", options=GRID),
     ]
     cases += [
-        Case("odeint rows", "MLP of 256 speeds", "dopri5", {}, 1e-5, 1e-5, 2.0, gradient=gradient,
+        TimedCase("odeint rows", "MLP of 256 speeds", "dopri5", {}, 1e-5, 1e-5, 2.0, gradient=gradient,
              against=("torchdiffeq", "one step for all", "torchode by rows"))
         for gradient in ("", "discrete")
     ]  # fmt: skip
-    cases += [Case("odeint leaves", f"leaves {n} of 16", "dopri5", FORCED) for n in LEAVES]
+    cases += [TimedCase("odeint leaves", f"leaves {n} of 16", "dopri5", FORCED) for n in LEAVES]
     return cases
 
 
-def quick() -> list[Case]:
-    """One small case of each table."""
+def quick() -> list[TimedCase]:
+    """Return a small case of each table."""
     kept = {"dy/dt = -y, 20 thousand", "MLP 4-32-4, batch 64", "conv 64@8", "leaves 16 of 16"}
-    small = Case("odeint steps", "dy/dt = -y, 20 thousand", "dopri5", FORCED)
+    small = TimedCase("odeint steps", "dy/dt = -y, 20 thousand", "dopri5", FORCED)
     return [small, *(c for c in suite() if c.problem in kept and c.method != "euler")]

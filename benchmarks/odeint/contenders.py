@@ -1,4 +1,4 @@
-"""Who solves a case of the odeint benchmark, the check that all of them compute the same, and the memory of a call."""
+"""The contenders of the odeint benchmark, the check that all compute the same, and the memory of a call."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torchdiffeq
 import contnet_fast as cf
 from benchmarks.common.contender import Contender
 from benchmarks.common.gate import CHANCE, FLOAT64_TOLERANCE, SMALL_BATCH, VANISHING, GateError
-from benchmarks.odeint.cases import Case, Problem, make_problem
+from benchmarks.odeint.cases import InitialValueProblem, TimedCase, make_problem
 
 FLOAT32_TOLERANCE = 2e-4  # of the largest value of an end; of the norm of a gradient
 ROWS_TOLERANCE = 1e-3  # where each row has its own steps: the truth, not another's steps
-Solver = Callable[[Problem], Any]
+Solver = Callable[[InitialValueProblem], Any]
 
 
 @dataclass
-class Solve:
-    """One solve to the end, with the gradients of y0 and all parameters if the case has them."""
+class SolveTask:
+    """One solve, with the gradients of y0 and all parameters if ``backward``."""
 
     solver: Solver
-    problem: Problem
+    problem: InitialValueProblem
     backward: bool
 
     def __post_init__(self) -> None:
@@ -55,14 +55,14 @@ class Solve:
         }
 
     def evaluations(self) -> int:
-        """How often the field is asked in one call, backward included."""
+        """Call once and return the number of evaluations of the field, those in backward included."""
         count = 0
 
-        def see(*_: Any) -> None:
+        def count_call(*_: Any) -> None:
             nonlocal count
             count += 1
 
-        hook = self.problem.field.register_forward_pre_hook(see)
+        hook = self.problem.field.register_forward_pre_hook(count_call)
         self()
         hook.remove()
         return count
@@ -72,14 +72,14 @@ def _end(solution: Any) -> Any:
     return tuple(y[-1] for y in solution) if isinstance(solution, tuple) else solution[-1]
 
 
-def _call(library: Any, case: Case, adjoint: bool, **more: Any) -> Solver:
+def _call(library: Any, case: TimedCase, adjoint: bool, **more: Any) -> Solver:
     times = torch.tensor([0.0, case.t1])
     solve = library.odeint_adjoint if adjoint else library.odeint
     given = {"method": case.method, "options": case.options, "rtol": case.rtol, "atol": case.atol, **more}
     return lambda problem: _end(solve(problem.field, problem.y0, times, **given))
 
 
-def _ours(case: Case) -> Solver:
+def _ours(case: TimedCase) -> Solver:
     more: dict[str, Any] = {"batched": True} if case.part == "odeint rows" else {}
     if case.compensated:
         more["compensated"] = True
@@ -88,16 +88,16 @@ def _ours(case: Case) -> Solver:
     return _call(cf, case, case.gradient == "adjoint", **more)
 
 
-def _theirs(case: Case) -> Solver:
+def _theirs(case: TimedCase) -> Solver:
     return _call(torchdiffeq, case, case.gradient == "adjoint")
 
 
-def _plain(case: Case) -> Solver:
+def _plain(case: TimedCase) -> Solver:
     return _call(cf, case, False)
 
 
-def _loop(case: Case) -> Solver:
-    """Steps written by hand, each sum by as few operations as PyTorch has."""
+def _loop(case: TimedCase) -> Solver:
+    """Return steps written by hand, whose sums are as few of PyTorch's operations as possible."""
     count = round(case.t1 / case.options["step_size"])
     h = case.t1 / count
     add = torch.add
@@ -122,7 +122,7 @@ def _loop(case: Case) -> Solver:
     step = {"euler": euler, "rk4": rk4, "rk4_classic": rk4_classic}[case.method]
     times = [torch.tensor(i * h) for i in range(count)]
 
-    def solve(problem: Problem) -> torch.Tensor:
+    def solve(problem: InitialValueProblem) -> torch.Tensor:
         y = problem.y0
         for t in times:
             y = step(problem.field, t, y)
@@ -131,17 +131,17 @@ def _loop(case: Case) -> Solver:
     return solve
 
 
-def _loop_and_table(case: Case) -> Solver:
-    """The same, returning [y0, y] as a solver does."""
+def _loop_and_table(case: TimedCase) -> Solver:
+    """Return the same loop with the result [y0, y] of a solver."""
     loop = _loop(case)
     return lambda problem: torch.stack([problem.y0, loop(problem)])[-1]
 
 
-def _torchode(case: Case, rows: bool) -> Solver:
-    """torchode's dopri5 with the integral controller: every row by itself, or the whole batch as one instance."""
+def _torchode(case: TimedCase, rows: bool) -> Solver:
+    """Return torchode's dopri5 with its integral controller; ``rows``: each sample has its own steps."""
     import torchode
 
-    def solve(problem: Problem) -> torch.Tensor:
+    def solve(problem: InitialValueProblem) -> torch.Tensor:
         shape = problem.y0.shape
         y0 = problem.y0 if rows else problem.y0.reshape(1, -1)
 
@@ -158,14 +158,14 @@ def _torchode(case: Case, rows: bool) -> Solver:
     return solve
 
 
-def _field(case: Case) -> Solver:
-    """As many evaluations as the solve takes, one after the other, and nothing else: what no solver can undercut."""
-    count = Solve(_ours(case), make_problem(case), bool(case.gradient)).evaluations()
+def _field(case: TimedCase) -> Solver:
+    """Return as many evaluations of the field as ours takes and nothing else: no solver can take less time."""
+    count = SolveTask(_ours(case), make_problem(case), bool(case.gradient)).evaluations()
     if case.gradient == "adjoint":
-        ahead = Solve(_ours(case), make_problem(case), False).evaluations()
-        return lambda problem: Alone.apply(problem, ahead, count - ahead, problem.y0, *problem.params)
+        ahead = SolveTask(_ours(case), make_problem(case), False).evaluations()
+        return lambda problem: FieldAlone.apply(problem, ahead, count - ahead, problem.y0, *problem.params)
 
-    def solve(problem: Problem) -> torch.Tensor:
+    def solve(problem: InitialValueProblem) -> torch.Tensor:
         y, t = problem.y0, torch.zeros(())
         for _ in range(count):
             y = problem.field(t, y)
@@ -174,11 +174,11 @@ def _field(case: Case) -> Solver:
     return solve
 
 
-class Alone(torch.autograd.Function):
-    """Evaluations without a graph, then in backward others with their vjps: those of a continuous adjoint."""
+class FieldAlone(torch.autograd.Function):
+    """The evaluations of a continuous adjoint: first without an autograd graph, then in backward with their vjps."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, ahead: int, back: int, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, problem: InitialValueProblem, ahead: int, back: int, *inputs: torch.Tensor) -> torch.Tensor:
         ctx.problem, ctx.back, y = problem, back, inputs[0]
         for _ in range(ahead):
             y = problem.field(torch.zeros(()), y)
@@ -188,16 +188,16 @@ class Alone(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (g,), params = grads, ctx.problem.params
-        of_params: tuple[torch.Tensor, ...] = ()
+        parameter_gradients: tuple[torch.Tensor, ...] = ()
         for _ in range(ctx.back):
             y = ctx.y.detach().requires_grad_()
             with torch.enable_grad():
                 rate = ctx.problem.field(torch.zeros(()), y)
-            g, *of_params = torch.autograd.grad(rate, [y, *params], g)
-        return None, None, None, g, *of_params
+            g, *parameter_gradients = torch.autograd.grad(rate, [y, *params], g)
+        return None, None, None, g, *parameter_gradients
 
 
-SOLVERS: dict[str, Callable[[Case], Solver]] = {
+SOLVERS: dict[str, Callable[[TimedCase], Solver]] = {
     "ours": _ours,
     "torchdiffeq": _theirs,
     "plain": _plain,
@@ -212,97 +212,100 @@ SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop", "loop and table")
 
 
 def available(name: str) -> bool:
-    """Whether the package of a contender is installed."""
+    """Tell whether the package of a contender is installed."""
     return not name.startswith("torchode") or find_spec("torchode") is not None
 
 
-def contenders(case: Case) -> list[Contender]:
-    """Ours first. Every one has its own weights and start, from the same seeds."""
+def contenders(case: TimedCase) -> list[Contender]:
+    """Return ours and then the baselines; each draws its own weights and start from the same seeds."""
     names = ("ours", *filter(available, case.against))
     return [
-        Contender(name, name, Solve(SOLVERS[name](case), make_problem(case), bool(case.gradient)), 0.0,
+        Contender(name, name, SolveTask(SOLVERS[name](case), make_problem(case), bool(case.gradient)), 0.0,
                   threads=case.threads)
         for name in names
     ]  # fmt: skip
 
 
-def check(case: Case, everyone: list[Contender]) -> dict[str, float]:
-    """Errors of ours beside each other contender.
+def check(case: TimedCase, everyone: list[Contender]) -> dict[str, float]:
+    """Check ours against each baseline and return the differences.
 
-    Ends and each gradient are held to ``FLOAT32_TOLERANCE``. A relu whose argument rounds across zero changes
-    gradients by chance: through relus all gradients as one vector are held to ``CHANCE`` in float32, and each by itself
-    in float64, on a small batch.
+    Ends and each gradient may differ by ``FLOAT32_TOLERANCE``. A relu whose argument rounds across zero changes
+    gradients by chance: through relus the vector of all gradients may differ by ``CHANCE`` in float32, and each
+    gradient is checked in float64 on a small batch.
 
     Raises:
-        GateError: they differ by more than rounding, or the field was not asked equally often.
+        GateError: they differ by more than rounding, or evaluate the field a different number of times.
     """
     found: dict[str, float] = {}
-    by_rows, relus = case.part == "odeint rows", bool(case.gradient) and case.problem.startswith("conv")
-    same = [] if by_rows else [one.kind for one in everyone if one.kind in SAME_STEPS]
+    own_steps, relus = case.part == "odeint rows", bool(case.gradient) and case.problem.startswith("conv")
+    same = [] if own_steps else [one.kind for one in everyone if one.kind in SAME_STEPS]
     if case.gradient == "adjoint":
         same = [kind for kind in same if kind != "plain"]  # another gradient: its distance is in the row
     mine = everyone[0].call.results()
     expected = {one.name: one.call.results() for one in everyone[1:] if one.kind in same}
-    if by_rows:
+    if own_steps:
         exact = replace(case, rtol=1e-9, atol=1e-9, method="dopri8", options={"land_on_end": True})
-        task = Solve(_plain(exact), make_problem(case, torch.float64), bool(case.gradient))
+        task = SolveTask(_plain(exact), make_problem(case, torch.float64), bool(case.gradient))
         expected["float64"] = {name: x.float() for name, x in task.results().items()}
     for name, tensors in expected.items():
-        allowed = ROWS_TOLERANCE if by_rows else FLOAT32_TOLERANCE
-        apart = _apart(mine, tensors)
+        allowed = ROWS_TOLERANCE if own_steps else FLOAT32_TOLERANCE
+        differences = _differences(mine, tensors)
         if relus:
-            found |= _judge(case, f"from {name}", {"end": apart["end"]}, allowed)
-            found |= _judge(case, f"from {name}", {"all gradients": apart["all gradients"]}, CHANCE)
+            found |= _judge(case, f"from {name}", {"end": differences["end"]}, allowed)
+            found |= _judge(case, f"from {name}", {"all gradients": differences["all gradients"]}, CHANCE)
         else:
-            found |= _judge(case, f"from {name}", apart, allowed)
+            found |= _judge(case, f"from {name}", differences, allowed)
     if relus:
         doubles = {kind: _in_double(case, kind) for kind in same}
         for kind in same[1:]:
-            apart = _apart(doubles["ours"], doubles[kind])
-            found |= _judge(case, f"from {kind} in float64", apart, FLOAT64_TOLERANCE)
+            differences = _differences(doubles["ours"], doubles[kind])
+            found |= _judge(case, f"from {kind} in float64", differences, FLOAT64_TOLERANCE)
     counts = {one.name: one.call.evaluations() for one in everyone if one.kind != "field"}  # type: ignore[attr-defined]
-    if counts.get("torchdiffeq", counts["ours"]) != counts["ours"] and not by_rows and case.gradient != "checkpoint":
+    if counts.get("torchdiffeq", counts["ours"]) != counts["ours"] and not own_steps and case.gradient != "checkpoint":
         raise GateError(
             f"{case.name}: the field was asked {counts['ours']} times, by torchdiffeq {counts['torchdiffeq']}"
         )
     return found | {f"evaluations by {name}": count for name, count in counts.items()}
 
 
-def _in_double(case: Case, kind: str) -> dict[str, torch.Tensor]:
+def _in_double(case: TimedCase, kind: str) -> dict[str, torch.Tensor]:
     problem = make_problem(case, torch.float64)
     problem.y0 = problem.y0[:SMALL_BATCH].clone()
-    return Solve(SOLVERS[kind](case), problem, bool(case.gradient)).results()
+    return SolveTask(SOLVERS[kind](case), problem, bool(case.gradient)).results()
 
 
-def _judge(case: Case, whom: str, apart: dict[str, float], allowed: float) -> dict[str, float]:
-    """The largest of the differences.
+def _judge(case: TimedCase, baseline: str, differences: dict[str, float], allowed: float) -> dict[str, float]:
+    """Return the largest of the differences.
 
     Raises:
-        GateError: it is not within ``allowed``.
+        GateError: it is more than ``allowed``.
     """
-    what = max(apart, key=lambda name: apart[name] if apart[name] == apart[name] else float("inf"))
-    if not apart[what] <= allowed:
-        raise GateError(f"{case.name}: {what} of ours is off by {apart[what]:.1e} {whom}, allowed {allowed:.0e}")
-    return {f"{whom}, {what}": float(f"{apart[what]:.3g}")}
+    what, worst = max(differences.items(), key=lambda item: item[1] if item[1] == item[1] else float("inf"))
+    if not worst <= allowed:
+        raise GateError(f"{case.name}: {what} of ours is off by {worst:.1e} {baseline}, allowed {allowed:.0e}")
+    return {f"{baseline}, {what}": float(f"{worst:.3g}")}
 
 
-def _apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Differences of the ends in parts of the largest value, of each gradient and of all as one vector in parts of the
-    norm; a gradient that vanishes beside all others (a bias in front of batch norm) in parts of the norm of all."""
+def _differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the differences of the ends, of each gradient, and of all gradients as one vector.
+
+    Those of ends are relative to the largest value, those of gradients to the norm; a gradient that vanishes beside the
+    others (a bias in front of batch norm) is relative to the norm of all.
+    """
     found = {"end": max(float((a[n] - b[n]).abs().max() / b[n].abs().max()) for n in b if n.startswith("end"))}
     gradients = [n for n in b if n.startswith("gradient") and b[n].numel()]
     total = sum(float(b[n].square().sum()) for n in gradients) ** 0.5
-    off = {n: float((a[n] - b[n]).norm()) for n in gradients}
+    distances = {n: float((a[n] - b[n]).norm()) for n in gradients}
     if gradients:
-        found["all gradients"] = sum(x * x for x in off.values()) ** 0.5 / total
+        found["all gradients"] = sum(x * x for x in distances.values()) ** 0.5 / total
     for name in gradients:
         norm = float(b[name].norm())
-        found[name] = off[name] / (norm if norm > VANISHING * total else total)
+        found[name] = distances[name] / (norm if norm > VANISHING * total else total)
     return found
 
 
 def peak_allocated(call: Callable[[], object]) -> int:
-    """The most that the allocator had handed out during one call, beyond what was there before."""
+    """Return the most bytes that one call has allocated at a time, beyond those allocated before it."""
     call()
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

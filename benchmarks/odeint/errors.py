@@ -1,4 +1,4 @@
-"""Errors of each gradient, and of end states by evaluations of the field."""
+"""Errors of gradients, of end states by evaluations of the field, and by rounding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 import torchdiffeq
 
 import contnet_fast as cf
-from benchmarks.odeint.cases import GRID, Case, make_problem
-from benchmarks.odeint.contenders import Solve, _call, _plain
+from benchmarks.odeint.cases import GRID, TimedCase, make_problem
+from benchmarks.odeint.contenders import SolveTask, _call, _plain
 
 METHODS = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")
 LIMIT = 40_000  # evaluations of one solve
@@ -23,9 +23,9 @@ D = torch.float64
 
 @dataclass(frozen=True)
 class GradientCase:
-    """One setting of a solver; every gradient of it beside that of the ODE, in float64."""
+    """A setting of a solver, whose gradients are compared with that of the ODE in float64."""
 
-    solve: Case
+    solve: TimedCase
     dtype: str = "float64"
 
     @property
@@ -48,7 +48,7 @@ class WorkCase:
 
 @dataclass(frozen=True)
 class RoundingCase:
-    """A harmonic oscillator from 16 phases in float32, by many steps: what their rounding adds up to."""
+    """A harmonic oscillator from 16 phases in float32: the sum of the rounding errors of many steps."""
 
     step: float
     steps: int
@@ -60,8 +60,8 @@ class RoundingCase:
 
 
 def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase | RoundingCase]:
-    """Every case of errors."""
-    mlp = Case("odeint gradients", "MLP 4-32-4, batch 64", "dopri5", {}, t1=5.0, gradient="discrete", threads=1)
+    """Return every case of errors."""
+    mlp = TimedCase("odeint gradients", "MLP 4-32-4, batch 64", "dopri5", {}, t1=5.0, gradient="discrete", threads=1)
     conv = replace(mlp, problem="conv 16@8", t1=1.0, options=GRID)
     tight = [replace(mlp, rtol=tol, atol=tol) for tol in (1e-3, 1e-5, 1e-7)]
     grids = [replace(conv, method=m, options={"step_size": 1 / n}) for m in ("euler", "rk4") for n in (4, 16)]
@@ -77,7 +77,7 @@ def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase | Roundi
 
 
 def measure_errors(case: GradientCase | WorkCase | RoundingCase) -> dict[str, Any]:
-    """The row of a case."""
+    """Return the row of a case."""
     torch.set_num_threads(1)
     if isinstance(case, RoundingCase):
         return _rounding(case)
@@ -88,7 +88,7 @@ def _gradients(case: GradientCase) -> dict[str, Any]:
     solve, dtype = case.solve, getattr(torch, case.dtype)
     tight = 1e-11 if "MLP" in solve.problem else 1e-6  # kinks of relus make tighter ones long
     exact = replace(solve, method="dopri8", rtol=tight, atol=tight, options={"land_on_end": True})
-    kinds: dict[str, Callable[[Case], Any]] = {
+    kinds: dict[str, Callable[[TimedCase], Any]] = {
         "odeint": _plain,
         "checkpoint": lambda c: _call(cf, c, False, gradient="checkpoint"),
         "odeint_adjoint": lambda c: _call(cf, c, True),
@@ -97,18 +97,18 @@ def _gradients(case: GradientCase) -> dict[str, Any]:
     }
 
     def gradient(solver: Any, dtype: torch.dtype) -> torch.Tensor:
-        found = Solve(solver, make_problem(solve, dtype), True).results()
+        found = SolveTask(solver, make_problem(solve, dtype), True).results()
         return torch.cat([g.double().reshape(-1) for name, g in found.items() if name.startswith("gradient")])
 
     truth = gradient(_plain(exact), D)
-    own = gradient(kinds["torchdiffeq odeint"](solve), D) if dtype == D else None
+    steps_gradient = gradient(kinds["torchdiffeq odeint"](solve), D) if dtype == D else None
     row: dict[str, Any] = {"case": case.name, "part": "odeint gradients", **asdict(case)}
     row["from_ode"], row["from_steps"] = {}, {}
     for name, make in kinds.items():
         g = gradient(make(solve), dtype)
         row["from_ode"][name] = float(f"{(g - truth).norm() / truth.norm():.3g}")
-        if own is not None:
-            row["from_steps"][name] = float(f"{(g - own).norm() / own.norm():.3g}")
+        if steps_gradient is not None:
+            row["from_steps"][name] = float(f"{(g - steps_gradient).norm() / steps_gradient.norm():.3g}")
     return row
 
 
@@ -145,7 +145,7 @@ def pendulum(xp: Any, t: Any, y: Any) -> Any:
 
 
 def arenstorf(xp: Any, t: Any, y: Any) -> Any:
-    """Hairer, Norsett, Wanner I, eq. II.0.1."""
+    """The orbit of Hairer, Norsett, Wanner I, eq. II.0.1."""
     mu = 0.012277471
     x, z, u, v = y[0], y[1], y[2], y[3]
     d1 = ((x + mu) ** 2 + z**2) ** 1.5
@@ -179,11 +179,11 @@ def _work(case: WorkCase) -> dict[str, Any]:
     y0, t = torch.tensor(start, dtype=D), torch.tensor([0.0, end], dtype=D)
     truth = solve_ivp(lambda s, y: rate(np, s, y), (0, end), start, method="DOP853", rtol=3e-14, atol=1e-15).y[:, -1]
 
-    def by_scipy(tol: float) -> tuple[int, Any]:
+    def scipy_solve(tol: float) -> tuple[int, Any]:
         found = solve_ivp(lambda s, y: rate(np, s, y), (0, end), start, method="DOP853", rtol=tol, atol=tol)
         return found.nfev, found.y[:, -1]
 
-    def by(library: Any, method: str, options: dict[str, Any]) -> Callable[[float], tuple[int, Any]]:
+    def odeint_solve(library: Any, method: str, options: dict[str, Any]) -> Callable[[float], tuple[int, Any]]:
         def solve(tol: float) -> tuple[int, Any]:
             calls = 0
 
@@ -200,12 +200,12 @@ def _work(case: WorkCase) -> dict[str, Any]:
 
         return solve
 
-    solvers = {("SciPy", "DOP853"): by_scipy}
+    solvers = {("SciPy", "DOP853"): scipy_solve}
     for method in METHODS:
-        solvers["ours", method] = by(cf, method, {})
-        solvers["ours, land_on_end", method] = by(cf, method, {"land_on_end": True})
+        solvers["ours", method] = odeint_solve(cf, method, {})
+        solvers["ours, land_on_end", method] = odeint_solve(cf, method, {"land_on_end": True})
         if method != "tsit5":
-            solvers["torchdiffeq", method] = by(torchdiffeq, method, {})
+            solvers["torchdiffeq", method] = odeint_solve(torchdiffeq, method, {})
     curves = []
     for (library, method), solve in solvers.items():
         points = []

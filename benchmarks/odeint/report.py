@@ -26,7 +26,7 @@ def _table(head: Iterable[str], body: list[list[str]]) -> str:
 
 def _times(part: str) -> Callable[[Results], str]:
     def section(results: Results) -> str:
-        rows = results.of(part)
+        rows = results.in_parts(part)
         shown = [name for name in HEADS if any(name in row["contenders"] for row in rows)]
         peaks = any("peak_bytes" in row for row in rows)
         body = []
@@ -56,7 +56,7 @@ def _gradients(which: str) -> Callable[[Results], str]:
     def section(results: Results) -> str:
         body = [
             [_setting(row), row["dtype"], *(f"{row[which][name]:.1e}" for name in GRADIENTS)]
-            for row in results.of("odeint gradients")
+            for row in results.in_parts("odeint gradients")
             if row[which]
         ]
         return _table(("solve", "dtype", *(f"`{name}`" for name in GRADIENTS)), body)
@@ -72,7 +72,7 @@ def _setting(row: Row) -> str:
 
 def _work(results: Results) -> str:
     body = []
-    for row in results.of("odeint work"):
+    for row in results.in_parts("odeint work"):
         points = {
             (c["library"], c["method"]): next((p for p in c["points"] if abs(p[0] / FAST_TOLERANCE - 1) < 1e-6), None)
             for c in row["curves"]
@@ -92,11 +92,11 @@ def _work(results: Results) -> str:
 
 def _rounding(results: Results) -> str:
     body = []
-    for row in results.of("odeint rounding"):
+    for row in results.in_parts("odeint rounding"):
         errors = row["errors"]
-        each = [f"{errors[name]:.1e}" for name in ("torchdiffeq", "ours", "compensated")]
+        cells = [f"{errors[name]:.1e}" for name in ("torchdiffeq", "ours", "compensated")]
         gain = f"{errors['ours'] / errors['compensated']:.0f}"
-        body.append([f"{row['steps']:,}", f"{row['step']:g}", *each, gain])
+        body.append([f"{row['steps']:,}", f"{row['step']:g}", *cells, gain])
     return _table(("steps", "of size", "torchdiffeq (rk4)", "ours", "`compensated=True`", "ours / compensated"), body)
 
 
@@ -111,11 +111,11 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
 
 
 def work_chart(results: Results) -> Any:
-    """Error at the end by evaluations and by time, a line of panels for each problem."""
+    """Draw the error at the end by evaluations and by time, with a row of panels for each problem."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
 
-    rows = results.of("odeint work")
+    rows = results.in_parts("odeint work")
     figure, axes = plt.subplots(len(rows), 2, figsize=(9, 3.1 * len(rows) + 0.9), squeeze=False, layout="constrained")
     for line, row in zip(axes, rows, strict=True):
         for curve in row["curves"]:

@@ -4,7 +4,7 @@
     python -m benchmarks.odeint.run --quick --out quick.jsonl
 
 All contenders of a case take turns in one process, on one thread, and are timed by its CPU time. A case gets no row if
-they do not compute the same. torchode takes part where it is installed. The process starts itself again with a malloc
+they do not compute the same. torchode takes part where it is installed. The process restarts itself with a malloc
 that keeps freed memory.
 """
 
@@ -26,14 +26,14 @@ from benchmarks.common.gate import GateError
 from benchmarks.common.options import Parser, checked
 from benchmarks.common.rows import append, header, results_file
 from benchmarks.common.timing import QUICK, Effort, interleave, interval, keep_memory
-from benchmarks.odeint.cases import Case, quick, suite
+from benchmarks.odeint.cases import TimedCase, quick, suite
 from benchmarks.odeint.contenders import available, check, contenders, peak_allocated
 from benchmarks.odeint.errors import GradientCase, RoundingCase, WorkCase, error_cases, measure_errors
 from contnet_fast.errors import check_count, check_number
 
 LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
 
-AnyCase = Case | GradientCase | WorkCase | RoundingCase
+AnyCase = TimedCase | GradientCase | WorkCase | RoundingCase
 
 
 def parser() -> Parser:
@@ -49,7 +49,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = None) -> int:
-    """Run the benchmark; ``cases`` replace the suite. Returns the exit status."""
+    """Run the benchmark, on ``cases`` if they are given, and return the exit status."""
     p = parser()
     args = p.parse_args(argv)
     every: list[Any] = list(cases or [*(quick() if args.quick else suite()), *error_cases(quick=args.quick)])
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = No
         for case in chosen:
             progress.update(task, description=case.name)
             try:
-                row = measure(case, effort) if isinstance(case, Case) else measure_errors(case)
+                row = measure(case, effort) if isinstance(case, TimedCase) else measure_errors(case)
             except GateError as error:
                 messages.print(f"no row: {error}", markup=False, soft_wrap=True)
                 failed += 1
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = No
     return 1 if failed else 0
 
 
-def measure(case: Case, effort: Effort) -> dict[str, Any]:
-    """The row of a timed case: times, quotients of medians, what the check found, memory where it is asked for.
+def measure(case: TimedCase, effort: Effort) -> dict[str, Any]:
+    """Return the row of a timed case: times, ratios of medians, the check's differences, and memory if the case asks.
 
     Raises:
         GateError: the contenders do not compute the same.

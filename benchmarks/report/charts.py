@@ -1,4 +1,4 @@
-"""Charts of results: bars against baselines, the roofline, scaling, memory. No display is needed."""
+"""Charts of results: bars beside baselines, the roofline, scaling and memory. They need no display."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: ``draw(results)`` returns the figure; ``wanted``: whether the results have what it shows."""
+    """A picture: ``draw(results)`` returns the figure, ``wanted(results)`` whether the results have what it shows."""
 
     caption: str
     wanted: Callable[[Results], bool]
@@ -40,16 +40,16 @@ class Chart:
             figure = self.draw(results)
             for ending in formats:
                 # no date: the same results are the same file
-                about = {"Date": None} if ending == "svg" else {}
+                metadata = {"Date": None} if ending == "svg" else {}
                 write_atomically(
                     stem.with_suffix(f".{ending}"),
-                    lambda path, e=ending, a=about: figure.savefig(path, format=e, metadata=a),
+                    lambda path, e=ending, m=metadata: figure.savefig(path, format=e, metadata=m),
                 )  # type: ignore[misc]
             plt.close(figure)
 
 
 def _blocks(results: Results, part: str) -> list[Row]:
-    return [r for r in results.of(part) if (r["channels"], r["side"]) in SIZES and r["order"] == "pre"
+    return [r for r in results.in_parts(part) if (r["channels"], r["side"]) in SIZES and r["order"] == "pre"
             and r["dtype"] == ("bfloat16" if "capability" in results.header else "float32")]  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def _speedup(results: Results) -> Any:
 
 
 def _roofline(results: Results) -> Any:
-    from benchmarks.suite.cases import Case, Combination
+    from benchmarks.suite.cases import BlockCase, CombineCase
 
     # a disturbed run measures a lower roof
     rates = max((row["header"]["rates"] for row in results.rows.values()), key=lambda found: found["bandwidth"])
@@ -94,10 +94,10 @@ def _roofline(results: Results) -> Any:
     words = {"eval": "blocks, evaluation", "train": "blocks, training step", "op": "stage combinations"}
     seen: set[str] = set()
     spread = []
-    for row in results.of("eval", "train", "op"):
+    for row in results.in_parts("eval", "train", "op"):
         if "scheme" in row and "channels" not in row:
             continue
-        kind = Case if "channels" in row else Combination
+        kind = BlockCase if "channels" in row else CombineCase
         fields = {f: row[f] for f in kind.__dataclass_fields__ if f in row}
         cost = kind(**fields).cost()  # type: ignore[arg-type]
         ours = min((e["ms"] for n, e in row["contenders"].items() if n.startswith("ours")))
@@ -136,15 +136,18 @@ def _scaling(results: Results) -> Any:
     _decorate(steps, "Euler steps N = K", "ms", f"steps, batch {results.sweep('steps')[0]['batch']}")
     names = {"ours": "contnet_fast", "eager nchw": "eager, contiguous", "eager channels_last": "eager, channels_last"}
     colours = (COLOURS["ours"], COLOURS["eager"], COLOURS["compile"])
-    for axis, sweep, label, per in ((batch, "batch", "batch", True), (channels, "channels", "channels", False)):
+    for axis, sweep, label, per_image in ((batch, "batch", "batch", True), (channels, "channels", "channels", False)):
         for row in results.sweep(sweep):
             for (name, words), colour in zip(names.items(), colours, strict=True):
                 x, y = _points(row, name, "C" if sweep == "channels" else sweep)
-                y = [t / n for t, n in zip(y, x, strict=True)] if per else y
+                y = [t / n for t, n in zip(y, x, strict=True)] if per_image else y
                 axis.plot(x, y, "o-", color=colour, label=words)
-            what = f"{row['channels']}@{row['side']}" if per else f"maps of {row['side']}x{row['side']}"
+            what = f"{row['channels']}@{row['side']}" if per_image else f"maps of {row['side']}x{row['side']}"
             _decorate(
-                axis, label, "ms an image" if per else "ms", f"{sweep}, {what}, {row['scheme']} N = {row['n_steps']}"
+                axis,
+                label,
+                "ms an image" if per_image else "ms",
+                f"{sweep}, {what}, {row['scheme']} N = {row['n_steps']}",
             )
     rows = results.sweep("threads")
     for j, (name, colour) in enumerate(zip(names, colours, strict=True)):
@@ -176,7 +179,7 @@ def _decorate(axis: Any, x: str, y: str, title: str) -> None:
 
 
 def _memory(results: Results) -> Any:
-    rows = results.of("memory")
+    rows = results.in_parts("memory")
     figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
     policies = ("eager", "ours checkpoint=none", "ours checkpoint=step", "ours checkpoint=block")
     colours = (COLOURS["eager"], "#0072B2", "#56B4E9", "#B3D9F2")
@@ -205,7 +208,7 @@ CHARTS = {
     ),
     "roofline": Chart(
         "Operations a second of every case beside the roof of the machine",
-        lambda results: "rates" in results.header and bool(results.of("eval", "train")),
+        lambda results: "rates" in results.header and bool(results.in_parts("eval", "train")),
         _roofline,
     ),
     "scaling": Chart(
@@ -215,12 +218,12 @@ CHARTS = {
     ),
     "memory": Chart(
         "Memory that waits for the backward pass, by checkpoint policy",
-        lambda results: bool(results.of("memory")),
+        lambda results: bool(results.in_parts("memory")),
         _memory,
     ),
     "work": Chart(
         "Error at the end by evaluations and by time: contnet_fast, torchdiffeq and SciPy's DOP853",
-        lambda results: bool(results.of("odeint work")),
+        lambda results: bool(results.in_parts("odeint work")),
         work_chart,
     ),
 }

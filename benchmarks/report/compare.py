@@ -1,4 +1,4 @@
-"""Two files of results side by side: what became slower or faster beyond the noise of both.
+"""Compare two files of results: what became slower or faster beyond the noise of both.
 
     python -m benchmarks.report.compare before.jsonl after.jsonl
     python -m benchmarks.report.compare before.jsonl after.jsonl --contender "ours checkpoint=step"
@@ -29,7 +29,7 @@ LEAST = 0.05
 
 
 @dataclass(frozen=True)
-class Band:
+class Interval:
     """A median and its 95 % interval."""
 
     median: float
@@ -43,64 +43,64 @@ class Band:
 
 @dataclass(frozen=True)
 class Timed:
-    """One contender in one case: milliseconds, and quotients to each yardstick timed beside it."""
+    """Milliseconds of one contender in one case, and its quotients to each yardstick that was timed beside it."""
 
-    ms: Band
-    relative: dict[str, Band]
+    ms: Interval
+    relative: dict[str, Interval]
 
 
 @dataclass(frozen=True)
 class Change:
-    """A contender of a case in both files; ``scaled``: after over before of the quotient to the yardstick ``to``."""
+    """A contender of a case in both files; ``scaled`` is after over before of the quotient to ``yardstick``."""
 
     case: str
     contender: str
-    before: Band
-    after: Band
-    to: str
+    before: Interval
+    after: Interval
+    yardstick: str
     scaled: float
     verdict: str
 
 
 def load(path: Path) -> tuple[list[dict[str, Any]], dict[tuple[str, str], Timed]]:
-    """The machines of a file's headers, and its times; of a case measured twice the later row counts."""
+    """Return the machines that a file's headers name, and its times; of a case measured twice the later row counts."""
     machines, times = [], {}
     try:
         rows = read(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     for row in rows:
-        about = row.get("header", row)
+        header = row.get("header", row)
         if "header" in row or "device" in row:
-            machine = {name: about[name] for name in MACHINE if name in about}
+            machine = {name: header[name] for name in MACHINE if name in header}
             machines += [machine] if machine not in machines else []
         for name, entry in (row.get("contenders") or {}).items():
             if "low_ms" in entry:
-                relative = {other: Band(*band) for other, band in entry.get("relative", {}).items()}
-                times[row["case"], name] = Timed(Band(entry["ms"], entry["low_ms"], entry["high_ms"]), relative)
+                relative = {other: Interval(*band) for other, band in entry.get("relative", {}).items()}
+                times[row["case"], name] = Timed(Interval(entry["ms"], entry["low_ms"], entry["high_ms"]), relative)
     if not times:
         raise ValueError(f"{path}: has no times")
     return machines, times
 
 
 def judge(before: Timed, after: Timed, least: float) -> tuple[str, float, str]:
-    """The yardstick, the change beside it (after over before), and "slower", "faster" or ""."""
+    """Return the yardstick, the change relative to it (after over before), and "slower", "faster" or ""."""
     pairs = {name: (band, after.relative[name]) for name, band in before.relative.items() if name in after.relative}
-    to = min(pairs, key=lambda name: pairs[name][0].width + pairs[name][1].width, default="")
+    yardstick = min(pairs, key=lambda name: pairs[name][0].width + pairs[name][1].width, default="")
     measured = (before.ms, after.ms)
-    verdicts = {_judge(a, b, least) for a, b in (measured, pairs.get(to, measured))}
-    first, second = pairs.get(to, measured)
-    return to, second.median / first.median, verdicts.pop() if len(verdicts) == 1 else ""
+    verdicts = {_judge(a, b, least) for a, b in (measured, pairs.get(yardstick, measured))}
+    first, second = pairs.get(yardstick, measured)
+    return yardstick, second.median / first.median, verdicts.pop() if len(verdicts) == 1 else ""
 
 
-def _judge(a: Band, b: Band, least: float) -> str:
+def _judge(a: Interval, b: Interval, least: float) -> str:
     if b.low > a.high and b.median > (1 + least) * a.median:
         return "slower"
     return "faster" if b.high < a.low and a.median > (1 + least) * b.median else ""
 
 
 def compare(before: Path, after: Path, *, contender: str = "ours", least: float = LEAST) -> list[Change]:
-    """Every contender whose name begins with ``contender`` in both files.
+    """Return a change for every contender whose name begins with ``contender`` in both files.
 
     Raises:
         ValueError: the files are of other machines, or share no such case.
@@ -133,8 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for change in changes:
         bands = [f"{b.median:.3f} ({b.low:.3f} to {b.high:.3f})" for b in (change.before, change.after)]
         ratio = f"{change.after.median / change.before.median:.3f}"
-        scaled = f"{change.scaled:.3f}" if change.to else ""
-        table.add_row(change.case, change.contender, *bands, ratio, change.to, scaled, change.verdict or "no change")
+        scaled = f"{change.scaled:.3f}" if change.yardstick else ""
+        table.add_row(
+            change.case, change.contender, *bands, ratio, change.yardstick, scaled, change.verdict or "no change"
+        )
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     slower = sum(change.verdict == "slower" for change in changes)

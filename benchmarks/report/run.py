@@ -40,7 +40,7 @@ def table(head: Iterable[str], body: Iterable[Iterable[object]]) -> str:
 
 
 def label(row: Row) -> str:
-    """A block or network in words."""
+    """Return a block or network in words."""
     what = row.get("label") or f"{row['channels']}@{row['side']}"
     dtype = "" if row["dtype"] == "float32" else f", {row['dtype']}"
     order = "" if row["order"] == "pre" or row.get("label") else ", post"
@@ -62,7 +62,7 @@ def band(entry: Row) -> str:
 
 def evaluation(results: Results) -> str:
     body = []
-    for row in results.of("eval"):
+    for row in results.in_parts("eval"):
         for name in (n for n in row["contenders"] if n.startswith("ours")):
             entry = row["contenders"][name]
             graph = " as a graph" if name.endswith("graph") else ""
@@ -73,7 +73,7 @@ def evaluation(results: Results) -> str:
 
 def training(results: Results) -> str:
     body = []
-    for row in results.of("train"):
+    for row in results.in_parts("train"):
         for name in (n for n in row["contenders"] if n.startswith("ours")):
             words = name.removeprefix("ours checkpoint=").replace(" channels_last", "")
             body.append((label(row), f"`{words}`", band(row["contenders"][name]), over_floor(row, name),
@@ -83,7 +83,7 @@ def training(results: Results) -> str:
 
 def networks(results: Results) -> str:
     body = []
-    for row in results.of("net"):
+    for row in results.in_parts("net"):
         for name in (n for n in row["contenders"] if n.startswith("ours")):
             speed = f"{row['contenders'][name]['images_per_s']:.0f}"
             body.append((label(row), f"`{name.removeprefix('ours checkpoint=')}`", speed,
@@ -93,7 +93,7 @@ def networks(results: Results) -> str:
 
 def combinations(results: Results) -> str:
     body = []
-    for row in results.of("op"):
+    for row in results.in_parts("op"):
         if "terms" in row:
             ours, copy = row["contenders"]["ours"], row["contenders"]["copy"]
             what = f"{row['numel']:,}, {row['dtype']}"
@@ -121,7 +121,7 @@ def solves(results: Results) -> str:
             "yes" if row.get("compensated") else "",
             f"{row['ratios']['ours']['best eager']:.2f}",
         )
-        for row in results.of("op")
+        for row in results.in_parts("op")
         if "backward" in row
     ]
     return table(("dy/dt = -y, 4 steps", "values", "with backward", "compensated", "eager / ours"), body)
@@ -129,7 +129,7 @@ def solves(results: Results) -> str:
 
 def memory(results: Results) -> str:
     body = []
-    for row in results.of("memory"):
+    for row in results.in_parts("memory"):
         held = row["saved_bytes"]
         ours = (held[f"ours checkpoint={policy}"] for policy in ("none", "step", "block"))
         shares = (f"1/{held['eager'] / kept:.0f}" if kept else "0" for kept in ours)
@@ -168,7 +168,7 @@ def summary(results: Results) -> str:
     """The blocks of the paper's network at a glance."""
     usual = "bfloat16" if "capability" in results.header else "float32"
     body = []
-    for row in results.of("eval", "train"):
+    for row in results.in_parts("eval", "train"):
         if (row["channels"], row["side"]) in NARROW and (row["dtype"], row["order"]) == (usual, "pre"):
             name = next(n for n in row["contenders"] if n.startswith("ours"))
             what = {"eval": "evaluation", "train": "training step"}[row["part"]]
@@ -180,7 +180,7 @@ def usual_blocks(results: Results) -> list[tuple[Row, str]]:
     """The blocks of the paper's network in float32 on a CPU, with the contender that is ours."""
     if "capability" in results.header:
         return []
-    rows = [row for row in results.of("eval", "train") if (row["channels"], row["side"]) in NARROW]
+    rows = [row for row in results.in_parts("eval", "train") if (row["channels"], row["side"]) in NARROW]
     rows = [row for row in rows if (row["dtype"], row["order"]) == ("float32", "pre")]
     return [(row, next(n for n in row["contenders"] if n.startswith("ours"))) for row in rows]
 
@@ -256,7 +256,7 @@ def section(name: str, everyone: Sequence[Results]) -> str:
     for results in everyone:
         text = charts(name, results) if name.startswith("charts") else SECTIONS[name](results)
         if text:
-            found.append(f"{results.where()}\n\n{text}")
+            found.append(f"{results.provenance()}\n\n{text}")
     return "\n\n".join(found)
 
 

@@ -1,9 +1,9 @@
-"""The pendulum study crossed: scheme x schedule x seeds; what is finished is not run again.
+"""Run the crossed pendulum study, scheme x schedule x seeds; finished cells are not run again.
 
     python -m benchmarks.study.pendulum --seeds 1 2 3 4 5
 
 States are 0.1 apart, and a net takes 1, 2 or 4 steps of its scheme from one to the next: 4 from the start (fixed), 1, 2
-and then 4 for a third of the iterations each (refined), or a number that is drawn (random). One JSON file a cell, in
+and then 4 for a third of the iterations each (refined), or a number that is drawn (random). Each cell is a JSON file in
 ``benchmarks/results/study/pendulum/``.
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.common.options import Parser, checked
 from benchmarks.common.rows import RESULTS
-from benchmarks.study.run import where
+from benchmarks.study.run import provenance
 from contnet_fast.analysis.integrators import SCHEDULES, study
 from contnet_fast.errors import check_count
 from contnet_fast.files import writable_folder, write_text
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if not path.is_file():
                     options = {"schedule": schedule, "levels": LEVELS, "iterations": args.iterations, "seed": seed}
                     result = study(scheme, 0.1, **options)
-                    write_text(path, json.dumps({**asdict(result), **options, "where": where()}, indent=1))
+                    write_text(path, json.dumps({**asdict(result), **options, "where": provenance()}, indent=1))
                     print(f"{path.stem}: {result.at_dt:.1e} at its own step, {result.growth:.1f} times as h -> 0")
     return 0
 

@@ -23,14 +23,14 @@ Record = dict[str, Any]
 
 
 def records(name: str) -> list[Record]:
-    """The finished cells of a study, by schedule, scheme and seed."""
+    """Return the finished cells of a study, sorted by schedule, scheme and seed."""
     files = (RESULTS / "study" / name).glob("*.json")
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     return sorted(found, key=lambda r: (SCHEDULES.index(r["schedule"]), SCHEMES.index(r["scheme"]), r["seed"]))
 
 
 def cells(found: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """The seeds of each (scheme, schedule)."""
+    """Group records by (scheme, schedule)."""
     grouped: dict[tuple[str, str], list[Record]] = {}
     for record in found:
         grouped.setdefault((record["scheme"], record["schedule"]), []).append(record)
@@ -42,26 +42,26 @@ def title(scheme: str, schedule: str) -> str:
 
 
 def studies(name: str) -> str:
-    """The text of a marked place; empty where nothing was run."""
+    """Return the text of a marked place; empty if nothing was run."""
     if name == "study pendulum":
         return pendulum()
     _, study, what, *other = name.split()
     found = records(study)
     if what == "less":
-        return less(study, other[0])
+        return difference(study, other[0])
     if what == "accuracies":
-        return f"{where(found)}\n\n{accuracies(found)}" if found else ""
+        return f"{description(found)}\n\n{accuracies(found)}" if found else ""
     return effects(found, what)
 
 
-def where(found: Sequence[Record]) -> str:
-    """Images, seeds, machine, versions and commits in words."""
+def description(found: Sequence[Record]) -> str:
+    """Return images, seeds, machine, versions and commits in words."""
     train, valid, test = found[0]["images"]
-    return f"{train:,} training, {valid:,} validation and {test:,} test images; {run_at(found)}"
+    return f"{train:,} training, {valid:,} validation and {test:,} test images; {provenance(found)}"
 
 
-def run_at(found: Sequence[Record]) -> str:
-    """Seeds, machine, versions and commits in words."""
+def provenance(found: Sequence[Record]) -> str:
+    """Return seeds, machine, versions and commits in words."""
     places = [r["where"] for r in found]
     seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in found}))
     commits = ", ".join(sorted({str(place["commit"])[:8] for place in places}))
@@ -71,7 +71,7 @@ def run_at(found: Sequence[Record]) -> str:
 
 
 def accuracies(found: Sequence[Record]) -> str:
-    """Mean and deviation of test accuracy by cell, with the scheme of training."""
+    """Return a table of mean and deviation of test accuracy by cell, evaluated with the scheme of training."""
     first = found[0]
     head = ["trained", *(f"N = {n}" for n in first["steps"]), *(f"K = {k}" for k in first["projected"]), "variation"]
     body = []
@@ -84,7 +84,7 @@ def accuracies(found: Sequence[Record]) -> str:
 
 
 def effects(found: Sequence[Record], schedule: str) -> str:
-    """What a schedule and the scheme do to each outcome, and the findings as a quotation."""
+    """Return a table of the effects of a schedule and the scheme on each outcome, and the findings as a quotation."""
     cells = {(r["scheme"], r["schedule"], r["seed"]) for r in found}
     pairs = ("fixed", schedule)
     whole = [s for s in {s for *_, s in cells} if all((a, b, s) in cells for a in SCHEMES for b in pairs)]
@@ -101,8 +101,8 @@ def effects(found: Sequence[Record], schedule: str) -> str:
     return f"{table(head, body)}\n\n{quotation}"
 
 
-def less(name: str, other: str) -> str:
-    """Each outcome of one study less that of another, cell by cell and seed by seed."""
+def difference(name: str, other: str) -> str:
+    """Return a table of the outcomes of one study minus those of another, by cell, paired by seed."""
     first, second = ({(r["scheme"], r["schedule"], r["seed"]): outcomes(r) for r in records(s)} for s in (name, other))
     pairs: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
     for key in first:
@@ -117,7 +117,7 @@ def less(name: str, other: str) -> str:
 
 
 def pendulum() -> str:
-    """Errors of the nets of the pendulum study: geometric means over seeds, with the least and the largest."""
+    """Return a table of the errors of the pendulum study: geometric means over seeds, with least and largest."""
     groups: dict[tuple[str, str], list[Record]] = {}
     files = sorted((RESULTS / "study/pendulum").glob("*.json"))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
@@ -131,12 +131,12 @@ def pendulum() -> str:
             cell = groups.get((scheme, schedule), [])
             if cell:
                 errors = [dict(zip(r["steps"], r["errors"], strict=True)) for r in cell]
-                own = [row[r["dt"]] for row, r in zip(errors, cell, strict=True)]
+                trained = [row[r["dt"]] for row, r in zip(errors, cell, strict=True)]
                 last = [row[min(row)] for row in errors]
-                growth = [b / a for a, b in zip(own, last, strict=True)]
-                body.append((f"{TITLES[scheme]}, {schedule}", *map(geometric, (own, last, growth))))
+                growth = [b / a for a, b in zip(trained, last, strict=True)]
+                body.append((f"{TITLES[scheme]}, {schedule}", *map(geometric, (trained, last, growth))))
     head = ("trained", "at its own step", "as h -> 0", "growth")
-    return f"{run_at(found)[0].upper()}{run_at(found)[1:]}\n\n{table(head, body)}"
+    return f"{provenance(found)[0].upper()}{provenance(found)[1:]}\n\n{table(head, body)}"
 
 
 def geometric(values: Sequence[float]) -> str:
@@ -158,14 +158,14 @@ def table(head: Iterable[object], body: Iterable[Iterable[object]]) -> str:
 
 
 def draw_panels(name: str, path: Path) -> None:
-    """The panels of a study, fixed and refined: scheme by columns, schedule by rows, the mean over seeds."""
+    """Draw the panels of a study, fixed and refined: columns of schemes, rows of schedules, means over seeds."""
     from contnet_fast.analysis import plots
 
     found = cells(records(name))
     if found:
         panels = [
-            (f"trained inside {title(scheme, schedule)}", averaged(of_cell))
-            for (scheme, schedule), of_cell in found.items()
+            (f"trained inside {title(scheme, schedule)}", averaged(cell))
+            for (scheme, schedule), cell in found.items()
             if schedule in ("fixed", "refined")
         ]
         plots.crossed_panels(path, panels)

@@ -1,9 +1,9 @@
-"""Train the cells of a crossed study: scheme x schedule x seeds; what is finished is not run again.
+"""Train the cells of a crossed study, scheme x schedule x seeds; finished cells are not trained again.
 
     python -m benchmarks.study.run digits --seeds 1 2 3 4 5
     python -m benchmarks.study.run cifar10 --data-path CIFAR --schedules fixed refined random --seeds 1 2 3
 
-One JSON file a cell, in ``benchmarks/results/study/<name>/``; the runs are in ``runs/`` below it, which git ignores.
+Each cell is a JSON file in ``benchmarks/results/study/<name>/``; the runs are in ``runs/`` below it, which git ignores.
 An interrupted command goes on when it is given again. ``benchmarks.report.run`` makes the tables of the docs.
 """
 
@@ -24,8 +24,8 @@ from contnet_fast.study import DESIGNS, SCHEDULES, SCHEMES, cells, run_cell, stu
 from contnet_fast.training.progress import ConsoleReporter
 
 
-def where() -> dict[str, Any]:
-    """Date, machine, commit and versions of a cell."""
+def provenance() -> dict[str, Any]:
+    """Return date, machine, commit and versions, for a cell's record."""
     head = header({})["header"]
     return {name: head[name] for name in ("date", "device", "commit", "dirty", "threads", "torch")}
 
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = study_data(design, args.data_path)
         for cell in cells(args.seeds, schemes=args.schemes, schedules=args.schedules):
             with ConsoleReporter(Console(highlight=False, soft_wrap=True)) as reporter:
-                record = run_cell(design, cell, data, out, reporter=reporter, notes={"where": where()})
-            own = record["accuracy"][cell.scheme]
-            print(f"{cell.name}: " + ", ".join(f"N = {n}: {100 * a:.1f}" for n, a in own.items()), flush=True)
+                record = run_cell(design, cell, data, out, reporter=reporter, notes={"where": provenance()})
+            accuracies = record["accuracy"][cell.scheme]
+            print(f"{cell.name}: " + ", ".join(f"N = {n}: {100 * a:.1f}" for n, a in accuracies.items()), flush=True)
     except ValueError as error:
         p.exit(2, f"{p.prog}: error: {error}\n")
     return 0

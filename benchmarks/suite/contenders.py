@@ -1,6 +1,6 @@
-"""Who runs a case: this package, and plain PyTorch, torch.compile and torchdiffeq as well as they can be used.
+"""The contenders of a case: this package, eager PyTorch, torch.compile and torchdiffeq, each used as well as it can be.
 
-Every contender of a case holds the same weights and inputs, made anew from the same seeds.
+All of them have the same weights and inputs, each drawn anew from the same seeds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import nn
 from benchmarks.common.compiled import in_steps
 from benchmarks.common.contender import Contender, Task
 from benchmarks.common.formats import DTYPES, FORMATS
-from benchmarks.suite.cases import Case
-from benchmarks.suite.tasks import WithLoss, make_model, make_task, to_format
+from benchmarks.suite.cases import BlockCase
+from benchmarks.suite.tasks import WithLoss, convert_format, make_model, make_task
 from contnet_fast.fields.conv import reference as conv
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock
@@ -28,7 +28,7 @@ TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "rk4": "rk4", "rk4_clas
 
 
 class Odeint(nn.Module):
-    """The block's field through torchdiffeq's fixed grid. The cell of each stage is a host table, as in the block."""
+    """The block's field, integrated by torchdiffeq on a fixed grid; a host table has the weights of each stage."""
 
     def __init__(self, block: ContinuousBlock) -> None:
         super().__init__()
@@ -54,10 +54,11 @@ class Odeint(nn.Module):
 
 
 class PublishedLoop(nn.Module):
-    """The block as the code of arXiv 2008.02389 runs it: torchdiffeq over linspace(0, 1, N + 1), all states kept.
+    """The block as the code of arXiv 2008.02389 runs it: torchdiffeq over linspace(0, 1, N + 1) with all states kept.
 
-    Depth is a float32 tensor on the device, and every convolution and norm of every stage reads it to the host to find
-    its cell, int(t K): four device reads a stage. The last stage of RK4 so reads the next cell (edge "reference_fp32").
+    Depth is a float32 tensor on the device. Each convolution and norm of each stage copies it to the host to find its
+    interval of the basis, int(t K), which is four device reads a stage; rounding gives the last stage of RK4 the next
+    interval (edge "reference_fp32").
     """
 
     def __init__(self, block: ContinuousBlock) -> None:
@@ -92,9 +93,9 @@ class PublishedLoop(nn.Module):
 
 
 def ours(
-    case: Case, request: str, checkpoint: str = "none", memory_format: str = "nchw", *, device: str = "cpu"
+    case: BlockCase, request: str, checkpoint: str = "none", memory_format: str = "nchw", *, device: str = "cpu"
 ) -> Contender:
-    """This package on the backend that was asked for."""
+    """Return this package on the requested backend."""
     model = make_model(case, backend=request, checkpoint=checkpoint, device=device)
     name = f"ours checkpoint={checkpoint}" if case.training else "ours"
     name += "" if memory_format == "nchw" else f" {memory_format}"
@@ -103,8 +104,8 @@ def ours(
 
 
 @dataclass
-class Graph:
-    """A task as one CUDA graph; a step of the optimiser and what sets gradients to ``None`` are left out of it."""
+class CapturedTask:
+    """A task captured as one CUDA graph, without the optimiser's step and without clearing gradients."""
 
     task: Task
     graph: Any
@@ -117,7 +118,7 @@ class Graph:
 
 
 def graphed(contender: Contender) -> Contender:
-    """The contender replayed as a CUDA graph; for another instance than the one that is timed as called."""
+    """Return the contender as a CUDA graph; pass another instance than the one that is timed as it is called."""
     stream, run = torch.cuda.Stream(), getattr(contender.call, "backward", contender.call)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -127,17 +128,17 @@ def graphed(contender: Contender) -> Contender:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return replace(contender, name=f"{contender.name} graph", call=Graph(contender.call, graph))
+    return replace(contender, name=f"{contender.name} graph", call=CapturedTask(contender.call, graph))
 
 
-def eager(case: Case, memory_format: str, *, device: str = "cpu") -> Contender:
+def eager(case: BlockCase, memory_format: str, *, device: str = "cpu") -> Contender:
     model = make_model(case, backend="reference:none", device=device)
     task = make_task(case, model, memory_format=memory_format)
     return Contender(f"eager {memory_format}", "eager", task, case.cost().flops, scheme=case.scheme)
 
 
-def compiled(case: Case, memory_format: str, mode: str = "default", *, device: str = "cpu") -> Contender:
-    """torch.compile of the whole block, or of the whole network with its loss, as one graph."""
+def compiled(case: BlockCase, memory_format: str, mode: str = "default", *, device: str = "cpu") -> Contender:
+    """Return the whole block, or the whole network with its loss, compiled as one graph."""
     owner = make_model(case, backend="reference:none", device=device)
     whole = WithLoss(owner) if case.part == "net" else owner
     run = torch.compile(whole, fullgraph=True, dynamic=False, mode=mode)
@@ -146,11 +147,11 @@ def compiled(case: Case, memory_format: str, mode: str = "default", *, device: s
     return Contender(name, "compile", task, case.cost().flops, scheme=case.scheme)
 
 
-def compiled_steps(case: Case, memory_format: str, *, device: str = "cpu") -> Contender:
-    """A network with stem, stitches and single steps of its blocks compiled: where one graph takes too long."""
+def compiled_steps(case: BlockCase, memory_format: str, *, device: str = "cpu") -> Contender:
+    """Return a network compiled in parts, for those whose one graph takes too long to compile."""
     owner = make_model(case, backend="reference:none", device=device)
     assert isinstance(owner, ContinuousNet)
-    to_format(owner, memory_format)
+    convert_format(owner, memory_format)
     forward = in_steps(owner)
 
     def run(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,8 +163,8 @@ def compiled_steps(case: Case, memory_format: str, *, device: str = "cpu") -> Co
     return Contender(f"compile steps {memory_format}", "compile", task, case.cost().flops, note, case.scheme)
 
 
-def through_torchdiffeq(case: Case, *, published: bool, device: str = "cpu") -> Contender:
-    """torchdiffeq with a host table of cells, or as the published code loops."""
+def torchdiffeq_contender(case: BlockCase, *, published: bool, device: str = "cpu") -> Contender:
+    """Return the block integrated by torchdiffeq, or by the loop of the published code."""
     method = TORCHDIFFEQ[case.scheme]
     edge = "reference_fp32" if published else "left"
     owner = make_model(case, backend="reference:none", scheme=method, edge=edge, device=device)
@@ -177,8 +178,8 @@ def through_torchdiffeq(case: Case, *, published: bool, device: str = "cpu") -> 
     return Contender(name, name, task, case.cost().flops, "; ".join(notes), method, edge)
 
 
-def baselines(case: Case, without: tuple[str, ...] = (), *, device: str = "cpu") -> list[Contender]:
-    """Everything that is not ours, with what keeps all activations: the fastest backward of plain PyTorch."""
+def baselines(case: BlockCase, without: tuple[str, ...] = (), *, device: str = "cpu") -> list[Contender]:
+    """Return everything that is not ours; all keep every activation, which is the fastest backward of plain PyTorch."""
     found = [eager(case, f, device=device) for f in FORMATS] if "eager" not in without else []
     if "compile" not in without:
         for mode in COMPILE_MODES[device]:
@@ -191,5 +192,5 @@ def baselines(case: Case, without: tuple[str, ...] = (), *, device: str = "cpu")
     # the published code's states are float32, and so is its depth
     for kind in ("torchdiffeq", "published loop"):
         if kind not in without and (kind == "torchdiffeq" or DTYPES[case.dtype] == torch.float32):
-            found.append(through_torchdiffeq(case, published=kind == "published loop", device=device))
+            found.append(torchdiffeq_contender(case, published=kind == "published loop", device=device))
     return found

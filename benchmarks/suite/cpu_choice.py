@@ -1,14 +1,13 @@
-"""Where `auto` should take the cpu backend: blocks of many sizes against the reference, one JSON line each.
+"""Measure where ``auto`` should take the cpu backend: blocks of many sizes beside the reference, a JSON line for each.
 
     python -m benchmarks.suite.cpu_choice >> benchmarks/results/choice-cpu.jsonl
 
-``--isa avx2`` measures both sides as on a CPU without wider vectors: run it with ATEN_CPU_CAPABILITY=avx2 and
-ONEDNN_MAX_CPU_ISA=AVX2 (for portable: default and SSE41).
+``--isa avx2`` measures the cpu backend as on a CPU without wider vectors; set ATEN_CPU_CAPABILITY=avx2 and
+ONEDNN_MAX_CPU_ISA=AVX2 for PyTorch to do the same (with ``--isa portable``: default and SSE41).
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -21,16 +20,12 @@ from typing import Any
 import torch
 
 import contnet_fast as cf
+from benchmarks.common.formats import DTYPES
+from benchmarks.common.options import Parser
 from benchmarks.common.rows import header
 from contnet_fast.backends import cpu
 from contnet_fast.nn import ContinuousBlock, ConvField
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 SHAPES = [  # channels, side, batch
     *((1, 8, 4), (3, 32, 8), (8, 32, 8), (16, 1, 64), (16, 32, 1), (16, 32, 32), (24, 16, 8), (40, 16, 8)),
     *itertools.product((64, 96, 128, 192, 256, 384), (2, 4, 8, 16), (1, 8, 32)),
@@ -40,21 +35,21 @@ FEWER = [shape for shape in SHAPES if shape[0] not in (96, 192, 384) and shape[2
 
 
 def medians(calls: Sequence[Callable[[], None]], seconds: float) -> list[float]:
-    """Of calls that take turns."""
+    """Return the median time of each call; the calls take turns."""
     for call in calls:
         call(), call()
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 200):
-        for call, own in zip(calls, times, strict=True):
+        for call, seconds_of_call in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in times]
+            seconds_of_call.append(time.perf_counter() - start)
+    return [statistics.median(seconds_of_call) for seconds_of_call in times]
 
 
 def measure(channels: int, side: int, batch: int, dtype: str, training: bool, seconds: float) -> dict[str, Any]:
-    """Times of one block of two Euler steps; the reference in both formats, of which a user has one."""
+    """Return the times of one block of two Euler steps, of the reference in both memory layouts."""
     torch.manual_seed(0)
     field = ConvField(channels, n_basis=2).to(DTYPES[dtype])
     x = torch.randn(batch, channels, side, side, dtype=DTYPES[dtype])
@@ -62,14 +57,14 @@ def measure(channels: int, side: int, batch: int, dtype: str, training: bool, se
 
     def call(backend: str, memory_format: torch.memory_format) -> Callable[[], None]:
         block = ContinuousBlock(field, scheme="euler", n_steps=2, checkpoint="none", backend=backend).train(training)
-        own = x.clone(memory_format=memory_format).requires_grad_(training)
+        inputs = x.clone(memory_format=memory_format).requires_grad_(training)
 
         def run() -> None:
             with torch.set_grad_enabled(training):
-                y = block(own)
+                y = block(inputs)
             if training:
                 y.backward(direction)
-                own.grad = None
+                inputs.grad = None
                 block.zero_grad()
 
         return run
@@ -84,7 +79,7 @@ def measure(channels: int, side: int, batch: int, dtype: str, training: bool, se
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("python -m benchmarks.suite.cpu_choice", __doc__)
     parser.add_argument("--isa", choices=cpu._extension.instruction_sets() if cpu._extension else ["none"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=0.3, help="of each size")

@@ -1,12 +1,12 @@
-"""No row without a check: this package against the reference in float64, by the errors of eager PyTorch.
+"""Check this package against the reference in float64 before a row is written; eager PyTorch's errors set the limits.
 
-Outputs: largest error <= 2x that of eager in the same precision + 1 ulp at the largest value. Gradients: relative L2
-error <= 2x that of eager + ``SLACK`` of their dtype. A relu whose argument rounds across zero changes gradients by
-chance, and by up to some 1e-3 in float32: in a large batch it happens to everyone. So gradients are held to that rule
-on small batches, by the best of several inputs (a wrong gradient is wrong in all), and to 1e-2 more on the batch that
-is timed. In a network it happens in every batch: there the small batch is held to the rule in float64, which leaves no
-room for chance, where ours serves it. Eager is contiguous here: statistics of batch norm in channels_last are less
-accurate.
+Outputs: the largest error is at most 2x that of eager PyTorch in the same precision, plus 1 ulp at the largest value.
+Gradients: the relative L2 error is at most 2x that of eager PyTorch, plus ``SLACK`` of their dtype. A relu whose
+argument rounds across zero changes gradients by chance, by up to about 1e-3 in float32, and some relu of a large batch
+always does. So gradients are held to this rule on small batches, by the best of several inputs (a wrong gradient is
+wrong in all), and to 1e-2 more on the batch that is timed. In a network it happens in small batches too: there the
+small batch is checked in float64, which leaves no room for chance, where ours supports it. Eager PyTorch is contiguous
+here, because its batch statistics in channels_last are less accurate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.common.gate import (
     errors,
     judge,
 )
-from benchmarks.suite.cases import Case
+from benchmarks.suite.cases import BlockCase
 from benchmarks.suite.tasks import make_model, make_task
 from contnet_fast.testing import ulp
 
@@ -39,15 +39,15 @@ SEEDS = (1, 2, 3, 4, 5)  # of the small batches; the first is the seed of the in
 
 
 def check_ours(
-    case: Case, contenders: Sequence[Contender], *, device: str = "cpu", seeds: Sequence[int] = SEEDS
+    case: BlockCase, contenders: Sequence[Contender], *, device: str = "cpu", seeds: Sequence[int] = SEEDS
 ) -> dict[str, dict[str, float]]:
-    """Check each contender's model and return, for each, the errors beside what was allowed.
+    """Check each contender's model and return its errors beside what was allowed.
 
     Args:
-        seeds: of the small batches.
+        seeds: seeds of the small batches.
 
     Raises:
-        GateError: naming the tensors that are off.
+        GateError: tensors are off; the message names them.
     """
     exact = make_model(case, backend="reference:none", checkpoint="step", dtype=torch.float64, device=device)
     models = {"eager": make_model(case, backend="reference:none", device=device)}
@@ -58,8 +58,8 @@ def check_ours(
         _check_in_float64(few, exact, contenders)
     strict = CHANCE if case.part == "net" else SLACK[DTYPES[case.dtype]]
     batches = [("small", few, seeds, strict), ("timed", case, seeds[:1], max(CHANCE, strict))]
-    for label, one, own_seeds, slack in batches[: 1 if few == case else 2]:
-        found, largest = _worst(one, exact, models, own_seeds)
+    for label, one, batch_seeds, slack in batches[: 1 if few == case else 2]:
+        found, largest = _worst(one, exact, models, batch_seeds)
         least = ulp(largest, DTYPES[case.dtype]) if case.dtype != "float64" else FLOAT64_TOLERANCE * largest
         allowed = {n: 2.0 * e + (least if n == "y" else slack) for n, e in found["eager"].items()}
         for name in report:
@@ -68,7 +68,7 @@ def check_ours(
     return report
 
 
-def _check_in_float64(case: Case, exact: nn.Module, contenders: Sequence[Contender]) -> None:
+def _check_in_float64(case: BlockCase, exact: nn.Module, contenders: Sequence[Contender]) -> None:
     expected = make_task(case, exact, dtype=torch.float64).results()
     for contender in contenders:
         if contender.model is None:
@@ -78,8 +78,8 @@ def _check_in_float64(case: Case, exact: nn.Module, contenders: Sequence[Contend
         judge(f"{case.name}: {contender.name} (float64)", found, dict.fromkeys(found, FLOAT64_TOLERANCE))
 
 
-def check_baseline(case: Case, contender: Contender, *, device: str = "cpu") -> None:
-    """A baseline must compute the same thing: its output as the eager block's, in parts of the largest value."""
+def check_baseline(case: BlockCase, contender: Contender, *, device: str = "cpu") -> None:
+    """Check a baseline's output against the eager block's, relative to the largest value."""
     made = {"scheme": contender.scheme, "edge": contender.edge, "device": device}
     expected = make_task(case, make_model(case, backend="reference:none", **made)).results()["y"]  # type: ignore[arg-type]
     got = contender.call.results()["y"]
@@ -89,9 +89,9 @@ def check_baseline(case: Case, contender: Contender, *, device: str = "cpu") -> 
 
 
 def _worst(
-    case: Case, exact_model: nn.Module, models: dict[str, nn.Module], seeds: Sequence[int]
+    case: BlockCase, exact_model: nn.Module, models: dict[str, nn.Module], seeds: Sequence[int]
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """For each model the largest error of "y" and the least of each gradient over the seeds; and the largest "y"."""
+    """Return each model's largest error of "y" and least error of each gradient over the seeds, and the largest "y"."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
     largest = 0.0
     for seed in seeds:
@@ -108,7 +108,7 @@ def _worst(
 
 
 def _report(label: str, found: dict[str, float], allowed: dict[str, float]) -> dict[str, float]:
-    """The output, and the gradient that is nearest to its limit."""
+    """Return the error of the output, and of the gradient that is nearest to its limit."""
     report = {f"{label}_y_error": found["y"], f"{label}_y_allowed": allowed["y"]}
     if nearest := max((n for n in found if n != "y"), key=lambda n: found[n] / allowed[n], default=None):
         report |= {f"{label}_gradient_error": found[nearest], f"{label}_gradient_allowed": allowed[nearest]}

@@ -1,4 +1,4 @@
-"""Stage combinations, and solves made of nothing else: this package, PyTorch's chain of additions, a plain copy."""
+"""Stage combinations, and solves that consist of them: this package, PyTorch's chain of additions, and a copy."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import contnet_fast as cf
 from benchmarks.common.contender import Contender
 from benchmarks.common.formats import DTYPES
 from benchmarks.common.gate import GateError
-from benchmarks.suite.cases import Combination, Solve
+from benchmarks.suite.cases import CombineCase, SolveCase
 from contnet_fast.testing import judge
 
 RTOL, ATOL, STEPS = 1e-3, 1e-6, 4
 
 
 @dataclass
-class Call:
-    """A call whose tensors have names."""
+class CombineTask:
+    """A call whose result is named "y", and a second one "second"."""
 
     run: Callable[[], Any]
 
@@ -34,10 +34,10 @@ class Call:
 
 
 def op_contenders(
-    case: Combination | Solve, backend: str, device: str, wider: torch.dtype | None = None
+    case: CombineCase | SolveCase, backend: str, device: str, wider: torch.dtype | None = None
 ) -> list[Contender]:
-    """Ours and the others; ``wider``: the same numbers in another dtype."""
-    make: Any = _combination if isinstance(case, Combination) else _solve
+    """Return ours and its baselines; with ``wider`` on the same numbers in that dtype."""
+    make: Any = _combination if isinstance(case, CombineCase) else _solve
     random = torch.Generator().manual_seed(0)
 
     def draw() -> torch.Tensor:
@@ -46,8 +46,8 @@ def op_contenders(
     return make(case, backend, draw)
 
 
-def _combination(case: Combination, backend: str, draw: Callable[[], torch.Tensor]) -> list[Contender]:
-    """``rk_combine`` or ``rk_combine_error``; ``moved`` is what each moves if nothing is read twice."""
+def _combination(case: CombineCase, backend: str, draw: Callable[[], torch.Tensor]) -> list[Contender]:
+    """Return ``rk_combine`` or ``rk_combine_error`` and baselines; their entry "moved" is the least bytes they move."""
     y, *ks = (draw() for _ in range(case.terms + 1))
     weights = [0.1 * (j + 1) for j in range(case.terms)]
     errors = [0.01 * (-1) ** j for j in range(case.terms)]
@@ -69,17 +69,17 @@ def _combination(case: Combination, backend: str, draw: Callable[[], torch.Tenso
         return total, ratio.square().mean().sqrt()
 
     found = [
-        Contender("ours", "ours", Call(op(backend)), 0.0),
-        Contender("eager", "eager", Call(chain), 0.0, "a chain of torch.add"),
-        Contender("copy", "copy", Call(lambda: out.copy_(y)), 0.0, "reads and writes the state once"),
+        Contender("ours", "ours", CombineTask(op(backend)), 0.0),
+        Contender("eager", "eager", CombineTask(chain), 0.0, "a chain of torch.add"),
+        Contender("copy", "copy", CombineTask(lambda: out.copy_(y)), 0.0, "reads and writes the state once"),
     ]
     for one in found:
         one.extra["moved"] = 2.0 * size if one.kind == "copy" else case.cost().bytes
     return found
 
 
-def _solve(case: Solve, backend: str, draw: Callable[[], torch.Tensor]) -> list[Contender]:
-    """``rk_solve`` of dy/dt = -y at level accumulate, and plain PyTorch."""
+def _solve(case: SolveCase, backend: str, draw: Callable[[], torch.Tensor]) -> list[Contender]:
+    """Return ``rk_solve`` of dy/dt = -y at level accumulate, and plain PyTorch."""
     y = draw().requires_grad_(case.backward)
     given: dict[str, Any] = {"scheme": case.scheme, "n_steps": STEPS, "compensated": case.compensated}
 
@@ -93,16 +93,16 @@ def _solve(case: Solve, backend: str, draw: Callable[[], torch.Tensor]) -> list[
 
     level = "" if backend == "auto" or ":" in backend else ":accumulate"
     return [
-        Contender("ours", "ours", Call(run(f"{backend}{level}")), 0.0),
-        Contender("eager", "eager", Call(run("reference:none")), 0.0),
+        Contender("ours", "ours", CombineTask(run(f"{backend}{level}")), 0.0),
+        Contender("eager", "eager", CombineTask(run("reference:none")), 0.0),
     ]
 
 
-def check_op(case: Combination | Solve, contenders: list[Contender], device: str) -> dict[str, float]:
-    """Ours beside the chain in float64, by the project's error rule; the worst of its tensors.
+def check_op(case: CombineCase | SolveCase, contenders: list[Contender], device: str) -> dict[str, float]:
+    """Check ours against the chain in float64 by the project's error rule, and return the worst tensor's error.
 
     Raises:
-        GateError: naming what is off.
+        GateError: a tensor is off; the message names it.
     """
     ours, eager = (next(c for c in contenders if c.kind == kind).call.results() for kind in ("ours", "eager"))
     truth = op_contenders(case, "reference", device, torch.float64)[1].call.results()

@@ -1,4 +1,4 @@
-"""What each part of the benchmark measures: one function from a case to the row that is written."""
+"""Measure a case: for each part of the suite a function that returns the row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.common.timing import (
     time_budget,
     wait_until_idle,
 )
-from benchmarks.suite.cases import BATCHES, CHANNELS, STEPS, AnyCase, Case, Combination, Solve
+from benchmarks.suite.cases import BATCHES, CHANNELS, STEPS, BlockCase, CombineCase, SolveCase, SuiteCase
 from benchmarks.suite.contenders import KINDS, RECORDED_CALLS, baselines, compiled, eager, graphed, ours
 from benchmarks.suite.gate import SEEDS, check_baseline, check_ours
 from benchmarks.suite.ops import check_op, op_contenders
@@ -36,12 +36,16 @@ Row = dict[str, Any]
 
 @dataclass
 class Context:
-    """The choices of a run, and where it reports: ``log`` prints a line, ``advance`` a fraction of the case.
+    """Settings of a run, and where it reports.
 
     Attributes:
-        backend: ours. rates: of this device, for floors; ``None`` where they are not known.
-        seeds: of the inputs that the gate takes.
-        left_out: of the case in progress, for lack of time or memory.
+        backend: the backend of ours.
+        log: prints a line.
+        advance: called with fractions of the case that are done.
+        rates: rates of this device, for floors; ``None`` where they are not known.
+        without: kinds of baselines that are not timed.
+        seeds: seeds of the inputs that the gate draws.
+        left_out: contenders of the case in progress that are left out for lack of time or memory.
     """
 
     effort: Effort
@@ -57,12 +61,17 @@ class Context:
     left_out: list[str] = field(default_factory=list)
 
 
-def measure(case: AnyCase, context: Context) -> Row:
-    """The row of a case; raises ``GateError`` or ``WrongBackendError`` if what it would say is not true."""
+def measure(case: SuiteCase, context: Context) -> Row:
+    """Return the row of a case.
+
+    Raises:
+        GateError: a contender computes something else.
+        WrongBackendError: another backend or level ran than the one that was requested.
+    """
     torch.compiler.reset()
     context.left_out.clear()
     torch.set_num_threads(context.threads)
-    if isinstance(case, Case):
+    if isinstance(case, BlockCase):
         kinds = {"memory": _memory, "threads": _threads, "steps": _steps, "batch": _batches, "channels": _channels}
         row = kinds.get(case.sweep or case.part, _compare)(case, context)
     else:
@@ -70,8 +79,8 @@ def measure(case: AnyCase, context: Context) -> Row:
     return row | ({"left_out": list(context.left_out)} if context.left_out else {})
 
 
-def _compare(case: Case, context: Context) -> Row:
-    """Eval, train and net: ours against everything else."""
+def _compare(case: BlockCase, context: Context) -> Row:
+    """Return the row of the parts eval, train and net: ours beside all baselines."""
     policies = ("none", "step") if case.training else ("none",)
     # a network's stem and stitches are PyTorch's, which has a format that it prefers; so have kernels on a GPU
     formats = ("nchw",) if context.device == "cpu" else ("channels_last",)
@@ -89,8 +98,8 @@ def _compare(case: Case, context: Context) -> Row:
     return row
 
 
-def _graphs(case: Case, policies: Sequence[str], context: Context) -> list[Contender]:
-    """Ours as CUDA graphs; what cannot be captured is left out by name."""
+def _graphs(case: BlockCase, policies: Sequence[str], context: Context) -> list[Contender]:
+    """Return ours as CUDA graphs; what cannot be captured is left out, and named in the row."""
     found = []
     for policy in policies:
         one = ours(case, context.backend, policy, "channels_last", device="cuda")
@@ -102,21 +111,21 @@ def _graphs(case: Case, policies: Sequence[str], context: Context) -> list[Conte
     return found
 
 
-def _op(case: Combination | Solve, context: Context) -> Row:
-    """A stage combination or a solve that is made of them: ours against PyTorch's chain."""
+def _op(case: CombineCase | SolveCase, context: Context) -> Row:
+    """Return the row of a stage combination, or of a solve that consists of them."""
     everyone = op_contenders(case, context.backend, context.device)
     gate = check_op(case, everyone, context.device)
     everyone = [one for one in everyone if one.kind not in context.without]
     row = _row(case) | {"ran": check_run(case.name, everyone[0], context.backend), "gate": gate}
     row |= _timed(case, everyone, context)
-    if isinstance(case, Combination):
+    if isinstance(case, CombineCase):
         for entry in row["contenders"].values():
             entry["gb_per_s"] = round(entry.pop("moved") / entry["ms"] / 1e6, 2)
     return row
 
 
-def _threads(case: Case, context: Context) -> Row:
-    """Ours and eager with one thread and with all."""
+def _threads(case: BlockCase, context: Context) -> Row:
+    """Return the row of ours and eager PyTorch with one thread and with all."""
     mine, others, gemm = [], [], []
     counts = sorted({1, context.threads})
     checked = _checked(case, [ours(case, context.backend)], context)
@@ -134,8 +143,8 @@ def _threads(case: Case, context: Context) -> Row:
     return row
 
 
-def _steps(case: Case, context: Context) -> Row:
-    """Ours with N = K steps, and the line a + b N: a is what a call costs besides its steps."""
+def _steps(case: BlockCase, context: Context) -> Row:
+    """Return the row of ours for several N = K, with a fitted line a + b N: a is the cost of a call without steps."""
     row, mine = _sweep([(f"N={n}", replace(case, n_steps=n)) for n in STEPS], context)
     medians = [row["contenders"][me.name]["ms"] for me in mine]
     b, a = np.polyfit(STEPS, medians, 1)
@@ -143,16 +152,16 @@ def _steps(case: Case, context: Context) -> Row:
     return row | {"fit": {"a_ms": round(float(a), 4), "b_ms": round(float(b), 4), "a_over_t8": round(float(share), 4)}}
 
 
-def _channels(case: Case, context: Context) -> Row:
-    """Ours and eager for each number of channels on maps of this side."""
+def _channels(case: BlockCase, context: Context) -> Row:
+    """Return the row of ours and eager PyTorch for several numbers of channels."""
     found = [(f"C={c}", replace(case, channels=c)) for c in CHANNELS if c <= case.channels]
     others = [_named(eager(one, f, device=context.device), f"eager {f} {label}") for label, one in found
               for f in FORMATS if "eager" not in context.without]  # fmt: skip
     return _sweep(found, context, others)[0]
 
 
-def _batches(case: Case, context: Context) -> Row:
-    """Ours and eager for each batch, and the latency of one image against the compiler too."""
+def _batches(case: BlockCase, context: Context) -> Row:
+    """Return the row of ours and eager PyTorch for several batches, with torch.compile for the batch of one image."""
     found = [(f"batch={batch}", replace(case, batch=batch)) for batch in BATCHES if batch <= case.batch]
     others = [_named(eager(one, f, device=context.device), f"eager {f} {label}") for label, one in found
               for f in FORMATS if "eager" not in context.without]  # fmt: skip
@@ -169,9 +178,9 @@ def _batches(case: Case, context: Context) -> Row:
 
 
 def _sweep(
-    cases: Sequence[tuple[str, Case]], context: Context, others: Sequence[Contender] = ()
+    cases: Sequence[tuple[str, BlockCase]], context: Context, others: Sequence[Contender] = ()
 ) -> tuple[Row, list[Contender]]:
-    """One row in which ours runs several cases; the last names it."""
+    """Return one row in which ours runs several cases, and its contenders; the last case gives the row its name."""
     mine: list[Contender] = []
     gate: Row = {}
     for label, one in cases:
@@ -184,8 +193,8 @@ def _sweep(
     return row, mine
 
 
-def _memory(case: Case, context: Context) -> Row:
-    """Bytes that wait for backward after the forward pass: ours under each policy against eager autograd."""
+def _memory(case: BlockCase, context: Context) -> Row:
+    """Return the row of the bytes that are kept for backward, by checkpoint policy, beside eager PyTorch."""
     mine = [ours(case, context.backend, policy) for policy in ("none", "step", "block")]
     row = _checked(case, mine, context)
     x = make_task(case, make_model(case, backend="reference:none")).x  # type: ignore[attr-defined]
@@ -200,16 +209,16 @@ def _memory(case: Case, context: Context) -> Row:
 
 
 def saved_bytes(model: Any, x: torch.Tensor) -> int:
-    """Distinct storages that autograd saves in the forward pass, besides those of ``x`` and the parameters.
+    """Return the bytes of the distinct storages that autograd saves in the forward pass, without inputs and parameters.
 
-    What non-reentrant checkpointing of PyTorch keeps in its closures is not seen here; :func:`allocated_bytes` is.
+    What PyTorch's non-reentrant checkpointing keeps in closures is not counted here but in :func:`allocated_bytes`.
     """
-    own = {p.untyped_storage().data_ptr() for p in (x, *model.parameters())}
+    excluded = {p.untyped_storage().data_ptr() for p in (x, *model.parameters())}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in excluded:
             saved[storage.data_ptr()] = storage
         return tensor
 
@@ -221,29 +230,29 @@ def saved_bytes(model: Any, x: torch.Tensor) -> int:
 
 
 def allocated_bytes(model: Any, x: torch.Tensor) -> int:
-    """What the allocator handed out in the forward pass and has not got back, besides the result itself."""
+    """Return the bytes that the forward pass allocates and does not free, without its result."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         y = model(x)
     events = profile.events() or ()
     return int(sum(event.self_cpu_memory_usage for event in events)) - y.untyped_storage().nbytes()
 
 
-def _row(case: AnyCase) -> Row:
+def _row(case: SuiteCase) -> Row:
     row = {"case": case.name, **{name: value for name, value in vars(case).items() if value != ""}}
-    basis = {"n_basis": case.n_steps} if isinstance(case, Case) else {}
+    basis = {"n_basis": case.n_steps} if isinstance(case, BlockCase) else {}
     return row | basis | {"threads": torch.get_num_threads()}
 
 
-def _checked(case: Case, mine: Sequence[Contender], context: Context) -> Row:
-    """The start of a row: the case, what ran, and the gate's report."""
+def _checked(case: BlockCase, mine: Sequence[Contender], context: Context) -> Row:
+    """Check ours, and return the start of a row: the case, what ran, and the gate's report."""
     # before check_run, which is a whole step of a network's training
     gate = check_ours(case, mine, device=context.device, seeds=context.seeds)
     ran = sorted({line for me in mine for line in check_run(case.name, me, context.backend)})
     return _row(case) | {"ran": ran, "gate": gate}
 
 
-def ready(case: Case, contenders: list[Contender], context: Context) -> list[Contender]:
-    """Compile what has to be compiled, drop what exceeds the budget, check the rest."""
+def ready(case: BlockCase, contenders: list[Contender], context: Context) -> list[Contender]:
+    """Compile what has to be compiled, drop what exceeds the budget, and check and return the rest."""
     ready = []
     for contender in contenders:
         if contender.kind == "compile":
@@ -265,9 +274,9 @@ def ready(case: Case, contenders: list[Contender], context: Context) -> list[Con
 
 
 def _timed(
-    case: AnyCase, contenders: Sequence[Contender], context: Context, gemm: list[Contender] | None = None
+    case: SuiteCase, contenders: Sequence[Contender], context: Context, gemm: list[Contender] | None = None
 ) -> Row:
-    """Times and rates of all contenders: beside the floor, and the best matrix product with as many threads."""
+    """Return times and rates of all contenders, beside the floor and the best matrix product with as many threads."""
     dtype = DTYPES[case.dtype]
     gemm = products(context.device, dtype) if gemm is None else gemm
     times = interleave([*contenders, *gemm], context.effort, context.advance, device=context.device)
@@ -306,13 +315,13 @@ def _numbers(t: Times) -> Row:
 
 
 def _paired(mine: Times, other: Times) -> list[float]:
-    """Median, and its 95 % interval, of the quotient of both times round by round."""
+    """Return the median, and its 95 % interval, of the quotient of both times round by round."""
     quotients = [a / b for a, b in zip(mine.samples, other.samples, strict=True)]
     return [round(value, 4) for value in (float(np.median(quotients)), *interval(quotients))]
 
 
 def _ratios(name: str, entries: dict[str, Row], others: Sequence[Contender]) -> dict[str, float]:
-    """Median of the fastest of each kind over ours: above 1, ours is faster."""
+    """Return, by kind, the median of its fastest contender over that of ours: above 1, ours is faster."""
     found = {}
     for kind in KINDS:
         medians = [entries[other.name]["ms"] for other in others if other.kind == kind]

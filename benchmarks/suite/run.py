@@ -5,9 +5,9 @@
     python -m benchmarks.suite.run --case 16@32/euler --part eval train --backend cpu:solve
 
 All contenders of a case take turns in one process. Rows are appended as JSON lines to benchmarks/results/suite-<device>
-below a header that says where they were measured; a row is written only if ours equals the reference and the backend
-that was asked for ran; otherwise the exit status is 1. benchmarks.report.compare judges two
-files, benchmarks.report.run draws them. The process starts itself again with a malloc that keeps freed memory.
+below a header that says where they were measured. A row is written only if ours equals the reference and the requested
+backend ran; otherwise the exit status is 1. benchmarks.report.compare judges two files, benchmarks.report.run draws
+them. The process restarts itself with a malloc that keeps freed memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.common.gate import GateError, WrongBackendError
 from benchmarks.common.options import Parser, checked
 from benchmarks.common.rows import append, device_rates, header, results_file, table
 from benchmarks.common.timing import QUICK, Effort, keep_memory
-from benchmarks.suite.cases import PARTS, AnyCase, quick, suite
+from benchmarks.suite.cases import PARTS, SuiteCase, quick, suite
 from benchmarks.suite.contenders import KINDS
 from benchmarks.suite.parts import Context, measure
 from contnet_fast.backends import check_backend
@@ -59,8 +59,8 @@ def parser() -> Parser:
     return p
 
 
-def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = None) -> int:
-    """Run the benchmark; ``cases`` replace the suite. Returns the exit status."""
+def main(argv: Sequence[str] | None = None, cases: Sequence[SuiteCase] | None = None) -> int:
+    """Run the benchmark, on ``cases`` if they are given, and return the exit status."""
     p = parser()
     args = p.parse_args(argv)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[AnyCase] | None = No
         torch.set_num_threads(before)
 
 
-def _run(args: argparse.Namespace, cases: Sequence[AnyCase]) -> int:
+def _run(args: argparse.Namespace, cases: Sequence[SuiteCase]) -> int:
     given = {"rounds": args.rounds, "seconds": args.seconds}
     effort = replace(QUICK if args.quick else Effort(), **{k: value for k, value in given.items() if value is not None})
     rates = device_rates(args.device)

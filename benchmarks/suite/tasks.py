@@ -1,4 +1,4 @@
-"""The work of a case: seeded models and inputs, one timed run, and the tensors that must be right."""
+"""The work of a case: its seeded model and inputs, and the call that is timed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 
 from benchmarks.common.contender import Task, gradients
 from benchmarks.common.formats import DTYPES, FORMATS
-from benchmarks.suite.cases import Case
+from benchmarks.suite.cases import BlockCase
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock, ConvField
 
 
 @dataclass
 class Forward:
-    """The block in evaluation without gradients."""
+    """The forward pass of a block in evaluation, without gradients."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     x: torch.Tensor
@@ -34,7 +34,7 @@ class Forward:
 
 @dataclass
 class ForwardBackward:
-    """Forward and backward of the block: gradients of x and of every parameter."""
+    """The forward and backward pass of a block, with the gradients of x and of every parameter."""
 
     run: Callable[[torch.Tensor], torch.Tensor]
     owner: nn.Module
@@ -55,7 +55,7 @@ class ForwardBackward:
 
 
 class TrainingStep:
-    """Forward, cross entropy, backward and a step of SGD with momentum."""
+    """A training step of a network: forward, cross entropy, backward and a step of SGD with momentum."""
 
     def __init__(self, run: Callable[..., Any], owner: nn.Module, x: torch.Tensor, target: torch.Tensor) -> None:
         self.run, self.owner, self.x, self.target = run, owner, x, target
@@ -76,7 +76,7 @@ class TrainingStep:
 
 
 class WithLoss(nn.Module):
-    """A network and its loss as one module, so that a compiler sees both."""
+    """A network and its loss as one module, which a compiler sees as a whole."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class WithLoss(nn.Module):
 
 @torch.no_grad()
 def perturb(model: nn.Module) -> None:
-    """Biases and norms away from zeros and ones, so that a check sees every one of them."""
+    """Draw biases and norms anew: a check would not see errors in those that are zero or one."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         leaf = name.rsplit(".", 1)[-1]
         if leaf.endswith("_var"):
@@ -101,7 +101,7 @@ def perturb(model: nn.Module) -> None:
 
 
 def make_model(
-    case: Case,
+    case: BlockCase,
     *,
     backend: str,
     checkpoint: str = "none",
@@ -110,7 +110,7 @@ def make_model(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> nn.Module:
-    """The block or network of a case, with its seeded weights: in ``dtype``, by default as the case has them."""
+    """Return the block or network of a case with its seeded weights, in ``dtype`` or by default in that of the case."""
     torch.manual_seed(0)
     graph: dict[str, Any] = {"scheme": scheme or case.scheme, "n_steps": case.n_steps, "backend": backend}
     model: nn.Module
@@ -126,18 +126,18 @@ def make_model(
     return model.train(case.statistics).to(device, dtype or parameters)
 
 
-def autocast_dtype(case: Case, device: str) -> torch.dtype | None:
-    """That of the field's products where parameters stay float32: 16-bit cases on a GPU."""
+def autocast_dtype(case: BlockCase, device: str) -> torch.dtype | None:
+    """Return the dtype of autocast, which 16-bit cases on a GPU use with float32 parameters, or ``None``."""
     dtype = DTYPES[case.dtype]
     return dtype if device == "cuda" and dtype.itemsize == 2 else None
 
 
-def to_format(model: nn.Module, memory_format: str) -> None:
+def convert_format(model: nn.Module, memory_format: str) -> None:
     model.to(memory_format=FORMATS[memory_format])  # type: ignore[call-overload]
 
 
 def make_task(
-    case: Case,
+    case: BlockCase,
     owner: nn.Module,
     run: Callable[..., Any] | None = None,
     *,
@@ -145,13 +145,15 @@ def make_task(
     dtype: torch.dtype | None = None,
     seed: int = 1,
 ) -> Task:
-    """What is timed for a case: ``run`` (default: the model itself) on the seeded input, with ``owner``'s weights.
+    """Return the call that is timed for a case.
 
     Args:
-        dtype: of the input and of everything, without autocast; by default as the case says.
+        owner: the module that holds the weights.
+        run: what is called on the seeded input; default: ``owner`` itself.
+        dtype: dtype of the input, without autocast; default: that of the case, with autocast where it has it.
     """
     layout, random = FORMATS[memory_format], torch.Generator().manual_seed(seed)
-    to_format(owner, memory_format)
+    convert_format(owner, memory_format)
     device = next(owner.parameters()).device
     compute = autocast_dtype(case, device.type) if dtype is None else None
     channels = 3 if case.part == "net" else case.channels
@@ -164,14 +166,14 @@ def make_task(
     x = draw()
     if case.part == "net":
         target = torch.randint(10, (case.batch,), generator=random).to(device)
-        return TrainingStep(_under(compute, WithLoss(owner) if run is None else run), owner, x, target)
-    call = _under(compute, owner if run is None else run)
+        return TrainingStep(_autocast(compute, WithLoss(owner) if run is None else run), owner, x, target)
+    call = _autocast(compute, owner if run is None else run)
     if case.training:
         return ForwardBackward(call, owner, x.requires_grad_(), draw())
     return Forward(call, x)
 
 
-def _under(compute: torch.dtype | None, call: Callable[..., Any]) -> Callable[..., Any]:
+def _autocast(compute: torch.dtype | None, call: Callable[..., Any]) -> Callable[..., Any]:
     if compute is None:
         return call
 

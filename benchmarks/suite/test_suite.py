@@ -1,4 +1,4 @@
-"""The cases of the suite with pytest-benchmark, ours and eager PyTorch: ``pytest benchmarks --benchmark-only``."""
+"""Time the cases of the suite with pytest-benchmark, ours and eager PyTorch: ``pytest benchmarks --benchmark-only``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 import contnet_fast as cf
 from benchmarks.common.contender import Contender
-from benchmarks.suite.cases import Case, suite
+from benchmarks.suite.cases import BlockCase, suite
 from benchmarks.suite.contenders import eager as eager_block
 from benchmarks.suite.contenders import ours as our_block
 from benchmarks.suite.ops import op_contenders
@@ -18,7 +18,7 @@ CASES = [case for case in suite(DEVICE) if case.part in ("eval", "train", "net",
 
 
 def contender(case, kind) -> Contender:
-    if not isinstance(case, Case):
+    if not isinstance(case, BlockCase):
         return next(one for one in op_contenders(case, OURS, DEVICE) if one.kind == kind)
     layout = "nchw" if DEVICE == "cpu" else "channels_last"
     return (

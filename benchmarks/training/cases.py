@@ -1,4 +1,4 @@
-"""What a training benchmark runs, as data: rows of the paper's table, contenders, images."""
+"""What the training benchmark runs, as data: networks of the paper's table, contenders, images."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ CAVEATS = (
 
 
 @dataclass(frozen=True)
-class TrainingRow:
-    """One line of the paper's table of CIFAR-10.
+class PaperNetwork:
+    """A network of the paper's CIFAR-10 table.
 
     Attributes:
-        units: blocks' K = N at the start. refine_epochs: where they double, of 120 epochs.
-        published: test accuracy in % and minutes. weight_decay: published for the first five, and for midpoint ours.
+        n_steps: K = N of each block at the start.
+        refine_epochs: the epochs, of 120, after which K and N double.
+        weight_decay: as published, but for midpoint, where it is not.
+        published: test accuracy in % and minutes.
     """
 
-    units: int
+    n_steps: int
     scheme: str
     refine_epochs: tuple[int, ...] = ()
     weight_decay: float = 5e-4
@@ -42,20 +44,20 @@ class TrainingRow:
 
     @property
     def name(self) -> str:
-        last = self.units * 2 ** len(self.refine_epochs)
-        label = f"{self.units}-to-{last}" if self.refine_epochs else "-".join(3 * [str(self.units)])
+        last = self.n_steps * 2 ** len(self.refine_epochs)
+        label = f"{self.n_steps}-to-{last}" if self.refine_epochs else "-".join(3 * [str(self.n_steps)])
         return f"{label}/{self.scheme}"
 
     @property
     def evaluations(self) -> int:
-        """Of a block's field in one pass, at the end of the run."""
-        return self.units * 2 ** len(self.refine_epochs) * get_tableau(self.scheme).n_stages
+        """Evaluations of a block's field in one pass at the end of the run."""
+        return self.n_steps * 2 ** len(self.refine_epochs) * get_tableau(self.scheme).n_stages
 
     def config(self, *, epochs: int, **settings: Any) -> Config:
-        """The paper's run, or its schedule shrunk to ``epochs``.
+        """Return the paper's configuration, with its schedule shrunk to ``epochs``.
 
         Raises:
-            ValueError: fewer epochs than the refinements need; impossible settings.
+            ValueError: fewer epochs than the refinements need, or impossible settings.
         """
         whole = int(RECIPE["epochs"])
         refine = tuple(round(e * epochs / whole) for e in self.refine_epochs)
@@ -63,7 +65,7 @@ class TrainingRow:
             raise ValueError(f"--epochs: got {epochs}, accepted for {self.name}: {self._least_epochs()} or more")
         decay = sorted({e for e in (round(e * epochs / whole) for e in RECIPE["lr_decay_epochs"]) if 1 <= e < epochs})
         row = {
-            "scheme": self.scheme, "n_basis": self.units, "n_steps": self.units, "weight_decay": self.weight_decay,
+            "scheme": self.scheme, "n_basis": self.n_steps, "n_steps": self.n_steps, "weight_decay": self.weight_decay,
             "refine_epochs": refine, "lr_decay_epochs": tuple(decay), "epochs": epochs,
         }  # fmt: skip
         return Config(**{**RECIPE, **row, "deterministic": False, **settings})
@@ -76,16 +78,16 @@ class TrainingRow:
 
 
 _REFINED = (30, 50, 70)
-ROWS: Mapping[str, TrainingRow] = {
+NETWORKS: Mapping[str, PaperNetwork] = {
     row.name: row
     for row in (
-        TrainingRow(2, "euler", published=(91.41, 20)),
-        TrainingRow(2, "rk4_classic", weight_decay=1e-4, published=(91.01, 50)),
-        TrainingRow(1, "rk4_classic", (25,), 1e-4, (91.09, 47)),
-        TrainingRow(1, "midpoint", (25,), 5e-4, (90.67, 29)),
-        TrainingRow(8, "euler", published=(93.11, 83)),
-        TrainingRow(8, "rk4_classic", weight_decay=1e-4, published=(93.29, 279)),
-        TrainingRow(1, "rk4_classic", _REFINED, 1e-4, (93.06, 199)),
+        PaperNetwork(2, "euler", published=(91.41, 20)),
+        PaperNetwork(2, "rk4_classic", weight_decay=1e-4, published=(91.01, 50)),
+        PaperNetwork(1, "rk4_classic", (25,), 1e-4, (91.09, 47)),
+        PaperNetwork(1, "midpoint", (25,), 5e-4, (90.67, 29)),
+        PaperNetwork(8, "euler", published=(93.11, 83)),
+        PaperNetwork(8, "rk4_classic", weight_decay=1e-4, published=(93.29, 279)),
+        PaperNetwork(1, "rk4_classic", _REFINED, 1e-4, (93.06, 199)),
     )
 }
 
@@ -110,7 +112,7 @@ WHOLE_GRAPH = 8  # evaluations of a block that one graph of the whole network ma
 
 @dataclass(frozen=True)
 class Entrant:
-    """Who trains: one of ``WHO`` in one of ``LAYOUTS``. Baselines keep all activations, their fastest backward."""
+    """A contender: one of ``WHO`` in one of ``LAYOUTS``. Baselines keep all activations: their fastest backward."""
 
     who: str
     layout: str
@@ -124,20 +126,20 @@ class Entrant:
         return self.who not in ("reference", "compiled")
 
     def settings(self) -> dict[str, Any]:
-        """Its part of a :class:`Config`. Ours on a GPU keeps the states at steps, as the network's default is."""
+        """Return its part of a :class:`Config`. On a GPU ours keeps the states at steps, the network's default."""
         checkpoint = "step" if self.who in ("triton", "cuda") else "none"
         backend = self.who if self.is_ours else "reference:none"
         return {"backend": backend, "checkpoint": checkpoint, "channels_last": self.layout == "channels_last"}
 
 
 def entrants(names: tuple[str, ...]) -> list[Entrant]:
-    """From names with a layout or, for all layouts, without.
+    """Return the contenders by name; a name without a layout stands for all layouts.
 
     Raises:
-        ValueError: an unknown name, with the nearest one.
+        ValueError: an unknown name; the message suggests the nearest one.
     """
     known = {name: [Entrant(name, layout) for layout in LAYOUTS] for name in WHO}
-    known |= {one.name: [one] for several in tuple(known.values()) for one in several}
+    known |= {one.name: [one] for entrants in tuple(known.values()) for one in entrants}
     found: dict[str, Entrant] = {}
     for name in names:
         if name not in known:
@@ -147,7 +149,7 @@ def entrants(names: tuple[str, ...]) -> list[Entrant]:
 
 
 def default_entrants(device: torch.device) -> tuple[str, ...]:
-    """On a GPU PyTorch's own kernels prefer channels_last, so only eager shows both layouts there."""
+    """Return the default contenders; on a GPU, where channels_last is faster, only eager PyTorch has both layouts."""
     if device.type == "cpu":
         return ("reference", "compiled", "cpu")
     return ("reference", "compiled:channels_last", "triton:channels_last", "cuda:channels_last")
@@ -155,7 +157,7 @@ def default_entrants(device: torch.device) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Images:
-    """Data, and what a reader of its numbers must know."""
+    """A data set, a note for readers of its results, and thresholds of accuracy whose times are reported."""
 
     data: Data
     note: str
@@ -166,10 +168,10 @@ DATASETS = ("cifar10", "gratings", "digits", "synthetic")
 
 
 def load_images(name: str, path: Path | None, subset: int) -> Images:
-    """Images by name; ``subset`` of the training images, 0 for all.
+    """Return images by name, with the first ``subset`` training images; 0 stands for all.
 
     Raises:
-        ValueError: a missing or damaged file.
+        ValueError: a file is missing or damaged.
     """
     if name == "gratings":
         data = gratings(subset or 5120)
@@ -185,7 +187,7 @@ def load_images(name: str, path: Path | None, subset: int) -> Images:
 
 
 def gratings(count: int, side: int = 32) -> Data:
-    """Noisy coloured gratings [3, side, side], one direction for each of ten classes."""
+    """Draw noisy coloured gratings [3, side, side] of ten directions, which are the classes."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> Split:

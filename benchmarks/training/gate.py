@@ -1,12 +1,12 @@
-"""No training row without a check: every contender's first step against float64, and its first losses.
+"""Check each contender's first step against float64, and its first losses, before a training row is written.
 
-Logits, loss and gradients are those of the first images at the first weights; ours are checked at each depth that
-refinement will reach. They may be off by twice what eager PyTorch in the same memory format is, and besides by 1 ulp
-of the largest logit (autocast: 2^-8) and by what relus near zero do to gradients (``gate.CHANCE``), the loss by what
-logits that are off by as much as they may be make of it. PyTorch's
-statistics of batch norm in channels_last are good to 1e-3 only, and stem and stitches have them: there, and for
-baselines, logits may be off by 1e-3 more. A gradient that is off is looked at again with other first weights: a
-relu near zero is off in one draw, a wrong formula in all. Ours is checked in float64 too, where chance has no room.
+Logits, loss and gradients are those of the first images at the initial weights; ours are checked at each depth that
+refinement reaches. Their errors may be twice those of eager PyTorch in the same memory layout. In addition, logits may
+be off by 1 ulp of the largest one (under autocast 2^-8 of it), gradients by ``CHANCE`` for relus near zero, and the
+loss by what such logits change in it. PyTorch's batch statistics in channels_last are good to 1e-3 only, and stem and
+stitches compute them: there, and for baselines, logits may be off by 1e-3 more. A gradient that is off is computed
+again with other initial weights: a relu near zero is off for one draw of them, a wrong formula for all. The cpu
+backend is checked in float64 too, which leaves no room for chance.
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ Prepare = Callable[[Entrant, nn.Module], Forward]
 
 @dataclass(frozen=True)
 class Gate:
-    """The judge of one row.
+    """The check of one row.
 
     Attributes:
-        config: of eager PyTorch. data: on their device. prepare: how a contender runs its net.
-        ready: nets that are prepared already, so that nothing is compiled twice; they get their state back.
+        config: the configuration of eager PyTorch.
+        data: the images, on the device.
+        prepare: returns how a contender runs a network.
+        ready: networks that are prepared already, so that none is compiled twice; their state is restored.
     """
 
     config: Config
@@ -70,10 +72,11 @@ class Gate:
     _eager: dict[tuple[str, int, int], dict[str, float]] = field(default_factory=dict)
 
     def check(self, contenders: list[Entrant]) -> dict[str, Any]:
-        """The report for the row.
+        """Check all contenders and return the report for the row.
 
         Raises:
-            GateError, WrongBackendError: naming the contender and what is off.
+            GateError: a contender computes something else.
+            WrongBackendError: another backend ran.
         """
         exact = self._losses(EAGER["nchw"], double=True)
         eager = {layout: self._losses(EAGER[layout], plain=True) for layout in {one.layout for one in contenders}}
@@ -94,21 +97,21 @@ class Gate:
         return report
 
     def _judge_draws(self, one: Entrant, depth: int) -> dict[str, Any]:
-        """What came nearest to its limit; gradients count by the best of ``DRAWS`` draws of the first weights."""
+        """Return what came nearest to its limit; of a gradient the best of ``DRAWS`` draws of the weights counts."""
         best: dict[str, tuple[float, float]] = {}
         for draw in range(DRAWS):
             exact = self._in_exact(depth, self.config.batch_size, draw)
             found = errors(self._results(one, depth, draw=draw), exact)
-            allowed = self._allowed(one, self._of_eager(one.layout, depth, draw), exact)
+            allowed = self._allowed(one, self._eager_errors(one.layout, depth, draw), exact)
             outputs = {name: limit for name, limit in allowed.items() if name in ("y", "loss")}
             self._judge(one, found, outputs)
             for name, limit in allowed.items():
                 now = (found[name], limit)
-                best[name] = min(best.get(name, now), now, key=lambda pair: _over(*pair))
+                best[name] = min(best.get(name, now), now, key=lambda pair: _excess(*pair))
             if all(error <= limit for error, limit in best.values()):
                 break
         self._judge(one, {n: error for n, (error, _) in best.items()}, {n: limit for n, (_, limit) in best.items()})
-        nearest = max(best, key=lambda name: _over(*best[name]))
+        nearest = max(best, key=lambda name: _excess(*best[name]))
         return {
             "what": nearest,
             "error": _short(best[nearest][0]),
@@ -127,7 +130,7 @@ class Gate:
         return allowed | {"y": y, "loss": loss + output}
 
     def _in_float64(self, one: Entrant, depth: int) -> None:
-        """Two images in float64."""
+        """Check two images in float64."""
         exact = self._in_exact(depth, SMALL_BATCH)
         found = errors(self._results(one, depth, double=True, images=SMALL_BATCH), exact)
         self._judge(one, found, dict.fromkeys(found, FLOAT64_TOLERANCE), " in float64")
@@ -138,8 +141,8 @@ class Gate:
             self._exact[key] = self._results(EAGER["nchw"], depth, double=True, images=images, draw=draw)
         return self._exact[key]
 
-    def _of_eager(self, layout: str, depth: int, draw: int) -> dict[str, float]:
-        """Eager's errors, the larger of two runs: the second sums over the images in reversed order."""
+    def _eager_errors(self, layout: str, depth: int, draw: int) -> dict[str, float]:
+        """Return eager PyTorch's errors, the larger of two runs, of which the second sums images in reversed order."""
         key = layout, depth, draw
         if key not in self._eager:
             exact = self._in_exact(depth, self.config.batch_size, draw)
@@ -149,10 +152,10 @@ class Gate:
         return self._eager[key]
 
     def _judge(self, one: Entrant, found: dict[str, float], allowed: dict[str, float], how: str = "") -> None:
-        off = [f"{name}: error {found[name]:.2e}, allowed {limit:.2e}" for name, limit in allowed.items()
-               if not found[name] <= limit]  # fmt: skip
-        if off:
-            raise GateError(f"{one.name}{how}: the first step is not the reference's: " + "; ".join(off[:4]))
+        wrong = [f"{name}: error {found[name]:.2e}, allowed {limit:.2e}" for name, limit in allowed.items()
+                 if not found[name] <= limit]  # fmt: skip
+        if wrong:
+            raise GateError(f"{one.name}{how}: the first step is not the reference's: " + "; ".join(wrong[:4]))
 
     def _judge_losses(self, one: Entrant, losses: list[float], exact: list[float], eager: list[float]) -> None:
         tolerance = LOSS_TOLERANCE[amp_dtype(self.config)]
@@ -166,7 +169,7 @@ class Gate:
     def _session(
         self, one: Entrant, depth: int = 0, *, double: bool = False, plain: bool = False, draw: int = 0
     ) -> Iterator[tuple[Session, Forward]]:
-        """A fresh session, and how its net is run: as it is if ``plain`` or ``double``."""
+        """Yield a fresh session, and how its network is run: uncompiled if ``plain`` or ``double``."""
         seed = self.config.seed + draw
         config = replace(self.config, seed=seed, **one.settings(), **({"amp": "none"} if double else {}))
         session = Session.start(config, self.data, self.data.train.images.device)
@@ -197,7 +200,7 @@ class Gate:
         reverse: bool = False,
         draw: int = 0,
     ) -> Results:
-        """Logits, loss and gradients of the first ``images`` (default: a batch); ``plain``: of the net as it is."""
+        """Return logits, loss and gradients of the first ``images`` (default: a batch); ``plain``: uncompiled."""
         dtype = None if double else amp_dtype(self.config)
         count = self.config.batch_size if images is None else images
         pixels, labels = self.data.normalise(self.data.train.images[:count]), self.data.train.labels[:count]
@@ -215,7 +218,7 @@ class Gate:
             return {"y": y.flip(0) if reverse else y, "loss": loss.detach(), **gradients(session.net)}
 
     def _losses(self, one: Entrant, *, double: bool = False, plain: bool = False) -> list[float]:
-        """Of the first steps of training, by the training loop itself."""
+        """Return the losses of the first steps of the training loop."""
         total, losses = 0.0, []
         with self._session(one, double=double, plain=plain) as (session, forward):
             for step in range(min(STEPS, len(self.data.train) // self.config.batch_size)):
@@ -227,10 +230,10 @@ class Gate:
 
 
 def what_ran(one: Entrant, run: Callable[[], object]) -> list[str]:
-    """What one call really ran.
+    """Call once and return what ran.
 
     Raises:
-        WrongBackendError: something else than the contender's name says.
+        WrongBackendError: another backend ran than the one of the contender.
     """
     with cf.record_runs() as log:
         run()
@@ -241,8 +244,8 @@ def what_ran(one: Entrant, run: Callable[[], object]) -> list[str]:
     return ran or ["a graph of torch.compile"]
 
 
-def _over(error: float, limit: float) -> float:
-    """How far an error is beyond its limit; infinitely if it is not a number."""
+def _excess(error: float, limit: float) -> float:
+    """Return an error over its limit; infinity for one that is not a number."""
     return error / limit if error == error else float("inf")
 
 

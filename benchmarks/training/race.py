@@ -1,4 +1,4 @@
-"""One training row: contenders train the same network from the same seed, a few batches each in turn.
+"""Measure one training row: contenders train the same network from the same seed, a few batches each in turn.
 
 Seconds are those of the training loop (batches, augmentation, forward, backward, optimiser, reading the loss), without
 evaluation, checkpoints, compilation and warm-up. Each contender is a run in a folder of its own, with a checkpoint
@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.common.compiled import in_steps
 from benchmarks.common.formats import FORMATS
 from benchmarks.common.timing import OutOfTime, time_budget, wait_until_idle
-from benchmarks.training.cases import WHOLE_GRAPH, Entrant, Images, TrainingRow
+from benchmarks.training.cases import WHOLE_GRAPH, Entrant, Images, PaperNetwork
 from benchmarks.training.gate import Forward, Gate, what_ran
 from contnet_fast.files import write_text
 from contnet_fast.models import ContinuousNet
@@ -41,7 +41,7 @@ WARM_UP = 3  # steps; CUDA graphs are recorded in the second and third
 
 @dataclass
 class Racer:
-    """A contender on its way."""
+    """A contender in training."""
 
     entrant: Entrant
     session: Session
@@ -55,7 +55,7 @@ class Racer:
     typical: dict[int, float] = field(default_factory=dict)  # by epoch: seconds of all its batches at their median
 
     def recall(self) -> None:
-        """What the run that was interrupted had measured; a file that is not there was not written in time."""
+        """Load what an interrupted run had measured before its last checkpoint."""
         path = self.folder / "race.json"
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"typical": {}}
         self.typical = {int(epoch): seconds for epoch, seconds in kept.pop("typical").items()}
@@ -65,14 +65,17 @@ class Racer:
 
 @dataclass
 class Race:
-    """How a row is run.
+    """The run of one row.
 
     Attributes:
-        budget: seconds that one contender may compile for. seconds: no epoch is begun after these.
-        reporter: told every batch. log: a line for the terminal.
+        network: what is trained.
+        reporter: hears of every batch.
+        budget: seconds that one contender may take to compile.
+        seconds: no epoch begins after these.
+        log: prints a line.
     """
 
-    row: TrainingRow
+    network: PaperNetwork
     config: Config
     images: Images
     thresholds: Sequence[float]
@@ -82,10 +85,12 @@ class Race:
     log: Callable[[str], None] = print
 
     def run(self, contenders: Sequence[Entrant], folder: Path) -> dict[str, Any]:
-        """Gate, train, and the row.
+        """Check and train the contenders, and return the row.
 
         Raises:
-            GateError, WrongBackendError: there is no row then. TrainingError: a loss that is not finite.
+            GateError: a contender computes something else.
+            WrongBackendError: another backend ran.
+            TrainingError: a loss is not finite.
         """
         torch.compiler.reset()
         left_out: dict[str, str] = {}
@@ -105,14 +110,14 @@ class Race:
             session = begin(config, self.images.data, place, resume=True)
             racer = Racer(one, session, place, session.net, resumed_at=session.epoch)
             if session.epoch:
-                self.log(f"{self.row.name}: {one.name} goes on after epoch {session.epoch}")
+                self.log(f"{self.network.name}: {one.name} goes on after epoch {session.epoch}")
                 racer.recall()
             try:
                 with time_budget(self.budget) if one.who == "compiled" else nullcontext():
                     self._warm_up(racer)
             except OutOfTime:
                 left_out[one.name] = f"not compiled in {self.budget:.0f} s"
-                self.log(f"{self.row.name}: {one.name} left out, {left_out[one.name]}")
+                self.log(f"{self.network.name}: {one.name} left out, {left_out[one.name]}")
                 torch.compiler.reset()
                 wait_until_idle(limit=30.0)
                 continue
@@ -120,7 +125,7 @@ class Race:
         return racers
 
     def _train(self, racers: list[Racer]) -> None:
-        """Epoch by epoch; who is ahead after an interruption waits for the others."""
+        """Train epoch by epoch; after an interruption contenders that are ahead wait for the others."""
         data, start = self.images.data, time.perf_counter()
         done = sum(work(self.config, data, racer.session.epoch) for racer in racers)
         self.reporter.start(self.config, 0, len(racers) * work(self.config, data, self.config.epochs), done)
@@ -130,7 +135,7 @@ class Race:
             self._epoch([racer for racer in racers if racer.session.epoch == epoch])
 
     def _epoch(self, racers: list[Racer]) -> None:
-        """Turns of a few batches, the order rotated by one from turn to turn."""
+        """Train an epoch in turns of a few batches, in an order that rotates by one from turn to turn."""
         data = self.images.data
         for racer in racers:
             net = racer.session.net
@@ -150,7 +155,7 @@ class Race:
             write_text(racer.folder / "race.json", json.dumps(kept))
 
     def _turn(self, racer: Racer, until: int) -> float:
-        """Train to batch ``until``; seconds of a batch."""
+        """Train to batch ``until``, and return the seconds of a batch."""
         session, device = racer.session, self.images.data.train.images.device
         before, begun, held = session.totals.get("seconds", 0.0), session.batch, 0
         if device.type == "cuda":
@@ -163,7 +168,7 @@ class Race:
         return (session.totals["seconds"] - before) / (session.batch - begun)
 
     def _warm_up(self, racer: Racer) -> None:
-        """Compile, and let libraries choose their algorithms, by some steps without an update; nothing is changed."""
+        """Compile, and let libraries choose algorithms, by a few steps that leave weights and buffers as they are."""
         net, config, data = racer.session.net.train(), racer.session.config, self.images.data
         start = time.perf_counter()
         racer.forward, racer.note = compiled(racer.entrant, net)
@@ -190,7 +195,7 @@ class Race:
         config, data = self.config, self.images.data
         entries = {racer.entrant.name: self._entry(racer) for racer in racers}
         return {
-            "case": f"train/{self.row.name}",
+            "case": f"train/{self.network.name}",
             "seed": config.seed,
             "data": self.images.note,
             "n_train": len(data.train),
@@ -237,7 +242,7 @@ class Race:
 
 
 def compiled(one: Entrant, net: nn.Module) -> tuple[Forward, str]:
-    """How a contender runs its net in training, and a note for the row."""
+    """Return how a contender runs its network in training, and a note for the row."""
     if one.who != "compiled":
         return net, ""
     assert isinstance(net, ContinuousNet)
@@ -248,7 +253,7 @@ def compiled(one: Entrant, net: nn.Module) -> tuple[Forward, str]:
 
 
 def ratios(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each contender: the best reference's (and the best compiled reference's) value over its own."""
+    """Return, by contender, the seconds of the best reference, and of the best compiled one, over those of its own."""
     found: dict[str, dict[str, float]] = {name: {} for name in entries}
     for who in ("reference", "compiled"):
         rivals = [entry for name, entry in entries.items() if name.startswith(who)]
@@ -257,9 +262,9 @@ def ratios(entries: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
         best = min(entry["s_per_epoch"] for entry in rivals)
         for name, entry in entries.items():
             found[name][f"best {who}, an epoch"] = round(best / entry["s_per_epoch"], 3)
-            for threshold, own in entry["to_accuracy"].items():
+            for threshold, seconds in entry["to_accuracy"].items():
                 others = [rival["to_accuracy"][threshold] for rival in rivals]
                 reached = [value for value in others if value is not None]
-                if own is not None and reached:
-                    found[name][f"best {who}, to {threshold}"] = round(min(reached) / own, 3)
+                if seconds is not None and reached:
+                    found[name][f"best {who}, to {threshold}"] = round(min(reached) / seconds, 3)
     return found

@@ -15,7 +15,7 @@ DASHES = {"nchw": "-", "channels_last": "--"}
 
 
 def training_rows(rows: Iterable[Row]) -> list[Row]:
-    """The latest row of each case, data and seed among rows of a file, without headers and quick runs."""
+    """Return the latest row of each case, data set and seed of a file, without headers and quick runs."""
     found = {}
     for row in rows:
         if row.get("case", "").startswith("train/") and row.get("kind") in ("short", "full"):
@@ -28,7 +28,7 @@ def _group(row: Row) -> tuple[Any, ...]:
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that differ in their seeds alone."""
+    """Group rows that differ in nothing but their seeds."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(_group(row), []).append(row)
@@ -42,7 +42,7 @@ def title(rows: Sequence[Row]) -> str:
 
 
 def what(rows: Sequence[Row]) -> str:
-    """What was run, in a sentence that belongs beside every number of it."""
+    """Describe what was run, for the line above the numbers."""
     row, seeds = rows[0], ", ".join(str(r["seed"]) for r in rows)
     length = f"{row['epochs']} epochs of {row['n_train']:,} images, batch {row['settings']['batch_size']}"
     kind = {"full": "the paper's schedule", "short": "a short run, not the paper's", "quick": "a trial, not a result"}
@@ -53,10 +53,10 @@ def what(rows: Sequence[Row]) -> str:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Markdown: for each case a line that says what was run, and a table of its contenders.
+    """Return, in Markdown, for each case a line that says what was run and a table of its contenders.
 
-    Over several seeds: mean and, behind +-, the standard deviation; a dash where a value is not there for all of them.
-    Times are shown to the three highest thresholds that any contender reached.
+    Of several seeds it shows the mean and, behind +-, the standard deviation, or a dash where a seed has no value.
+    Times are those to the three highest thresholds that any contender reached.
     """
     return "\n\n".join(_table(group) for group in groups(rows))
 
@@ -104,9 +104,9 @@ def _cell(values: Sequence[float | None]) -> str:
 
 
 def chart(rows: Sequence[Row], path: Path, formats: Sequence[str] = ("svg", "png")) -> list[Path]:
-    """Training loss and validation accuracy against seconds of training, a line of panels for each case.
+    """Draw training loss and validation accuracy by seconds of training, with a row of panels for each case.
 
-    Written in each format by ``path`` without its suffix; their paths. One line for each seed.
+    Writes ``path`` with the suffix of each format, and returns these paths.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -118,30 +118,32 @@ def chart(rows: Sequence[Row], path: Path, formats: Sequence[str] = ("svg", "png
     figure = Figure(figsize=(9.0, 3.3 * len(found) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     names: dict[str, Line2D] = {}
-    for (left, right), group in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
+    for (loss_panel, accuracy_panel), group in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
         for row in group:
             for name, entry in row["contenders"].items():
                 who, layout = name.split(":")
                 seconds, losses, accuracies = zip(*entry["curve"], strict=True)
                 style: dict[str, Any] = {"color": COLOURS[who], "linestyle": DASHES[layout], "linewidth": 1.4}
                 style |= {"marker": "o", "markersize": 3} if len(seconds) <= 20 else {}
-                left.plot(seconds, losses, **style)
-                right.plot(seconds, accuracies, **style)
+                loss_panel.plot(seconds, losses, **style)
+                accuracy_panel.plot(seconds, accuracies, **style)
                 names.setdefault(name, Line2D([], [], label=name.replace(":", ", "), **style))
-        left.set_ylabel("training loss, nats")
-        right.set_ylabel("validation accuracy")
-        right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        for panel in (left, right):
+        loss_panel.set_ylabel("training loss, nats")
+        accuracy_panel.set_ylabel("validation accuracy")
+        accuracy_panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        for panel in (loss_panel, accuracy_panel):
             panel.set_xlabel("training, s")
             panel.set_xlim(left=0)
             panel.grid(alpha=0.3)
-        left.set_title(f"{title(group)}: {group[0]['epochs']} epochs of {group[0]['n_train']:,} images", loc="left")
+        loss_panel.set_title(
+            f"{title(group)}: {group[0]['epochs']} epochs of {group[0]['n_train']:,} images", loc="left"
+        )
     figure.legend(handles=list(names.values()), loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     first = found[0][0]
     figure.suptitle(f"{first['data']}; {first['device']}", fontsize=9, x=0.01, ha="left")
     written = [path.with_suffix(f".{ending}") for ending in formats]
     for target in written:
-        about = {"Date": None} if target.suffix == ".svg" else {}  # the same results are the same file
+        metadata = {"Date": None} if target.suffix == ".svg" else {}  # the same results are the same file
         with mpl.rc_context({"svg.hashsalt": "contnet_fast"}):
-            write_atomically(target, lambda temporary, a=about: figure.savefig(temporary, dpi=150, metadata=a))  # type: ignore[misc]
+            write_atomically(target, lambda temporary, m=metadata: figure.savefig(temporary, dpi=150, metadata=m))  # type: ignore[misc]
     return written

@@ -1,13 +1,13 @@
 """Time to accuracy: eager and compiled reference and the fast backends train from one seed, in one order of images.
 
     python -m benchmarks.training.run --quick
-    python -m benchmarks.training.run --data-path CIFAR --rows 2-2-2/euler --subset 5000 --epochs 8
+    python -m benchmarks.training.run --data-path CIFAR --networks 2-2-2/euler --subset 5000 --epochs 8
     python -m benchmarks.training.run --data-path CIFAR --full
 
-Rows of the paper's table (arXiv 2008.02389, CIFAR-10), each trained by all contenders, who take turns. Without
+All contenders train networks of the paper's table (arXiv 2008.02389, CIFAR-10), a few batches each in turn. Without
 ``--full`` the schedule is shrunk to ``--epochs`` and the images to ``--subset``. Results are appended as JSON lines
-below a header that says where they were measured; there is none of a row whose contenders do not equal the reference
-(exit status 1). After an interruption the same command goes on from the last epoch of each contender.
+below a header that says where they were measured; a network whose contenders do not equal the reference has no row,
+and the exit status is 1. After an interruption the same command goes on from the last epoch of each contender.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from benchmarks.common.rows import ROOT, append, device_name, header, read, resu
 from benchmarks.training.cases import (
     CAVEATS,
     DATASETS,
+    NETWORKS,
     QUICK,
-    ROWS,
     Entrant,
     Images,
     default_entrants,
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser("python -m benchmarks.training.run", __doc__)
     count = checked(lambda text: check_count("count", int(text)))
     whole = checked(lambda text: check_count("count", int(text), minimum=0))
-    p.add_argument("--rows", nargs="+", default=["2-2-2/euler"], metavar="ROW", help=", ".join(ROWS))
+    p.add_argument("--networks", nargs="+", default=["2-2-2/euler"], metavar="NAME", help=", ".join(NETWORKS))
     p.add_argument("--contenders", nargs="+", metavar="WHO", help="reference, compiled, cpu, triton, cuda, or one "
                    "layout of one, e.g. cpu:channels_last; default: what the device has")  # fmt: skip
     p.add_argument("--data", choices=DATASETS, help="default: cifar10 with --data-path, else gratings")
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=count, help="that the paper's 120 are shrunk to; default 8")
     p.add_argument("--seeds", type=whole, nargs="+", help="default 1; with --full 1 2 3")
     p.add_argument("--thresholds", type=checked(_share), nargs="+", help="validation accuracies, e.g. 0.5 0.9")
-    p.add_argument("--full", action="store_true", help="all rows, images and epochs, on a GPU")
+    p.add_argument("--full", action="store_true", help="all networks, images and epochs, on a GPU")
     p.add_argument("--quick", action="store_true", help="a small net on drawn images, to see that it works")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
     p.add_argument("--amp", choices=("none", "bfloat16"), help="autocast; default bfloat16 on a GPU, else none")
@@ -77,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked command: what to run, and what its rows are called."""
+class Command:
+    """What a command runs, once its options are checked."""
 
     configs: list[tuple[str, Config]]
     contenders: list[Entrant]
@@ -91,23 +91,27 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the exit status."""
+    """Run the benchmark and return the exit status."""
     p = parser()
     args = p.parse_args(argv)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:
-        plan = _plan(args)
-        writable_folder("--out", plan.out.parent)
-        return _run(plan, args)
+        command = _command(args)
+        writable_folder("--out", command.out.parent)
+        return _run(command, args)
     except ValueError as error:
         p.error(str(error))
     finally:
         torch.set_num_threads(before)
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    """Everything that can be refused is refused here, before anything is written."""
+def _command(args: argparse.Namespace) -> Command:
+    """Check the options, before anything is written.
+
+    Raises:
+        ValueError: options that do not go together, or data that is not there.
+    """
     device = pick_device(args.device)
     if args.full and args.quick:
         raise ValueError("--full: got it with --quick, accepted: one of them")
@@ -119,7 +123,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     if args.data_path is not None and data != "cifar10":
         raise ValueError(f"--data-path: got it with --data {data}, accepted with cifar10")
     kind = "full" if args.full else "quick" if args.quick else "short"
-    names = list(ROWS) if args.full else [check_choice("--rows", name, ROWS) for name in args.rows]
+    names = list(NETWORKS) if args.full else [check_choice("--networks", name, NETWORKS) for name in args.networks]
     epochs = QUICK["epochs"] if args.quick else 120 if args.full else args.epochs or 8
     contenders = _contenders(args, device)
     amp = args.amp or ("none" if device.type == "cpu" else "bfloat16")
@@ -127,7 +131,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     if args.quick:
         settings |= {"batch_size": QUICK["batch_size"], "width": QUICK["width"]}
     seeds = args.seeds or ([1, 2, 3] if args.full else [1])
-    configs = [(name, ROWS[name].config(epochs=epochs, seed=seed, **settings)) for name in names for seed in seeds]
+    configs = [(name, NETWORKS[name].config(epochs=epochs, seed=seed, **settings)) for name in names for seed in seeds]
     subset = QUICK["subset"] if args.quick else args.subset
     if subset is None:
         subset = 5000 if data == "cifar10" and not args.full else 0
@@ -137,7 +141,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--subset: got {count} images, accepted: at least a batch, {batch}")
     torch.backends.cudnn.benchmark = True  # for every contender alike
     where, path = device_name(device.type), results_file(device.type, "train-cifar")
-    return Plan(
+    return Command(
         configs, contenders, Images(images.data.to(device), images.note, images.thresholds),
         tuple(sorted(args.thresholds or images.thresholds)), kind, where,
         args.out or (ROOT / "runs" / path.name if args.quick else path),
@@ -158,9 +162,11 @@ def _contenders(args: argparse.Namespace, device: torch.device) -> list[Entrant]
     return found
 
 
-def _run(plan: Plan, args: argparse.Namespace) -> int:
-    done = {} if args.again or not plan.out.exists() else {row["key"]: row for row in read(plan.out) if "key" in row}
-    top = header(plan.options)
+def _run(command: Command, args: argparse.Namespace) -> int:
+    done = (
+        {} if args.again or not command.out.exists() else {row["key"]: row for row in read(command.out) if "key" in row}
+    )
+    top = header(command.options)
     budget = args.compile_budget or (25.0 if args.quick else 900.0)
     fresh, written, failed = True, [], 0
     messages = Console(stderr=True)
@@ -172,17 +178,17 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
         def log(line: str) -> None:
             messages.print(line, markup=False, highlight=False, soft_wrap=True)
 
-        for name, config in plan.configs:
-            key = _key(plan, name, config, top["header"])
+        for name, config in command.configs:
+            key = _key(command, name, config, top["header"])
             if key in done:
                 log(f"{name}, seed {config.seed}: done before (--again runs it again)")
                 written.append(done[key])
                 continue
             bar = Bar(progress, progress.add_task(f"{name}, seed {config.seed}", total=None, status=""))
-            race = Race(ROWS[name], config, plan.images, plan.thresholds, bar, budget, log=log)
-            folder = plan.out.with_suffix(".partial") / f"{name.replace('/', '-')}-seed{config.seed}-{key}"
+            race = Race(NETWORKS[name], config, command.images, command.thresholds, bar, budget, log=log)
+            folder = command.out.with_suffix(".partial") / f"{name.replace('/', '-')}-seed{config.seed}-{key}"
             try:
-                row = race.run(plan.contenders, folder)
+                row = race.run(command.contenders, folder)
             except (GateError, WrongBackendError, BackendUnavailable, TrainingError) as error:
                 log(f"no row: {name}, seed {config.seed}: {error}")
                 failed += 1
@@ -193,24 +199,24 @@ def _run(plan: Plan, args: argparse.Namespace) -> int:
             finally:
                 progress.remove_task(bar.task)
             if fresh:
-                append(plan.out, top)
+                append(command.out, top)
                 fresh = False
-            row |= {"key": key, "kind": plan.kind, "device": plan.device}
-            if plan.kind == "full":
-                accuracy, minutes = ROWS[name].published
+            row |= {"key": key, "kind": command.kind, "device": command.device}
+            if command.kind == "full":
+                accuracy, minutes = NETWORKS[name].published
                 row["published"] = {"test_accuracy": accuracy, "minutes": minutes, "caveats": CAVEATS}
-            append(plan.out, row)
+            append(command.out, row)
             shutil.rmtree(folder)
             if not any(folder.parent.iterdir()):
                 folder.parent.rmdir()
             written.append(row)
     if written:
-        print(f"{tables(written)}\n\nrows in {plan.out}")
+        print(f"{tables(written)}\n\nrows in {command.out}")
     return 1 if failed else 0
 
 
 class Bar(Silent):
-    """Progress of one row over all its contenders."""
+    """The progress of one network over all its contenders."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
@@ -223,11 +229,11 @@ class Bar(Silent):
         self.progress.update(self.task, advance=work, **words)
 
 
-def _key(plan: Plan, name: str, config: Config, top: dict[str, Any]) -> str:
-    """Of a row: it is not run again, and its checkpoints are taken up, only where all of this is the same."""
-    data = plan.images.data
-    what = [name, config.as_dict(), [one.name for one in plan.contenders], plan.images.note, len(data.train),
-            plan.thresholds, plan.device, torch.get_num_threads(), torch.__version__, top["commit"]]  # fmt: skip
+def _key(command: Command, name: str, config: Config, top: dict[str, Any]) -> str:
+    """Return a digest of all that a row depends on: rows and checkpoints of another digest are not used again."""
+    data = command.images.data
+    what = [name, config.as_dict(), [one.name for one in command.contenders], command.images.note, len(data.train),
+            command.thresholds, command.device, torch.get_num_threads(), torch.__version__, top["commit"]]  # fmt: skip
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 

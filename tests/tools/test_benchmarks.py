@@ -29,7 +29,7 @@ def run(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
 
     def call(*parts, ours=OURS):
-        case = bench("suite.cases").Case
+        case = bench("suite.cases").BlockCase
         more = {"net": {"label": "2-2-2"}, "scaling": {"sweep": "steps"}}
         cases = [case(part, 4, 6, "rk4_classic", 2, **more.get(part, {})) for part in parts]
         options = ["--threads", "1", "--without", "compile", "--backend", ours, "--out", str(path)]

@@ -42,7 +42,7 @@ def project(gpu, monkeypatch, tmp_path):
         return path
 
     write("benchmarks/x.py", "")
-    monkeypatch.setattr(gpu("gpu.session"), "ROOT", root)
+    monkeypatch.setattr(gpu("gpu.shared"), "ROOT", root)
     return write
 
 
@@ -54,7 +54,7 @@ def run(gpu, project, tmp_path):
         options = argparse.Namespace(
             out=tmp_path, minutes=1.0, compile_budget=1.0, data=None, again=False, dry_run=False, run=name, cuda=cuda
         )
-        return gpu("gpu.session").Run(options, "Fake H100")
+        return gpu("gpu.shared").GpuRun(options, "Fake H100")
 
     return make
 
@@ -85,16 +85,16 @@ def test_rows_of_other_sources_are_run_again(run, project, name, phases_again):
     for phase in ("blocks", "tests"):
         run().attempt(phase, "a", dict)
     later = run("another")
-    assert all(later.has(phase, "a") for phase in ("blocks", "tests"))
+    assert all(later.is_done(phase, "a") for phase in ("blocks", "tests"))
     project(name, "changed")
     later = run("another")
-    assert [phase for phase in ("blocks", "tests") if not later.has(phase, "a")] == phases_again
+    assert [phase for phase in ("blocks", "tests") if not later.is_done(phase, "a")] == phases_again
 
 
 def test_rows_without_the_cuda_backend_are_run_again_once_it_is_there(run):
     run(cuda=False).attempt("levels", "a", dict)
-    assert run("another", cuda=False).has("levels", "a")
-    assert not run("another").has("levels", "a")
+    assert run("another", cuda=False).is_done("levels", "a")
+    assert not run("another").is_done("levels", "a")
 
 
 def test_without_git_the_commit_says_why_and_the_row_names_its_sources(run, tmp_path):
@@ -115,7 +115,7 @@ def somewhere(): time.sleep(100)
 somewhere()
 """
     start = time.monotonic()
-    with pytest.raises(gpu("gpu.session").Failed, match="stopped after 1 s") as stopped:
+    with pytest.raises(gpu("gpu.shared").Failed, match="stopped after 1 s") as stopped:
         run().command([sys.executable, str(project("hang.py", words))], limit=1)
     assert time.monotonic() - start < 10
     assert stopped.value.status is None
@@ -207,20 +207,20 @@ def test_a_phase_that_crashes_hangs_or_loses_the_device_goes_on_in_another_proce
         "phases.py",
         f"""import argparse, os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from benchmarks.gpu import session
+from benchmarks.gpu import shared
 p = argparse.ArgumentParser()
 p.add_argument("phase"); p.add_argument("--run"); p.add_argument("--cuda", action="store_true")
-session.add_options(p)
-session.ROOT = session.Path({str(tmp_path / "project")!r})
-def lost(): raise session.DeviceLost
-run = session.Run(p.parse_args(), "Fake H100", after_error=lost)
+shared.add_options(p)
+shared.ROOT = shared.Path({str(tmp_path / "project")!r})
+def lost(): raise shared.DeviceLost
+run = shared.GpuRun(p.parse_args(), "Fake H100", check_device=lost)
 def failing(): raise RuntimeError("CUDA error: misaligned address")
 cases = {{"aborts": os.abort, "hangs": lambda: time.sleep(100), "fails": failing, "works": dict}}
 try:
     for name, work in cases.items():
         run.attempt("blocks", name, work)
-except session.DeviceLost:
-    sys.exit(session.LOST)
+except shared.DeviceLost:
+    sys.exit(shared.LOST)
 sys.exit(1)
 """,
     )
@@ -332,7 +332,7 @@ def test_what_compute_sanitizer_says_is_a_row_of_each_file(run, project, gpu, mo
     for one in found:
         assert all(value in one[name] if name == "error" else one[name] == value for name, value in row.items())
         assert ("error" in one) == (status == 9 or "skipped" in says)
-        assert run("another").has("sanitizer", one["case"]) == ("passed" in says)
+        assert run("another").is_done("sanitizer", one["case"]) == ("passed" in says)
     log = whole.log_file.read_text()
     assert "refused" in row or "--tool=racecheck --error-exitcode=9 --report-api-errors=no" in log
 

@@ -29,7 +29,7 @@ def run(bench, tmp_path):
             "options": {"first_step": 0.1},
             "threads": 1,
         } | changes
-        case = bench("odeint.cases").Case("odeint leaves", **given)
+        case = bench("odeint.cases").TimedCase("odeint leaves", **given)
         path = tmp_path / "rows.jsonl"
         status = bench("odeint.run").main(["--rounds", "2", "--seconds", "0.01", "--out", str(path)], [case])
         return status, [json.loads(line) for line in path.read_text().splitlines()]

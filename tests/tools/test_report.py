@@ -27,10 +27,10 @@ def results(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCHES", (1, 2))
     monkeypatch.setattr(parts, "CHANNELS", (2, 4))
     block = {"channels": 16, "side": 4, "scheme": "euler", "n_steps": 1, "batch": 2}
-    sweeps = [cases.Case("scaling", 4, 4, "euler", 1, batch=2, sweep=sweep) for sweep in cases.SWEEPS]
-    net = cases.Case("net", 4, 8, "euler", 1, batch=2, label="1-1-1")
-    small = [cases.Case(part, **block) for part in ("eval", "train", "memory")]
-    suite = [*small, net, cases.Combination(100, 2), cases.Solve(100, "euler"), *sweeps]
+    sweeps = [cases.BlockCase("scaling", 4, 4, "euler", 1, batch=2, sweep=sweep) for sweep in cases.SWEEPS]
+    net = cases.BlockCase("net", 4, 8, "euler", 1, batch=2, label="1-1-1")
+    small = [cases.BlockCase(part, **block) for part in ("eval", "train", "memory")]
+    suite = [*small, net, cases.CombineCase(100, 2), cases.SolveCase(100, "euler"), *sweeps]
     path = tmp_path / "suite-tiny.jsonl"
     monkeypatch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
     options = ["--device", "cpu", "--threads", "1", "--backend", "reference:accumulate"]

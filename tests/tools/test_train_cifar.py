@@ -76,7 +76,7 @@ def test_contenders_train_as_the_training_loop_alone_does(bench, run, tmp_path):
     small = {name: data.QUICK[name] for name in ("epochs", "batch_size", "width")}
     images = data.load_images("synthetic", None, data.QUICK["subset"])
     for one in data.entrants(("reference",)):
-        config = data.ROWS["2-2-2/euler"].config(**small, data="synthetic", device="cpu", **one.settings())
+        config = data.NETWORKS["2-2-2/euler"].config(**small, data="synthetic", device="cpu", **one.settings())
         with threads(1):  # as many as the run had: sums depend on it
             result = train(config, images.data, tmp_path / one.layout, reporter=Silent())
         expected = [[round(record[name], 5) for name in ("train_loss", "valid_accuracy")] for record in result.history]
@@ -166,14 +166,14 @@ def test_what_is_done_is_not_run_again(run, capsys):
     assert "done before (--again runs it again)" in capsys.readouterr().err
 
 
-def test_rows_are_the_papers(bench):
-    rows = bench("training.cases").ROWS
-    refined = rows["1-to-8/rk4_classic"].config(epochs=120)
+def test_networks_are_the_papers(bench):
+    networks = bench("training.cases").NETWORKS
+    refined = networks["1-to-8/rk4_classic"].config(epochs=120)
     assert (refined.n_steps, refined.refine_epochs, refined.lr_decay_epochs) == (1, (30, 50, 70), (30, 60, 90))
     assert (refined.lr, refined.momentum, refined.batch_size, refined.weight_decay) == (0.1, 0.9, 128, 1e-4)
-    assert rows["8-8-8/euler"].config(epochs=120).weight_decay == 5e-4
-    assert rows["1-to-2/rk4_classic"].config(epochs=8).refine_epochs == (2,)
-    assert rows["8-8-8/rk4_classic"].published == (93.29, 279)
+    assert networks["8-8-8/euler"].config(epochs=120).weight_decay == 5e-4
+    assert networks["1-to-2/rk4_classic"].config(epochs=8).refine_epochs == (2,)
+    assert networks["8-8-8/rk4_classic"].published == (93.29, 279)
 
 
 def test_a_report_shows_seeds_together_and_draws_what_it_was_given(bench, run, tmp_path):
@@ -192,10 +192,10 @@ def test_a_report_shows_seeds_together_and_draws_what_it_was_given(bench, run, t
     ("options", "words"),
     [
         (["--epocs", "2"], "did you mean --epochs?"),
-        (["--rows", "2-2-2/eular"], "did you mean '2-2-2/euler'?"),
+        (["--networks", "2-2-2/eular"], "did you mean '2-2-2/euler'?"),
         (["--contenders", "refrence"], "did you mean 'reference'?"),
         (["--epochs", "0"], "got 0, accepted: an int >= 1"),
-        (["--epochs", "2", "--rows", "1-to-8/rk4_classic"], "--epochs: got 2, accepted for 1-to-8/rk4_classic: 5"),
+        (["--epochs", "2", "--networks", "1-to-8/rk4_classic"], "--epochs: got 2, accepted for 1-to-8/rk4_classic: 5"),
         (["--subset", "100"], "--subset: got 100 images, accepted: at least a batch, 128"),
         (["--thresholds", "50"], "accepted: a number between 0 and 1"),
         (["--data-path", "nowhere.npz"], "data_path: got nowhere.npz, which does not exist"),
@@ -212,10 +212,10 @@ def test_wrong_options_are_refused(bench, options, words, capsys):
 
 
 def test_a_gpu_trains_both_of_its_backends(bench, capsys):
-    rows, script = bench("training.cases"), bench("training.run")
-    names = rows.default_entrants(torch.device("cuda"))
+    cases, script = bench("training.cases"), bench("training.run")
+    names = cases.default_entrants(torch.device("cuda"))
     assert names == ("reference", "compiled:channels_last", "triton:channels_last", "cuda:channels_last")
-    found = {one.name: one for one in rows.entrants(names)}
+    found = {one.name: one for one in cases.entrants(names)}
     wanted = {"backend": "cuda", "checkpoint": "step", "channels_last": True}
     assert found["cuda:channels_last"].settings() == wanted
     if describe()["cuda"] == "available":

@@ -17,8 +17,7 @@ def judge(monkeypatch):
     Eager PyTorch's logits are off by ``eager``, and its loss is right by chance.
     """
     monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
-    from benchmarks.training import cases as rows
-    from benchmarks.training import gate
+    from benchmarks.training import cases, gate
 
     def judged(wrong, *, name="weight", by=1.1, eager=0.0):
         class Made(gate.Gate):
@@ -31,8 +30,8 @@ def judge(monkeypatch):
                     values["y"] += eager
                 return values
 
-        config = rows.TrainingRow(1, "euler").config(epochs=1, data="synthetic", batch_size=2, width=4)
-        return Made(config, None, None)._judge_draws(rows.Entrant("cuda", "nchw"), 0)
+        config = cases.PaperNetwork(1, "euler").config(epochs=1, data="synthetic", batch_size=2, width=4)
+        return Made(config, None, None)._judge_draws(cases.Entrant("cuda", "nchw"), 0)
 
     judged.error = gate.GateError
     judged.draws = gate.DRAWS

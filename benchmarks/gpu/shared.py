@@ -1,6 +1,6 @@
-"""What the phases of ``make gpu`` share: the file of rows, the time left, and programs stopped with all they started.
+"""What the phases of ``make gpu`` share: the file of rows, the time that is left, and programs that can be stopped.
 
-Nothing here imports torch or the package: a phase sees the extension that was built before it.
+Nothing here imports torch or the package, so that a phase imports the extension that was built before it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/**/*", "contnet_fast/**/*.py", "contnet_fast/**/*.json", "benchmarks/**/*.py", "setup.py")
 TESTS = ("tests/**/*.py",)
-MADE_HERE = "contnet_fast/costmodel/choice-gpu.json"  # of these rows, which it leaves true
-LOST, LATE = 75, 76  # exit statuses of a phase: the device answers no more; time ran out
+MADE_HERE = "contnet_fast/costmodel/choice-gpu.json"  # made from the rows, so it does not make them stale
+LOST, LATE = 75, 76  # exit statuses of a phase: the device does not answer; time ran out
 LOG_LEAST = 400_000  # characters of one program's output that the log keeps
 # a group of its own, killed as one, but in the session of the caller, whose end then ends it too
 GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 class Failed(Exception):
-    """A program failed or was stopped; ``status`` is ``None`` then. ``row``: what the row keeps besides."""
+    """A program failed, or was stopped, which leaves ``status`` ``None``; ``row`` has further entries of the row."""
 
     def __init__(self, words: str, *, output: str = "", status: int | None = None, row: dict[str, Any] | None = None):
         super().__init__(words)
@@ -41,22 +41,22 @@ class Failed(Exception):
 
 
 class DeviceLost(Exception):
-    """No later case of this process can succeed."""
+    """The device does not answer: no later case of this process can succeed."""
 
 
-class Run:
-    """One run: options, time left, and the file that rows go to.
+class GpuRun:
+    """One run of ``make gpu``: its options, its time, and the file that its rows go to.
 
     Args:
-        options: of the command line; ``run`` names this run, in every process of it; ``cuda``: that backend is there.
-        name: of the device.
-        after_error: called after a case that failed; it may raise ``DeviceLost``.
+        options: the command line; ``run`` names the run in all its processes, ``cuda`` says that the backend is there.
+        name: the name of the device.
+        check_device: called after a case that failed; it may raise ``DeviceLost``.
     """
 
     def __init__(
-        self, options: argparse.Namespace, name: str, *, after_error: Callable[[], None] = lambda: None
+        self, options: argparse.Namespace, name: str, *, check_device: Callable[[], None] = lambda: None
     ) -> None:
-        self.options, self.name, self.after_error = options, name, after_error
+        self.options, self.name, self.check_device = options, name, check_device
         self.dry, self.device = options.dry_run, "cpu" if options.dry_run else "cuda"
         self.start = time.monotonic()
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -69,33 +69,33 @@ class Run:
         self.live: set[subprocess.Popen[bytes]] = set()
 
     @property
-    def left(self) -> float:
-        """Seconds."""
+    def seconds_left(self) -> float:
+        """Seconds until no further case begins."""
         return 60 * self.options.minutes - (time.monotonic() - self.start)
 
     # ---- rows
 
-    def code_of(self, phase: str) -> str:
-        """What a row of this phase was made by."""
+    def sources_of(self, phase: str) -> str:
+        """Return the digest of the sources that rows of a phase depend on."""
         if phase in ("environment", "build"):
             return self.code
         sources = self.with_tests if phase in ("tests", "sanitizer") else self.code
         return f"{sources}+cuda" if self.options.cuda else sources
 
     def rows(self) -> list[dict[str, Any]]:
-        """Rows of this code and device; a line that was cut short by an interruption is no row."""
+        """Return the rows of these sources and this device; lines that an interruption cut short are skipped."""
         found = []
         for line in self.rows_file.read_text(encoding="utf-8").splitlines() if self.rows_file.exists() else ():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row.get("code") == self.code_of(row.get("phase")) and row.get("device") == self.name:
+            if row.get("code") == self.sources_of(row.get("phase")) and row.get("device") == self.name:
                 found.append(row)
         return found
 
-    def has(self, phase: str, case: str) -> bool:
-        """Whether it need not run again: it succeeded, or was tried in this run."""
+    def is_done(self, phase: str, case: str) -> bool:
+        """Tell whether a case succeeded before, or was tried in this run."""
         return any(
             row["run"] == self.options.run or not ({"error", "refused"} & row.keys() or self.options.again)
             for row in self.rows()
@@ -103,40 +103,40 @@ class Run:
         )
 
     def errors(self) -> list[str]:
-        """Phase and case of what failed in this run."""
+        """Return phase and case of what failed in this run."""
         return [f"{r['phase']} {r['case']}" for r in self.rows() if r["run"] == self.options.run and "error" in r]
 
     def write(self, phase: str, case: str, row: dict[str, Any]) -> None:
-        """Append a row, on a line of its own even after one that was cut short."""
-        own = {
-            "phase": phase, "case": case, "device": self.name, "code": self.code_of(phase), "commit": self.commit,
+        """Append a row on a new line, even after a line that was cut short."""
+        stamp = {
+            "phase": phase, "case": case, "device": self.name, "code": self.sources_of(phase), "commit": self.commit,
             "run": self.options.run,
         }  # fmt: skip
-        whole = own | row | own
+        whole = stamp | row | stamp
         torn = self.rows_file.exists() and self.rows_file.read_bytes()[-1:] not in (b"\n", b"")
         with self.rows_file.open("a", encoding="utf-8") as file:
             file.write(("\n" if torn else "") + json.dumps(whole, default=str) + "\n")
 
     def log(self, text: str) -> None:
-        """To the terminal and the log."""
+        """Write to the terminal and the log."""
         print(text, flush=True)
         self.note(text)
 
     def note(self, text: str) -> None:
-        """To the log alone."""
+        """Write to the log alone."""
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def attempt(self, phase: str, case: str, work: Callable[[], dict[str, Any]], *, always: bool = False) -> None:
-        """Run and write one row; an error becomes a row with its words. ``always``: though the file has it.
+        """Run a case and write its row; an error becomes a row with its message. ``always``: even if it is done.
 
         Raises:
-            DeviceLost: from ``after_error``, with the row written.
+            DeviceLost: ``check_device`` raised it, once the row was written.
         """
-        if not always and self.has(phase, case):
+        if not always and self.is_done(phase, case):
             self.kept += 1
             return
-        if self.left <= 0:
+        if self.seconds_left <= 0:
             self.late.append(f"{phase} {case}")
             return
         self.running.write_text(json.dumps([phase, case]), encoding="utf-8")
@@ -154,17 +154,17 @@ class Run:
         summary = row.get("error") or row.get("refused") or json.dumps(row.get("ratios", row.get("summary", "done")))
         self.log(f"{phase}: {case}: {summary} ({row['seconds']:.0f} s)")
         if "error" in row:
-            self.after_error()
+            self.check_device()
 
     def begun(self) -> tuple[str, float] | None:
-        """The case that has begun and has no row yet, and for how many seconds."""
+        """Return the case that is running and its seconds, or ``None``."""
         try:
             return json.loads(self.running.read_text(encoding="utf-8"))[1], time.time() - self.running.stat().st_mtime
         except (OSError, ValueError):
             return None
 
     def close(self, phase: str) -> None:
-        """Say what was there before and what was not begun."""
+        """Log how many cases were done before, and how many had no time."""
         if self.kept:
             self.log(f"{phase}: {self.kept} done before")
         if late := sum(name.startswith(f"{phase} ") for name in self.late):
@@ -182,14 +182,15 @@ class Run:
         show: bool = False,
         stalled: Callable[[], str | None] = lambda: None,
     ) -> str:
-        """Run a program and log its output, also of one that is stopped; all that it started ends with it.
+        """Run a program and log its output, even if it is stopped; all that it started ends with it.
 
         Args:
-            limit: seconds. show: its standard output is the terminal's, and only the errors are logged.
-            stalled: asked again and again; why to stop it before.
+            limit: seconds after which it is stopped.
+            show: its standard output goes to the terminal, and only its errors are logged.
+            stalled: called repeatedly; a text that it returns is the reason to stop the program.
 
         Raises:
-            Failed: with its last lines.
+            Failed: the program failed or was stopped; the message has its last lines.
         """
         with tempfile.TemporaryFile() as file:  # a pipe would wait for whoever holds it
             process = subprocess.Popen(
@@ -213,13 +214,13 @@ class Run:
         return output
 
     def stop_all(self) -> None:
-        """End every program that runs; those who wait for them go on."""
+        """End every program that is running."""
         for process in list(self.live):
             kill(process)
 
 
 def _wait(process: subprocess.Popen[bytes], limit: float, stalled: Callable[[], str | None]) -> str | None:
-    """``None`` once it has ended, or why it should be stopped."""
+    """Wait for the end, and return ``None``, or the reason to stop the program."""
     end = time.monotonic() + limit
     while True:
         try:
@@ -233,7 +234,7 @@ def _wait(process: subprocess.Popen[bytes], limit: float, stalled: Callable[[], 
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End it and its group; one that still runs says first where (faulthandler)."""
+    """End a program and its group; one that still runs first prints where it is (faulthandler)."""
     if process.poll() is None:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             process.send_signal(signal.SIGABRT)
@@ -244,18 +245,18 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End it and its group at once."""
+    """End a program and its group at once."""
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def tail(text: str, lines: int = 3) -> list[str]:
-    """The last lines with something on them."""
+    """Return the last lines that are not empty."""
     return [line for line in text.strip().splitlines() if line.strip()][-lines:]
 
 
-def said(words: Sequence[str]) -> str:
-    """What a program prints, or why it does not."""
+def program_output(words: Sequence[str]) -> str:
+    """Return what a program prints, or "unknown: " and the reason."""
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError) as error:
@@ -263,20 +264,24 @@ def said(words: Sequence[str]) -> str:
     return done.stdout.strip() if done.returncode == 0 else f"unknown: {' / '.join(tail(done.stdout + done.stderr))}"
 
 
-# ---- what the rows are of
+# ---- the sources
 
 
 def commit() -> str:
-    """Of the checkout, with ``-dirty``, or why it is unknown; also where the folder is another user's."""
+    """Return the commit of the checkout, with ``-dirty``, or why it is unknown, even in another user's folder."""
     git = ["git", "-c", "safe.directory=*"]
-    found = said([*git, "rev-parse", "HEAD"])
+    found = program_output([*git, "rev-parse", "HEAD"])
     if found.startswith("unknown"):
         return found
-    return f"{found}-dirty" if said([*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"]) else found
+    return (
+        f"{found}-dirty"
+        if program_output([*git, "status", "--porcelain", "--", ".", ":!benchmarks/results"])
+        else found
+    )
 
 
 def code_hash(patterns: Sequence[str]) -> str:
-    """Of the files' names and contents."""
+    """Return a digest of the names and contents of files."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}):
         name = path.relative_to(ROOT).as_posix()
@@ -287,7 +292,7 @@ def code_hash(patterns: Sequence[str]) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of the whole run and of every phase in a process of its own."""
+    """Add the options that the whole run and its phases share."""
     add = parser.add_argument
     add("--out", type=Path, default=ROOT / "benchmarks/results", metavar="DIR", help="folder of results")
     add("--minutes", type=float, default=9.0, help="no case is begun after these; default 9")
@@ -298,7 +303,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def phase_options(options: argparse.Namespace, minutes: float) -> list[str]:
-    """The same for a phase that has ``minutes``."""
+    """Return these options for a phase that has ``minutes``."""
     words = ["--out", str(options.out), "--minutes", f"{minutes:.3f}", "--compile-budget", str(options.compile_budget)]
     words += ["--run", options.run, *(["--data", str(options.data)] if options.data else [])]
     return [*words, *(f"--{name}" for name in ("again", "cuda", "dry-run") if getattr(options, name.replace("-", "_")))]
