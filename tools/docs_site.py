@@ -94,7 +94,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Marks of generated tables are no part of a page."""
+    """Without the marks of generated tables, and with links to pages of the top folder as they are on the site."""
+    for source, target in ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{source}", f"]({target}")
     return re.sub(r"^<!--.*-->\n", "\n", markdown, flags=re.M)
 
 
