@@ -110,7 +110,7 @@ def choice(run: GpuRun) -> None:
         family = {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
         path = run.options.out / "choice-gpu.json"
         count = write_choice(list(done.values()), family, f"{run.name}, code {run.code}", path)
-        run.log(f"choice: {count} of {len(cases)} rows in {path}; copied to contnet_fast/backends/ auto goes by it")
+        run.log(f"choice: {count} of {len(cases)} rows in {path}; copied to contnet_fast/costmodel/ auto goes by it")
 
 
 def training(run: GpuRun) -> None:

@@ -12,16 +12,16 @@ from ..carried import shards_within
 from ..errors import check_bool, check_choice, warn
 from ..functional.pytrees import flatten
 from ..transforms import in_torch_func, transforming
-from .adjoint import Adjoint, Backsolve, adjoint_settings
-from .batched import solve_rows
-from .checkpoint import KEEP, Checkpointed
 from .events import Event, link_gradient, solve_until
-from .linked import together
+from .gradients.adjoint import Adjoint, Backsolve, adjoint_settings
+from .gradients.checkpoint import KEEP, Checkpointed
+from .gradients.linked import together
 from .methods import get_method
 from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
 from .solve import Settings, in_python, solve
+from .steppers.batched import solve_rows
 
 DEFAULT_METHOD = "dopri5"
 GRADIENTS = ("discrete", "checkpoint")

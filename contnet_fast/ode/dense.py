@@ -11,7 +11,7 @@ import torch
 from ..errors import check_number
 from ..transforms import followed, transforming
 from .arithmetic import Leaves
-from .linked import together
+from .gradients.linked import together
 from .methods import ADAPTIVE, get_method
 from .options import read_options, refuse_trace
 from .problem import InitialValueProblem

@@ -10,11 +10,11 @@ import torch
 
 from ..reference.rk import accumulation_dtype
 from ..transforms import followed, transforming
-from .adaptive import Adaptive
 from .arithmetic import Leaves
-from .fixed import FixedGrid
 from .problem import InitialValueProblem, OdeintError
 from .solve import Settings, make_solver
+from .steppers.adaptive import Adaptive
+from .steppers.fixed import FixedGrid
 from .tolerances import Tolerance
 
 MOST_FIXED_STEPS = 20_000  # torchdiffeq's bound, where no time ends the search

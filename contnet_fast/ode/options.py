@@ -71,8 +71,9 @@ class AdaptiveOptions:
             jump the field is evaluated again on its far side.
         land_on_end: end on t[-1] instead of stepping over it. first_step_grad: keep the estimate of the first step
             size in the graph, as torchdiffeq does.
-        steps_per_read: attempts between two reads of the host; beyond 1 the controller runs beside the state. Unless
-            given 4 on CUDA, without a graph, for a module whose buffers stay; else 1 (``contnet_fast/ode/device.py``).
+        steps_per_read: attempted steps between two reads by the host; above 1 the controller runs on the device, see
+            ``ode/steppers/device.py``. Default: 4 on CUDA, without an autograd graph, for a module whose buffers do not
+            change; otherwise 1.
     """
 
     first_step: float | None = None

@@ -10,13 +10,13 @@ import torch
 
 from ..errors import check_choice
 from ..transforms import followed, transforming
-from .adaptive import Adaptive, AdaptiveStep
 from .arithmetic import End, Leaves, Outputs
-from .device import Bursts, steps_per_read
-from .fixed import FixedGrid, FixedStep
 from .methods import get_method
 from .options import FixedOptions, Options
 from .problem import InitialValueProblem
+from .steppers.adaptive import Adaptive, AdaptiveStep
+from .steppers.device import Bursts, steps_per_read
+from .steppers.fixed import FixedGrid, FixedStep
 
 BUDGETS = ("raise", "return")
 

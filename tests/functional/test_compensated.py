@@ -10,7 +10,7 @@ import torch
 import contnet_fast as cf
 from contnet_fast.backends import REGISTRY
 from contnet_fast.functional import basis_solve
-from contnet_fast.ode import checkpoint, tape
+from contnet_fast.ode.gradients import checkpoint, tape
 from contnet_fast.ode.methods import get_method
 from contnet_fast.ops import lookup
 from contnet_fast.reference.rk import accumulation_dtype, rk_combine_compensated

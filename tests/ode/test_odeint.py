@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.ode import METHODS, checkpoint
-from contnet_fast.ode.fixed import _known_steps, _met
+from contnet_fast.ode import METHODS
+from contnet_fast.ode.gradients import checkpoint
 from contnet_fast.ode.methods import ADAPTIVE, FIXED
+from contnet_fast.ode.steppers.fixed import _known_steps, _met
 
 D = torch.float64
 GRID = (*FIXED, "explicit_adams")

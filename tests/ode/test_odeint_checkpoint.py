@@ -15,7 +15,7 @@ from torch import nn
 
 import contnet_fast as cf
 from contnet_fast.carried import modules_within
-from contnet_fast.ode import checkpoint
+from contnet_fast.ode.gradients import checkpoint
 
 # -- derivatives ------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.ode.device import STEPS_PER_READ, steps_per_read
 from contnet_fast.ode.methods import ADAPTIVE
+from contnet_fast.ode.steppers.device import STEPS_PER_READ, steps_per_read
 
 D = torch.float64
 TIMES = torch.tensor([0.0, 0.3, 0.35, 1.4], dtype=D)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoint_cases import D, Rate, same, solve, solvers
 
-from contnet_fast.ode import checkpoint
+from contnet_fast.ode.gradients import checkpoint
 
 
 @pytest.mark.parametrize("keep", ["all", "sqrt"])

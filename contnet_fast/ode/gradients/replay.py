@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from .. import carried
-from ..carried import Carried, modules_within
-from ..transforms import has_autocast
+from ... import carried
+from ...carried import Carried, modules_within
+from ...transforms import has_autocast
 
 
 class Moment(NamedTuple):

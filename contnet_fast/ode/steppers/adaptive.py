@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arithmetic import Arithmetic, Leaves
+from ..arithmetic import Arithmetic, Leaves
+from ..methods import Method, get_method, interpolation_weights
+from ..options import AdaptiveOptions
+from ..problem import InitialValueProblem
+from ..tolerances import Tolerance
 from .fixed import nudge
-from .methods import Method, get_method, interpolation_weights
-from .options import AdaptiveOptions
-from .problem import InitialValueProblem
-from .tolerances import Tolerance
 
 
 @dataclass

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_structure
 
-from ..errors import warn
-from .arithmetic import End, Leaves
-from .problem import CALLBACKS, InitialValueProblem, OdeintError
-from .solve import Settings, solve
-from .tolerances import LeafNorm, by_leaf
+from ...errors import warn
+from ..arithmetic import End, Leaves
+from ..problem import CALLBACKS, InitialValueProblem, OdeintError
+from ..solve import Settings, solve
+from ..tolerances import LeafNorm, by_leaf
 
 
 class Backsolve(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..transforms import transforming
+from ...transforms import transforming
 
 
 def together(leaves: list[torch.Tensor]) -> list[torch.Tensor]:

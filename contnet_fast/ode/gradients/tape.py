@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .adaptive import Adaptive
-from .arithmetic import Arithmetic, Leaves
-from .fixed import FixedGrid
-from .methods import Terms
-from .problem import InitialValueProblem
+from ..arithmetic import Arithmetic, Leaves
+from ..methods import Terms
+from ..problem import InitialValueProblem
+from ..steppers.adaptive import Adaptive
+from ..steppers.fixed import FixedGrid
 
 Cotangents = list[torch.Tensor | None]
 Step = Callable[[list[Leaves]], tuple[list[Leaves], list[Leaves]]]

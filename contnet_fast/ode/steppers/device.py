@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..reference.rk import accumulation_dtype
+from ...reference.rk import accumulation_dtype
+from ..arithmetic import Leaves
+from ..problem import InitialValueProblem, own_module
 from .adaptive import Adaptive, AdaptiveStep, Taken
-from .arithmetic import Leaves
 from .fixed import nudge
-from .problem import InitialValueProblem, own_module
 
 STEPS_PER_READ = 4  # on CUDA: three stalls of four go, and no more than three attempts are for nothing
 

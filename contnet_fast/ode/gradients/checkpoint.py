@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from .adaptive import Adaptive, AdaptiveStep
-from .arithmetic import Leaves
-from .fixed import FixedGrid, FixedStep
+from ..arithmetic import Leaves
+from ..options import AdaptiveOptions
+from ..problem import InitialValueProblem
+from ..solve import Record, Settings, make_solver, solve
+from ..steppers.adaptive import Adaptive, AdaptiveStep
+from ..steppers.fixed import FixedGrid, FixedStep
 from .linked import apart, linked
-from .options import AdaptiveOptions
-from .problem import InitialValueProblem
 from .replay import Moment, Replay
-from .solve import Record, Settings, make_solver, solve
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")

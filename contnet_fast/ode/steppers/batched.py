@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..transforms import followed
-from .arithmetic import Arithmetic, Leaves
+from ...transforms import followed
+from ..arithmetic import Arithmetic, Leaves
+from ..methods import get_method, interpolation_weights
+from ..options import AdaptiveOptions
+from ..problem import InitialValueProblem, OdeintError
+from ..solve import Settings
+from ..tolerances import Tolerance
 from .fixed import nudge
-from .methods import get_method, interpolation_weights
-from .options import AdaptiveOptions
-from .problem import InitialValueProblem, OdeintError
-from .solve import Settings
-from .tolerances import Tolerance
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..transforms import constant_when_traced, followed, tracing
-from .arithmetic import Arithmetic, Leaves
-from .methods import ADAMS, ADAMS_START, Method, Terms, adams_weights, get_method
-from .options import AdamsOptions, FixedOptions
-from .problem import InitialValueProblem
+from ...transforms import constant_when_traced, followed, tracing
+from ..arithmetic import Arithmetic, Leaves
+from ..methods import ADAMS, ADAMS_START, Method, Terms, adams_weights, get_method
+from ..options import AdamsOptions, FixedOptions
+from ..problem import InitialValueProblem
 
 MOST_REMEMBERED = 4096  # steps of a grid
 # times of the field, the end in a tuple that is empty where no one asks there, s, h, weights
