@@ -10,6 +10,7 @@ import pytest
 import torch
 from backward_steps import NORM_WEIGHT, SKIP, Step, described, drawn
 from cuda_emulator import buffers, call
+from structs import MapOf, NormGradient, RateGradient, StageGradient
 
 from contnet_fast.testing import assert_within_budget
 
@@ -20,41 +21,6 @@ ULPS = 4.0  # times half an ulp: the runs to compare with are exact but for thei
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-class MapOf(ctypes.Structure):
-    """Of csrc/cuda/conv/backward/backward_launch.h, as the next."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("type", ctypes.c_int32))
-
-
-class NormSums(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("norm", "evaluation", "slot", "rows")), ("sums", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-class NormGradient(ctypes.Structure):
-    _fields_ = (
-        ("of", NormSums), ("mask", ctypes.c_int32), ("scaled", ctypes.c_int32), ("grad", MapOf), ("value", MapOf),
-        ("target", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-class StageGradient(ctypes.Structure):
-    _fields_ = (
-        ("of", NormSums), ("stage", ctypes.c_int32),
-        ("own", ctypes.c_float), ("costate_weight", ctypes.c_float), ("terms", ctypes.c_float * 13),
-        *((name, ctypes.c_void_p) for name in ("grad", "value", "costate", "upstream", "inputs", "target")),
-        ("target_type", ctypes.c_int32),
-    )  # fmt: skip
-
-
-class RateGradient(ctypes.Structure):
-    _fields_ = (
-        ("norm", ctypes.c_int32), ("evaluation", ctypes.c_int32), ("factor", ctypes.c_float), ("grad", MapOf),
-        *((name, ctypes.c_void_p) for name in ("value", "target", "sums")),
-    )  # fmt: skip
 
 
 def batch_moments(given: dict[str, torch.Tensor], value: torch.Tensor, evaluation: int, norm: int) -> torch.Tensor:
@@ -84,7 +50,7 @@ def test_through_norms_of_the_batch(case, norm):
     rows = torch.tensor([0.5, 0.3, 0.2]).view(3, 1, 1)
     given |= {"sums": (rows * columns).contiguous(), "value": value, "grad": grad}
     target = torch.empty(raw.shape, dtype=case.dtype)
-    g = NormGradient(NormSums(norm, e, 0, 3, given["sums"].data_ptr()), 1, 1, target=target.data_ptr())
+    g = NormGradient(norm, e, 0, 3, given["sums"].data_ptr(), 1, 1, target=target.data_ptr())
     g.grad, g.value = (MapOf(t.data_ptr(), emulator.SCALARS[t.dtype]) for t in (grad, value))
     with buffers({"target": target}, **given):
         call("emulated_norm_gradient", described(case, given), g)
@@ -115,7 +81,7 @@ def test_through_combinations(case, stage, rows):
     given["sums"] = (torch.tensor([0.5, 0.3, 0.2]).view(3, 1, 1) * columns).contiguous()
     kept, target = inputs.clone(), torch.empty(shape, dtype=case.dtype)
     terms = (7.0, 0.5, -0.25 if stage < 2 else 7.0, 0.0)
-    g = StageGradient(NormSums(0, 2, 0, rows, given["sums"].data_ptr()), stage, 0.75, -0.5, terms,
+    g = StageGradient(0, 2, 0, rows, given["sums"].data_ptr(), stage, 0.75, -0.5, terms,
                       *(given[n].data_ptr() for n in names), kept.data_ptr(), target.data_ptr(),
                       emulator.SCALARS[case.dtype])  # fmt: skip
     with buffers({"target": target}, **given):

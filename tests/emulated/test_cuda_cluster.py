@@ -7,9 +7,9 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import Case, truth
+from conv_cases import HALVES, Case, truth
 from cuda_emulator import SM_90, KernelFault
-from test_cuda_solve import HALVES, NORMS, assert_planned, check, described, plan, solve
+from whole_solves import NORMS, assert_planned, check, described, plan, solve
 
 from contnet_fast.costmodel import cuda_counts
 from contnet_fast.testing import assert_within_budget

@@ -8,25 +8,12 @@ import cuda_emulator as emulator
 import pytest
 import torch
 from cuda_emulator import KernelFault, buffers, call
+from structs import Combine
 
 from contnet_fast.reference.rk import accumulation_dtype, norm_dtype, rk_combine, rk_error_norm
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-LEAVES, TERMS = 8, 13
-
-
-class Combine(ctypes.Structure):
-    """Of csrc/cuda/combine/combine_launch.h."""
-
-    _fields_ = (
-        ("state", ctypes.c_int32), ("rate", ctypes.c_int32), ("leaves", ctypes.c_int32), ("terms", ctypes.c_int32),
-        ("y", ctypes.c_void_p * LEAVES), ("k", ctypes.c_void_p * TERMS * LEAVES), ("out", ctypes.c_void_p * LEAVES),
-        ("before", ctypes.c_void_p * LEAVES), ("after", ctypes.c_void_p * LEAVES),
-        ("size", ctypes.c_int64 * LEAVES), ("coefficient", ctypes.c_double * TERMS), ("error", ctypes.c_double * TERMS),
-        ("rtol", ctypes.c_double), ("atol", ctypes.c_double), ("partials", ctypes.c_void_p),
-        ("stream", ctypes.c_void_p),
-    )  # fmt: skip
 
 
 def draw(terms, sizes, dtype, rate=None):

@@ -10,21 +10,12 @@ import pytest
 import torch
 from backward_steps import DTYPES, NORM_WEIGHT, SKIP, Step, described, drawn
 from cuda_emulator import BATCH, KernelFault, buffers, call
+from structs import DataGradient
 
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 KNOWN = 1
-
-
-class DataGradient(ctypes.Structure):
-    """Of csrc/cuda/conv/backward/backward_launch.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("conv", "norm", "evaluation")),
-        *((name, ctypes.c_void_p) for name in ("packed", "grad", "value", "target")),
-        ("target_type", ctypes.c_int32), ("sums", ctypes.c_void_p),
-    )  # fmt: skip
 
 
 def run(

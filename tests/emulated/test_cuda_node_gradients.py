@@ -8,8 +8,9 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from backward_steps import ROWS, SKIP, Step, described, drawn
+from backward_steps import SKIP, Step, described, drawn
 from cuda_emulator import buffers, call
+from structs import AddUp, Fold, NodeGradients
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 
@@ -17,32 +18,6 @@ pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-class AddUp(ctypes.Structure):
-    """Of csrc/cuda/conv/backward/backward_launch.h, as the next."""
-
-    _fields_ = (
-        ("count", ctypes.c_int32),
-        ("slots", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("splits", "fresh")),
-        ("weight_sums", ctypes.c_void_p),
-        ("weight_grads", ctypes.c_void_p * 2),
-    )
-
-
-class Fold(ctypes.Structure):
-    _fields_ = (
-        ("rows", ctypes.c_void_p), ("sums", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in ("groups", "count", "columns")),
-    )  # fmt: skip
-
-
-class NodeGradients(ctypes.Structure):
-    _fields_ = (
-        ("folds", Fold * 3), ("biases", ctypes.c_void_p), ("sums", ctypes.c_void_p * 2),
-        ("bias_distance", ctypes.c_int32), ("distance", ctypes.c_int32), ("grads", ctypes.c_void_p * ROWS),
-    )  # fmt: skip
 
 
 def add_up(case: Step, sums: torch.Tensor, before: torch.Tensor, *, fresh: bool) -> torch.Tensor:

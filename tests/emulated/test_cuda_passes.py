@@ -11,12 +11,10 @@ import pytest
 import torch
 from conv_cases import Case
 from cuda_emulator import call
-from test_cuda_prepare import ConvPrepare, prepare
-from test_cuda_solve import ConvSolve
-from test_cuda_solve import plan as plan_solve
-from test_cuda_solve_backward import ConvSolveBackward, gradients
-from test_cuda_stages import ConvStages
-from test_cuda_stages_solve_backward import ConvStagesBackward, backward
+from preparation import prepare
+from staged_solves import backward
+from structs import ConvPrepare, ConvSolve, ConvSolveBackward, ConvStages, ConvStagesBackward
+from whole_solves import gradients, plan
 
 from contnet_fast.costmodel import cuda_pass
 from contnet_fast.costmodel.costs import BY_FAMILY
@@ -63,7 +61,7 @@ def noted(p: ConvPass, level: str, family: str) -> Counter:
     if level == "solve":
         solve, wide = problem(p, ConvSolve, family), ("tape",) + (("states",) if p.keep == "block" else ())
         calls = [("prepare", prepare), ("solve", solve)]
-        if p.backward and plan_solve(solve).wide:
+        if p.backward and plan(solve).wide:
             calls.append(("stages_backward", problem(p, ConvStagesBackward, family, without=wide)))
         elif p.backward:
             calls += calls if p.keep == "block" and p.n_steps > 1 else []

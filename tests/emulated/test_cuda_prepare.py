@@ -2,76 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import HALVES, Case, draw
-from cuda_emulator import KernelFault, buffers, call
+from conv_cases import HALVES, Case
+from cuda_emulator import KernelFault
+from preparation import prepare
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-
-
-class ConvPrepare(emulator.ConvProblem):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (
-        ("nodes", ctypes.c_void_p * 13), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "packed", "parameters", "moments", "partials")),
-    )  # fmt: skip
-
-
-def prepare(case, *, state=None, vectors=None, processors=2):
-    """Packed weights, parameters, moments and partial statistics, by name, and what they should be in float64."""
-    p = emulator.problem(case, ConvPrepare, state=state, vectors=vectors, processors=processors)
-    x, nodes, _ = draw(case)
-    c, weights = case.channels, [w for step in case.grid.weights for w in step]
-    slots = list(dict.fromkeys(weights))
-    mix = torch.zeros(len(slots), case.n_basis)
-    for s, at in enumerate(slots):
-        for k, share in at:
-            mix[s, k] += share
-    slot_of = torch.tensor([slots.index(at) for at in weights], dtype=torch.int32)
-    given = {name: t for name, t in nodes._asdict().items() if t is not None}
-    inputs = {
-        name: t.to(case.dtype if name in ("conv1_weight", "conv2_weight") else vectors or case.dtype).contiguous()
-        for name, t in given.items()
-    }
-    for i, name in enumerate(nodes._fields):
-        p.nodes[i] = inputs[name].data_ptr() if name in inputs else None
-    start = x.to(state or case.dtype).permute(0, 2, 3, 1).contiguous()
-    rows = emulator.library().emulated_input_rows(ctypes.byref(p)) if case.batch_statistics else 0
-    outputs = {
-        "packed": torch.empty(2, len(slots), 9, c, c, dtype=case.dtype),
-        "parameters": torch.empty(len(slots), 7, c),
-        "moments": torch.empty(len(weights) if p.norm == 1 else 0, 2, 2, c),
-        "partials": torch.empty(rows, 2 * c + 4),
-    }
-    p.basis = case.n_basis
-    pointers = {"mix": mix, "slot_of": slot_of, "x": start, **outputs}
-    for name, tensor in pointers.items():
-        setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
-    with buffers(outputs, mix=mix, slot_of=slot_of, x=start, **inputs):
-        call("emulated_conv_prepare", p)
-
-    def mixed(name, shape, absent):
-        value = getattr(nodes, name)
-        if value is None:
-            return torch.full((len(slots), *shape), absent, dtype=torch.float64)
-        return torch.einsum("sk,k...->s...", mix.double(), value).reshape(len(slots), -1).expand(-1, shape[0]) \
-            if value.dim() < 3 else torch.einsum("sk,k...->s...", mix.double(), value)  # fmt: skip
-
-    names = ("conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip")
-    convs = [mixed(f"conv{i}_weight", (), 0.0).permute(0, 3, 4, 2, 1).reshape(-1, 9, c, c) for i in (1, 2)]
-    running = [mixed(f"norm{i}_{m}", (c,), 0.0)[slot_of.long()] for i in (1, 2) for m in ("mean", "var")]
-    wanted = {
-        "packed": torch.stack(convs),
-        "parameters": torch.stack([mixed(name, (c,), float(name == "skip")) for name in names], 1),
-        "moments": torch.stack(running, 1).reshape(-1, 2, 2, c)[: len(outputs["moments"])],
-    }
-    return outputs, wanted, start.double().reshape(-1, c)
 
 
 BASE = Case(

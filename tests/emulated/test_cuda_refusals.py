@@ -6,15 +6,11 @@ from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
+import staged_solves as staged
 import torch
+import whole_solves as whole
 from conv_cases import Case
-from test_cuda_solve import ConvSolve
-from test_cuda_solve import plan as plan_solve
-from test_cuda_solve_backward import described as described_backward
-from test_cuda_solve_backward import plan as plan_solve_backward
-from test_cuda_stages import ConvStages
-from test_cuda_stages import plan as plan_stages
-from test_cuda_stages_solve_backward import ENTRY, ConvStagesBackward
+from structs import ConvSolve, ConvStages, ConvStagesBackward
 
 from contnet_fast.backends import Problem, cuda
 from contnet_fast.costmodel import cuda_counts
@@ -53,12 +49,12 @@ def test_whole_solves(scheme, dtype, monkeypatch):
             for size in SIZES:
                 for norm in ("batch", "layer"):
                     case = replace(BASE, channels=channels, size=size, norm=norm, dtype=dtype, scheme=scheme)
-                    forward = plan_solve(emulator.problem(case, ConvSolve, **limits(chip)))
+                    forward = whole.plan(emulator.problem(case, ConvSolve, **limits(chip)))
                     assert bool(answered(case, chip, "solve", monkeypatch)) == (forward.refusal is not None), (
                         case,
                         chip,
                     )
-                    backward = plan_solve_backward(described_backward(case, **limits(chip)))
+                    backward = whole.plan_backward(whole.described_backward(case, **limits(chip)))
                     reasons = answered(replace(case, grads="all"), chip, "solve", monkeypatch)
                     refused += bool(reasons) and forward.refusal is None
                     back = norm == "layer" if forward.wide else backward.refusal is not None  # wide: level stage's
@@ -81,19 +77,19 @@ def test_stages(order, dtype, monkeypatch):
                         BASE, channels=channels, size=size, norm=norm, training=training, dtype=dtype, order=order
                     )
                     reasons = answered(replace(case, grads="all"), chip, "stage", monkeypatch)
-                    for kind, entry in ((ConvStages, "emulated_conv_stages"), (ConvStagesBackward, ENTRY)):
+                    for kind, entry in ((ConvStages, "emulated_conv_stages"), (ConvStagesBackward, staged.BACKWARD)):
                         p = emulator.problem(case, kind, **limits(chip))
                         if kind is ConvStagesBackward:
                             p.basis = case.n_basis
                             p.slot_list = None
-                        found = plan_stages(p, entry)
+                        found = staged.plan(p, entry)
                         assert bool(reasons) == (found.refusal is not None), (case, chip, reasons, found.refusal)
 
 
 @pytest.mark.parametrize("batch", [2**31 // 1024 - 1, 2**31 // 1024])
 def test_the_largest_batch(batch, monkeypatch):
     case = replace(BASE, channels=16, size=(32, 32), batch=batch, dtype=torch.bfloat16)
-    found = plan_stages(emulator.problem(case, ConvStages))
+    found = staged.plan(emulator.problem(case, ConvStages))
     reasons = answered(case, (9, 0), "stage", monkeypatch)
     assert bool(reasons) == (found.refusal is not None) == (batch == 2**21)
     assert not reasons or "fewer than 2^31 pixels" in reasons[0]
@@ -103,6 +99,6 @@ def test_the_largest_batch(batch, monkeypatch):
 @pytest.mark.parametrize("level", ["solve", "stage"])
 def test_dtypes_of_states(state, level, monkeypatch):
     case = replace(BASE, channels=16, dtype=torch.bfloat16)
-    kind, of = {"solve": (ConvSolve, plan_solve), "stage": (ConvStages, plan_stages)}[level]
+    kind, of = {"solve": (ConvSolve, whole.plan), "stage": (ConvStages, staged.plan)}[level]
     found = of(emulator.problem(case, kind, state=state))
     assert bool(answered(case, (9, 0), level, monkeypatch, state=state)) == (found.refusal is not None)

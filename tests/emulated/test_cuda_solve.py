@@ -2,120 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import Case, draw, truth
-from cuda_emulator import SM_80, SM_90, KernelFault, buffers, call
+from conv_cases import HALVES, Case, draw, truth
+from cuda_emulator import SM_80, SM_90, KernelFault
+from whole_solves import NORMS, assert_planned, check, described, plan, solve
 
 from contnet_fast.costmodel import cuda_counts
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-ROWS = 7
-SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
-HALVES = (torch.bfloat16, torch.float16)
-
-
-class ConvSolve(emulator.ConvProblem):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("x", "y", "states", "packed", "parameters", "moments", "rates")
-    )
-
-
-class SolvePlan(ctypes.Structure):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (
-        ("refusal", ctypes.c_char_p),
-        *((name, ctypes.c_int32) for name in (
-            "channels", "threads", "values", "tiles", "chunks", "wide", "cluster", "rows",
-        )),
-        ("shared", ctypes.c_int64), ("scratch", ctypes.c_int64),
-    )  # fmt: skip
-
-
-def operands(case, nodes):
-    """What the preparation makes of the nodes: packed weights, parameters, moments, and slots of evaluations."""
-    weights = [w for step in case.grid.weights for w in step]
-    slots = list(dict.fromkeys(weights))
-
-    def mixed(name, at):
-        value = getattr(nodes, name)
-        return None if value is None else sum(value[k].to(case.dtype).float() * w for k, w in at)
-
-    c = case.channels
-    packed = torch.stack([
-        torch.stack([mixed(f"conv{i}_weight", at).permute(2, 3, 1, 0).reshape(9, c, c) for at in slots]) for i in (1, 2)
-    ])  # fmt: skip
-    names = ["conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip"]
-    parameters = torch.full((len(slots), ROWS, c), float("nan"))  # rows that are not read
-    for i, at in enumerate(slots):
-        for row, name in enumerate(names):
-            value = mixed(name, at)
-            if value is not None:
-                parameters[i, row] = value
-            elif row in (0, 1, ROWS - 1):
-                parameters[i, row] = 1.0 if name == "skip" else 0.0
-    moments = torch.empty(len(weights), 2, 2, case.batch if case.norm in ("group", "layer") else 1, c)
-    if case.norm == "batch":
-        for e, at in enumerate(weights):
-            for i in (1, 2):
-                moments[e, i - 1, 0], moments[e, i - 1, 1] = mixed(f"norm{i}_mean", at), mixed(f"norm{i}_var", at)
-    slot_of = torch.tensor([slots.index(at) for at in weights], dtype=torch.int32)
-    return packed.to(case.dtype).contiguous(), parameters, moments, slot_of
-
-
-def described(case, **settings):
-    return emulator.problem(case, ConvSolve, **settings)
-
-
-def plan(p):
-    found = SolvePlan()
-    emulator.library().emulated_plan_solve(ctypes.byref(p), ctypes.byref(found))
-    return found
-
-
-def solve(case, *, state=None, fault=None, **settings):
-    """All states [n_steps + 1, B, C, H, W], and the moments."""
-    p = described(case, state=state, **settings)
-    x, nodes, _ = draw(case)
-    start = x.to(case.dtype).to(state or case.dtype).permute(0, 2, 3, 1).contiguous()
-    packed, parameters, moments, slot_of = operands(case, nodes)
-    states = torch.empty(case.n_steps - 1, *start.shape, dtype=start.dtype)
-    y, scratch = torch.empty_like(start), torch.empty(plan(p).scratch // 4)
-    inputs = {"x": start, "packed": packed, "parameters": parameters, "slot_of": slot_of}
-    outputs = {"y": y, "states": states}
-    (outputs if p.norm == 2 else inputs)["moments"] = moments
-    for name, tensor in (inputs | outputs).items():
-        setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
-    entry = ("emulated_conv_solve", p) if fault is None else ("planted_conv_solve", ctypes.c_int(fault), p)
-    with buffers(outputs, **inputs):
-        if scratch.numel():
-            p.rates = scratch.data_ptr()
-            emulator.library().emulated_register(
-                b"rates", ctypes.c_void_p(p.rates), ctypes.c_int64(4 * scratch.numel()), False, True
-            )
-        call(*entry)
-    return torch.cat([start[None], states, y[None]]).permute(0, 1, 4, 2, 3), moments
-
-
-def check(case, *, factor=SMALL, **settings):
-    case = replace(case, return_steps=True)
-    exact, runs = truth(case)
-    got, moments = solve(case, **settings)
-    assert_within_budget(got.to(case.dtype), exact["y"], [run["y"] for run in runs], factor=factor)
-    return got, moments
 
 
 BASE = Case(channels=16, size=(9, 7), batch=2, order="pre", norm="batch", basis="piecewise_linear", n_basis=4,
             scheme="rk4_classic", n_steps=2, skip=True, eps=0.75)  # fmt: skip
-NORMS = ("none", "batch", "group", "layer")
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -248,22 +151,6 @@ def test_what_is_counted_in_python_is_what_is_planned(capability, limit, cluster
             assert bool(refusals(case, capability, clusters)) == (found.refusal is not None), case
             if found.refusal is None:
                 assert_planned(found, case, limit, clusters)
-
-
-def assert_planned(found, case, limit, clusters):
-    """Every number of the plan is the one counted."""
-    sample = case.norm in ("group", "layer")
-    count = cuda_counts.solve_count(
-        case.channels, *case.size, size=case.dtype.itemsize, sample=sample, limit=limit, clusters=clusters
-    )
-    assert (found.channels, found.wide, found.cluster, found.rows) == (
-        count.channels,
-        count.wide,
-        count.cluster,
-        count.rows,
-    )
-    assert (found.threads, found.values, found.tiles) == (32 * count.warps, count.values, count.tiles)
-    assert (found.shared, found.chunks) == (count.shared, count.pieces)
 
 
 def test_narrow_blocks_fit_and_the_counts_are_those_of_the_plan():

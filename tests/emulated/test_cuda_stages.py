@@ -2,109 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import HALVES, SMALL, Case, draw, truth
-from cuda_emulator import SM_80, SM_90, KernelFault, buffers, call
-from test_cuda_prepare import prepare
-
-from contnet_fast.testing import assert_within_budget
+from conv_cases import HALVES, Case, truth
+from cuda_emulator import SM_80, SM_90, KernelFault
+from preparation import prepare
+from staged_solves import check, plan, run, solve
+from structs import ConvStages, ConvSteps
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-
-
-class ConvStages(emulator.ConvProblem):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (
-        ("nodes", ctypes.c_void_p * 13), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "moments", "statistics", "y", "states", "tape", "workspace")),
-    )  # fmt: skip
-
-
-class ConvSteps(emulator.ConvProblem):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (
-        ("first", ctypes.c_int64), ("count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in (
-            "x", "packed", "parameters", "moments", "statistics", "partials", "y", "states", "tape", "workspace",
-        )),
-    )  # fmt: skip
-
-
-class StepsPlan(ctypes.Structure):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (("refusal", ctypes.c_char_p), ("workspace", ctypes.c_int64))
-
-
-def plan(p, entry="emulated_conv_stages"):
-    found = StepsPlan()
-    getattr(emulator.library(), entry.replace("conv", "plan"))(ctypes.byref(p), ctypes.byref(found))
-    return found
-
-
-def solve(case, *, tape=False, states=True, fault=None, **settings):
-    """The tensors that a pass has or makes, by name; the states as [step, B, H, W, C]."""
-    p = emulator.problem(case, ConvStages, **settings)
-    x, nodes, _ = draw(case)
-    weights = [w for step in case.grid.weights for w in step]
-    slots = list(dict.fromkeys(weights))
-    mix = torch.zeros(len(slots), case.n_basis)
-    for s, at in enumerate(slots):
-        for k, share in at:
-            mix[s, k] += share
-    slot_of = torch.tensor([slots.index(at) for at in weights], dtype=torch.int32)
-    given = {name: t.to(case.dtype).contiguous() for name, t in nodes._asdict().items() if t is not None}
-    for i, name in enumerate(nodes._fields):
-        p.nodes[i] = given[name].data_ptr() if name in given else None
-    p.basis = case.n_basis
-    start = x.to(case.dtype).to(settings.get("state") or case.dtype).permute(0, 2, 3, 1).contiguous()
-    kinds, stages, normed = 3 if p.post else 2, p.stages, case.norm != "none"
-    inputs = {"x": start, "mix": mix, "slot_of": slot_of}
-    outputs = {
-        "y": torch.empty_like(start),
-        "states": start.new_empty(case.n_steps - 1 if states else 0, *start.shape),
-        "tape": start.new_empty((case.n_steps if tape else 0, kinds, stages, *start.shape)),
-        "moments": torch.empty(len(weights) if normed else 0, 2, 2, case.channels),
-        "statistics": torch.empty(len(weights) if case.batch_statistics else 0, 4, case.channels, dtype=case.dtype),
-    }
-    run(p, "emulated_conv_stages", inputs, outputs, fault=fault, **given)
-    return {**inputs, **outputs, **given}
-
-
-def run(p, entry, inputs, outputs, *, fault=None, **more):
-    for name, tensor in (inputs | outputs).items():
-        setattr(p, name, tensor.data_ptr() if tensor.numel() else None)
-    p.slot_list = p.slot_of
-    workspace = torch.empty(plan(p, entry).workspace, dtype=torch.uint8)
-    if workspace.numel():
-        p.workspace = workspace.data_ptr()
-    with buffers(outputs, **inputs, **more):
-        emulator.library().emulated_register(
-            b"workspace", ctypes.c_void_p(workspace.data_ptr()), ctypes.c_int64(workspace.numel()), False, True
-        )
-        call(entry, p) if fault is None else call(entry.replace("emulated", "planted"), ctypes.c_int(fault), p)
-
-
-def check(case, *, factor=SMALL, **settings):
-    case = replace(case, return_steps=True)
-    exact, runs = truth(case)
-    got = solve(case, **settings)
-    y = torch.cat([got["x"][None], got["states"], got["y"][None]]).permute(0, 1, 4, 2, 3).to(case.dtype)
-    assert_within_budget(y, exact["y"], [r["y"] for r in runs], factor=factor)
-    for i, name in enumerate(("norm1_mean", "norm1_var", "norm2_mean", "norm2_var") if case.batch_statistics else ()):
-        spread = exact[name.replace("mean", "var")].max().item()
-        scale = exact[name].abs().max().item() + (spread if name.endswith("var") else 3 * spread**0.5)
-        assert_within_budget(
-            got["statistics"][:, i], exact[name], [r[name] for r in runs], name=name, factor=factor, scale=scale
-        )
-    return got
 
 
 BASE = Case(channels=16, size=(9, 7), batch=2, order="pre", norm="batch", training=True, basis="piecewise_linear",

@@ -2,66 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
 
 import cuda_emulator as emulator
 import pytest
 import torch
-from conv_cases import FAR, HALVES, Case, allowed, away_from_kinks, draw, scale, truth, wanted
+from conv_cases import FAR, HALVES, Case
 from cuda_emulator import SM_80, SM_90
-from test_cuda_stages import plan, run, solve
-
-from contnet_fast.testing import assert_within_budget
+from staged_solves import BACKWARD, backward, check_gradients, plan
+from structs import ConvStagesBackward
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-
-
-class ConvStagesBackward(emulator.ConvProblem):
-    """Of csrc/cuda/conv/conv_launch.h."""
-
-    _fields_ = (
-        ("nodes", ctypes.c_void_p * 13), ("mix", ctypes.c_void_p), ("basis", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x", "moments", "states", "tape", "grad")),
-        ("by_step", ctypes.c_int32), ("grad_x", ctypes.c_void_p), ("grads", ctypes.c_void_p * 13),
-        ("workspace", ctypes.c_void_p),
-    )  # fmt: skip
-
-
-ENTRY = "emulated_conv_stages_backward"
-
-
-def backward(case, *, keep="step", **settings):
-    """Gradients by name, of x as [B, C, H, W]; ``keep`` as the checkpoint modes of a solve have it."""
-    made = solve(case, tape=keep == "none", states=keep == "step", **settings)
-    p = emulator.problem(case, ConvStagesBackward, **settings)
-    _, nodes, upstream = draw(case)
-    p.basis, p.by_step = case.n_basis, case.return_steps
-    given = {name: made[name] for name in nodes._fields if name in made}
-    names = [name for name in wanted(case, nodes) if name != "x"]
-    grads = {name: torch.empty(given[name].shape) for name in names}
-    for i, name in enumerate(nodes._fields):
-        p.nodes[i] = given[name].data_ptr() if name in given else None
-        p.grads[i] = grads[name].data_ptr() if name in grads else None
-    inputs = {name: made[name] for name in ("x", "mix", "slot_of", "moments", "states", "tape")}
-    inputs["grad"] = upstream.movedim(-3, -1).to(case.dtype).to(made["x"].dtype).contiguous()
-    outputs = {"grad_x": torch.empty_like(made["x"])}
-    run(p, ENTRY, inputs, outputs | grads, **given)
-    return {"d x": outputs["grad_x"].movedim(-1, 1)} | {f"d {name}": grad for name, grad in grads.items()}
-
-
-def check(case, *, keep="step", **settings):
-    case = away_from_kinks(replace(case, grads="all"))
-    exact, runs = truth(case)
-    got = backward(case, keep=keep, **settings)
-    assert got.keys() == {name for name in exact if name.startswith("d ")}
-    for name, value in got.items():
-        assert_within_budget(
-            value.to(case.dtype).reshape(exact[name].shape), exact[name], [r[name] for r in runs], name=name,
-            gradient=True, factor=allowed(case, value), scale=scale(case, name, [exact]),
-            evaluations=case.grid.n_evaluations,
-        )  # fmt: skip
-    return got
 
 
 BASE = Case(channels=16, size=(5, 4), batch=2, order="pre", norm="batch", training=True, basis="piecewise_linear",
@@ -74,30 +25,30 @@ SMALLER = replace(BASE, channels=8, size=(4, 3), dtype=torch.float32)
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_orders_and_norms(dtype, order, norm, training):
     offset = FAR[order] if training and dtype in HALVES else 0.0
-    check(replace(BASE, order=order, norm=norm, training=training, dtype=dtype, offset=offset))
+    check_gradients(replace(BASE, order=order, norm=norm, training=training, dtype=dtype, offset=offset))
 
 
 @pytest.mark.parametrize("channels", [24, 40, 72])
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32], ids=str)
 def test_channels(channels, dtype):
     case = replace(BASE, channels=channels, dtype=dtype, size=(3, 4), batch=2, scheme="euler", n_steps=1, n_basis=2)
-    check(replace(case, offset=FAR["pre"] if dtype in HALVES else 0.0))
+    check_gradients(replace(case, offset=FAR["pre"] if dtype in HALVES else 0.0))
 
 
 @pytest.mark.parametrize("scheme", ["euler", "heun2", "rk4_classic", "rk4_38"])
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_schemes(scheme, order):
-    check(replace(SMALLER, scheme=scheme, order=order, bias=False, skip=False))
+    check_gradients(replace(SMALLER, scheme=scheme, order=order, bias=False, skip=False))
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_gradients_by_every_state(order):
-    check(replace(SMALLER, order=order, n_steps=3, return_steps=True))
+    check_gradients(replace(SMALLER, order=order, n_steps=3, return_steps=True))
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_a_float32_state_beside_16_bit_operands(order):
-    check(replace(BASE, order=order, dtype=torch.bfloat16), state=torch.float32)
+    check_gradients(replace(BASE, order=order, dtype=torch.bfloat16), state=torch.float32)
 
 
 @pytest.mark.parametrize("order", ["pre", "post"])
@@ -124,7 +75,7 @@ def test_what_is_not_asked_for_does_not_change_the_rest(order, grads):
     ids=str,
 )
 def test_refusals(change, words):
-    assert words in plan(emulator.problem(replace(BASE, **change), ConvStagesBackward), ENTRY).refusal
+    assert words in plan(emulator.problem(replace(BASE, **change), ConvStagesBackward), BACKWARD).refusal
 
 
 @pytest.mark.parametrize("limit", [SM_80, SM_90])
@@ -132,4 +83,4 @@ def test_refusals(change, words):
 def test_wide_and_large_maps_are_served(limit, dtype):
     for channels, size in [(64, (32, 32)), (128, (16, 16)), (256, (8, 8)), (256, (224, 224)), (8, (1, 5000))]:
         case = replace(BASE, channels=channels, size=size, dtype=dtype)
-        assert plan(emulator.problem(case, ConvStagesBackward, limit=limit), ENTRY).refusal is None
+        assert plan(emulator.problem(case, ConvStagesBackward, limit=limit), BACKWARD).refusal is None

@@ -9,19 +9,11 @@ import pytest
 import torch
 from backward_steps import DTYPES, NORM_WEIGHT, Step, described, drawn
 from cuda_emulator import KernelFault, buffers, call
+from structs import WeightGradient
 
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
-
-
-class WeightGradient(ctypes.Structure):
-    """Of csrc/cuda/conv/backward/backward_launch.h."""
-
-    _fields_ = (
-        ("first", ctypes.c_int32), ("splits", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("tape", "grads", "weight_sums", "bias_sums")),
-    )  # fmt: skip
 
 
 def weight_sums(case: Step, *, fault: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

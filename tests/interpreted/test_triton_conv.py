@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conv_cases import Case, away_from_kinks, draw, scale, solve, truth
+from conv_cases import SMALL, Case, away_from_kinks, draw, judge, solve, truth
 
 import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
@@ -18,13 +18,11 @@ from contnet_fast.functional import conv_solve
 from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
 from contnet_fast.ops.conv import DIFFERENTIABLE
-from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(
     "triton" not in cf.available_backends(), reason="needs triton, and a GPU or its interpreter"
 )
 DEVICE = "cuda" if torch.cuda.is_available() and not backend_triton.INTERPRETED else "cpu"
-SMALL = 8.0  # times PyTorch's error is allowed for tensors so small that their error is luck
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +53,10 @@ def check(case: Case, level: str) -> None:
     """Every result of one sample within the error rule."""
     if case.grads and case.dtype == torch.float32:
         case = away_from_kinks(case)
-    got, (exact, runs) = solve(case, f"triton:{level}", device=DEVICE), truth(case)
-    assert got.keys() == exact.keys()
-    for name, value in got.items():
-        assert value.dtype == case.dtype, name
-        assert_within_budget(
-            value, exact[name], [run[name] for run in runs], name=name, gradient=name.startswith("d "),
-            factor=2.0 if value.numel() > 2000 else SMALL, scale=scale(case, name, [exact]),
-            evaluations=case.grid.n_evaluations,
-        )  # fmt: skip
+    got = solve(case, f"triton:{level}", device=DEVICE)
+    assert got.keys() == truth(case)[0].keys()
+    assert {value.dtype for value in got.values()} == {case.dtype}
+    judge(case, got, factor=lambda _, value: 2.0 if value.numel() > 2000 else SMALL)
 
 
 @judged(

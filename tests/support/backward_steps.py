@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import cuda_emulator as emulator
 import torch
+from structs import ROWS, Pass
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-ROWS = 7  # of the parameters of a slot: two biases; weight and bias of two norms; skip
 NORM_WEIGHT, SKIP = 2, 6
-
-
-class Pass(emulator.ConvProblem):
-    """Of csrc/cuda/conv/backward/backward_launch.h."""
-
-    _fields_ = (
-        ("skip", ctypes.c_int32), ("nodes", ctypes.c_int32),
-        *((name, ctypes.c_void_p) for name in ("parameters", "moments", "mix")),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

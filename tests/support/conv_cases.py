@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import pytest
@@ -54,24 +54,43 @@ def samples(case: Case) -> list[Case]:
     return [away_from_kinks(c) for c in cases] if case.grads else cases
 
 
+def judge(
+    cases: Case | list[Case],
+    results: dict[str, torch.Tensor] | list[dict[str, torch.Tensor]],
+    *,
+    factor: float | Callable[[Case, torch.Tensor], float] = SMALL,
+    scales: Mapping[str, float] | None = None,
+) -> None:
+    """Hold results by name ("y", statistics, "d x", ...) to the error rule, those of several samples as one tensor.
+
+    ``factor`` may depend on the case and the tensor; ``scales`` has magnitudes at which an ulp counts.
+    """
+    cases, results = ([cases], [results]) if isinstance(cases, Case) else (cases, results)
+    exact, runs = zip(*(truth(case) for case in cases), strict=True)
+    gradients = {name for name in exact[0] if name.startswith("d ")}
+    assert results[0].keys() <= exact[0].keys()
+    assert gradients <= results[0].keys() or not gradients & results[0].keys()
+    for name in results[0]:
+        value = torch.stack([result[name] for result in results])
+        assert_within_budget(
+            value,
+            torch.stack([result[name] for result in exact]),
+            [torch.stack([result[name] for result in run]) for run in zip(*runs, strict=True)],
+            name=name,
+            gradient=name in gradients,
+            factor=factor(cases[0], value) if callable(factor) else factor,
+            scale=scales[name] if scales and name in scales else scale(cases[0], name, list(exact)),
+            evaluations=cases[0].grid.n_evaluations,
+        )
+
+
 def check(case: Case, backend: str, *, factor: float = 2.0) -> dict[str, torch.Tensor]:
     """Solve on ``backend``, hold every result to the error rule, and return the results of the first sample."""
     cases = samples(case)
-    got, exact = [solve(c, backend) for c in cases], [truth(c)[0] for c in cases]
-    runs = list(zip(*(truth(c)[1] for c in cases), strict=True))
-    assert got[0].keys() == exact[0].keys()
-    for name in got[0]:
-        assert got[0][name].dtype == case.dtype, name
-        assert_within_budget(
-            torch.stack([results[name] for results in got]),
-            torch.stack([results[name] for results in exact]),
-            [torch.stack([results[name] for results in run]) for run in runs],
-            name=name,
-            gradient=name.startswith("d "),
-            factor=factor if got[0][name].numel() * len(cases) >= MANY else SMALL,
-            scale=scale(case, name, exact),
-            evaluations=case.grid.n_evaluations,
-        )
+    got = [solve(c, backend) for c in cases]
+    assert got[0].keys() == truth(cases[0])[0].keys()
+    assert {value.dtype for value in got[0].values()} == {case.dtype}
+    judge(cases, got, factor=lambda _, value: factor if value.numel() >= MANY else SMALL)
     return got[0]
 
 

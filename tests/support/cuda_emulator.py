@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from conv_cases import Case
 from filelock import FileLock
+from structs import ConvProblem
 
 from contnet_fast.backends.cuda import CHIPS
 from contnet_fast.files import write_atomically
@@ -26,24 +27,9 @@ TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 EXTRA = sorted(TESTS.glob("*.cu"))
 OPS = ("rk_combine", "rk_combine_error", "rk_combine_compensated", "conv_solve", "conv_solve_backward")
 
-STAGES, SM_80, SM_90 = 13, 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
+SM_80, SM_90 = 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
 NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
 BATCH = 3  # the norm of statistics of the batch
-
-
-class ConvProblem(ctypes.Structure):
-    """Of csrc/cuda/conv/conv_launch.h; what derives from it appends its own fields."""
-
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in (
-            "state", "operand", "vectors", "tf32", "post", "norm", "images", "height", "width", "channels", "group",
-            "stages", "steps", "slots", "processors", "cluster_limit",
-        )),
-        ("eps", ctypes.c_float), ("norm_eps", ctypes.c_float),
-        ("rows", ctypes.c_float * STAGES * STAGES), ("update", ctypes.c_float * STAGES),
-        ("shared_limit", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("slot_of", "slot_list", "stream")),
-    )  # fmt: skip
 
 
 class KernelFault(Exception):
