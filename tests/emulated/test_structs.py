@@ -32,4 +32,19 @@ def test_fields_are_those_of_the_header_in_its_order(kind):
 
 def test_a_structure_that_tests_fill_in_is_in_the_list():
     derived = {kind for kind in vars(structs).values() if isinstance(kind, type(structs.Combine))}
-    assert set(structs.MIRRORED) == derived - {structs.Structure}
+    assert set(structs.MIRRORED) == derived - {structs.Structure, structs.NamedSize}
+
+
+@pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
+def test_a_size_that_differs_is_named(monkeypatch):
+    class AddUp(structs.Structure):
+        _fields_ = structs.AddUp._fields_[:-1]
+
+    library = emulator.library()
+    others = tuple(kind for kind in structs.MIRRORED if kind is not structs.AddUp)
+    monkeypatch.setattr(structs, "MIRRORED", (*others, AddUp))
+    with pytest.raises(TypeError, match=r"{'AddUp': \(32, 48\)}"):
+        structs.check_sizes(library)
+    monkeypatch.setattr(structs, "MIRRORED", others)
+    with pytest.raises(TypeError, match=r"{'AddUp': \(None, 48\)}"):
+        structs.check_sizes(library)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from conv_cases import Case
 from filelock import FileLock
-from structs import ConvProblem
+from structs import ConvProblem, check_sizes
 
 from contnet_fast.backends.cuda import CHIPS
 from contnet_fast.files import write_atomically
@@ -45,8 +45,13 @@ def compiled() -> Path:
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
-    """All kernels and those of the tests."""
+    """All kernels and those of the tests.
+
+    Raises:
+        TypeError: a structure of the tests has another size than that of C++.
+    """
     loaded = ctypes.CDLL(str(compiled()))
+    check_sizes(loaded)
     loaded.emulated_first_unwritten.restype = loaded.emulated_combine_blocks.restype = ctypes.c_int64
     return loaded
 

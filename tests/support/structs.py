@@ -6,6 +6,7 @@ tests/emulated/test_structs.py compares the names with the headers.
 
 from __future__ import annotations
 
+import ctypes
 from ctypes import Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 
 STAGES, NODES = 13, 13  # the most of a scheme; of a field: kMostStages, kNodes
@@ -159,3 +160,24 @@ MIRRORED = (
     ConvStages, ConvStagesBackward, Pass, MapOf, NormSums, NormGradient, StageGradient, RateGradient, DataGradient,
     WeightGradient, AddUp, Fold, NodeGradients,
 )  # fmt: skip
+
+
+class NamedSize(Structure):
+    _fields_ = (("name", c_char_p), ("bytes", c_int64))
+
+
+def check_sizes(library: ctypes.CDLL) -> None:
+    """Compare the sizes of all structures with those that C++ has.
+
+    Raises:
+        TypeError: the structures that differ, or that are in one list alone, with both sizes.
+    """
+    library.emulated_sizes.restype = ctypes.POINTER(NamedSize)
+    sizes, there = library.emulated_sizes(), {}
+    while sizes[len(there)].name is not None:
+        entry = sizes[len(there)]
+        there[entry.name.decode()] = entry.bytes
+    here = {kind.__name__: ctypes.sizeof(kind) for kind in MIRRORED}
+    pairs = {name: (here.get(name), there.get(name)) for name in here | there}
+    if different := {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}:
+        raise TypeError(f"structures of other sizes here and in C++, in bytes: {different}")
