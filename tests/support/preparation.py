@@ -10,7 +10,7 @@ from conv_cases import Case, draw
 from cuda_emulator import buffers, call
 from structs import ROWS, ConvPrepare
 
-from contnet_fast.spec import ConvNodes
+from contnet_fast.fields.conv.spec import ConvNodes
 
 IN_ROWS = ("conv1_bias", "conv2_bias", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias", "skip")
 

@@ -13,7 +13,7 @@ from cuda_emulator import buffers, call
 from preparation import operands, slots
 from structs import ConvSolve, ConvSolveBackward, SolveBackwardPlan, SolvePlan
 
-from contnet_fast.kernels import cuda_counts
+from contnet_fast.costmodel import cuda_counts
 
 NORMS = ("none", "batch", "group", "layer")
 
