@@ -1,4 +1,4 @@
-"""Initial value problems by torchdiffeq's call: ``odeint``, ``odeint_adjoint``, ``odeint_event``, ``odeint_dense``."""
+"""Initial value problems: ``odeint``, ``odeint_adjoint``, ``odeint_event`` and ``odeint_dense``, as in torchdiffeq."""
 
 from .api import odeint, odeint_adjoint, odeint_event
 from .dense import odeint_dense

@@ -1,4 +1,4 @@
-"""``odeint`` and what stands beside it, with torchdiffeq's signatures."""
+"""``odeint``, ``odeint_adjoint`` and ``odeint_event``, with torchdiffeq's signatures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def odeint(
         atol: absolute tolerance, likewise.
         method: ``"dopri5"`` unless given; euler, midpoint, heun2, heun3, ralston2, rk4 (the 3/8 rule), rk4_classic,
             explicit_adams on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5, tsit5, dopri8 with chosen steps.
-        options: of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
+        options: options of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
         gradient: ``"discrete"`` keeps the graph of the solve; ``"checkpoint"`` keeps the states of accepted steps and
@@ -79,7 +79,9 @@ def odeint(
         there).
 
     Raises:
-        TypeError, ValueError: naming the argument. OdeintError: the solve cannot go on.
+        TypeError: an argument of the wrong type, which the message names.
+        ValueError: a wrong value, likewise.
+        OdeintError: the solve cannot go on.
     """
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
@@ -116,8 +118,10 @@ def odeint(
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
         _refuse_shards("gradient='checkpoint'", func)
-        own = _parameters("params", func, params)
-        outputs = list(Checkpointed.apply(problem, settings, keep, len(problem.leaves), t, *problem.leaves, *own))
+        parameters = _parameters("params", func, params)
+        outputs = list(
+            Checkpointed.apply(problem, settings, keep, len(problem.leaves), t, *problem.leaves, *parameters)
+        )
     else:
         outputs = solve(problem, settings, graph=graph)
     solution = problem.solution(outputs)
@@ -163,7 +167,7 @@ def odeint_adjoint(
     """
     _refuse_transforms("odeint_adjoint")
     _refuse_shards("odeint_adjoint", func)
-    own = _parameters("adjoint_params", func, adjoint_params)
+    parameters = _parameters("adjoint_params", func, adjoint_params)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     name, chosen, back_rtol, back_atol = adjoint_settings(
         settings, options, rtol=adjoint_rtol, atol=adjoint_atol, method=adjoint_method, given=adjoint_options
@@ -172,7 +176,9 @@ def odeint_adjoint(
     back, _ = read_options(get_method(name).name, chosen, strict=strict_options, quiet=adjoint_options is None)
     back.norm = norm
     problem = InitialValueProblem(func, y0, t)
-    adjoint = Adjoint(problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, own)
+    adjoint = Adjoint(
+        problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, parameters
+    )
     n = len(problem.leaves)
 
     def forward() -> list[torch.Tensor]:
@@ -181,7 +187,7 @@ def odeint_adjoint(
         event_t, (start, end) = solve_until(problem, settings, event_fn, graph=False)
         return [*(torch.stack(pair) for pair in zip(start, end, strict=True)), event_t]
 
-    outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *own))
+    outputs = list(Backsolve.apply(forward, adjoint, n, t, *problem.leaves, *parameters))
     solution = problem.state(outputs[:n])
     stats = [copy(problem.stats)] if return_stats else []
     if event_fn is not None:
@@ -199,11 +205,11 @@ def odeint_event(
     odeint_interface: Callable = odeint,
     **arguments: Any,
 ) -> tuple[torch.Tensor, Any]:
-    """The time and state at the first event after ``t0`` (before it with ``reverse_time``), with their gradients.
+    """Return time and state at the first event after ``t0`` (before it with ``reverse_time``), with their gradients.
 
     Args:
-        t0: a 0-d or one-element tensor. odeint_interface: :func:`odeint` or :func:`odeint_adjoint`; ``arguments`` go
-            there.
+        t0: a 0-d or one-element tensor.
+        odeint_interface: :func:`odeint` or :func:`odeint_adjoint`, which ``arguments`` are passed on to.
 
     Returns:
         The event time, which depends on y0, t0 and all parameters by the implicit function theorem, and the states at
@@ -237,7 +243,7 @@ def _settings(
     on_max_steps: str,
     strict_options: bool,
 ) -> Settings:
-    """Method, options and tolerances, checked."""
+    """Check method, options and tolerances, and return them."""
     name = get_method(DEFAULT_METHOD if method is None else method).name
     read, chose_grid = read_options(name, options, strict=strict_options)
     settings = Settings(name, read, rtol, atol, on_max_steps)
@@ -258,7 +264,7 @@ def _refuse_transforms(what: str) -> None:
 
 
 def _refuse_shards(what: str, func: Callable) -> None:
-    """Hooks of fully_shard wait for gradients to arrive within a call of func, and these calls have no graph."""
+    """Refuse modules of fully_shard, whose hooks expect gradients in calls of func, which have no graph here."""
     if torch.is_grad_enabled() and shards_within(func):
         raise ValueError(
             f"func: got a module that fully_shard was applied to, or that has such a part, with {what}, accepted "
@@ -267,7 +273,7 @@ def _refuse_shards(what: str, func: Callable) -> None:
 
 
 def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None) -> list[torch.Tensor]:
-    """The tensors that want a gradient: those given, or the parameters of a module (of a replica, its attributes)."""
+    """Return the tensors that want a gradient: those given, or the parameters of a module."""
     if given is not None:
         wanted = "tensors in a tuple, a list or an iterator, as module.parameters()"
         if isinstance(given, (torch.Tensor, torch.nn.Module, Mapping, str)) or not isinstance(given, Iterable):
@@ -289,25 +295,25 @@ def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None)
 
 
 def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Each once; where one is computed from another, the leaves that all come from, so that no path counts twice."""
+    """Return each tensor once; where one is computed from another, the leaves of both, so that no path counts twice."""
     tensors = list({id(x): x for x in tensors}.values())
     nodes = {(x.grad_fn, x.output_nr) for x in tensors if x.grad_fn is not None}
     if not nodes:
         return tensors
     known, seen = {id(x) for x in tensors}, set()
     leaves: dict[int, torch.Tensor] = {id(x): x for x in tensors if x.grad_fn is None}
-    left, dependent = [node for node, _ in nodes], False
-    while left:
-        node = left.pop()
+    pending, dependent = [node for node, _ in nodes], False
+    while pending:
+        node = pending.pop()
         if node in seen:
             continue
         seen.add(node)
-        for before, output in node.next_functions:
-            if type(before).__name__ == "AccumulateGrad":
-                leaf = before.variable  # type: ignore[union-attr]
+        for previous, output in node.next_functions:
+            if type(previous).__name__ == "AccumulateGrad":
+                leaf = previous.variable  # type: ignore[union-attr]
                 leaves.setdefault(id(leaf), leaf)
                 dependent |= id(leaf) in known
-            elif before is not None:
-                left.append(before)
-                dependent |= (before, output) in nodes
+            elif previous is not None:
+                pending.append(previous)
+                dependent |= (previous, output) in nodes
     return list(leaves.values()) if dependent else tensors

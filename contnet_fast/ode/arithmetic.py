@@ -1,4 +1,4 @@
-"""Sums over leaves of a state: stage combinations, the update with its error norm, and the table of outputs."""
+"""Sums over leaves of a state: stage combinations, the update with its error norm, and the tables of outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Leaves = list[torch.Tensor]
 
 
 class Arithmetic:
-    """y + h sum_j c_j k_j on lists of leaves, by the backend that serves them.
+    """The combinations y + h sum_j c_j k_j on lists of leaves, by the backend that supports them.
 
     With a graph each call is differentiable any number of times. A step size that is a tensor stays in the graph.
     The field reads the first ``read`` leaves; the others are summed where a step ends.
@@ -58,7 +58,7 @@ class Arithmetic:
             record("odeint", plan.backend, plan.level)
 
     def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
-        """y + h * sum of ``terms`` over ``ks``, leaf by leaf, in the dtype and memory format of ``ys``."""
+        """Return y + h * sum of ``terms`` over ``ks``, leaf by leaf, in the dtype and memory format of ``ys``."""
         if isinstance(h, torch.Tensor):
             weights = [c for _, c in terms]
             increments = [_sum([ks[j][i] for j, _ in terms], weights) * h for i in range(len(ys))]
@@ -83,9 +83,9 @@ class Arithmetic:
     def compensate(
         self, ys: Leaves, cs: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor
     ) -> tuple[Leaves, Leaves]:
-        """:meth:`combine` and what its rounding lost, beginning with what that of the step before lost, ``cs``.
+        """Return :meth:`combine` and what its rounding lost, once it has added ``cs``, the loss of the previous step.
 
-        No ``cs`` are zeros.
+        An empty ``cs`` stands for zeros.
         """
         if isinstance(h, torch.Tensor):
             weights = [c for _, c in terms]
@@ -105,7 +105,7 @@ class Arithmetic:
         return self._compensate(ys, cs, rates, coefficients)
 
     def stage(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
-        """:meth:`combine` of the leaves that the field reads, and the others as they are in ``ys``."""
+        """Return :meth:`combine` of the leaves that the field reads, and the other leaves of ``ys`` as they are."""
         n = self._read
         if n == len(ys):
             return self.combine(ys, ks, terms, h)
@@ -114,7 +114,7 @@ class Arithmetic:
     def update(
         self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
     ) -> tuple[Leaves, torch.Tensor]:
-        """The end of a step, ``y1s`` where it is known, and the norm of its error as a 0-d tensor without a graph."""
+        """Return the end of a step, ``y1s`` if it is known, and the norm of its error, a 0-d tensor without a graph."""
         fused = self.fused_norms and tolerance.by_leaf
         if fused and not self.graph:
             return self._norms(ys, y1s, ks, method, h, tolerance)
@@ -128,7 +128,7 @@ class Arithmetic:
             return y1s, tolerance.norm(tolerance.weighted(errors, ys, y1s))
 
     def norm(self, ks: Sequence[Leaves], terms: Terms, ys: Leaves, tolerance: Tolerance) -> torch.Tensor:
-        """The norm of a sum of ``terms`` over ``ks`` beside what is tolerated of ``ys``, in the graph that is on."""
+        """Return the norm of a sum of ``terms`` over ``ks``, relative to the tolerance at ``ys``, in the graph."""
         if torch.is_grad_enabled() or not (self.fused_norms and tolerance.by_leaf):
             weights = [c for _, c in terms]
             sums = [_sum([ks[j][i] for j, _ in terms], weights).to(y.dtype) for i, y in enumerate(ys)]
@@ -141,7 +141,7 @@ class Arithmetic:
     def _norms(
         self, ys: Leaves, y1s: Leaves | None, ks: Sequence[Leaves], method: Method, h: float, tolerance: Tolerance
     ) -> tuple[Leaves, torch.Tensor]:
-        """Update and error of each leaf in one pass over it; leaves that have no part in the norm are only updated."""
+        """Return the update and the norm of its error, in one pass over each leaf that is part of the norm."""
         used, weights, errors = method.both
         b, e = [h * w for w in weights], [h * w for w in errors]
         ends, norms, counted = [], [], tolerance.counted(len(ys))
@@ -164,7 +164,7 @@ class Arithmetic:
         errors: Sequence[float],
         tolerance: Tolerance,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The update of one leaf and the norm of its error."""
+        """Return the update of one leaf and the norm of its error."""
         rates = [ks[j][i] for j in used]
         (end,), norm = self._update([ys[i]], rates, weights, errors, tolerance.rtol[i], tolerance.atol[i])
         return end, norm
@@ -175,7 +175,7 @@ def _largest(norms: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _sum(ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Tensor:
-    """sum_j c_j k_j in plain PyTorch, in the dtype of sums."""
+    """Return sum_j c_j k_j in plain PyTorch, in the dtype of sums."""
     dtype = accumulation_dtype(ks[0].dtype)
     total = ks[0].to(dtype) * coefficients[0]
     for k, c in zip(ks[1:], coefficients[1:], strict=True):
@@ -184,14 +184,14 @@ def _sum(ks: Sequence[torch.Tensor], coefficients: Sequence[float]) -> torch.Ten
 
 
 class End:
-    """The states at the last output time alone."""
+    """The state at the last output time alone."""
 
     def append(self, ys: Leaves) -> None:
-        """Of the next time."""
+        """Replace the state by that at the next time."""
         self._ys = ys
 
     def finish(self) -> Leaves:
-        """Of the last."""
+        """Return the state at the last time."""
         return self._ys
 
 
@@ -224,7 +224,7 @@ class Outputs:
         self._reached += 1
 
     def finish(self) -> Leaves:
-        """The tables; times that were not reached hold NaN."""
+        """Return the tables; times that were not reached hold NaN."""
         if not self._stacks:
             for table in self._tables:
                 table[self._reached :].fill_(float("nan"))

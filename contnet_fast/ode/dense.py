@@ -30,11 +30,13 @@ def odeint_dense(
     options: Mapping[str, Any] | None = None,
     strict_options: bool = True,
 ) -> Callable[[Any], Any]:
-    """The solution from ``t0`` to ``t1`` (either order) by an adaptive method, as a function of time.
+    """Return the solution from ``t0`` to ``t1`` (in either direction) by an adaptive method, as a function of time.
 
     Args:
         t0: start, a number or a tensor with one element.
-        t1: end, likewise. The rest is as in :func:`contnet_fast.odeint`.
+        t1: end, likewise.
+
+    The other arguments are those of :func:`contnet_fast.odeint`.
 
     Returns:
         ``solution(t)``: for a number or a 0-d tensor the state there, for a 1-d tensor [T, *y0.shape], in the graph of
@@ -42,8 +44,9 @@ def odeint_dense(
         step's rates.
 
     Raises:
-        TypeError, ValueError: naming the argument. OdeintError: the solve cannot go on, or takes more than
-            ``max_num_steps``.
+        TypeError: an argument of the wrong type, which the message names.
+        ValueError: a wrong value, likewise.
+        OdeintError: the solve cannot go on, or takes more than ``max_num_steps``.
     """
     refuse_trace("odeint_dense")
     name = get_method("dopri5" if method is None else method).name
@@ -69,7 +72,7 @@ def odeint_dense(
             steps.append(solver.last)  # type: ignore[union-attr]
             ends.append(float(solver.s1))  # type: ignore[union-attr]
 
-    def at(t: Any) -> Leaves:
+    def state_at(t: Any) -> Leaves:
         value = t.item() if isinstance(t, torch.Tensor) else float(t)
         s = problem.sign * value
         if not problem.times[0] <= s <= ends[-1]:
@@ -83,15 +86,15 @@ def odeint_dense(
             raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: a number, 0-d or [T]")
         times = t.tolist() if isinstance(t, torch.Tensor) and not followed(t) else t
         if isinstance(t, torch.Tensor) and t.dim() == 1:
-            states = [at(value) for value in times]
+            states = [state_at(value) for value in times]
             return problem.state([torch.stack([s[i] for s in states]) for i in range(len(problem.leaves))])
-        return problem.state(at(times))
+        return problem.state(state_at(times))
 
     return solution
 
 
 def _one(name: str, t: Any, dtype: torch.dtype) -> torch.Tensor:
-    """A time as a 0-d tensor, of a number in ``dtype``."""
+    """Return a time as a 0-d tensor; numbers become ``dtype``."""
     if not isinstance(t, torch.Tensor):
         return torch.tensor(check_number(name, t), dtype=dtype, device="cpu")
     if t.numel() != 1:

@@ -21,7 +21,7 @@ MOST_FIXED_STEPS = 20_000  # torchdiffeq's bound, where no time ends the search
 
 
 class Event:
-    """min over an event function's components, each made positive at the start: its sign changes at the first event."""
+    """The minimum of an event function's components, each times its sign at the start: it is zero at the event."""
 
     def __init__(self, problem: InitialValueProblem, event_fn: Callable) -> None:
         if not callable(event_fn):
@@ -39,14 +39,14 @@ class Event:
             self._signs = torch.sign(start)
 
     def __call__(self, t: torch.Tensor, ys: Leaves) -> torch.Tensor:
-        """The combined function at the caller's time, a 0-d tensor."""
+        """Return the combined function at the caller's time, a 0-d tensor."""
         return torch.min(self._event_fn(t, self._problem.state(ys)) * self._signs)
 
     def sign(self, s: float, ys: Leaves, dtype: torch.dtype) -> float:
-        """Its sign, read.
+        """Return the sign of the combined function, which waits for the device.
 
         Raises:
-            OdeintError: it is not a number, which has no sign.
+            OdeintError: its value is not a number.
         """
         problem = self._problem
         with torch.no_grad():
@@ -57,15 +57,15 @@ class Event:
         return float(value > 0) - float(value < 0)
 
     def _not_a_number(self, found: torch.Tensor, s: float, ys: Leaves) -> OdeintError:
-        """The error that says which component, and whether the state is to blame."""
-        problem, where = self._problem, (~torch.isfinite(found)).nonzero()[0].tolist()
-        what = f"event_fn returned {found[tuple(where)].item()}" + (f" in component {where}" if where else "")
+        """Return the error that names the component, and says whether the state is not finite."""
+        problem, index = self._problem, (~torch.isfinite(found)).nonzero()[0].tolist()
+        what = f"event_fn returned {found[tuple(index)].item()}" + (f" in component {index}" if index else "")
         component = problem.nonfinite("y", ys)
         what += "" if component is None else f", where {component} is not finite"
         return problem.failure("nonfinite", what, s, ys, next(reversed(problem.stats.step_sizes), 0.0), component)
 
-    def none_before(self, s: float, ys: Leaves, h: float) -> OdeintError:
-        """The error of a search that no time ends but the largest number of the field's dtype."""
+    def none_until(self, s: float, ys: Leaves, h: float) -> OdeintError:
+        """Return the error of a search that reaches the largest number of the field's dtype."""
         what = f"no event before time overflows {str(self._problem.dtype).removeprefix('torch.')}"
         return self._problem.failure("overflow", what, s, ys, h)
 
@@ -73,7 +73,7 @@ class Event:
 def bisect_event(
     interpolate: Callable[[Any], Leaves], event: Event, sign: float, s0: Any, s1: Any, dtype: torch.dtype, atol: float
 ) -> Any:
-    """The crossing between s0 and s1 within ``atol``."""
+    """Return the crossing between s0 and s1 within ``atol``, by bisection."""
     with torch.no_grad():
         for _ in range(max(math.ceil(math.log2(float(s1 - s0) / atol)), 0) if atol > 0 else 60):
             middle = (s1 + s0) / type(s0)(2.0)
@@ -87,12 +87,12 @@ def bisect_event(
 def solve_until(
     problem: InitialValueProblem, settings: Settings, event_fn: Callable, *, graph: bool
 ) -> tuple[torch.Tensor, list[Leaves]]:
-    """The event time (in the dtype of ``t``) and the states [y0, y at the event]."""
+    """Return the event time (in the dtype of ``t``) and the states [y0, y at the event]."""
     if len(problem.times) != 2:
         raise ValueError(f"t: got {len(problem.times)} times, accepted with event_fn: 2, whose order is the direction")
     event = Event(problem, event_fn)
     solver = make_solver(problem, settings, graph=graph)
-    s, ys = _on_grid(solver, settings, event) if isinstance(solver, FixedGrid) else _adaptively(solver, event)
+    s, ys = _fixed_steps(solver, settings, event) if isinstance(solver, FixedGrid) else _adaptively(solver, event)
     t = torch.tensor(problem.sign * float(s), dtype=problem.t.dtype, device=problem.t.device)
     return t, [problem.leaves, ys]
 
@@ -108,15 +108,17 @@ def _adaptively(solver: Adaptive, event: Event) -> tuple[float, Leaves]:
             what = f"max_num_steps: no event in {n} steps"
             raise problem.failure("max_num_steps", what, solver.s1, solver.y, solver.h)
         if float(solver.s1) + float(solver.h) > latest:
-            raise event.none_before(solver.s1, solver.y, solver.h)
+            raise event.none_until(solver.s1, solver.y, solver.h)
         solver.attempt()
         n += 1
-    at = bisect_event(solver.output, event, start, solver.s, solver.s1, solver.dtype, solver.tolerance.strictest())
-    return at, solver.output(at)
+    crossing = bisect_event(
+        solver.output, event, start, solver.s, solver.s1, solver.dtype, solver.tolerance.strictest()
+    )
+    return crossing, solver.output(crossing)
 
 
-def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float, Leaves]:
-    """Steps of ``step_size`` from the start, whatever t[1] is."""
+def _fixed_steps(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float, Leaves]:
+    """Take steps of ``step_size`` from the start, whatever t[1] is."""
     problem, options = solver.problem, solver.options
     if options.step_size is None:
         raise ValueError("options: got no step_size, accepted with event_fn and a fixed grid: a step_size")
@@ -135,35 +137,35 @@ def _on_grid(solver: FixedGrid, settings: Settings, event: Event) -> tuple[float
         problem.accept(step.s, step.h)
         s0, s1 = t0.item(), t1.item()
         if s1 > latest:
-            raise event.none_before(s0, ys, step.h)
+            raise event.none_until(s0, ys, step.h)
         if event.sign(s1, y1s, problem.dtype) != sign:
 
-            def between(
+            def interpolate(
                 s: Any, step: Any = step, ys: Leaves = ys, k0: Leaves = solver.first, y1s: Leaves = y1s, t0: Any = t0
             ) -> Leaves:
                 place = (s - t0[0]) / step.h if timed else (s - step.s) / step.h
-                return step.between(solver, place, ys, k0, y1s)
+                return step.interpolate(solver, place, ys, k0, y1s)
 
-            at = bisect_event(between, event, sign, s0, s1, problem.dtype, atol)
-            return at, between(at)
+            crossing = bisect_event(interpolate, event, sign, s0, s1, problem.dtype, atol)
+            return crossing, interpolate(crossing)
         t0, ys, known = t1, y1s, later
     raise problem.failure("max_num_steps", f"no event in {MOST_FIXED_STEPS} steps", t0.item(), ys, options.step_size)
 
 
 def _latest(problem: InitialValueProblem) -> float:
-    """The last time of a search: the field's dtype holds it, and that of the sums its products with weights."""
+    """Return the last time of a search: it and its products with weights must not overflow their dtypes."""
     return min(torch.finfo(problem.dtype).max, torch.finfo(accumulation_dtype(problem.dtype)).max / 2**10)
 
 
 def link_gradient(
     problem: InitialValueProblem, event: Event, event_t: torch.Tensor, ys: Leaves
 ) -> tuple[torch.Tensor, Leaves]:
-    """The event time and state with two derivatives of the implicit function theorem.
+    """Return the event time and state with two derivatives by the implicit function theorem.
 
-    ``ys`` are the states at the time t* that was found, which stays where it is when what they depend on moves. The
-    event then moves by d with c(t* + d, y + f d + f' d^2 / 2) = 0, where ' is the derivative along the solution: with
-    r = c / c', d = -r - c'' / c' r^2 / 2. The terms of second order have no first derivative and are asked for by a
-    second one alone.
+    ``ys`` are the states at the time t* that was found, which is constant while what they depend on varies. The event
+    then moves by d with c(t* + d, y + f d + f' d^2 / 2) = 0, where ' is the derivative along the solution: with
+    r = c / c', d = -r - c'' / c' r^2 / 2. The terms of second order have no first derivative; only a second one
+    evaluates them.
     """
     found = event_t.detach()
     moved = event(found, ys)
@@ -171,24 +173,24 @@ def link_gradient(
         return found, ys
     time = problem.scalar(found.item())
     rates = problem(time, ys)
-    r = (moved - moved.detach()) / (_along(event, found, ys, rates) + 1e-12)
+    r = (moved - moved.detach()) / (_derivative_along(event, found, ys, rates) + 1e-12)
     bend = Bend(problem, event, time, ys)
     d = -r
     if not transforming():
-        d = d - Square.apply(lambda: [bend.of_event()], [r], r)[0]
+        d = d - Square.apply(lambda: [bend.event()], [r], r)[0]
     states = [y + f * d.to(y.device, _real(y)) for y, f in zip(ys, rates, strict=True)]
     if not transforming():
-        states = [y + more for y, more in zip(states, Square.apply(bend.of_states, ys, d), strict=True)]
+        states = [y + more for y, more in zip(states, Square.apply(bend.states, ys, d), strict=True)]
     return found + d.to(found), states
 
 
-def _along(event: Event, time: torch.Tensor, ys: Leaves, rates: Leaves) -> torch.Tensor:
-    """The derivative of the event function along the solution, in the graph of what it depends on."""
+def _derivative_along(event: Event, time: torch.Tensor, ys: Leaves, rates: Leaves) -> torch.Tensor:
+    """Return the derivative of the event function along the solution, in the graph of what it depends on."""
     with torch.enable_grad():
-        time, *at = (x if x.requires_grad else x.detach().requires_grad_() for x in (time, *ys))
-        c = event(time, at)
-        of_time, *slopes = torch.autograd.grad(c, [time, *at], create_graph=True, allow_unused=True)
-        total = torch.zeros_like(c) if of_time is None else of_time.to(c)
+        time, *states = (x if x.requires_grad else x.detach().requires_grad_() for x in (time, *ys))
+        c = event(time, states)
+        time_slope, *slopes = torch.autograd.grad(c, [time, *states], create_graph=True, allow_unused=True)
+        total = torch.zeros_like(c) if time_slope is None else time_slope.to(c)
         return total + sum(_dot(g, f).to(c) for g, f in zip(slopes, rates, strict=True) if g is not None)
 
 
@@ -197,43 +199,45 @@ class Bend:
 
     def __init__(self, problem: InitialValueProblem, event: Event, time: torch.Tensor, ys: Leaves) -> None:
         self._problem, self._event = problem, event
-        self._at = (time, *(y.detach() for y in ys))
+        self._point = (time, *(y.detach() for y in ys))
 
     def _field(self, time: torch.Tensor, *ys: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self._problem(time, list(ys)))
 
     def _derivative(self, function: Callable[..., Any]) -> tuple[Any, Any]:
-        """A function of (t, *ys) and its derivative along the solution."""
-        time, *ys = self._at
+        """Return a function of (t, *ys) and its derivative along the solution."""
+        time, *ys = self._point
         with torch.no_grad():
             rates = self._field(time, *ys)
-        return torch.autograd.functional.jvp(function, self._at, (torch.ones_like(time), *rates))
+        return torch.autograd.functional.jvp(function, self._point, (torch.ones_like(time), *rates))
 
-    def of_states(self) -> Leaves:
-        """f'."""
+    def states(self) -> Leaves:
+        """Return f', the second derivative of the states."""
         return list(self._derivative(self._field)[1])
 
-    def of_event(self) -> torch.Tensor:
-        """c'' / c'."""
-        speed, change = self._derivative(lambda t, *ys: _along(self._event, t, list(ys), list(self._field(t, *ys))))
+    def event(self) -> torch.Tensor:
+        """Return c'' / c' of the event function."""
+        speed, change = self._derivative(
+            lambda t, *ys: _derivative_along(self._event, t, list(ys), list(self._field(t, *ys)))
+        )
         return change / (speed + 1e-12)
 
 
 class Square(torch.autograd.Function):
-    """a x^2 / 2 for each coefficient a, at x = 0: the coefficients are asked for by a second derivative alone."""
+    """a x^2 / 2 at x = 0 for each coefficient a; only a second derivative evaluates the coefficients."""
 
     @staticmethod
     def forward(
         ctx: Any, coefficients: Callable[[], Leaves], like: Leaves, x: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``like``: tensors such as the results."""
+        """Return zeros like the tensors of ``like``."""
         ctx.coefficients = coefficients
         ctx.save_for_backward(x)
         return tuple(torch.zeros_like(y) for y in like)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """a x, which is 0."""
+        """Return a x, which is 0."""
         if not torch.is_grad_enabled():
             return None, None, None
         (x,) = ctx.saved_tensors
@@ -242,17 +246,17 @@ class Square(torch.autograd.Function):
 
 
 class LastSlope(torch.autograd.Function):
-    """a x with its derivative, beyond which nothing is known."""
+    """a x with its first derivative; a second one is refused."""
 
     @staticmethod
     def forward(ctx: Any, slope: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Their product."""
+        """Return the product."""
         ctx.save_for_backward(slope, x)
         return slope * x
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Differentiable no more."""
+        """Return the gradients, which cannot be differentiated again."""
         if torch.is_grad_enabled():
             raise RuntimeError("odeint_event: asked for a third derivative, accepted: the first and the second")
         slope, x = ctx.saved_tensors

@@ -1,4 +1,4 @@
-"""What a field does with memory: rates in a buffer that it fills again are copied; writes to the state are told."""
+"""Watch what a field does with memory: copy rates in a buffer that it fills again, and warn of writes to the state."""
 
 from __future__ import annotations
 
@@ -12,51 +12,52 @@ from ..errors import warn
 from ..transforms import transforming
 
 PLAIN = {torch.Tensor, torch.nn.Parameter}
-EVALUATIONS = 3  # after so many what a field does is taken for its habit
+EVALUATIONS = 3  # that are inspected; later ones are taken to do the same
 
 
 def watches(leaves: Sequence[torch.Tensor]) -> bool:
-    """Whether tensors like these have memory that can be looked at."""
+    """Tell whether the memory of tensors like these can be inspected."""
     if torch.compiler.is_compiling() or transforming() or leaves[0].device.type == "meta":
         return False
     return all(type(y) in PLAIN for y in leaves)
 
 
 class Watch:
-    """The first evaluations of a field.
+    """Inspects the first evaluations of a field.
 
-    A rate is read until its step ends, so one in memory that the next evaluation fills must be copied at once. What an
-    operation returned was never written to (version 0); anything else is copied until it is seen whether it comes back.
+    A rate is read until its step ends, so that one in memory that the next evaluation fills must be copied at once. The
+    result of an operation was never written to (version 0); anything else is copied until it is known whether its
+    memory is used again.
     """
 
     def __init__(self) -> None:
-        self._left = EVALUATIONS
+        self._remaining = EVALUATIONS
         self._seen: dict[int, tuple[Held, int | None, bool]] = {}  # memory of a rate, its version, whether copied
         self._copies = False  # from now on, all
 
     @property
     def done(self) -> bool:
-        """There is nothing more to do."""
-        return not self._left and not self._copies
+        """Whether there is nothing more to inspect or to copy."""
+        return not self._remaining and not self._copies
 
     def before(self, ys: Sequence[torch.Tensor]) -> None:
-        """Remember what the field is given."""
-        self._versions = [_version(y) for y in ys] if self._left else []
+        """Remember the versions of what the field is given."""
+        self._versions = [_version(y) for y in ys] if self._remaining else []
 
     def after(self, ys: Sequence[torch.Tensor], ks: Sequence[torch.Tensor], name: str) -> list[torch.Tensor]:
-        """The rates to go on with."""
-        if not self._left:
+        """Return the rates, copied where that is necessary."""
+        if not self._remaining:
             return [k.clone() for k in ks]
-        self._left -= 1
+        self._remaining -= 1
         if [_version(y) for y in ys] != self._versions:
             warn(
                 f"{name} changes y in place: steps and outputs go on from y, and are then those of no ODE; accepted: a "
                 "func that leaves y as it is (y = y.clone() first)"
             )
         safe = [self._safe(k, name) for k in ks]
-        if self._left == EVALUATIONS - 1 and all(map(operator.is_, ks, safe)):
-            self._left = 1  # new results: one more look, for a buffer that was one at first
-        if not self._left:
+        if self._remaining == EVALUATIONS - 1 and all(map(operator.is_, ks, safe)):
+            self._remaining = 1  # all were new results: one more look, in case a buffer was new at first
+        if not self._remaining:
             self._seen = {}
         return safe
 
@@ -77,14 +78,14 @@ class Watch:
 
 
 class Held:
-    """The memory of a tensor, which this does not keep; but it keeps a tensor whose memory is not PyTorch's."""
+    """A weak reference to the memory of a tensor; a tensor whose memory is not PyTorch's is kept."""
 
     def __init__(self, k: torch.Tensor) -> None:
         self._storage = StorageWeakRef(k.untyped_storage())
         self._tensor = None if _resizable(k) else k
 
     def expired(self) -> bool:
-        """No one has it any more."""
+        """Tell whether the memory was freed."""
         return self._storage.expired()
 
 
@@ -93,5 +94,5 @@ def _version(x: torch.Tensor) -> int | None:
 
 
 def _resizable(k: torch.Tensor) -> bool:
-    """PyTorch allocated it, and so nothing else fills it."""
+    """Tell whether PyTorch allocated the memory, so that nothing else fills it."""
     return k.untyped_storage().resizable()

@@ -1,7 +1,7 @@
-"""The methods of ``odeint`` as data: tableaus in floats, and where torchdiffeq does something of its own.
+"""The methods of ``odeint`` as data: tableaus in floats, and what is particular to torchdiffeq.
 
 Stage times, perturbations, carried rates and mid-point weights are those of torchdiffeq 0.2.5, so that a field is
-asked at the same times. A new Runge-Kutta method is a tableau in ``contnet_fast.schemes.tableaus`` and, if it is
+evaluated at the same times. A new Runge-Kutta method is a tableau in ``contnet_fast.schemes.tableaus`` and, if it is
 adaptive, a row of mid-point weights here.
 """
 
@@ -43,7 +43,7 @@ FIXED = ("euler", "midpoint", "heun2", "heun3", "ralston2", "rk4", "rk4_classic"
 ADAMS = "explicit_adams"
 METHODS = (*FIXED, ADAMS, *ADAPTIVE)
 
-# torchdiffeq gives the last stage of rk4 the end of the step itself, heun2 the start plus the step
+# torchdiffeq gives the last stage of rk4 the end of the step, and that of heun2 the start plus the step size
 END_ITSELF = ("rk4", "rk4_classic")
 IMPLICIT = ("implicit_adams", "fixed_adams", "scipy_solver", "implicit_euler", "implicit_midpoint", "trapezoid")
 ADAMS_START = 3  # explicit_adams takes rk4 steps until so many rates are known
@@ -55,10 +55,14 @@ class Method:
     """A Runge-Kutta method in floats.
 
     Attributes:
-        order: what the step-size rule of an adaptive method takes for its order.
-        c: nodes. rows: a_sj of each stage. update: b_j. error, mid: of an adaptive method, else empty.
-        last_row_is_update: y1 is the argument of the last stage. end_itself: the last stage is given t1, not t0 + h.
-        b: all b_j, zeros too.
+        order: the order in the step-size rule of an adaptive method.
+        c: the nodes.
+        rows: a_sj of each stage, without zeros.
+        update: b_j without zeros.
+        b: all b_j, zeros included.
+        error, mid: weights of the error and of the middle of the step; empty for methods on a grid.
+        last_row_is_update: whether y1 is the argument of the last stage.
+        end_itself: whether the last stage is given t1 rather than t0 + h.
     """
 
     name: str
@@ -74,12 +78,12 @@ class Method:
 
     @property
     def adaptive(self) -> bool:
-        """Whether it chooses its steps."""
+        """Whether the method chooses its step sizes."""
         return bool(self.mid)
 
     @cached_property
     def both(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-        """The stages of update and error, and the weights of each, zeros too."""
+        """The stages that update and error read, and the weights of both, zeros included."""
         update, error = dict(self.update), dict(self.error)
         used = tuple(sorted(update.keys() | error.keys()))
         return used, tuple(update.get(j, 0.0) for j in used), tuple(error.get(j, 0.0) for j in used)
@@ -91,10 +95,10 @@ def _terms(weights: Iterable[Fraction]) -> Terms:
 
 @constant_when_traced
 def get_method(name: str) -> Method:
-    """The method of a name or alias; ``explicit_adams`` is given by the method that starts it.
+    """Return the method of a name or alias; for ``explicit_adams`` that is the method that starts it.
 
     Raises:
-        ValueError: an unknown name, with the nearest known one; a method that is torchdiffeq's alone.
+        ValueError: an unknown name, for which the message suggests the nearest, or a method that only torchdiffeq has.
     """
     return _method(name)
 
@@ -127,7 +131,7 @@ def _method(name: str) -> Method:
 
 @constant_when_traced
 def adams_weights(points: int) -> Terms:
-    """Adams-Bashforth weights on ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
+    """Return the Adams-Bashforth weights of ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
 
     w_j is the integral over [0, 1] of the Lagrange polynomial of node -j among the nodes 0, -1, ..., 1 - points.
     """
@@ -150,7 +154,7 @@ def _adams_weights(points: int) -> Terms:
 
 
 def interpolation_weights(x: float, method: Method) -> Terms:
-    """B_j(x) of y(t0 + x h) = y0 + h sum_j B_j(x) k_j, torchdiffeq's quartic through y0, y1, the middle, f0, f1."""
+    """Return B_j(x) of y(t0 + x h) = y0 + h sum_j B_j(x) k_j, torchdiffeq's quartic by y0, y1, the middle, f0, f1."""
     x2, x3, x4 = x * x, x * x * x, x * x * x * x
     end, middle = -5 * x2 + 14 * x3 - 8 * x4, 16 * x2 - 32 * x3 + 16 * x4
     weights = [end * b + middle * m for b, m in zip(method.b, method.mid, strict=True)]

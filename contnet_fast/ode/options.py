@@ -1,4 +1,4 @@
-"""The ``options`` of a method: names, defaults, kinds. An unknown name is an error that suggests the nearest."""
+"""The ``options`` of a method: names, defaults and kinds. An unknown name is an error that suggests the nearest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class FixedOptions:
     """Options of fixed grids.
 
     Attributes:
-        step_size: of the grid from t[0], its last step cut to t[-1]. grid_constructor: ``(func, y0, t) -> grid``.
-            With neither the values of ``t`` are the grid.
-        perturb: the field sees the ends of a step from inside it. interp: of outputs between grid points.
+        step_size: step size of the grid from t[0], whose last step ends at t[-1].
+        grid_constructor: ``(func, y0, t) -> grid``. With neither option the values of ``t`` are the grid.
+        perturb: at the ends of a step the field is given the nearest times inside it.
+        interp: interpolation of outputs between grid points.
         norm: accepted and not used.
     """
 
@@ -61,16 +62,19 @@ class AdamsOptions(FixedOptions):
 
 @dataclass
 class AdaptiveOptions:
-    """Options of adaptive methods, torchdiffeq's and two more.
+    """Options of adaptive methods: torchdiffeq's and a few more.
 
     Attributes:
         first_step: the first step size; ``None`` estimates it with one more evaluation (Hairer, Norsett, Wanner I,
-            II.4). safety, ifactor, dfactor: h *= clip(safety / error^(1 / order), dfactor, ifactor).
-        min_step, max_step: bounds of the step size. max_num_steps: between two output times.
-        norm: of the weighted error, a callable on states. dtype: of time. step_t, jump_t: times to step on; at a
-            jump the field is evaluated again on its far side.
-        land_on_end: end on t[-1] instead of stepping over it. first_step_grad: keep the estimate of the first step
-            size in the graph, as torchdiffeq does.
+            II.4).
+        safety, ifactor, dfactor: h *= clip(safety / error^(1 / order), dfactor, ifactor).
+        min_step, max_step: bounds of the step size.
+        max_num_steps: the most steps between two output times.
+        norm: norm of the weighted error, a callable on states.
+        dtype: dtype of time.
+        step_t, jump_t: times at which a step must end; after one of ``jump_t`` the field is evaluated anew.
+        land_on_end: end on t[-1] instead of stepping over it.
+        first_step_grad: keep the estimate of the first step size in the graph, as torchdiffeq does.
         steps_per_read: attempted steps between two reads by the host; above 1 the controller runs on the device, see
             ``ode/steppers/device.py``. Default: 4 on CUDA, without an autograd graph, for a module whose buffers do not
             change; otherwise 1.
@@ -127,10 +131,10 @@ _ALIASES = {"enforce_openset": "perturb"}
 def read_options(
     method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool = False
 ) -> tuple[Options, bool]:
-    """The options of a method with their defaults, and whether any was given that chooses a grid.
+    """Return the options of a method with their defaults, and whether one was given that chooses a grid.
 
     Raises:
-        ValueError: an unknown name; without ``strict`` that is a warning, as in torchdiffeq, unless ``quiet``.
+        ValueError: an unknown name. Without ``strict`` it is a warning, as in torchdiffeq, or nothing if ``quiet``.
     """
     if torch.compiler.is_compiling() and isinstance(options, dict):
         options = {name: constant(value) for name, value in options.items()}
@@ -145,11 +149,11 @@ def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: boo
     known = _names(kind)
     given: dict[str, Any] = {}
     for name, value in (options or {}).items():
-        own = _ALIASES.get(name, name)
-        if own in known:
-            given[own] = value
+        option = _ALIASES.get(name, name)
+        if option in known:
+            given[option] = value
         elif strict:
-            accepted = (*known, *(alias for alias, of in _ALIASES.items() if of in known))
+            accepted = (*known, *(alias for alias, option in _ALIASES.items() if option in known))
             raise choice_error(f"options of {method}", name, accepted)
         elif not quiet:
             warn(f"{method}: unexpected option {name!r} is not used")
@@ -161,7 +165,7 @@ def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: boo
 
 
 def refuse_trace(what: str) -> None:
-    """torch.jit.trace would keep the steps and events of the traced call for every other input."""
+    """Refuse torch.jit.trace, which would replay the steps and events of the traced call for every other input."""
     if tracing():
         raise RuntimeError(
             f"{what}: got a call under torch.jit.trace, accepted there: odeint by a method on a fixed grid, "
@@ -182,7 +186,7 @@ def _number(name: str, value: Any, *, positive: bool = False) -> float:
 
 
 def _budget(value: Any) -> int:
-    """``max_num_steps`` as an int; infinity is the largest."""
+    """Return ``max_num_steps`` as an int; infinity becomes the largest."""
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     if number == float("inf"):
         return 2**31 - 1

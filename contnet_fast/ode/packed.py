@@ -1,4 +1,4 @@
-"""Many small leaves as one vector: a step then costs what a step of one tensor costs."""
+"""Pack many small leaves into one vector, so that a step costs what a step of one tensor costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_ELEMENTS = 2**12  # of a leaf, on average: beyond it the copies of rates co
 
 
 def packs(problem: InitialValueProblem, norm: Callable | None) -> bool:
-    """Whether the leaves may be one vector, and are small enough to gain; norms of the caller see leaves."""
+    """Tell whether the leaves may be one vector and are small enough to gain; a norm of the caller needs the leaves."""
     ys = problem.leaves
     return (
         len(ys) >= LEAST_LEAVES
@@ -30,7 +30,7 @@ def packs(problem: InitialValueProblem, norm: Callable | None) -> bool:
 
 
 class PackedProblem(InitialValueProblem):
-    """A problem of one leaf, the concatenated leaves of another; the field still gets and gives those."""
+    """A problem whose one leaf is the concatenated leaves of another; the field still takes and returns those."""
 
     def __init__(self, problem: InitialValueProblem) -> None:
         vars(self).update(vars(problem))
@@ -39,15 +39,15 @@ class PackedProblem(InitialValueProblem):
         self.leaves = [_concatenated(self._parts)]
 
     def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
-        """The rates of all leaves in one."""
+        """Return the rates of all leaves as one vector."""
         return [_concatenated(super().__call__(t, self._split(ys), summed=summed))]
 
     def state(self, ys: Leaves) -> Any:
-        """The vector in the caller's structure."""
+        """Return the vector in the caller's structure."""
         return self._structured(self._split(ys))
 
     def solution(self, tables: Leaves) -> Any:
-        """The table [T, N] as one of each leaf, with memory of its own."""
+        """Return the table [T, N] as one for each leaf, each with its own memory."""
         rows = len(tables[0])
         found: Any = torch.split_with_sizes_copy(tables[0], self._sizes, 1)  # type: ignore[func-returns-value]  # so says its stub
         return self._structured(
@@ -55,11 +55,11 @@ class PackedProblem(InitialValueProblem):
         )
 
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
-        """As of any problem, with the caller's names."""
+        """Return the first component that is not finite, by the caller's names, or ``None``."""
         return super().nonfinite(name, self._split(ys)) if super().nonfinite(name, ys) else None
 
     def tolerance(self, rtol: Any, atol: Any, norm: Callable | None) -> Tolerance:
-        """That of the leaves, element by element."""
+        """Return the tolerance of the leaves, element by element."""
         return PackedTolerance(Tolerance(rtol, atol, norm, self._parts, self.structure), self._parts)
 
     def _split(self, ys: Leaves) -> Leaves:
@@ -68,17 +68,17 @@ class PackedProblem(InitialValueProblem):
 
 
 class PackedTolerance(Tolerance):
-    """The largest of the leaves' norms, of the vector of all of them."""
+    """The largest of the leaves' norms, computed on their vector."""
 
     def __init__(self, tolerance: Tolerance, parts: Leaves) -> None:
         vars(self).update(vars(tolerance))
         self.by_leaf = False
-        self.rtol, self.atol = ([_by_element(values, parts)] for values in (self.rtol, self.atol))
+        self.rtol, self.atol = ([_element_values(values, parts)] for values in (self.rtol, self.atol))
         self._sizes = [y.numel() for y in parts]
         self._lengths = torch.tensor([n for n in self._sizes if n], device=parts[0].device)
 
     def norm(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """As :class:`LeafNorm`."""
+        """Return what :class:`LeafNorm` returns for the leaves."""
         (x,) = leaves
         if x.requires_grad:
             return LeafNorm()(x.split_with_sizes(self._sizes))
@@ -89,8 +89,8 @@ def _concatenated(ys: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([y if y.dim() == 1 else y.reshape(-1) for y in ys])
 
 
-def _by_element(values: Sequence[Any], parts: Leaves) -> Any:
-    """One number where it is the same for all leaves."""
+def _element_values(values: Sequence[Any], parts: Leaves) -> Any:
+    """Return one number if it is the same for all leaves, or a vector."""
     if all(isinstance(v, float) and v == values[0] for v in values):
         return values[0]
     sizes = [

@@ -1,4 +1,4 @@
-"""One initial value problem, checked: the field on leaves, the direction of time, callbacks, counts."""
+"""An initial value problem, checked: the field on leaves, the direction of time, callbacks and counts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
 class OdeintError(RuntimeError, AssertionError):
-    """A solve that cannot go on (torchdiffeq raises ``AssertionError`` there, which this is too).
+    """A solve cannot go on. It is an ``AssertionError`` too, which torchdiffeq raises.
 
     Attributes:
-        reason: ``"nonfinite"``, ``"underflow"``, ``"max_num_steps"``, or ``"overflow"`` of the time that an event is
-            searched in.
-        t, y: time and state of the last accepted step. step_size: of the step that failed. n_steps: accepted so far.
-        component: the first component that is not finite, as ``"y['v'][3]"``, or ``None``.
+        reason: ``"nonfinite"``, ``"underflow"``, ``"max_num_steps"``, or ``"overflow"`` of time in search of an event.
+        t, y: time and state at the end of the last accepted step.
+        step_size: size of the step that failed.
+        n_steps: number of accepted steps.
+        component: the first component that is not finite, for example ``"y['v'][3]"``, or ``None``.
     """
 
     def __init__(
@@ -41,20 +42,23 @@ class OdeintError(RuntimeError, AssertionError):
         self.step_size, self.n_steps, self.component = step_size, n_steps, component
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied with its attributes."""
+        """Pickle and copy it with its attributes."""
         names = ("reason", "t", "y", "step_size", "n_steps", "component")
         return partial(type(self), **{name: getattr(self, name) for name in names}), self.args
 
 
 @dataclass
 class Stats:
-    """What a solve did, from ``return_stats=True``.
+    """What a solve did, as ``return_stats=True`` returns it.
 
     Attributes:
-        nfe: evaluations of the field. accepted, rejected: steps. wasted: attempts of a burst (``steps_per_read``) that
-            came after its end and changed nothing; their evaluations are in nfe. completed: every output time was
-            reached.
-        times: where accepted steps start, in the caller's direction of time. step_sizes: their sizes, >= 0.
+        nfe: number of evaluations of the field.
+        accepted, rejected: numbers of steps.
+        wasted: number of attempts in a burst (``steps_per_read``) that came after its end and changed nothing; their
+            evaluations are in nfe.
+        completed: whether every output time was reached.
+        times: start times of the accepted steps, in the caller's direction of time.
+        step_sizes: their sizes, >= 0.
     """
 
     nfe: int = 0
@@ -69,15 +73,18 @@ class Stats:
 class InitialValueProblem:
     """dy/dt = func(t, y) from y0 at t[0], as the solvers see it.
 
-    Solvers run in s = sign * t, which increases, and step by sign * h; the field is asked at t and keeps its sign.
+    Solvers run in s = sign * t, which increases, and step by sign * h; the field is evaluated at t, without a sign.
 
     Attributes:
-        leaves, structure: of y0. s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
-        times: the same as floats. constant: a compiler traces the solve and keeps them as they are then.
-        reached: so many output times have a state. dtype: of the times that the field is given: that of \\|y\\|, as
-            in torchdiffeq.
-        read: the field reads so many leaves, the first; the others are integrals. name: of the field in errors.
-        watch: of what it does with memory, until that is known.
+        leaves, structure: leaves and structure of y0.
+        s: the output times [T] as a tensor, in the graph of ``t`` where that has one.
+        times: the output times as floats.
+        constant: whether a compiler traces the solve, which makes the times constants.
+        reached: number of output times that have a state.
+        dtype: dtype of the times that the field is given: that of \\|y\\|, as in torchdiffeq.
+        read: number of leaves that the field reads, the first ones; the others are integrals.
+        name: name of the field in errors.
+        watch: inspects what the field does with memory, until that is known.
     """
 
     def __init__(
@@ -117,12 +124,15 @@ class InitialValueProblem:
         self._flat_tuple = self.structure is not None and isinstance(y0, tuple) and len(y0) == len(self.leaves)
         self._plain_tuple = self._flat_tuple and type(y0) is tuple
         self._callbacks = {
-            name: getattr(func, own) for name, own in zip(CALLBACKS, callbacks, strict=True) if hasattr(func, own)
+            name: getattr(func, attribute)
+            for name, attribute in zip(CALLBACKS, callbacks, strict=True)
+            if hasattr(func, attribute)
         }
 
     def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
-        """The field at the caller's time, as leaves in the dtypes of the state; unless ``summed`` no one reads those
-        of integrals.
+        """Evaluate the field at the caller's time, and return leaves in the dtypes of the state.
+
+        Unless ``summed``, the rates of integrals are not read.
         """
         nfe = self.stats.nfe = self.stats.nfe + 1
         if nfe == 1 and watches(ys):
@@ -147,7 +157,7 @@ class InitialValueProblem:
         return ks
 
     def _rates(self, ks: Sequence[Any], ys: Leaves) -> Leaves:
-        """Rates in the dtypes of the state, if they are some."""
+        """Check the rates, and return them in the dtypes of the state."""
         for i, (k, y) in enumerate(zip(ks, ys, strict=True)):
             if not is_rate(k, y):
                 raise rate_error(leaf_name(self.name, self.structure, i), k, y)
@@ -161,46 +171,46 @@ class InitialValueProblem:
         return ks
 
     def state(self, ys: Leaves) -> Any:
-        """Leaves in the caller's structure."""
+        """Return leaves in the caller's structure."""
         return self._structured(ys)
 
     def _structured(self, ys: Leaves) -> Any:
         return tuple(ys) if self._plain_tuple else unflatten(ys, self.structure)
 
     def solution(self, tables: Leaves) -> Any:
-        """Tables of outputs, [T, *y.shape] for each leaf, in the caller's structure."""
+        """Return tables of outputs, [T, *y.shape] for each leaf, in the caller's structure."""
         return self.state(tables)
 
     def tolerance(self, rtol: Any, atol: Any, norm: Callable | None) -> Tolerance:
-        """What the error of a step is measured by."""
+        """Return the tolerance that the error of a step is divided by."""
         return Tolerance(rtol, atol, norm, self.leaves, self.structure)
 
     def scalar(self, value: float, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A 0-d tensor beside the state, written by a kernel: nothing waits for a device."""
+        """Return a 0-d tensor on the device of the state; a kernel writes it, so that nothing waits for the device."""
         return torch.full((), value, dtype=dtype or self.dtype, device=self.device)
 
     def scalars(self, values: Sequence[float]) -> Sequence[torch.Tensor]:
-        """Many of them, in the dtype of times."""
+        """Return many scalars in the dtype of times."""
         if self.device.type != "cpu":
             return [self.scalar(v) for v in values]
         return torch.tensor(values, dtype=self.dtype, device="cpu").unbind()
 
     @property
     def has_callbacks(self) -> bool:
-        """``func`` wants to be told of steps."""
+        """Whether ``func`` has callbacks for steps."""
         return bool(self._callbacks)
 
     def call_back(self, name: str, s: float, ys: Leaves, h: float, dtype: torch.dtype) -> None:
-        """Tell a callback of ``func`` about a step, in the caller's direction of time."""
+        """Call a callback of ``func`` with a step, in the caller's direction of time."""
         if self._callbacks and name in self._callbacks:
             self._callbacks[name](self.scalar(self.sign * s, dtype), self.state(ys), self.scalar(h, dtype))
 
     def check_callbacks(self, method: str, served: Sequence[str]) -> None:
-        """Warn once of callbacks that a method never calls."""
+        """Warn of callbacks that a method never calls, and drop them."""
         unknown = sorted(set(self._callbacks) - set(served))
         if unknown:
             warn(f"method {method!r} does not call {', '.join(unknown)}")
-            self._callbacks = {name: own for name, own in self._callbacks.items() if name in served}
+            self._callbacks = {name: call for name, call in self._callbacks.items() if name in served}
 
     def accept(self, s: float, h: float) -> None:
         """Count an accepted step."""
@@ -211,7 +221,7 @@ class InitialValueProblem:
     def failure(
         self, reason: str, what: str, s: float, ys: Leaves, h: float, component: str | None = None
     ) -> OdeintError:
-        """The error that ends a solve at the last good state."""
+        """Return the error that ends a solve, with the last good state."""
         t, n = self.sign * float(s), self.stats.accepted
         state = self.state([y.detach() for y in ys])
         return OdeintError(
@@ -221,18 +231,18 @@ class InitialValueProblem:
         )
 
     def leaf_name(self, name: str, i: int) -> str:
-        """Leaf ``i`` of what ``name`` stands for."""
+        """Return the name of leaf ``i``."""
         return leaf_name(name, self.structure, i)
 
     def nonfinite(self, name: str, ys: Leaves) -> str | None:
-        """The first component of leaves that is not finite, by name, or ``None``."""
+        """Return the name of the first component that is not finite, or ``None``."""
         for i, y in enumerate(y.detach() for y in ys):
             if not y.numel() or cmath.isfinite(y.sum().item()):  # a sum is not finite where a term is not
                 continue
             bad = (~torch.isfinite(y)).nonzero()
             if len(bad):
-                where = bad[0].tolist()
-                return self.leaf_name(name, i) + (str(where) if where else "")
+                index = bad[0].tolist()
+                return self.leaf_name(name, i) + (str(index) if index else "")
         return None
 
 
@@ -241,7 +251,7 @@ def _fits(k: Any, y: torch.Tensor) -> bool:
 
 
 def own_module(func: Any) -> torch.nn.Module | None:
-    """The module that a callable is, is bound to, or is partial of."""
+    """Return the module that a callable is, is bound to, or is a partial of, or ``None``."""
     while isinstance(func, partial):
         func = func.func
     owner = getattr(func, "__self__", func)
@@ -269,7 +279,7 @@ def _check_times(t: Any) -> torch.Tensor:
 
 @constant_when_traced
 def _constant_values(t: torch.Tensor) -> tuple[float, ...]:
-    """The times on the host, read once when a call is traced."""
+    """Return the times on the host, read once when a call is traced."""
     return tuple(t.detach().tolist())
 
 
@@ -279,8 +289,8 @@ def _check_order(values: list[float]) -> None:
     steps = [b - a for a, b in pairwise(values)]
     if not (all(d > 0 for d in steps) or all(d < 0 for d in steps)):
         i = next(i for i, d in enumerate(steps) if d == 0 or (d > 0) != (steps[0] > 0) or steps[0] == 0)
-        again = " again" if steps[i] == 0 else ""
+        repeated = " again" if steps[i] == 0 else ""
         raise ValueError(
-            f"t: got t[{i}] = {values[i]:.9g} before t[{i + 1}] = {values[i + 1]:.9g}{again}, accepted: times that "
+            f"t: got t[{i}] = {values[i]:.9g} before t[{i + 1}] = {values[i + 1]:.9g}{repeated}, accepted: times that "
             "strictly increase or strictly decrease"
         )

@@ -1,4 +1,4 @@
-"""A whole solve: outputs at the given times, the steps it took, its failures."""
+"""Solve an initial value problem: its steps, and the outputs at the given times."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUDGETS = ("raise", "return")
 
 @dataclass
 class Settings:
-    """How to solve: what ``odeint`` takes beside the problem, checked."""
+    """The checked arguments of ``odeint`` other than the problem."""
 
     method: str
     options: Options
@@ -37,26 +37,26 @@ class Settings:
 
     @property
     def fixed(self) -> bool:
-        """Whether the method steps on a grid."""
+        """Whether the method steps on a fixed grid."""
         return isinstance(self.options, FixedOptions)
 
 
 class Record:
-    """Told of every step; one that remembers them is in ``checkpoint.py``."""
+    """Observes every step; ``gradients/checkpoint.py`` has one that remembers them."""
 
     def steps(self, solver: FixedGrid) -> Iterable[FixedStep]:
-        """The steps of a grid, in order."""
+        """Return the steps of a grid, in order."""
         return solver.steps()
 
     def run(self, solver: FixedGrid, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """Run the next of them; it is accepted."""
+        """Run the next step of a grid."""
         return step.run(solver, start)
 
     def start(self, tensors: list[Leaves]) -> Any:
-        """Called before an adaptive step is tried, with what it starts from; the result goes to ``took``."""
+        """Observe the tensors that an attempted adaptive step starts from; the result is passed on to ``took``."""
 
     def took(self, step: AdaptiveStep, mark: Any) -> None:
-        """Called after an accepted one."""
+        """Observe an accepted adaptive step."""
 
 
 def make_solver(
@@ -67,23 +67,23 @@ def make_solver(
     s: torch.Tensor | None = None,
     bursts: bool = False,
 ) -> FixedGrid | Adaptive:
-    """The solver of a method, ready to step."""
+    """Return the solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s, compensated=settings.compensated)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
-    per_read = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
+    attempts = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
     plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
-    if bursts and per_read > 1 and plain:
+    if bursts and attempts > 1 and plain:
         solver = Bursts(problem, settings.method, settings.options, tolerance, graph=graph)
-        solver.per_read = per_read
+        solver.attempts_per_read = attempts
         return solver
     return Adaptive(problem, settings.method, settings.options, tolerance, graph=graph, in_time_graph=timed)
 
 
 def in_python(loop: Callable) -> Callable:
-    """A loop whose numbers change with every step, which a compiler leaves alone; a compiled field stays compiled."""
+    """Exclude a loop whose numbers change with every step from compilation; a compiled field in it stays compiled."""
     return torch.compiler.disable(loop) if torch.compiler.is_compiling() else loop
 
 
@@ -95,7 +95,7 @@ def solve(
     record: Record | None = None,
     outputs: Outputs | End | None = None,
 ) -> Leaves:
-    """The states at all times, [T, *y.shape] for each leaf, or what other ``outputs`` make of them."""
+    """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them."""
     get_method(settings.method)
     outputs = Outputs(problem.leaves, len(problem.times), graph=graph) if outputs is None else outputs
     outputs.append(problem.leaves)
@@ -103,13 +103,13 @@ def solve(
         record = Record() if record is None else record
         solver = make_solver(problem, settings, graph=graph, bursts=True)
         if isinstance(solver, FixedGrid):
-            _on_grid(solver, outputs, record)
+            _fixed_steps(solver, outputs, record)
         else:
             in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
     return outputs.finish()
 
 
-def _on_grid(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
+def _fixed_steps(solver: FixedGrid, outputs: Outputs | End, record: Record) -> None:
     problem = solver.problem
     state = [problem.leaves]
     for step in record.steps(solver):
@@ -142,7 +142,7 @@ def _adaptively(solver: Adaptive, outputs: Outputs | End, record: Record, on_max
         for taken in solver.advance(limit - n, record):
             n += 1
             while taken is not None and i < len(times) and times[i] <= taken.step.s1:
-                at = problem.s[i] if taken.span is not None else times[i]
-                taken.step.outputs.append((i, at))
-                outputs.append(solver.interpolate(at, taken))
+                time = problem.s[i] if taken.span is not None else times[i]
+                taken.step.outputs.append((i, time))
+                outputs.append(solver.interpolate(time, taken))
                 i, n = i + 1, 0

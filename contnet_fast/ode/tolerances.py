@@ -1,4 +1,4 @@
-"""Tolerances and norms of the error of a step."""
+"""Tolerances, and norms of the error of a step."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Leaves = list[torch.Tensor]
 
 
 class LeafNorm:
-    """The largest root mean square of the leaves, torchdiffeq's norm; with ``count`` of the first ones alone."""
+    """The largest root mean square of the leaves, torchdiffeq's norm; with ``count`` only of the first leaves."""
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count
 
     def __call__(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A real 0-d tensor; leaves without elements count as 0."""
+        """Return a real 0-d tensor; leaves without elements count as 0."""
         norms = [x.abs().square().mean().sqrt() for x in leaves[: self.count] if x.numel()]
         if not norms:
             return torch.zeros((), device="cpu")
@@ -53,16 +53,16 @@ class Tolerance:
 
     @property
     def own_norm(self) -> bool:
-        """The norm is the caller's, and may look away from a component."""
+        """Whether the norm is the caller's, which may ignore components."""
         return not isinstance(self._norm, LeafNorm)
 
     def counted(self, leaves: int) -> range:
-        """The leaves that the norm of leaves looks at."""
+        """Return the indices of the leaves that are part of the norm."""
         count = self._norm.count if isinstance(self._norm, LeafNorm) else None
         return range(leaves if count is None else min(count, leaves))
 
     def norm(self, leaves: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The norm as a real 0-d tensor."""
+        """Return the norm as a real 0-d tensor."""
         if isinstance(self._norm, LeafNorm):
             return self._norm(leaves)
         value = self._norm(unflatten(leaves, self._structure))
@@ -74,7 +74,7 @@ class Tolerance:
         return torch.tensor(abs(float(value)), device="cpu")
 
     def weighted(self, errors: Leaves, ys: Leaves, y1s: Leaves | None = None) -> Leaves:
-        """Errors over the tolerated ones, of 16-bit leaves in float32: squares of them overflow."""
+        """Return errors over tolerated errors; for 16-bit leaves, whose squares overflow, in float32."""
         errors, ys = _wide(errors), _wide(ys)
         y1s = None if y1s is None else _wide(y1s)
         sizes = (
@@ -88,7 +88,7 @@ class Tolerance:
         ]
 
     def strictest(self) -> float:
-        """The smallest absolute tolerance, by which an event is located."""
+        """Return the smallest absolute tolerance, by which an event is located."""
         return min(float(a.min()) if isinstance(a, torch.Tensor) else a for a in self.atol)
 
 
@@ -97,7 +97,7 @@ def _wide(leaves: Leaves) -> Leaves:
 
 
 def by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -> list[Any]:
-    """A tolerance of each leaf: a float, or a tensor that broadcasts to it."""
+    """Return a tolerance for each leaf: a float, or a tensor that broadcasts to the leaf."""
     if structure is None or _is_single(value):
         return [_one(name, value, leaves[0])] * len(leaves)
     if len(leaves) == structure.num_children and isinstance(value, (tuple, list, torch.Tensor)):
@@ -108,7 +108,7 @@ def by_leaf(name: str, value: Any, leaves: Leaves, structure: TreeSpec | None) -
             )
     else:
         values = flatten_as(name, value, structure)
-    return [_one(*each) for each in zip(leaf_names(name, structure), values, leaves, strict=True)]
+    return [_one(*leaf) for leaf in zip(leaf_names(name, structure), values, leaves, strict=True)]
 
 
 def _is_single(value: Any) -> bool:
@@ -116,7 +116,7 @@ def _is_single(value: Any) -> bool:
 
 
 def _one(name: str, value: Any, y: torch.Tensor) -> Any:
-    """A float, or a tensor that broadcasts to its leaf."""
+    """Check a tolerance, and return a float, or a tensor that broadcasts to its leaf."""
     if isinstance(value, (list, tuple, np.ndarray)):
         try:
             value = torch.as_tensor(value, device=y.device)

@@ -16,13 +16,13 @@ from ..tolerances import LeafNorm, by_leaf
 
 
 class Backsolve(torch.autograd.Function):
-    """Outputs of a solve without a graph, whose gradient is the adjoint ODE's. Differentiable once."""
+    """Outputs of a solve without a graph, whose gradient is that of the adjoint ODE; differentiable once."""
 
     @staticmethod
     def forward(
         ctx: Any, forward: Callable[[], list[torch.Tensor]], adjoint: Adjoint, n: int, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``forward`` returns the tables of the leaves, then the event time if there is one."""
+        """Solve by ``forward``, which returns the tables of the leaves, then the event time if there is one."""
         with torch.no_grad():
             outputs = forward()
         ctx.adjoint, ctx.n, ctx.event = adjoint, n, len(outputs) > n
@@ -31,7 +31,7 @@ class Backsolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of t, y0 and the parameters."""
+        """Return the gradients of t, y0 and the parameters."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "odeint_adjoint cannot be differentiated twice, which create_graph=True asks for; odeint can, also "
@@ -52,8 +52,10 @@ class Adjoint:
     """The augmented problem (dL/dt, y, dL/dy, dL/dparams), leaf by leaf.
 
     Args:
-        problem: the forward problem. settings: of the backward solve. norm: of the forward state, or ``None``. params:
-            the tensors that get a gradient beside t and y0.
+        problem: the forward problem.
+        settings: settings of the backward solve.
+        norm: norm of the forward state, or ``None``.
+        params: the tensors that get a gradient besides t and y0.
     """
 
     def __init__(
@@ -86,33 +88,33 @@ class Adjoint:
             return LeafNorm(count)
         norm, state = state_norm, self.problem.state
 
-        def of_parts(leaves: Sequence[torch.Tensor]) -> Any:
+        def largest_norm(leaves: Sequence[torch.Tensor]) -> Any:
             parts = [leaves[0].abs(), *(norm(state(list(leaves[a : a + n]))) for a in (1, 1 + n))]
             if count is None:
                 parts.append(LeafNorm()(leaves[1 + 2 * n :]))
             return max(float(p) for p in parts)
 
-        return of_parts
+        return largest_norm
 
     def solve(
-        self, t: torch.Tensor, tables: Leaves, grads: Leaves, params: Sequence[torch.Tensor], with_t: bool
+        self, t: torch.Tensor, tables: Leaves, grads: Leaves, params: Sequence[torch.Tensor], time_gradient: bool
     ) -> tuple[torch.Tensor | None, Leaves, Leaves]:
-        """Gradients of t, y0 and the parameters from those of the tables, of the times that were reached."""
+        """Return the gradients of t, y0 and the parameters by those of the tables, for the times that were reached."""
         n, problem, reached = self.n, self.problem, self.problem.reached
         late = torch.zeros_like(t[reached:])
         t, tables, grads = t[:reached], [y[:reached] for y in tables], [g[:reached] for g in grads]
         # norms look at dL/dt
-        field = AugmentedField(problem, params, with_t or not self.settings.fixed, fixed=self.settings.fixed)
+        field = AugmentedField(problem, params, time_gradient or not self.settings.fixed, fixed=self.settings.fixed)
         first = torch.zeros((), dtype=problem.dtype, device=problem.device)
         lambdas = [g[-1] for g in grads]
         sums = [torch.zeros_like(p) for p in params]
-        by_time: list[torch.Tensor] = []
+        time_terms: list[torch.Tensor] = []
         for i in range(len(t) - 1, 0, -1):
-            if with_t:
+            if time_gradient:
                 rate = problem(t[i].to(problem.device, problem.dtype), [y[i] for y in tables])
-                along = sum(torch.sum(f * g[i].conj()).real for f, g in zip(rate, grads, strict=True))
-                first = first - along
-                by_time.append(along.to(t))  # type: ignore[union-attr]
+                term = sum(torch.sum(f * g[i].conj()).real for f, g in zip(rate, grads, strict=True))
+                first = first - term
+                time_terms.append(term.to(t))  # type: ignore[union-attr]
             start = (first, *(y[i] for y in tables), *lambdas, *sums)
             back = AugmentedProblem(problem, field, start, t[i - 1 : i + 1].detach().flip(0))
             options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
@@ -120,38 +122,40 @@ class Adjoint:
             first, *ends = solve(back, settings, graph=False, outputs=End())
             lambdas = [x + g[i - 1] for x, g in zip(ends[n : 2 * n], grads, strict=True)]
             sums = ends[2 * n :]
-        t_grad = torch.cat([torch.stack([first.to(t), *reversed(by_time)]), late]) if with_t else None
+        t_grad = torch.cat([torch.stack([first.to(t), *reversed(time_terms)]), late]) if time_gradient else None
         return t_grad, lambdas, sums
 
 
 class AugmentedField:
-    """Rates of the augmented state of a problem; those of the parameters' integrals are 0 unless ``summed``.
+    """The rates of the augmented state of a problem; those of the parameters' integrals are 0 unless ``summed``.
 
     Args:
-        params: the tensors that get a gradient. with_t: t does too. fixed: the backward solve is on a grid.
+        params: the tensors that get a gradient.
+        time_gradient: whether t gets one too.
+        fixed: whether the backward solve is on a grid.
     """
 
     def __init__(
-        self, problem: InitialValueProblem, params: Sequence[torch.Tensor], with_t: bool, *, fixed: bool
+        self, problem: InitialValueProblem, params: Sequence[torch.Tensor], time_gradient: bool, *, fixed: bool
     ) -> None:
-        self._problem, self._params, self._with_t = problem, params, with_t
+        self._problem, self._params, self._time_gradient = problem, params, time_gradient
         self._unread = [p.new_zeros(()).expand_as(p) for p in params]
         self.summed = True
         for name in CALLBACKS[: 1 if fixed else None]:
-            own = getattr(problem.func, name + "_adjoint", None)
-            if own is not None:
-                setattr(self, name, own)
+            callback = getattr(problem.func, name + "_adjoint", None)
+            if callback is not None:
+                setattr(self, name, callback)
 
     def __call__(self, t: torch.Tensor, state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """``state``: (dL/dt, *y, *dL/dy, *dL/dparams)."""
+        """Return the rates of ``state``, which is (dL/dt, *y, *dL/dy, *dL/dparams)."""
         n = len(self._problem.leaves)
         with torch.enable_grad():
-            time = t.detach().requires_grad_(self._with_t)
+            time = t.detach().requires_grad_(self._time_gradient)
             ys = [y.detach().requires_grad_() for y in state[1 : 1 + n]]
             rates = self._problem(time, ys)
-            own = self._params if self.summed else ()
+            summed = self._params if self.summed else ()
             # a parameter that was frozen since the forward pass gets zeros, which PyTorch then leaves out
-            inputs = [*([time] if self._with_t else []), *ys, *own]
+            inputs = [*([time] if self._time_gradient else []), *ys, *summed]
             pairs = [(f, g) for f, g in zip(rates, state[1 + n : 1 + 2 * n], strict=True) if f.requires_grad]
             asked = [x for x in inputs if x.requires_grad]
             found = iter(
@@ -161,8 +165,8 @@ class AugmentedField:
             )
         grads = [next(found) if x.requires_grad else None for x in inputs]
         filled = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
-        of_t = filled.pop(0) if self._with_t else torch.zeros_like(t)
-        return (of_t, *(f.detach() for f in rates), *filled, *([] if self.summed else self._unread))
+        t_gradient = filled.pop(0) if self._time_gradient else torch.zeros_like(t)
+        return (t_gradient, *(f.detach() for f in rates), *filled, *([] if self.summed else self._unread))
 
 
 class AugmentedProblem(InitialValueProblem):
@@ -175,12 +179,12 @@ class AugmentedProblem(InitialValueProblem):
         self._forward, self._field = problem, field
 
     def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
-        """As of any problem; the field is told whether integrals are ``summed``."""
+        """Evaluate the field, which depends on whether integrals are ``summed``."""
         self._field.summed = summed
         return super().__call__(t, ys)
 
     def leaf_name(self, name: str, i: int) -> str:
-        """As ``func of dL/dy['v']`` for a rate, ``dL/dy['v']`` for a state."""
+        """Return a name such as ``dL/dy['v']`` for a state, ``func of dL/dy['v']`` for a rate."""
         n = len(self._forward.leaves)
         if i == 0:
             part = "dL/dt"
@@ -191,7 +195,7 @@ class AugmentedProblem(InitialValueProblem):
         return f"func of {part}" if name.startswith("func") else part
 
     def failure(self, reason: str, what: str, *given: Any, **more: Any) -> OdeintError:
-        """As of any problem."""
+        """Return the error, which says that it is one of the backward solve."""
         return super().failure(reason, f"backward solve of odeint_adjoint: {what}", *given, **more)
 
 
@@ -204,7 +208,7 @@ def adjoint_settings(
     method: str | None,
     given: Mapping[str, Any] | None,
 ) -> tuple[str, dict[str, Any], Any, Any]:
-    """Method, options and tolerances of the backward solve: those of the forward one unless given."""
+    """Return method, options and tolerances of the backward solve, by default those of the forward solve."""
     if method is not None and method != settings.method and options is not None and given is None:
         raise ValueError(
             f"adjoint_options: got None with adjoint_method = {method!r} and options of {settings.method!r}, accepted: "

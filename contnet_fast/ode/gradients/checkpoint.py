@@ -1,4 +1,4 @@
-"""Exact gradients at checkpoint memory: keep the state of accepted steps, run each step again in backward."""
+"""Exact gradients at checkpoint memory: keep the states of accepted steps, and run each step again in backward."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..problem import InitialValueProblem
 from ..solve import Record, Settings, make_solver, solve
 from ..steppers.adaptive import Adaptive, AdaptiveStep
 from ..steppers.fixed import FixedGrid, FixedStep
-from .linked import apart, linked
+from .linked import linked, stand_ins
 from .replay import Moment, Replay
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
-LEAST_TAPED = 2**17  # elements from which steps run on a tape; below, some in one graph
-MOST_IN_GRAPH = 4  # steps; of few the square root, which leaves most of the graph of all unmade
-MOST_ON_TAPE = 2  # steps whose tape is kept from the forward pass; at most an eighth of all, but one
+LEAST_TAPED = 2**17  # elements from which each step runs on a tape; below, several run in one graph
+MOST_IN_GRAPH = 4  # steps in one graph; at most the square root of their number
+MOST_ON_TAPE = 2  # steps whose tape is kept from the forward pass; at most an eighth of all, at least one
 Step = FixedStep | AdaptiveStep
 
 
 @dataclass
 class Tail:
-    """The last steps of a grid, run so that backward starts from them; ``first`` is the first of them."""
+    """The last steps of a grid, run so that backward can begin with them; ``first`` is the index of the first one."""
 
     first: int
     solver: FixedGrid
@@ -38,7 +38,7 @@ class Tail:
     outs: list[Leaves] = field(default_factory=list)
 
     def run(self, step: FixedStep, i: int, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """Run step i; its start, unless it is the first, is what the one before it returned."""
+        """Run step i; ``start`` is what the step before it returned, unless it is the first of the tail."""
         if i == self.first:
             self.end, outs = self.transposed.run(partial(step.run, self.solver), start)
         else:
@@ -49,67 +49,67 @@ class Tail:
 
 
 class Kept(Record):
-    """The accepted steps, what every ``stride``-th started from, and the moment before each and before all.
+    """Keeps the accepted steps, what they started from (or some of them), and the moments before each and before all.
 
-    ``last`` makes of all steps of a grid the tail, or ``None``.
+    ``make_tail`` returns the tail of all steps of a grid, or ``None``.
     """
 
-    def __init__(self, replay: Replay, last: Callable[[list[FixedStep]], Tail | None]) -> None:
-        self._last: Callable[[list[FixedStep]], Tail | None] | None = last
+    def __init__(self, replay: Replay, make_tail: Callable[[list[FixedStep]], Tail | None]) -> None:
+        self._make_tail: Callable[[list[FixedStep]], Tail | None] | None = make_tail
         self.accepted: list[Step] = []
         self.starts: list[list[Leaves]] = []
         self.moments: list[Moment] = []
         self.tail: Tail | None = None
         self._replay = replay
-        self.before = replay.now()
+        self.initial = replay.now()
 
     def steps(self, solver: FixedGrid) -> list[FixedStep]:
-        """As of any record."""
+        """Return the steps of a grid, and make the tail of them."""
         steps = list(solver.steps())
-        assert self._last is not None
-        self.tail = self._last(steps)
+        assert self._make_tail is not None
+        self.tail = self._make_tail(steps)
         return steps
 
     def run(self, solver: FixedGrid, step: FixedStep, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """As of any record, the last steps for backward."""
+        """Run the next step of a grid, in the tail if it is one of the last."""
         i, mark = len(self.accepted), self.start(start)
-        before = self.tail is None or i < self.tail.first
-        found = step.run(solver, start) if before else self.tail.run(step, i, start)  # type: ignore[union-attr]
+        early = self.tail is None or i < self.tail.first
+        found = step.run(solver, start) if early else self.tail.run(step, i, start)  # type: ignore[union-attr]
         self.took(step, mark)
         return found
 
     def start(self, tensors: list[Leaves]) -> Any:
-        """What a step starts from that may be rejected."""
+        """Return what an attempted step starts from, which may be rejected."""
         return tensors, self._replay.now()
 
     def took(self, step: Step, mark: Any) -> None:
-        """Keep the start of an accepted step."""
+        """Keep an accepted step and its start."""
         tensors, moment = mark
         self.accepted.append(step)
         self.starts.append([[x.detach() if x.requires_grad else x for x in leaves] for leaves in tensors])
         self.moments.append(moment)
 
     def finish(self) -> None:
-        """Let go of what makes the tail."""
-        self._last = None
+        """Drop what makes the tail, and note the end of the forward pass."""
+        self._make_tail = None
         self._replay.settle()
 
     def thin(self) -> None:
-        """Drop all starts but about the square root of their number."""
+        """Drop starts until about the square root of their number is left."""
         stride = max(isqrt(len(self.starts)), 1)
         self.starts = [s if i % stride == 0 else [] for i, s in enumerate(self.starts)]
 
 
 class Checkpointed(torch.autograd.Function):
-    """A solve without a graph whose backward runs the accepted steps again, the last first."""
+    """A solve without a graph, whose backward runs the accepted steps again, the last one first."""
 
     @staticmethod
     def forward(
         ctx: Any, problem: InitialValueProblem, settings: Settings, keep: str, n: int, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``tensors``: t, the ``n`` leaves of y0, the parameters."""
-        ctx.t, *ctx.ys = apart(tensors[: 1 + n])
-        settings, ctx.grid = _with_grid(problem, settings, ctx.t, ctx.ys)
+        """Solve; ``tensors`` are t, the ``n`` leaves of y0, and the parameters."""
+        ctx.t, *ctx.ys = stand_ins(tensors[: 1 + n])
+        settings, ctx.grid = _resolve_grid(problem, settings, ctx.t, ctx.ys)
         ctx.replay = Replay(problem.func, problem.device)
         ctx.problem, ctx.settings, ctx.n = problem, settings, n
         record = Kept(ctx.replay, partial(_tail, ctx, tensors))
@@ -123,10 +123,10 @@ class Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of the discrete solve; with ``create_graph`` the whole of it runs again in one graph."""
+        """Return the gradients of the discrete solve; with ``create_graph`` all of it runs again in one graph."""
         saved = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[4:])
-        with ctx.replay.aside():
+        with ctx.replay.keep_random():
             if torch.is_grad_enabled():
                 found = _in_one_graph(ctx, saved, wanted, grads)
             else:
@@ -134,10 +134,10 @@ class Checkpointed(torch.autograd.Function):
         return None, None, None, None, *found
 
 
-def _with_grid(
+def _resolve_grid(
     problem: InitialValueProblem, settings: Settings, t: torch.Tensor, ys: Leaves
 ) -> tuple[Settings, torch.Tensor | None]:
-    """The same settings with what a grid constructor returns, asked once; and the grid if it has a gradient."""
+    """Call a grid constructor, once; return settings with its grid, and the grid if it has a gradient."""
     options = settings.options
     if isinstance(options, AdaptiveOptions) or options.grid_constructor is None or len(t) < 2:
         return settings, None
@@ -148,20 +148,20 @@ def _with_grid(
 
 
 def _replayer(ctx: Any, *, graph: bool = True) -> tuple[FixedGrid | Adaptive, list[Step]]:
-    """A solver in the graph of ``ctx.t``, and the accepted steps in that graph."""
+    """Return a solver in the graph of ``ctx.t``, and the accepted steps in that graph."""
     t, s = ctx.t, _signed(ctx)
     solver = make_solver(ctx.problem, ctx.settings, graph=graph, s=s)
     if isinstance(solver, FixedGrid):
-        return solver, list(solver.steps() if _in_time(ctx) else ctx.record.accepted)
+        return solver, list(solver.steps() if _has_time_gradient(ctx) else ctx.record.accepted)
     steps = []
     for step in ctx.record.accepted:
-        outputs = [s[i].to(solver.dtype) if t.requires_grad else at for i, at in step.outputs]
+        outputs = [s[i].to(solver.dtype) if t.requires_grad else time for i, time in step.outputs]
         steps.append(replace(step, outputs=outputs))
     return solver, steps
 
 
 def _start(ctx: Any, solver: FixedGrid | Adaptive, ys: Leaves) -> list[Leaves]:
-    """What the first step starts from, in a graph."""
+    """Return what the first step starts from, in a graph."""
     if isinstance(solver, FixedGrid):
         return [ys]
     clock = _signed(ctx)[0].to(solver.problem.device, solver.dtype) if ctx.t.requires_grad else None
@@ -176,9 +176,9 @@ def _signed(ctx: Any) -> torch.Tensor:
 def _in_one_graph(
     ctx: Any, saved: Sequence[torch.Tensor], wanted: list[bool], grads: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    cotangents = apart(grads)
+    cotangents = stand_ins(grads)
     solver, steps = _replayer(ctx)
-    run = partial(_several, ctx, solver, steps, range(len(steps)))
+    run = partial(_run_steps, ctx, solver, steps, range(len(steps)))
     _, later = _from_start(ctx, solver, run, [ctx.ys])
     total = [(out, [g[row] for g in cotangents]) for row, out in enumerate([ctx.ys, *later])]
     pairs = [(o, g) for outs, gs in total for o, g in zip(outs, gs, strict=True) if o.requires_grad]
@@ -195,50 +195,50 @@ def _in_one_graph(
     return linked([next(found) if need else None for need in wanted], [*ends, *cotangents], [*saved, *grads])
 
 
-def _in_graph(ctx: Any) -> list[bool]:
-    """Which of t, y0 and the parameters each step depends on beside its start, of those that want a gradient."""
+def _read_by_steps(ctx: Any) -> list[bool]:
+    """Tell which of t, y0 and the parameters want a gradient and are read by steps, apart from their start."""
     wanted = ctx.needs_input_grad[4:]
     learned = ctx.grid is not None  # it may depend on y0 too
     return [wanted[0], *(learned and need for need in wanted[1 : 1 + ctx.n]), *wanted[1 + ctx.n :]]
 
 
-def _in_time(ctx: Any) -> bool:
-    """Whether the times of steps have a gradient."""
+def _has_time_gradient(ctx: Any) -> bool:
+    """Tell whether the times of steps have a gradient."""
     return ctx.needs_input_grad[4] or ctx.grid is not None
 
 
-def _on_tape(ctx: Any, steps: Sequence[Step]) -> bool:
-    """Whether steps run on a tape: all that they do beside evaluations is sums, which are worth it."""
+def _use_tape(ctx: Any, steps: Sequence[Step]) -> bool:
+    """Tell whether steps run on a tape: all but evaluations must be sums, large enough to gain by it."""
     size, options = sum(y.numel() for y in ctx.problem.leaves), ctx.settings.options
-    if _in_time(ctx) or size < LEAST_TAPED:
+    if _has_time_gradient(ctx) or size < LEAST_TAPED:
         return False
     if isinstance(options, AdaptiveOptions):
         return True
-    at_ends = all(w is None for step in steps if isinstance(step, FixedStep) for w in step.weights)
-    return options.interp == "linear" and at_ends
+    only_ends = all(w is None for step in steps if isinstance(step, FixedStep) for w in step.weights)
+    return options.interp == "linear" and only_ends
 
 
-def _at_once(steps: Sequence[Step], taped: bool) -> int:
-    """So many steps run again as one."""
+def _steps_at_once(steps: Sequence[Step], taped: bool) -> int:
+    """Return the number of steps that run again as one."""
     return 1 if taped else min(MOST_IN_GRAPH, max(round(len(steps) ** 0.5), 1))
 
 
 def _transposer(ctx: Any, saved: Sequence[torch.Tensor], solver: FixedGrid | Adaptive, taped: bool) -> Tape | Graph:
     ends = [ctx.t, *ctx.ys, *saved[1 + ctx.n :]]
-    tensors = [x for x, need in zip(ends, _in_graph(ctx), strict=True) if need]
+    tensors = [x for x, need in zip(ends, _read_by_steps(ctx), strict=True) if need]
     return Tape(solver, tensors) if taped else Graph(tensors)
 
 
 def _tail(ctx: Any, saved: Sequence[torch.Tensor], steps: list[FixedStep]) -> Tail | None:
-    """The last steps of a grid in a graph, which backward has at the same time anyway or which is small beside all.
+    """Return the last steps of a grid, whose graph backward needs anyway or is small beside that of all, or ``None``.
 
-    Not where times are in it, nor under autocast: not every PyTorch makes a graph for casts that it has cached without
-    one (its issue 112583).
+    There is no tail where times have a gradient, nor under autocast: PyTorch may have cached casts without a graph (its
+    issue 112583).
     """
-    if _in_time(ctx) or ctx.replay.autocasts:
+    if _has_time_gradient(ctx) or ctx.replay.autocasts:
         return None
-    taped = _on_tape(ctx, steps)
-    count = min(MOST_ON_TAPE, max(len(steps) // 8, 1)) if taped else _at_once(steps, taped)
+    taped = _use_tape(ctx, steps)
+    count = min(MOST_ON_TAPE, max(len(steps) // 8, 1)) if taped else _steps_at_once(steps, taped)
     solver = make_solver(ctx.problem, ctx.settings, graph=not taped)
     assert isinstance(solver, FixedGrid)
     return Tail(len(steps) - count, solver, _transposer(ctx, saved, solver, taped))
@@ -247,10 +247,10 @@ def _tail(ctx: Any, saved: Sequence[torch.Tensor], steps: list[FixedStep]) -> Ta
 def _ready(
     ctx: Any, saved: Sequence[torch.Tensor], tail: Tail | None
 ) -> tuple[FixedGrid | Adaptive, list[Step], Tape | Graph]:
-    """A solver, the accepted steps, and what transposes them; those of the tail where there is one."""
+    """Return a solver, the accepted steps, and what transposes them; those of the tail if there is one."""
     if tail is not None:
         return tail.solver, ctx.record.accepted, tail.transposed
-    taped = _on_tape(ctx, ctx.record.accepted)
+    taped = _use_tape(ctx, ctx.record.accepted)
     with torch.enable_grad():
         solver, steps = _replayer(ctx, graph=not taped)
     return solver, steps, _transposer(ctx, saved, solver, taped)
@@ -262,13 +262,13 @@ def _step_by_step(
     problem, record, timed = ctx.problem, ctx.record, wanted[0]
     tail, record.tail = record.tail, None  # a second time its graph is gone
     solver, steps, transposed = _ready(ctx, saved, tail)
-    size = _at_once(steps, isinstance(transposed, Tape))
+    size = _steps_at_once(steps, isinstance(transposed, Tape))
     row = len(grads[0]) - (0 if problem.stats.completed else len(grads[0]) - 1 - sum(_outputs(s) for s in steps))
     ahead: list[Cotangents] | None = None
-    after = len(steps)
-    while after:
-        first = max(after - size, 0) if tail is None else tail.first
-        run = partial(_several, ctx, solver, steps, range(first, after))
+    stop = len(steps)
+    while stop:
+        first = max(stop - size, 0) if tail is None else tail.first
+        run = partial(_run_steps, ctx, solver, steps, range(first, stop))
         if tail is not None:
             end, outs = tail.end, tail.outs
         elif first == 0 and isinstance(solver, Adaptive):  # with the evaluation that the first step was given
@@ -287,23 +287,23 @@ def _step_by_step(
             results += [x for leaves in end for x in leaves]
             cotangents += [g for leaves in ahead for g in leaves]
         ahead = transposed.transpose(results, cotangents)
-        after, tail = first, None
+        stop, tail = first, None
         del end, outs, results
     if ahead is None:
         ahead = [[None] * ctx.n]
     ahead[0] = [_plus(g[0], a) for g, a in zip(grads, ahead[0], strict=True)]
     sums = iter(transposed.gradients.totals)
-    of_t, *rest = (next(sums) if need else None for need in _in_graph(ctx))
-    return [of_t, *(_plus(a, b) for a, b in zip(ahead[0], rest, strict=False)), *rest[ctx.n :]]
+    t_gradient, *rest = (next(sums) if need else None for need in _read_by_steps(ctx))
+    return [t_gradient, *(_plus(a, b) for a, b in zip(ahead[0], rest, strict=False)), *rest[ctx.n :]]
 
 
-def _several(
+def _run_steps(
     ctx: Any, solver: Any, steps: list[Step], which: range, state: list[Leaves]
 ) -> tuple[list[Leaves], list[Leaves]]:
-    """Some steps as one."""
+    """Run some steps as one."""
     outs: list[Leaves] = []
     for i in which:
-        with ctx.replay.at(ctx.record.moments[i]):
+        with ctx.replay.surroundings(ctx.record.moments[i]):
             state, more = steps[i].run(solver, state)
         outs += more
     return state, outs
@@ -312,8 +312,8 @@ def _several(
 def _from_start(
     ctx: Any, solver: FixedGrid | Adaptive, run: Callable, start: list[Leaves]
 ) -> tuple[list[Leaves], list[Leaves]]:
-    """A run from y0, with what the first step starts from beside it."""
-    with ctx.replay.at(ctx.record.before):
+    """Run from y0, which includes the evaluation that the first step starts from."""
+    with ctx.replay.surroundings(ctx.record.initial):
         state = _start(ctx, solver, start[0])
     return run(state)
 
@@ -322,7 +322,7 @@ def _outputs(step: Step) -> int:
     return len(step.weights if isinstance(step, FixedStep) else step.outputs)
 
 
-def _without_outputs(step: Step) -> Step:
+def _drop_outputs(step: Step) -> Step:
     return replace(step, weights=[]) if isinstance(step, FixedStep) else replace(step, outputs=[])
 
 
@@ -331,7 +331,7 @@ def _plus(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None
 
 
 def _begin(ctx: Any, i: int) -> list[Leaves]:
-    """What step i started from; between the kept ones, from the last kept before it, once for the whole segment."""
+    """Return what step i started from; dropped starts are computed from the last kept one, once for a segment."""
     starts, record = ctx.record.starts, ctx.record
     if not starts[i]:
         first = max(j for j in range(i) if starts[j])
@@ -339,7 +339,7 @@ def _begin(ctx: Any, i: int) -> list[Leaves]:
         with torch.no_grad():
             solver: Any = make_solver(ctx.problem, ctx.settings, graph=False)
             for j in range(first, i):
-                with ctx.replay.at(record.moments[j]):
-                    state, _ = _without_outputs(record.accepted[j]).run(solver, state)
+                with ctx.replay.surroundings(record.moments[j]):
+                    state, _ = _drop_outputs(record.accepted[j]).run(solver, state)
                 starts[j + 1] = state
     return starts[i]

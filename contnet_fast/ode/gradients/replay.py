@@ -1,4 +1,4 @@
-"""What a field finds when a step runs again: random numbers, state and autocast as they were in the forward pass."""
+"""Give a field that is evaluated again the random numbers, state and autocast of the forward pass."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Moment(NamedTuple):
 
 
 class Replay:
-    """The surroundings of ``func``, noted during the forward pass and given back to its replays.
+    """The surroundings of ``func``, noted in the forward pass and restored when it runs again.
 
-    Generators are PyTorch's own, of the CPU and of ``device``; a field's state is what :class:`Carried` sees.
+    Generators are PyTorch's defaults of the CPU and of ``device``; a field's state is what :class:`Carried` sees.
     """
 
     def __init__(self, func: Callable, device: torch.device) -> None:
@@ -37,11 +37,11 @@ class Replay:
 
     @property
     def autocasts(self) -> bool:
-        """The forward pass runs under autocast."""
+        """Whether the forward pass runs under autocast."""
         return any(enabled for enabled, _, _ in self._autocast.values())
 
     def now(self) -> Moment:
-        """This moment; the same object as long as nothing has changed."""
+        """Return this moment, the same object as long as nothing has changed."""
         random, state = self._random(), self._carried.now()
         drawn = not all(map(torch.equal, random, self._latest.random))
         if drawn or state is not self._latest.state:
@@ -53,8 +53,8 @@ class Replay:
         self._carried.settle()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """After the block generators are as they were before it."""
+    def keep_random(self) -> Iterator[None]:
+        """Restore the generators after the block."""
         random = self._random()
         try:
             yield
@@ -62,10 +62,10 @@ class Replay:
             self._set_random(random)
 
     @contextmanager
-    def at(self, moment: Moment) -> Iterator[None]:
-        """The block starts as the forward pass was at a moment, and runs under its autocast; use within ``aside``.
+    def surroundings(self, moment: Moment) -> Iterator[None]:
+        """Run the block with random numbers and state as at a moment of the forward pass, and under its autocast.
 
-        Afterwards the field carries what it did before.
+        Afterwards the field's state is restored; generators are restored by ``keep_random``, which must be around it.
         """
         self._set_random(moment.random)
         with ExitStack() as stack:
@@ -86,7 +86,7 @@ class Replay:
 
 
 def _autocast(kind: str) -> tuple[bool, torch.dtype | None, bool]:
-    """Whether autocast is on for a kind of device, its dtype, and whether it keeps its casts."""
+    """Return whether autocast is on for a kind of device, its dtype, and whether it caches its casts."""
     if not has_autocast(kind) or not torch.is_autocast_enabled(kind):
         return False, None, True
     return True, torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()

@@ -1,4 +1,4 @@
-"""One step on a tape: each evaluation in a graph of its own, sums in none, for they are transposed by their weights."""
+"""Record a step on a tape: evaluations have an autograd graph each, sums, whose transposes are known, have none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..steppers.fixed import FixedGrid
 
 Cotangents = list[torch.Tensor | None]
 Step = Callable[[list[Leaves]], tuple[list[Leaves], list[Leaves]]]
-MOST_TERMS = 13  # of one fused sum
+MOST_TERMS = 13  # terms of one fused sum
 
 
 @dataclass
 class Evaluation:
-    """``ks`` of ``inputs`` in a graph; the solver has ``ys`` and ``results``, the same without it."""
+    """Rates ``ks`` of ``inputs`` in a graph; the solver has ``ys`` and ``results``, the same without a graph."""
 
     ys: Leaves
     inputs: Leaves
@@ -39,14 +39,14 @@ class Sum:
 
 
 class TapedProblem(InitialValueProblem):
-    """A problem whose evaluations go on a tape."""
+    """A problem whose evaluations are recorded on a tape."""
 
     def __init__(self, problem: InitialValueProblem, tape: Tape) -> None:
         vars(self).update(vars(problem))
         self._field, self._tape = problem, tape
 
     def __call__(self, t: torch.Tensor, ys: Leaves, *, summed: bool = True) -> Leaves:
-        """The field, as leaves without a graph."""
+        """Evaluate the field, and return leaves without a graph."""
         with torch.enable_grad():
             inputs = [y.detach().requires_grad_() for y in ys]
             ks = self._field(t, inputs, summed=summed)
@@ -56,14 +56,14 @@ class TapedProblem(InitialValueProblem):
 
 
 class TapedArithmetic(Arithmetic):
-    """Sums without a graph that go on a tape."""
+    """Sums without a graph that are recorded on a tape."""
 
     def __init__(self, arithmetic: Arithmetic, tape: Tape) -> None:
         vars(self).update(vars(arithmetic))
         self._tape = tape
 
     def combine(self, ys: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor) -> Leaves:
-        """As of :class:`Arithmetic`."""
+        """Return and record the sum of :class:`Arithmetic`."""
         results = super().combine(ys, ks, terms, h)
         self._note(ys, ks, terms, h, results)
         return results
@@ -71,7 +71,7 @@ class TapedArithmetic(Arithmetic):
     def compensate(
         self, ys: Leaves, cs: Leaves, ks: Sequence[Leaves], terms: Terms, h: float | torch.Tensor
     ) -> tuple[Leaves, Leaves]:
-        """As of :class:`Arithmetic`; what rounding lost is no variable."""
+        """Return and record the sum of :class:`Arithmetic`; what rounding lost is a constant."""
         results, lost = super().compensate(ys, cs, ks, terms, h)
         self._note(ys, ks, terms, h, results)
         return results, lost
@@ -81,12 +81,13 @@ class TapedArithmetic(Arithmetic):
 
 
 class Tape:
-    """What a step of ``solver`` does, in order; from now on its steps write here.
+    """The evaluations and sums of a step of ``solver``, in order; its steps write here from now on.
 
-    A cotangent stays a list of terms (weight, tensor) until an evaluation takes it: one fused sum each.
+    A cotangent stays a list of terms (weight, tensor) until an evaluation needs it, which takes one fused sum.
 
     Args:
-        solver: made without a graph. params: the tensors that get a gradient; their sums are in ``gradients``.
+        solver: a solver without a graph.
+        params: the tensors that get a gradient; their sums are in ``gradients``.
     """
 
     def __init__(self, solver: FixedGrid | Adaptive, params: Sequence[torch.Tensor]) -> None:
@@ -103,21 +104,21 @@ class Tape:
         return step(self._starts)
 
     def transpose(self, results: Leaves, cotangents: Cotangents) -> list[Cotangents]:
-        """Cotangents of what the last run started from, by those of its results; the tape is empty afterwards."""
+        """Return the cotangents of what the last run started from, by those of its results; empties the tape."""
         for result, cotangent in zip(results, cotangents, strict=True):
             if cotangent is not None:
                 self._terms[id(result)].append((1.0, cotangent))
         while self.entries:
             entry = self.entries.pop()
             if isinstance(entry, Sum):
-                self._through_sum(entry)
+                self._transpose_sum(entry)
             else:
-                self._through_field(entry)
+                self._transpose_evaluation(entry)
         found = [[self._take(x) for x in leaves] for leaves in self._starts]
         self._terms.clear()
         return found
 
-    def _through_sum(self, entry: Sum) -> None:
+    def _transpose_sum(self, entry: Sum) -> None:
         for i, result in enumerate(entry.results):
             cotangent = self._take(result)
             if cotangent is not None:
@@ -126,7 +127,7 @@ class Tape:
                     if weight:
                         self._terms[id(leaves[i])].append((weight, cotangent))
 
-    def _through_field(self, entry: Evaluation) -> None:
+    def _transpose_evaluation(self, entry: Evaluation) -> None:
         cotangents = [self._take(result) for result in entry.results]
         found = vjp(entry.ks, cotangents, [*entry.inputs, *self.params])
         for y, cotangent in zip(entry.ys, found, strict=False):
@@ -135,7 +136,7 @@ class Tape:
         self.gradients.add(found[len(entry.ys) :])
 
     def _take(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The sum of the cotangents of a tensor."""
+        """Return the sum of the cotangents of a tensor, and forget them."""
         terms = self._terms.pop(id(x), None)
         if terms is None:
             return None
@@ -144,14 +145,14 @@ class Tape:
         if weight != 1.0:
             total = total * weight
         for i in range(0, len(terms), MOST_TERMS):
-            some = terms[i : i + MOST_TERMS]
-            weights = tuple((j, weight) for j, (weight, _) in enumerate(some))
-            (total,) = self._arithmetic.combine([total], [[g] for _, g in some], weights, 1.0)
+            batch = terms[i : i + MOST_TERMS]
+            weights = tuple((j, weight) for j, (weight, _) in enumerate(batch))
+            (total,) = self._arithmetic.combine([total], [[g] for _, g in batch], weights, 1.0)
         return total
 
 
 class Graph:
-    """The same by one graph of the whole step, whatever it does.
+    """The same by one graph of the whole step, whatever it computes.
 
     Args:
         params: the tensors that get a gradient; their sums are in ``gradients``.
@@ -168,7 +169,7 @@ class Graph:
             return step(self._starts)
 
     def transpose(self, results: Leaves, cotangents: Cotangents) -> list[Cotangents]:
-        """Cotangents of what the last run started from, by those of its results."""
+        """Return the cotangents of what the last run started from, by those of its results."""
         inputs = [x for leaves in self._starts for x in leaves]
         found = vjp(results, cotangents, [*inputs, *self.params])
         self.gradients.add(found[len(inputs) :])
@@ -177,11 +178,11 @@ class Graph:
 
 
 class GradientSums:
-    """Sums of gradients, in place from the second on: the first may be a tensor that someone else holds."""
+    """Sums of gradients, in place from the third term on: the first may be a tensor that is used elsewhere."""
 
     def __init__(self, count: int) -> None:
         self.totals: Cotangents = [None] * count
-        self._own = [False] * count
+        self._summed = [False] * count
 
     def add(self, more: Sequence[torch.Tensor | None]) -> None:
         """Add to each sum; ``None`` is 0."""
@@ -191,16 +192,16 @@ class GradientSums:
             total = self.totals[i]
             if total is None:
                 self.totals[i] = g
-            elif self._own[i]:
+            elif self._summed[i]:
                 total.add_(g)
             else:
-                self.totals[i], self._own[i] = total + g, True
+                self.totals[i], self._summed[i] = total + g, True
 
 
 def vjp(results: Sequence[torch.Tensor], cotangents: Cotangents, inputs: Sequence[torch.Tensor]) -> Cotangents:
-    """Gradients of ``inputs``; the graph is kept: steps may share a part of it (times, what a field closes over).
+    """Return the gradients of ``inputs``, and keep the graph: steps may share parts (times, what a field closes over).
 
-    An input that was frozen since it was asked for gets none, as in PyTorch's own graphs.
+    An input that has been frozen in the meantime gets none, as in PyTorch's own graphs.
     """
     pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None and r.requires_grad]
     if not pairs:

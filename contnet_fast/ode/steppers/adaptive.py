@@ -1,4 +1,4 @@
-"""Adaptive steps: the controller in host numbers, one device read for each attempted step."""
+"""Adaptive steps whose controller is on the host: one device read for each attempted step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .fixed import nudge
 
 @dataclass
 class Span:
-    """A step's start, size and end as 0-d tensors that carry a gradient, beside the host's numbers."""
+    """Start, size and end of a step as 0-d tensors that carry a gradient, besides the host's numbers."""
 
     start: torch.Tensor
     size: torch.Tensor
@@ -30,7 +30,7 @@ class Span:
 
 @dataclass
 class AdaptiveStep:
-    """One accepted step from s to s1 and the output times in it.
+    """An accepted step from s to s1, and the output times in it.
 
     ``run`` maps the tensors that it starts from (the state, the carried rate, the clock's time where there is one) to
     those it ends with, and to its outputs. A step does not hold its solver, which holds the last step.
@@ -44,7 +44,7 @@ class AdaptiveStep:
     outputs: list[Any]
 
     def run(self, solver: Adaptive, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """The same step again, in a graph where that is on."""
+        """Run the step again, in a graph if gradients are enabled."""
         ys, k0, *clock = start
         span = solver.span(clock[0][0], self.h, self.s1 if self.exact_end else None) if clock else None
         y1s, ks = solver.stages(ys, k0, self.s, self.h, self.s1, span)
@@ -58,7 +58,7 @@ class AdaptiveStep:
 
 @dataclass
 class Taken:
-    """An accepted step with its tensors: y1 = ys + size * (a sum of ks)."""
+    """An accepted step with its tensors: y1s = ys + size * (a sum of ks)."""
 
     step: AdaptiveStep
     ys: Leaves
@@ -69,10 +69,12 @@ class Taken:
 
 
 class Adaptive:
-    """Steps in s of chosen size; ``attempt`` takes one and accepts or rejects it.
+    """Steps in s whose size is chosen by the error; ``attempt`` takes one and accepts or rejects it.
 
     Attributes:
-        s, s1: the last accepted step; y, k: state and carried rate at s1. last: that step, for outputs in it.
+        s, s1: start and end of the last accepted step.
+        y, k: state and carried rate at s1.
+        last: the last accepted step, for outputs in it.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Adaptive:
         self._nodes: Any = (
             torch.tensor(nodes, dtype=problem.dtype, device="cpu") if host is None else np.array(nodes, host)
         )
-        self._at_end = [j for j, c in enumerate(nodes) if c == 1.0]
+        self._end_stages = [j for j, c in enumerate(nodes) if c == 1.0]
         self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
         self.clock: torch.Tensor | None = None  # s1 in the graph of the times
@@ -140,7 +142,7 @@ class Adaptive:
         return sorted(t for t in times if t >= self.s)
 
     def _first_step(self) -> Any:
-        """The starting step of Hairer, Norsett, Wanner I, II.4; detached unless ``first_step_grad``."""
+        """Return the first step size by Hairer, Norsett, Wanner I, II.4; detached unless ``first_step_grad``."""
         problem, tolerance, sign = self.problem, self.tolerance, self.problem.sign
         keep = self.options.first_step_grad and torch.is_grad_enabled()
         norm, host = self.arithmetic.norm, lambda x, dtype: (np.float64 if dtype == torch.float64 else np.float32)(x)
@@ -181,7 +183,7 @@ class Adaptive:
     # -- times ----------------------------------------------------------------------------------------------------
 
     def time(self, s: Any, clock: torch.Tensor | None, *, offset: Any = 0.0, side: float = 0.0) -> torch.Tensor:
-        """What the field is given at s + offset: rounded to its dtype, then moved to the neighbour on one side."""
+        """Return the time for the field at s + offset, rounded to its dtype; ``side`` moves it to the next number."""
         problem = self.problem
         if clock is not None:
             t = (clock + offset).to(problem.dtype)
@@ -193,27 +195,27 @@ class Adaptive:
         return t if t.device == problem.device else problem.scalar(t.item())
 
     def _stage_times(self, s: Any, h: Any, s1: Any, span: Span | None) -> list[torch.Tensor]:
-        """Of the stages after the first; those at the end are told the time just before it."""
+        """Return the times of the stages after the first; those at the end of the step get the number before it."""
         problem, nodes = self.problem, self._nodes
         if span is not None:
             start, size = span.start.to(problem.dtype), span.size.to(problem.dtype)
             times = [problem.sign * (start + c * size) for c in nodes.tolist()]
             at_end = self.time(s1, span.end, side=-1.0)
-            return [at_end if j in self._at_end else time for j, time in enumerate(times)]
+            return [at_end if j in self._end_stages else time for j, time in enumerate(times)]
         if isinstance(nodes, torch.Tensor):
             found = nodes * float(h) + float(s)
-            found[self._at_end] = nudge(torch.tensor(float(s1), dtype=found.dtype, device="cpu"), -1.0)
+            found[self._end_stages] = nudge(torch.tensor(float(s1), dtype=found.dtype, device="cpu"), -1.0)
         else:
             number = nodes.dtype.type
             found, end = nodes * number(h) + number(s), number(s1)
-            found[self._at_end] = np.nextafter(end, end - number(1))
+            found[self._end_stages] = np.nextafter(end, end - number(1))
             found = torch.from_numpy(found)
         if problem.sign < 0:
             found.neg_()
         return list(found.unbind()) if problem.device.type == "cpu" else [problem.scalar(t) for t in found.tolist()]
 
     def span(self, start: torch.Tensor, h: Any, stop: Any) -> Span:
-        """A step in the graph of the times: of a size, or up to a given time ``stop``."""
+        """Return a step in the graph of the times: of size ``h``, or up to the time ``stop``."""
         if stop is not None:
             end = self.problem.scalar(float(stop), self.dtype)
             return Span(start, end - start, end)
@@ -221,7 +223,7 @@ class Adaptive:
         return Span(start, size, start + size)
 
     def size(self, h: Any, span: Span | None) -> float | torch.Tensor:
-        """The signed step size as the sums take it."""
+        """Return the signed step size for the sums."""
         return self.problem.sign * (float(h) if span is None else span.size.to(self.problem.dtype))
 
     # -- a step ---------------------------------------------------------------------------------------------------
@@ -229,18 +231,18 @@ class Adaptive:
     def stages(
         self, ys: Leaves, k0: Leaves, s: Any, h: Any, s1: Any, span: Span | None
     ) -> tuple[Leaves | None, list[Leaves]]:
-        """All rates of a step, and y1 where the last stage is evaluated there."""
-        ks, at = [k0], ys
+        """Return y1 if the last stage is evaluated there, and all rates of a step."""
+        ks, argument = [k0], ys
         size = self.size(h, span)
         last = len(self.method.c) - 1 if self.method.last_row_is_update else None
         for j, time in enumerate(self._stage_times(s, h, s1, span), 1):
             combine = self.arithmetic.combine if j == last else self.arithmetic.stage
-            at = combine(ys, ks, self.method.rows[j], size)
-            ks.append(self.problem(time, at, summed=self._summed[j]))
-        return (at if self.method.last_row_is_update else None), ks
+            argument = combine(ys, ks, self.method.rows[j], size)
+            ks.append(self.problem(time, argument, summed=self._summed[j]))
+        return (argument if self.method.last_row_is_update else None), ks
 
     def after_jump(self, s1: Any, y1s: Leaves, span: Span | None) -> Leaves:
-        """The rate on the far side of a jump."""
+        """Return the rate just after a jump."""
         return self.problem(self.time(s1, None if span is None else span.end, side=1.0), y1s)
 
     @property
@@ -249,7 +251,7 @@ class Adaptive:
         return [self.y, self.k, *([[self.clock]] if self.clock is not None else [])]
 
     def advance(self, budget: int, record: Any) -> Iterator[Taken | None]:
-        """Go on by at least one attempt and at most ``budget``; each gives the step that it took, or ``None``."""
+        """Make at least one attempt and at most ``budget``; yield for each the step that it took, or ``None``."""
         before, mark = self.last, record.start(self.start)
         self.attempt()
         taken = self.last if self.last is not before else None
@@ -258,7 +260,7 @@ class Adaptive:
         yield taken
 
     def bound(self) -> None:
-        """Bring the next step size between its bounds."""
+        """Clamp the next step size to its bounds."""
         low, high = self._bounds
         if not math.isfinite(self.h):
             self.h, self._size = low, None
@@ -266,7 +268,7 @@ class Adaptive:
             self.h, self._size = min(max(self.h, low), high), None
 
     def attempt(self) -> None:
-        """Take one step; accept it or choose a smaller one."""
+        """Take one step, and accept it or choose a smaller step size."""
         problem, (low, _) = self.problem, self._bounds
         s, ys = self.s1, self.y
         self.bound()
@@ -313,7 +315,7 @@ class Adaptive:
         self.h = self._next_size(h, ratio)
 
     def _next_size(self, h: Any, ratio: float) -> Any:
-        """torchdiffeq's rule, in the dtype of time."""
+        """Return the next step size by torchdiffeq's rule, in the dtype of time."""
         options, number = self.options, self.number
         grow = number(options.ifactor)
         if ratio == 0.0:
@@ -328,17 +330,19 @@ class Adaptive:
         return min(max(h * factor, number(options.min_step)), number(options.max_step))
 
     def output(self, t: Any) -> Leaves:
-        """The state at a time in the last step: a number, or with a clock a tensor."""
+        """Return the state at a time in the last step: a number, or with a clock a tensor."""
         assert self.last is not None
         return self.interpolate(t, self.last)
 
     def interpolate(self, t: Any, taken: Taken) -> Leaves:
-        """The quartic of a step at one time in it: a number, or in the graph of a tensor."""
+        """Return the quartic of a step at a time in it: a number, or a tensor, in whose graph the result is."""
         ys, y1s, ks, span, step, size = taken.ys, taken.y1s, taken.ks, taken.span, taken.step, taken.size
         if span is not None or isinstance(t, torch.Tensor):
-            at = t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+            time = (
+                t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+            )
             start, length = (span.start, span.size) if span is not None else (float(step.s), float(step.s1 - step.s))
-            x = ((at.to(self.dtype) - start) / length).to(self.problem.dtype)
+            x = ((time.to(self.dtype) - start) / length).to(self.problem.dtype)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
             return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))
@@ -359,7 +363,7 @@ class Adaptive:
         return self.problem.failure("underflow", what, s, self.y, h, component)
 
     def _not_finite(self, ks: list[Leaves], y1s: Leaves, s: Any, h: Any) -> Exception:
-        """Which evaluation first gave NaN or an infinity, and where."""
+        """Return the error that names the first evaluation that is not finite, and its component."""
         for j, k in enumerate(ks):
             component = self.problem.nonfinite("func", k)
             if component is not None:
@@ -379,7 +383,7 @@ def _quartic(
     f1: torch.Tensor,
     h: float | torch.Tensor,
 ) -> torch.Tensor:
-    """The polynomial of :func:`interpolation_weights` with a place x that is a tensor."""
+    """Return the polynomial of :func:`interpolation_weights` at a place x that is a tensor."""
     x2 = x * x
     x3, x4 = x2 * x, x2 * x2
     ends = (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)

@@ -1,4 +1,4 @@
-"""Adaptive steps for each row of a batch: its own step size, error and acceptance; finished rows leave the batch."""
+"""Adaptive steps for each row of a batch: own step sizes, errors and acceptance; finished rows leave the batch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from .fixed import nudge
 
 @dataclass
 class RowStats:
-    """What a solve with ``batched=True`` did; every tensor is [B] on the CPU.
+    """What a solve with ``batched=True`` did; every tensor is [B], on the CPU.
 
     Attributes:
-        nfe: evaluations of each row. accepted, rejected: its steps. completed: it reached every output time.
-        calls: of the field, each with the rows still going.
+        nfe: number of evaluations of each row.
+        accepted, rejected: numbers of its steps.
+        completed: whether it reached every output time.
+        calls: number of calls of the field, each with the unfinished rows.
     """
 
     nfe: torch.Tensor
@@ -36,11 +38,11 @@ class RowStats:
 
 
 def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool) -> tuple[Leaves, RowStats]:
-    """The states [T, B, ...] of independent rows; the rule of each row is that of :class:`Adaptive`.
+    """Return the states [T, B, ...] of independent rows; each row has the step-size rule of :class:`Adaptive`.
 
     Raises:
-        ValueError: a fixed grid, a state that is no tensor [B, ...] with elements, times that require grad, an option
-            that cannot be told row by row.
+        ValueError: a fixed grid, a state that is no tensor [B, ...] with elements, times that require grad, or an
+            option that rows cannot have by themselves.
     """
     options = settings.options
     if not isinstance(options, AdaptiveOptions):
@@ -71,11 +73,14 @@ def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool)
 
 
 class Rows:
-    """The rows still going. Controller arrays are on the host, one number a row; tensors hold these rows alone.
+    """The unfinished rows. Controller arrays are on the host, a number for each row; tensors hold these rows alone.
 
     Attributes:
-        row: their places in the batch. s, h: time and next step size. next: index of the next output time.
-        tries: steps since the last output. y, k: state and carried rate. rtol, atol: theirs.
+        row: their indices in the batch.
+        s, h: time and next step size.
+        next: index of the next output time.
+        tries: number of steps since the last output.
+        y, k: state and carried rate.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class Rows:
                 return
             with np.errstate(divide="ignore", invalid="ignore"):
                 h0 = np.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope)
-                h = self.beside(h0)
+                h = self.factor(h0)
                 time = problem.sign * torch.from_numpy(self.s + h0).to(problem.dtype)
                 y1 = self.arithmetic.combine([self.y], [[self.scaled(self.k, h)]], ((0, 1.0),), 1.0)[0]
                 bend = self.norm(self.field(time.to(problem.device), y1) - self.k, self.y) / h0
@@ -130,64 +135,64 @@ class Rows:
     # -- tensors of the rows --------------------------------------------------------------------------------------
 
     def field(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The rates of rows [b, ...] at their times [b]."""
+        """Return the rates of rows [b, ...] at their times [b]."""
         (k,) = self.problem(t, [y])
         self.problem.name = "func (batched: rows still going)"  # may meet a constant of the whole batch
         return k
 
     def norm(self, x: torch.Tensor, y: torch.Tensor, y1: torch.Tensor | None = None) -> Any:
-        """The root mean square over each row of x over the tolerated error, on the host."""
+        """Return, on the host, the root mean square of each row of x over the tolerated error."""
         (weighted,) = self.tolerance.weighted([x], [y], None if y1 is None else [y1])
         norms = weighted.abs().square().reshape(len(x), -1).mean(1).sqrt()
         return norms.to("cpu", self.size_dtype).numpy().astype(self.dtype)
 
-    def beside(self, values: Any) -> torch.Tensor:
-        """Numbers [..., b] beside the state, shaped to multiply rows."""
+    def factor(self, values: Any) -> torch.Tensor:
+        """Return numbers [..., b] on the device of the state, in a shape that multiplies rows."""
         numbers = torch.from_numpy(values).to(self.size_dtype).to(self.problem.device)
         return numbers.view(*numbers.shape, *[1] * (self.y.dim() - 1))
 
     def scaled(self, k: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
-        """sign h k, by which the stage sums know nothing of rows."""
+        """Return sign h k, which makes the weights of the stage sums the same for all rows."""
         return (k * (h if self.problem.sign > 0 else -h)).to(k.dtype)
 
     def step(
         self, row: Any, y: torch.Tensor, k: torch.Tensor, s: Any, h: Any, s1: Any
     ) -> tuple[torch.Tensor, torch.Tensor, list[Leaves]]:
-        """The end of a step, its last rate and all scaled rates."""
-        problem, method, size = self.problem, self.method, self.beside(h)
+        """Return the end of a step, its last rate, and all scaled rates."""
+        problem, method, size = self.problem, self.method, self.factor(h)
         self.stats.nfe[row] += len(method.c) - 1
         nodes = np.asarray(method.c[1:], self.dtype)[:, None]
         times = torch.from_numpy(nodes * h + s).to(problem.dtype)
         at_end = nudge(torch.from_numpy(s1).to(problem.dtype), -1.0)
         times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]], device="cpu")[:, None], at_end, times)
         times = (problem.sign * times).to(problem.device)
-        rates, at = [[self.scaled(k, size)]], y
+        rates, argument = [[self.scaled(k, size)]], y
         for time, terms in zip(times, method.rows[1:], strict=True):
-            (at,) = self.arithmetic.combine([y], rates, terms, 1.0)
-            k = self.field(time, at)
+            (argument,) = self.arithmetic.combine([y], rates, terms, 1.0)
+            k = self.field(time, argument)
             rates.append([self.scaled(k, size)])
         if not method.last_row_is_update:
-            (at,) = self.arithmetic.combine([y], rates, method.update, 1.0)
-        return at, k, rates
+            (argument,) = self.arithmetic.combine([y], rates, method.update, 1.0)
+        return argument, k, rates
 
     # -- a step ---------------------------------------------------------------------------------------------------
 
     def going(self) -> bool:
-        """Whether rows are left, those past their budget of steps apart."""
+        """Drop the rows that are past their budget of steps, and tell whether rows are left."""
         limit = int(self.options.max_num_steps)
-        over = self.tries >= limit
-        if over.any():
-            i = int(over.argmax())
+        exhausted = self.tries >= limit
+        if exhausted.any():
+            i = int(exhausted.argmax())
             if self.on_max_steps == "raise":
                 t = self.problem.sign * self.problem.times[self.next[i]]
                 what = f"max_num_steps: {limit} steps did not reach t[{self.next[i]}] = {t:.9g}"
                 raise self.failure("max_num_steps", f"{what} (on_max_steps='return' returns what was reached)", i)
-            self.stats.completed[self.row[over]] = False
-            self._keep(~over)
+            self.stats.completed[self.row[exhausted]] = False
+            self._keep(~exhausted)
         return len(self.row) > 0
 
     def attempt(self) -> None:
-        """One step of every row; each is accepted or gets a smaller size."""
+        """Take a step of every row; each is accepted or gets a smaller step size."""
         options, low, s = self.options, self.dtype(self.options.min_step), self.s
         h = np.clip(np.where(np.isfinite(self.h), self.h, low), low, self.dtype(options.max_step))
         s1 = s + h
@@ -195,9 +200,9 @@ class Rows:
             i = int((~(s1 > s)).argmax())
             raise self.failure("underflow", f"the step size underflows: t + {h[i]:.3g} is t", i)
         if options.land_on_end:
-            over = s1 > self.times[-1]
-            s1 = np.where(over, self.times[-1], s1)
-            h = np.where(over, s1 - s, h)
+            beyond_end = s1 > self.times[-1]
+            s1 = np.where(beyond_end, self.times[-1], s1)
+            h = np.where(beyond_end, s1 - s, h)
         self.h = h
         y1, last, rates = self.step(self.row, self.y, self.k, s, h, s1)
         with torch.no_grad():
@@ -236,38 +241,38 @@ class Rows:
             return np.clip(h * factor, number(options.min_step), number(options.max_step))
 
     def _output(self, accepted: Any, place: Any, y: torch.Tensor, rates: list[Leaves], s: Any, s1: Any) -> None:
-        """The states at the output times in (s, s1] of accepted rows; ``place``: of a row in ``y`` and ``rates``."""
-        after = np.where(accepted, np.searchsorted(self.times, s1, "right"), self.next)
-        counts = after - self.next
+        """Write outputs at times in (s, s1] of accepted rows; ``place`` indexes rows in ``y`` and ``rates``."""
+        following = np.where(accepted, np.searchsorted(self.times, s1, "right"), self.next)
+        counts = following - self.next
         if not counts.any():
             return
         which = np.repeat(np.arange(len(counts)), counts)
-        at = np.arange(len(which)) + np.repeat(self.next - np.cumsum(counts) + counts, counts)
-        x = (self.times[at] - s[which]) / (s1 - s)[which]
+        index = np.arange(len(which)) + np.repeat(self.next - np.cumsum(counts) + counts, counts)
+        x = (self.times[index] - s[which]) / (s1 - s)[which]
         weights = [np.broadcast_to(w, x.shape) for _, w in interpolation_weights(x, self.method)]
-        mine = self.index(place[which])
-        terms = zip(rates, self.beside(np.stack(weights)), strict=True)
-        increment = reduce(torch.add, (k[mine] * w for (k,), w in terms))
-        self._write(at, self.row[which], (y[mine] + increment).to(y.dtype))
+        chosen = self.index(place[which])
+        terms = zip(rates, self.factor(np.stack(weights)), strict=True)
+        increment = reduce(torch.add, (k[chosen] * w for (k,), w in terms))
+        self._write(index, self.row[which], (y[chosen] + increment).to(y.dtype))
         self.tries[counts > 0] = 0
-        self.next = after
+        self.next = following
 
-    def _write(self, at: Any, row: Any, states: torch.Tensor) -> None:
+    def _write(self, time: Any, row: Any, states: torch.Tensor) -> None:
         if self.graph:
-            self.outputs.append((at, row, states))
+            self.outputs.append((time, row, states))
         else:
-            self.table[self.index(at), self.index(row)] = states
+            self.table[self.index(time), self.index(row)] = states
 
     def finish(self) -> torch.Tensor:
-        """[T, B, ...] in the memory format of y0; times that were not reached hold NaN."""
+        """Return [T, B, ...] in the memory format of y0; times that were not reached hold NaN."""
         if not self.graph:
             return self.table
-        at, row, states = zip(*self.outputs, strict=True)
-        places = self.index(np.concatenate(at)), self.index(np.concatenate(row))
+        time, row, states = zip(*self.outputs, strict=True)
+        places = self.index(np.concatenate(time)), self.index(np.concatenate(row))
         return self.table.index_put(places, torch.cat(states))
 
     def _keep(self, going: Any) -> None:
-        """Leave the other rows out of what comes."""
+        """Drop the other rows."""
         for name in ("row", "s", "h", "next", "tries"):
             setattr(self, name, getattr(self, name)[going])
         kept = self.index(going.nonzero()[0])
@@ -278,7 +283,7 @@ class Rows:
         self.y, self.k = self.y[kept], self.k[kept]
 
     def index(self, places: Any) -> torch.Tensor:
-        """Places as an index of tensors."""
+        """Return places as an index of tensors."""
         return torch.from_numpy(places).to(self.problem.device)
 
     # -- failures -------------------------------------------------------------------------------------------------
@@ -297,7 +302,7 @@ class Rows:
         raise self.failure("nonfinite", f"{component} is not finite", i, component)
 
     def failure(self, reason: str, what: str, i: int, component: str | None = None) -> OdeintError:
-        """The error that ends the solve for one row; the exception's y is the state of that row."""
+        """Return the error that one row causes; the exception's y is the state of that row."""
         row, t, h = int(self.row[i]), self.problem.sign * float(self.s[i]), float(self.h[i])
         n = int(self.stats.accepted[row])
         what = f"{what}; in row {row} at t = {t:.9g} after {n} accepted steps, step size {h:.3g}; the exception's y is "

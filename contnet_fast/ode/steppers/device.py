@@ -1,4 +1,4 @@
-"""Adaptive steps with the controller beside the state: a burst of attempts, then one read of what became of them."""
+"""Adaptive steps whose controller is on the device of the state: a burst of attempts, then one read of the outcome."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ STEPS_PER_READ = 4  # on CUDA: three stalls of four go, and no more than three a
 
 
 def steps_per_read(asked: int | None, problem: InitialValueProblem, *, graph: bool) -> int:
-    """How many attempts there are for each read, unless ``asked``: in a graph rejected ones would keep their memory,
-    and a field whose buffers move would see attempts that count for nothing.
+    """Return the number of attempts for each read, by default 1 in a graph or for a field whose buffers change.
+
+    In a graph rejected attempts would keep their memory, and such buffers would change in attempts that do not count.
     """
     if asked is not None:
         return asked
@@ -29,45 +30,45 @@ def steps_per_read(asked: int | None, problem: InitialValueProblem, *, graph: bo
 
 
 class Verdict:
-    """Whether an attempt was accepted, known to the host after the read."""
+    """Whether an attempt was accepted; the host knows it after the read."""
 
     accepted = False
 
 
 class Chosen(torch.autograd.Function):
-    """The leaves of an accepted attempt or else those before it, chosen beside the state.
+    """Choose, on the device, the leaves of an accepted attempt or else those before it.
 
-    The gradient goes to those that were chosen alone: zeros would turn what a rejected attempt overflowed into NaN.
+    Only the chosen ones get a gradient: zeros would turn what overflowed in a rejected attempt into NaN.
     """
 
     @staticmethod
     def forward(
         ctx: Any, verdict: Verdict, accept: torch.Tensor, n: int, *leaves: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """``leaves``: the n new ones, then the n old ones."""
+        """Return the n first leaves, which are new, or the n others, which are old."""
         ctx.verdict, ctx.n = verdict, n
         return tuple(torch.where(accept, a, b) for a, b in zip(leaves[:n], leaves[n:], strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Differentiable any number of times."""
+        """Return the gradients, differentiable any number of times."""
         none = (None,) * ctx.n
         return None, None, None, *((*grads, *none) if ctx.verdict.accepted else (*none, *grads))
 
 
 class Bursts(Adaptive):
-    """:class:`Adaptive` that reads once in ``per_read`` attempts; in between all decisions are tensors.
+    """An :class:`Adaptive` that reads once in ``attempts_per_read`` attempts; in between decisions are tensors.
 
-    A burst serves plain attempts. At one that would cross a time to step on, underflows, or is not finite it stops,
-    which makes the rest of it change nothing, and the host takes that attempt by itself. So it does the error messages.
-    Rates are kept as h k, so that the sums have constant weights and run in the same ops.
+    A burst stops at an attempt that would cross a time to step on, underflows, or is not finite: its further attempts
+    change nothing, and the host makes that attempt, with the error messages. Rates are kept as h k, so that sums have
+    constant weights and run in the same ops.
     """
 
-    per_read = 1
+    attempts_per_read = 1
     _stopped = False
 
     def advance(self, budget: int, record: Any) -> Iterator[Taken | None]:
-        """A burst, or one attempt by the host."""
+        """Make a burst of attempts, or one attempt on the host."""
         self.bound()
         count = 1 if self._stopped else self._plan(budget)
         self._stopped = False
@@ -77,15 +78,15 @@ class Bursts(Adaptive):
             yield from self._burst(count, record)
 
     def _plan(self, budget: int) -> int:
-        """How many attempts at the present step size, to keep those few that go beyond the end."""
+        """Return the number of attempts of a burst, by the present step size, so that few go beyond the end."""
         h, end = self.h, self.problem.times[-1]
         if self._next_stop() - self.s1 < h or not h > 0:
             return 1
         ahead = min(math.ceil((end - self.s1) / h), math.floor(min((self._next_stop() - self.s1) / h, 1e9)))
-        return max(min(self.per_read, budget, ahead), 1)
+        return max(min(self.attempts_per_read, budget, ahead), 1)
 
     def _next_stop(self) -> float:
-        """The next time that a step is cut at."""
+        """Return the next time at which a step must end."""
         stops = [*self._step_t[self._next_step : self._next_step + 1], *self._jump_t[self._next_jump :][:1]]
         return min((float(t) for t in stops if t > self.s1), default=math.inf)
 
@@ -119,11 +120,11 @@ class Bursts(Adaptive):
         self.y, self.k = y, k
 
     def _account(self, attempts: list[Any], ends: list[tuple[float, float]], record: Any) -> Iterator[Taken | None]:
-        """The steps of a burst; ``ends``: time and next step size after each attempt that counted."""
+        """Yield the steps of a burst; ``ends``: time and next step size after each attempt that counts."""
         problem = self.problem
         found: list[Taken | None] = []
-        for (mark, verdict, ys, y1s, ks), (after, next_h) in zip(attempts, ends, strict=False):
-            s, h, s1 = self.s1, self.h, self.number(after)
+        for (mark, verdict, ys, y1s, ks), (end, next_h) in zip(attempts, ends, strict=False):
+            s, h, s1 = self.s1, self.h, self.number(end)
             verdict.accepted = s1 > s
             if verdict.accepted:
                 problem.accept(s, h)
@@ -141,17 +142,17 @@ class Bursts(Adaptive):
     def _try(
         self, ys: Leaves, k0: Leaves, s: torch.Tensor, h: torch.Tensor
     ) -> tuple[Leaves, list[Leaves], Leaves, torch.Tensor]:
-        """y1, all h k_j, the last rate and the norm of the error."""
+        """Return y1, all h k_j, the last rate, and the norm of the error."""
         problem, method, signed = self.problem, self.method, h if self.problem.sign > 0 else -h
         sizes = [signed.to(_real(y)) for y in ys]
         start, size = s.to(problem.dtype), h.to(problem.dtype)
         at_end = nudge((s + h).to(problem.dtype), -1.0)
-        k, ks, at = k0, [_scaled(k0, sizes)], ys
+        k, ks, argument = k0, [_scaled(k0, sizes)], ys
         for c, row in zip(method.c[1:], method.rows[1:], strict=True):
-            at = self.arithmetic.combine(ys, ks, row, 1.0)
-            k = problem(problem.sign * (at_end if c == 1.0 else size * c + start), at)
+            argument = self.arithmetic.combine(ys, ks, row, 1.0)
+            k = problem(problem.sign * (at_end if c == 1.0 else size * c + start), argument)
             ks.append(_scaled(k, sizes))
-        y1s = at if method.last_row_is_update else None
+        y1s = argument if method.last_row_is_update else None
         y1s, norm = self.arithmetic.update(ys, y1s, ks, method, 1.0, self.tolerance)
         return y1s, ks, k, norm.detach().to(h)
 
@@ -161,7 +162,7 @@ class Bursts(Adaptive):
         return [torch.where(accept, a, b) for a, b in zip(new, old, strict=True)]
 
     def _resized(self, h: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-        """The rule of :meth:`_next_size`."""
+        """Return the next step size by the rule of :meth:`_next_size`, as a tensor."""
         options = self.options
         wanted = options.safety / ratio ** (1.0 / self.method.order)
         shrink = torch.where(ratio < 1.0, 1.0, options.dfactor).to(h.dtype)
@@ -175,5 +176,5 @@ def _real(y: torch.Tensor) -> torch.dtype:
 
 
 def _scaled(ks: Leaves, sizes: Leaves) -> list[torch.Tensor]:
-    """h k, in the dtype of the sums."""
+    """Return h k in the dtype of the sums."""
     return [k.to(accumulation_dtype(k.dtype)) * size for k, size in zip(ks, sizes, strict=True)]

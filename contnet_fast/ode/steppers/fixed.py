@@ -1,4 +1,4 @@
-"""Fixed grids: Runge-Kutta and Adams-Bashforth steps, outputs between grid points."""
+"""Fixed grids: Runge-Kutta and Adams-Bashforth steps, and outputs between grid points."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ HostStep = tuple[tuple[float, ...], tuple[float, ...], float, float, tuple[Any, 
 
 
 def nudge(t: torch.Tensor, direction: float) -> torch.Tensor:
-    """The next number of the dtype towards t + direction; the gradient passes as if it were t."""
+    """Return the next number of the dtype in a direction from t; its gradient is that of t."""
     here = t.detach()
     return t + (torch.nextafter(here, here + direction) - here)
 
 
 @dataclass
 class FixedStep:
-    """One step of a grid and the outputs that lie in it; ``weights``: their places in the step, from 0 to 1.
+    """A step of a grid, and the places from 0 to 1 of the outputs in it, ``weights``; ``None`` is its end.
 
     ``run`` maps the tensors that a step starts from (the state, what its rounding lost if that is kept, the rates that
     Adams remembers) to those it ends with, and to its outputs. A solve starts from the state alone.
@@ -43,7 +43,7 @@ class FixedStep:
     weights: list[Any]
 
     def run(self, solver: FixedGrid, start: list[Leaves]) -> tuple[list[Leaves], list[Leaves]]:
-        """The step from ``[ys, *remembered rates]``, the newest first; what is lost comes after ``ys``."""
+        """Run the step from ``[ys, *remembered rates]``, the newest first; a kept rounding loss comes after ``ys``."""
         problem, ys = solver.problem, start[0]
         lost, known = (start[1] if len(start) > 1 else [], start[2:]) if solver.compensated else ([], start[1:])
         dt = self.dt * problem.sign
@@ -57,11 +57,11 @@ class FixedStep:
         else:
             ks, terms = solver.rates(self.times, ys, k0, dt), solver.method.update
         end = solver.end(ys, lost, ks, terms, dt)
-        outs = [self.between(solver, w, ys, k0, end[0]) for w in self.weights] if self.weights else []
+        outs = [self.interpolate(solver, w, ys, k0, end[0]) for w in self.weights] if self.weights else []
         return [*end, *known], outs
 
-    def between(self, solver: FixedGrid, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
-        """Linear or cubic Hermite at the place ``w`` of the step; the cubic asks the field at its end each time."""
+    def interpolate(self, solver: FixedGrid, w: Any, ys: Leaves, k0: Leaves, y1s: Leaves) -> Leaves:
+        """Interpolate linearly or by a cubic Hermite at the place ``w``; the cubic evaluates the field at the end."""
         dt = self.dt * solver.problem.sign
         if solver.options.interp == "linear":
             if w is None:
@@ -82,7 +82,7 @@ def _like(w: Any, y: torch.Tensor) -> Any:
 
 
 class FixedGrid:
-    """The steps of a solve on a grid."""
+    """Steps of a solve on a grid."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class FixedGrid:
         self.first: Leaves | None = None  # the rate at the start of the last step, of a solver that starts with []
 
     def grid(self) -> torch.Tensor:
-        """The grid in s, in the dtype and graph of ``t``."""
+        """Return the grid in s, in the dtype and graph of ``t``."""
         s, options, problem = self.s, self.options, self.problem
         if options.step_size is not None:
             count = torch.ceil((s[-1] - s[0]).detach() / options.step_size + 1).item()
@@ -128,7 +128,7 @@ class FixedGrid:
         return grid
 
     def stage_times(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> list[torch.Tensor]:
-        """What the field is given as t at each stage, [n] for n steps, rounded as torchdiffeq rounds."""
+        """Return the times [n] of each stage in n steps, rounded as torchdiffeq rounds them."""
         c, last = self.method.c, len(self.method.c) - 1
         columns = []
         for j, node in enumerate(c):
@@ -143,34 +143,36 @@ class FixedGrid:
         return columns
 
     def steps(self) -> Iterator[FixedStep]:
-        """Every step with its outputs; times are resolved for all steps at once."""
+        """Return every step with its outputs; the times of all steps are computed at once."""
         problem, options = self.problem, self.options
         chosen = (self.method.name, options.step_size, options.perturb, options.interp)
         count = len(problem.times) + (problem.times[-1] - problem.times[0]) / (options.step_size or math.inf)
         if options.grid_constructor is None:
             if problem.constant:
-                return self._of_numbers(_host_steps(problem.t, problem.dtype, *chosen))
+                return self._from_numbers(_host_steps(problem.t, problem.dtype, *chosen))
             if count < MOST_REMEMBERED and not (followed(self.s) or torch.compiler.is_compiling() or tracing()):
                 times = tuple(problem.sign * t for t in problem.times)
                 key = (times, problem.t.dtype, problem.dtype, *chosen)
                 if met := _met(*key):
-                    return self._of_numbers(_known_steps(*key))
+                    return self._from_numbers(_known_steps(*key))
                 met.append(True)
         return self._steps()
 
-    def _of_numbers(self, steps: tuple[HostStep, ...]) -> Iterator[FixedStep]:
+    def _from_numbers(self, steps: tuple[HostStep, ...]) -> Iterator[FixedStep]:
         times = iter(self.problem.scalars([time for step in steps for time in (*step[0], *step[1])]))
-        for before, end, s, h, weights in steps:
-            own = [next(times) for _ in before]
-            yield FixedStep(own, next(times) if end else None, s, h, h, list(weights))
+        for starts, end, s, h, weights in steps:
+            stage_times = [next(times) for _ in starts]
+            yield FixedStep(stage_times, next(times) if end else None, s, h, h, list(weights))
 
     def _steps(self) -> Iterator[FixedStep]:
         problem, grid = self.problem, self.grid()
         t0, t1 = grid[:-1], grid[1:]
         dt = t1 - t0
         in_graph = followed(grid)
-        columns = [self._beside(column) for column in self.stage_times(t0, dt, t1)]
-        ends = self._beside(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
+        columns = [self._on_device(column) for column in self.stage_times(t0, dt, t1)]
+        ends = (
+            self._on_device(problem.sign * t1.to(problem.dtype)) if self.options.interp == "cubic" else [None] * len(dt)
+        )
         starts, sizes = t0.detach().tolist(), dt.detach().tolist()
         marks, j = grid.detach().tolist(), 1
         if self.options.grid_constructor is not None and any(mark != mark for mark in marks):
@@ -185,27 +187,27 @@ class FixedGrid:
             yield FixedStep(times, ends[i], starts[i], sizes[i], size, weights)
 
     def step(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> FixedStep:
-        """One step from [1]-shaped times."""
-        times = [column[0] for column in map(self._beside, self.stage_times(t0, dt, t1))]
-        end = self._beside(self.problem.sign * t1.to(self.problem.dtype))[0]
+        """Return a step from times of shape [1]."""
+        times = [column[0] for column in map(self._on_device, self.stage_times(t0, dt, t1))]
+        end = self._on_device(self.problem.sign * t1.to(self.problem.dtype))[0]
         size = dt[0] if followed(t0) else dt.item()
         return FixedStep(times, end, t0.item(), dt.item(), size, [])
 
     def _place(self, at_end: bool, t: torch.Tensor, t0: torch.Tensor, t1: torch.Tensor, in_graph: bool) -> Any:
-        """Where in its step an output lies; ``None`` at the end of it."""
+        """Return the place of an output in its step; ``None`` at the end."""
         if at_end and (self.options.interp == "linear" or not in_graph):
             return None
         place = (t - t0) / (t1 - t0)
         return place.to(self.problem.device) if in_graph else place.item()
 
-    def _beside(self, times: torch.Tensor) -> Any:
-        """Times as 0-d tensors beside the state."""
+    def _on_device(self, times: torch.Tensor) -> Any:
+        """Return times as 0-d tensors on the device of the state."""
         if times.device == self.problem.device or followed(times):
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
 
     def rates(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> list[Leaves]:
-        """The rates of all stages of a Runge-Kutta step."""
+        """Return the rates of all stages of a Runge-Kutta step."""
         ks = [k0]
         for time, row, summed in zip(times[1:], self.method.rows[1:], self.summed[1:], strict=True):
             ks.append(self.problem(time, self.arithmetic.stage(ys, ks, row, dt), summed=summed))
@@ -214,7 +216,7 @@ class FixedGrid:
     def end(
         self, ys: Leaves, lost: Leaves, ks: Sequence[Leaves], terms: Terms, dt: float | torch.Tensor
     ) -> list[Leaves]:
-        """The state where a step ends; compensated, what its rounding lost beside it."""
+        """Return the state at the end of a step, and with compensation what its rounding lost."""
         if self.compensated:
             return list(self.arithmetic.compensate(ys, lost, ks, terms, dt))
         return [self.arithmetic.combine(ys, ks, terms, dt)]
@@ -224,7 +226,7 @@ class FixedGrid:
 def _host_steps(
     t: torch.Tensor, dtype: torch.dtype, method: str, step_size: float | None, perturb: bool, interp: str
 ) -> tuple[HostStep, ...]:
-    """The steps of a grid in host numbers; where a call is traced, once for all of its runs."""
+    """Return the steps of a grid in host numbers; a traced call computes them once for all of its runs."""
     options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
     problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype, device="cpu"), t.detach().cpu())
     steps = list(FixedGrid(problem, method, options, graph=False)._steps())
@@ -238,7 +240,7 @@ def _host_steps(
 
 @lru_cache(maxsize=256)
 def _met(*key: Any) -> list[bool]:
-    """Whether a grid was asked for before; one that is new each time is not worth the numbers."""
+    """Return a list that is empty at the first call for a grid: grids that never return are not worth remembering."""
     return []
 
 
@@ -246,5 +248,5 @@ def _met(*key: Any) -> list[bool]:
 def _known_steps(
     times: tuple[float, ...], t_dtype: torch.dtype, dtype: torch.dtype, *chosen: Any
 ) -> tuple[HostStep, ...]:
-    """The same by the values of t: training solves on one grid again and again."""
+    """Return the same by the values of t, remembered, as training solves on one grid again and again."""
     return _host_steps(torch.tensor(times, dtype=t_dtype, device="cpu"), dtype, *chosen)
