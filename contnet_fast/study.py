@@ -1,4 +1,4 @@
-"""Crossed studies: every scheme trained by every schedule from every seed, so that what they do can be told apart.
+"""Crossed studies: every scheme is trained by every schedule from every seed, which separates their effects.
 
 All cells of a study share network, images, number of epochs, batches and learning rate; they differ in the scheme
 and in the schedule alone. Each is then evaluated, without retraining, with other schemes and step counts and after
@@ -39,10 +39,11 @@ class Design:
     """What the cells of a study share.
 
     Attributes:
-        settings: of :class:`Config`, over the recipe of the data set.
+        settings: settings of :class:`Config` on top of the recipe of the data set.
         levels: (K, N) of the refined schedule from its start to its end; the other schedules have the last one.
-        steps: the N that are evaluated; random: those that the schedule ``random`` draws from, of mean N.
-        images: most images of training, validation and test that are used; 0: all.
+        steps: the N that are evaluated.
+        random: the N that the schedule ``random`` draws from; their mean is that of the last level.
+        images: the most images of training, validation and test that are used; 0 stands for all.
     """
 
     settings: Mapping[str, Any]
@@ -88,19 +89,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return f"{self.scheme}-{self.schedule}-seed{self.seed}"
 
 
 def cells(
     seeds: Sequence[int], *, schemes: Sequence[str] = SCHEMES, schedules: Sequence[str] = ("fixed", "refined")
 ) -> list[Cell]:
-    """Seed by seed, so that what is finished of an interrupted study is crossed."""
+    """Return the cells seed by seed, so that the finished part of an interrupted study is crossed."""
     return [Cell(scheme, schedule, seed) for seed in seeds for scheme in schemes for schedule in schedules]
 
 
 def cell_config(design: Design, cell: Cell) -> Config:
-    """The settings of a cell.
+    """Return the settings of a cell.
 
     ``fixed`` trains at the last level from the start to the end. ``refined`` gives each level the same number of
     epochs. ``early`` begins at the first level too and is refined to the last one before epochs 1, 2, ..., so that
@@ -125,7 +126,7 @@ def cell_config(design: Design, cell: Cell) -> Config:
 
 
 def study_data(design: Design, path: str | Path | None = None) -> Data:
-    """The images of a study."""
+    """Return the images of a study."""
     data = load_data(design.settings["data"], path)
     parts = {}
     for name, most in zip(("train", "valid", "test"), design.images, strict=True):
@@ -143,12 +144,12 @@ def run_cell(
     reporter: Reporter,
     notes: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Record:
-    """Train and evaluate a cell, or read what an earlier call has found.
+    """Train and evaluate a cell, or read the record of an earlier call.
 
     Args:
-        notes: kept in the record of a cell that is run.
-        folder: of the study: gets ``<cell>.json`` when the cell is finished; the run is in ``runs/`` there and goes
-            on from its last checkpoint after an interruption.
+        folder: the folder of the study, which gets ``<cell>.json`` when the cell is finished. The run is in its
+            ``runs/`` and goes on from its last checkpoint after an interruption.
+        notes: further entries of the record of a cell that is run.
 
     Raises:
         ValueError: the folder holds the cell with other settings.
@@ -180,20 +181,21 @@ def run_cell(
 
 
 def _evaluated(design: Design, cell: Cell, net: nn.Module, score: Any) -> Record:
-    """Test accuracy by scheme and N; and after projection to K by N, with the scheme of the cell, N and N = K."""
-    field_of_first, own = blocks(net)[0].field, blocks(net)[0].n_steps
+    """Return test accuracy by scheme and N, and with the cell's scheme after projection to K (at its N and N = K)."""
+    first = blocks(net)[0]
+    n_steps = first.n_steps
     evaluated = dict.fromkeys((*EVALUATED, cell.scheme))
     found: dict[str, dict[str, float]] = {scheme: {} for scheme in evaluated}
     for row in sweep(net, score, schemes=tuple(evaluated), steps=design.steps):
         found[row.scheme][str(row.n_steps)] = row.score.accuracy
     projected: dict[str, dict[str, float]] = {}
-    for size in halvings(field_of_first.basis):
-        fewer = sorted({min(size, own), own})
+    for size in halvings(first.field.basis):
+        fewer = sorted({min(size, n_steps), n_steps})
         rows = sweep(project(net, n_basis=size), score, schemes=(cell.scheme,), steps=fewer)
         projected[str(size)] = {str(row.n_steps): row.score.accuracy for row in rows}
     return {
-        "n_basis": field_of_first.basis.size,
-        "n_steps": own,
+        "n_basis": first.field.basis.size,
+        "n_steps": n_steps,
         "accuracy": found,
         "projected": projected,
         "variation": variation(net),
@@ -202,15 +204,15 @@ def _evaluated(design: Design, cell: Cell, net: nn.Module, score: Any) -> Record
 
 @torch.no_grad()
 def variation(net: nn.Module) -> float:
-    """How much the convolutions of the blocks vary over the cells: 0 if all cells are alike.
+    """Return how much the convolutions of the blocks vary over the basis: 0 if all nodal values are alike.
 
-    The root of sum_k |w_k - mean|^2 / sum_k |w_k|^2 over the nodal values w_k of all convolutions; about
-    sqrt(1 - 1 / K) for cells that have nothing in common.
+    It is the root of sum_k |w_k - mean|^2 / sum_k |w_k|^2 over the nodal values w_k of all convolutions; about
+    sqrt(1 - 1 / K) for nodal values that have nothing in common.
     """
-    apart, whole = 0.0, 0.0
+    deviation, total = 0.0, 0.0
     for block in blocks(net):
         for name, value in block.field.named_parameters():
             if name.startswith("conv") and name.endswith("weight"):
-                apart += (value - value.mean(0)).double().square().sum().item()
-                whole += value.double().square().sum().item()
-    return (apart / whole) ** 0.5
+                deviation += (value - value.mean(0)).double().square().sum().item()
+                total += value.double().square().sum().item()
+    return (deviation / total) ** 0.5

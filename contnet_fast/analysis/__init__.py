@@ -1,4 +1,4 @@
-"""Looking at trained networks: other graphs of the same weights, compression, convergence, ResNets as integrators.
+"""Analysis of trained networks: other discretizations, compression, convergence, ResNets as integrators.
 
 ``plots`` needs matplotlib (the extra ``train``) and is imported on its own.
 """

@@ -32,11 +32,12 @@ def evaluate(
     batch_size: int = 512,
     amp_dtype: torch.dtype | None = None,
 ) -> Score:
-    """Score a classifier in eval mode; its training mode is restored and nothing of it changes.
+    """Score a classifier in eval mode; it is left unchanged, its training mode included.
 
     Args:
-        images: [N, ...], given to ``prepare`` batch by batch. labels: int64 [N], on the same device.
-        amp_dtype: autocast dtype, ``None`` for none.
+        images: [N, ...], passed to ``prepare`` batch by batch.
+        labels: int64 [N], on the same device.
+        amp_dtype: autocast dtype; ``None`` for no autocast.
     """
     was_training = net.training
     net.eval()

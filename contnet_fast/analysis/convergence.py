@@ -9,7 +9,7 @@ import torch
 
 
 def observed_order(steps: Sequence[int], errors: Sequence[float]) -> float:
-    """The slope of log error against log step size by least squares: p for errors that behave as N^-p."""
+    """Return the slope of log error against log step size by least squares: p for errors that behave as N^-p."""
     x = [-math.log(n) for n in steps]
     y = [math.log(e) for e in errors]
     mx, my = sum(x) / len(x), sum(y) / len(y)
@@ -20,6 +20,6 @@ def observed_order(steps: Sequence[int], errors: Sequence[float]) -> float:
 def convergence(
     solve: Callable[[int], torch.Tensor], exact: torch.Tensor, *, steps: Sequence[int]
 ) -> tuple[list[float], float]:
-    """Largest absolute errors of ``solve(n)`` against ``exact`` for every n of ``steps``, and the observed order."""
+    """Return the largest error of ``solve(n)`` against ``exact`` for each n of ``steps``, and the observed order."""
     errors = [float((solve(n) - exact).abs().max()) for n in steps]
     return errors, observed_order(steps, errors)

@@ -1,7 +1,8 @@
-"""What two factors do in a crossed study: effects with their spread over seeds, and the sentences that they support.
+"""The effects of two factors in a crossed study, with their spread over seeds, and the sentences that they support.
 
-A factor is compared at two levels, as the schemes Euler and RK4, or the schedules fixed and refined. With the same seed
-all four combinations are trained; an effect is a difference within a seed, and its spread is that over the seeds.
+A factor is compared at two levels, for example the schemes Euler and RK4, or the schedules fixed and refined. With the
+same seed all four combinations are trained; an effect is a difference within a seed, and its spread is that over the
+seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 def student(freedom: int) -> float:
-    """The 0.975 quantile of Student's t: from the table to 10 degrees of freedom, then by its expansion at infinity."""
+    """Return the 0.975 quantile of Student's t: by a table to 10 degrees of freedom, then by an expansion."""
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = 1.959964
@@ -39,8 +40,10 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """``"up"``, ``"down"``: the interval is on one side of 0 and the mean at least ``MARGIN`` away from it;
-        ``"none"``: the interval lies within ``MARGIN`` of 0; ``"open"``: the seeds do not settle it.
+        """ "up", "down", "none" or "open".
+
+        "up" and "down": the interval is on one side of 0 and the mean at least ``MARGIN`` away from it. "none": the
+        interval lies within ``MARGIN`` of 0. "open": the seeds do not settle it.
         """
         if max(-self.low, self.high) <= MARGIN:
             return "none"
@@ -53,7 +56,7 @@ class Effect:
 
 
 def effect(differences: Sequence[float]) -> Effect:
-    """Of one difference a seed.
+    """Return the effect of differences, one for each seed.
 
     Raises:
         ValueError: fewer than two seeds.
@@ -87,12 +90,12 @@ class Crossed:
 def crossed(
     values: Mapping[tuple[str, str, int], float], *, schemes: tuple[str, str], schedules: tuple[str, str]
 ) -> Crossed:
-    """Effects on an outcome ``values[scheme, schedule, seed]``, over the seeds that have all four combinations."""
+    """Return effects on an outcome ``values[scheme, schedule, seed]`` over the seeds with all four combinations."""
     seeds = sorted({key[2] for key in values})
     whole = [s for s in seeds if all((a, b, s) in values for a in schemes for b in schedules)]
 
-    def over_seeds(of_seed: Callable[[int], float]) -> Effect:
-        return effect([of_seed(seed) for seed in whole])
+    def seeds_effect(difference: Callable[[int], float]) -> Effect:
+        return effect([difference(seed) for seed in whole])
 
     def scheme_gain(schedule: str, seed: int) -> float:
         return values[schemes[1], schedule, seed] - values[schemes[0], schedule, seed]
@@ -102,25 +105,25 @@ def crossed(
 
     first, second = schedules
     return Crossed(
-        scheme=over_seeds(lambda s: mean(scheme_gain(schedule, s) for schedule in schedules)),
-        schedule=over_seeds(lambda s: mean(schedule_gain(scheme, s) for scheme in schemes)),
-        interaction=over_seeds(lambda s: scheme_gain(second, s) - scheme_gain(first, s)),
-        scheme_under={b: over_seeds(lambda s, b=b: scheme_gain(b, s)) for b in schedules},  # type: ignore[misc]
-        schedule_under={a: over_seeds(lambda s, a=a: schedule_gain(a, s)) for a in schemes},  # type: ignore[misc]
+        scheme=seeds_effect(lambda s: mean(scheme_gain(schedule, s) for schedule in schedules)),
+        schedule=seeds_effect(lambda s: mean(schedule_gain(scheme, s) for scheme in schemes)),
+        interaction=seeds_effect(lambda s: scheme_gain(second, s) - scheme_gain(first, s)),
+        scheme_under={b: seeds_effect(lambda s, b=b: scheme_gain(b, s)) for b in schedules},  # type: ignore[misc]
+        schedule_under={a: seeds_effect(lambda s, a=a: schedule_gain(a, s)) for a in schemes},  # type: ignore[misc]
     )
 
 
 def outcomes(record: Mapping[str, Any]) -> dict[str, float]:
-    """What is compared of a cell of :mod:`contnet_fast.study`, in points of test accuracy.
+    """Return the outcomes of a cell of :mod:`contnet_fast.study`, in points of test accuracy.
 
-    ``own``: the accuracy with the discretization of training. The others are changes against it, negative where
-    accuracy is lost. ``finer`` and ``coarser``: to the lowest accuracy with more and with fewer steps and the own
-    scheme; ``schemes``: to the lowest with another scheme and the own N; ``K = 2`` and so on: to that after projection,
-    with the own discretization.
+    ``own`` is the accuracy with the discretization of training. The others are changes from it, negative where accuracy
+    is lost: ``finer`` and ``coarser`` to the lowest accuracy with more and with fewer steps of the same scheme,
+    ``schemes`` to the lowest with another scheme and the same N, ``K = 2`` and so on to that after projection, with the
+    discretization of training.
     """
     scheme, n = record["scheme"], str(record["n_steps"])
     accuracy = record["accuracy"]
-    own = accuracy[scheme][n]
+    trained = accuracy[scheme][n]
     steps = accuracy[scheme].items()
     lowest = {
         "finer": min(a for m, a in steps if int(m) > int(n)),
@@ -128,11 +131,11 @@ def outcomes(record: Mapping[str, Any]) -> dict[str, float]:
         "schemes": min(row[n] for name, row in accuracy.items() if name != scheme),
         **{f"K = {size}": row[n] for size, row in record["projected"].items()},
     }
-    return {"own": 100 * own} | {name: 100 * (value - own) for name, value in lowest.items()}
+    return {"own": 100 * trained} | {name: 100 * (value - trained) for name, value in lowest.items()}
 
 
 def averaged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One record of several of the same scheme and schedule, with the means of their accuracies."""
+    """Return one record for several of the same scheme and schedule, with the means of their accuracies."""
     first = records[0]
 
     def means(name: str) -> dict[str, dict[str, float]]:
@@ -144,7 +147,7 @@ def averaged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def study_effects(
     records: Sequence[Mapping[str, Any]], *, schemes: tuple[str, str], schedules: tuple[str, str]
 ) -> dict[str, Crossed]:
-    """:func:`crossed` for every outcome of the cells of a study."""
+    """Return :func:`crossed` for every outcome of the cells of a study."""
     values = {(r["scheme"], r["schedule"], r["seed"]): outcomes(r) for r in records}
     return {
         name: crossed({key: v[name] for key, v in values.items()}, schemes=schemes, schedules=schedules)
@@ -160,11 +163,12 @@ PLACES = {
 
 
 def findings(effects: Mapping[str, Crossed], *, schedule: str = "refinement", scheme: str = "RK4") -> list[str]:
-    """What the numbers support, in sentences: outcomes of which the same is true share one.
+    """Return sentences that the effects support; outcomes with the same finding share one.
 
     Args:
-        effects: by outcome, as :func:`study_effects` gives them; ``own`` is left out.
-        schedule: what the second schedule does, in words. scheme: the second scheme, in words.
+        effects: effects by outcome, of :func:`study_effects`; ``own`` is skipped.
+        schedule: the second schedule in words.
+        scheme: the second scheme in words.
     """
     groups: dict[str, list[str]] = {}
     for outcome, found in effects.items():
@@ -174,7 +178,7 @@ def findings(effects: Mapping[str, Crossed], *, schedule: str = "refinement", sc
 
 
 def _finding(found: Crossed, schedule: str, scheme: str) -> str:
-    """What is true of one outcome."""
+    """Return the finding for one outcome."""
     seeds = found.scheme.n
     together = {
         ("up", "up"): f"both {schedule} and {scheme} keep accuracy",
@@ -187,20 +191,20 @@ def _finding(found: Crossed, schedule: str, scheme: str) -> str:
     second = _role(found.scheme, found.scheme_under, found.interaction)
     if (first, second) in together:
         return together[first, second]
-    of_schedule = _clause(schedule, first, found.schedule_under, seeds)
-    return f"{of_schedule}, and {_clause(scheme, second, found.scheme_under, seeds)}"
+    schedule_clause = _clause(schedule, first, found.schedule_under, seeds)
+    return f"{schedule_clause}, and {_clause(scheme, second, found.scheme_under, seeds)}"
 
 
-def _role(main: Effect, under: Mapping[str, Effect], interaction: Effect) -> str:
-    """The verdict on a factor, ``"depends"`` where it is another under each level of the other factor."""
-    apart = len({e.verdict for e in under.values()}) > 1
-    return "depends" if interaction.verdict in ("up", "down") and apart else main.verdict
+def _role(main: Effect, conditional: Mapping[str, Effect], interaction: Effect) -> str:
+    """Return the verdict on a factor, or "depends" if it differs between the levels of the other factor."""
+    differs = len({e.verdict for e in conditional.values()}) > 1
+    return "depends" if interaction.verdict in ("up", "down") and differs else main.verdict
 
 
-def _clause(what: str, role: str, under: Mapping[str, Effect], seeds: int) -> str:
-    """What one factor does."""
+def _clause(what: str, role: str, conditional: Mapping[str, Effect], seeds: int) -> str:
+    """Return what one factor does, in words."""
     if role == "depends":
-        return f"{what} brings " + " and ".join(f"{e} points under {name!r}" for name, e in under.items())
+        return f"{what} brings " + " and ".join(f"{e} points under {name!r}" for name, e in conditional.items())
     words = {
         "up": f"{what} keeps accuracy",
         "down": f"{what} costs accuracy",

@@ -1,4 +1,4 @@
-"""ResNets as integrators: what a network learns inside one scheme, seen at other step sizes.
+"""ResNets as integrators: what a network learns inside one scheme, evaluated at other step sizes.
 
 The study of arXiv 2008.02389, section 4, on the nonlinear pendulum theta'' = -g sin theta: a small network is the
 rate of an ODE and is trained to make one step of size dt inside one scheme. Inside Euler (a residual network) it
@@ -25,12 +25,12 @@ RATIOS = (4.0, 2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.005)
 
 
 def pendulum(t: float, y: torch.Tensor) -> torch.Tensor:
-    """(theta', -g sin theta) for states (theta, theta') along the last dimension."""
+    """Return (theta', -g sin theta) for states (theta, theta') along the last dimension."""
     return torch.stack([y[..., 1], -GRAVITY * torch.sin(y[..., 0])], -1)
 
 
 def trajectory(dt: float, n_steps: int) -> torch.Tensor:
-    """States at 0, dt, ..., n_steps dt from 3/4 pi at rest, [n_steps + 1, 2] float64, by dopri8 to about 1e-12."""
+    """Return the states at 0, dt, ..., n_steps dt from 3/4 pi at rest, [n_steps + 1, 2] float64, to about 1e-12."""
     fine = max(1, math.ceil(dt / 0.02))
     y0 = torch.tensor(START, dtype=torch.float64)
     states = rk_solve(
@@ -41,9 +41,9 @@ def trajectory(dt: float, n_steps: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Errors of one trained network. ``errors[i]`` is the norm of the state's error at ``t_end`` for ``steps[i]``.
+    """Errors of one trained network: ``errors[i]`` is the norm of the state's error at ``t_end`` for ``steps[i]``.
 
-    ``dt``: the step size that the training ended with.
+    ``dt`` is the step size at the end of training.
     """
 
     scheme: str
@@ -64,7 +64,7 @@ class StudyResult:
 
     @property
     def growth(self) -> float:
-        """Error at the smallest step over the error at the training step."""
+        """The error at the smallest step size over that at the training step size."""
         return self.at_zero / self.at_dt
 
 
@@ -86,12 +86,13 @@ def study(
     """Train a 2-``hidden``-2 tanh network inside ``scheme`` on states ``dt`` apart and evaluate it at other step sizes.
 
     Args:
-        levels: numbers of steps from one state to the next. schedule: ``"fixed"`` takes the last of them from the start
-            to the end, ``"refined"`` one after the other for equally many iterations, ``"random"`` draws one for
-            every iteration.
-        t_data: length of the training trajectory. t_end: where errors are measured.
-        ratios: the steps evaluated over the last of training, dt / levels[-1]; 1 must be among them.
-        iterations, batch_size, lr: of Adam, with the rate falling to zero by a cosine.
+        levels: numbers of steps from one state to the next.
+        schedule: ``"fixed"`` takes the last of them from the start to the end, ``"refined"`` one after the other for
+            equally many iterations, ``"random"`` draws one for every iteration.
+        t_data: length of the training trajectory.
+        t_end: the time at which errors are measured.
+        ratios: ratios of the evaluated step sizes to that at the end of training, dt / levels[-1]; one must be 1.
+        iterations, batch_size, lr: settings of Adam, whose learning rate falls to zero by a cosine.
     """
     check_choice("schedule", schedule, SCHEDULES)
     generator = torch.Generator().manual_seed(seed)
@@ -115,13 +116,13 @@ def study(
         loss.backward()
         optimizer.step()
         rate.step()
-    own = dt / levels[-1]
-    steps = tuple(ratio * own for ratio in ratios)
-    return StudyResult(scheme, own, steps, tuple(_errors(net, scheme, steps, t_end)), float(loss.detach()))
+    last = dt / levels[-1]
+    steps = tuple(ratio * last for ratio in ratios)
+    return StudyResult(scheme, last, steps, tuple(_errors(net, scheme, steps, t_end)), float(loss.detach()))
 
 
 def true_errors(scheme: str, steps: Sequence[float], *, t_end: float = 2.0) -> list[float]:
-    """Errors of the scheme on the true field at ``t_end``, for comparison."""
+    """Return the errors of the scheme on the true field at ``t_end``, for comparison."""
     return _errors(None, scheme, steps, t_end)
 
 

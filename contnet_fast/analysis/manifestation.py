@@ -1,4 +1,4 @@
-"""One set of weights on many graphs: accuracy against scheme and number of steps (arXiv 2008.02389, section 5)."""
+"""The same weights with many discretizations: accuracy by scheme and number of steps (arXiv 2008.02389, section 5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scorer = Callable[[nn.Module], Score]
 
 @dataclass(frozen=True)
 class Manifestation:
-    """The score of one graph. ``evaluations`` counts the calls of the field in a block."""
+    """The score with one discretization; ``evaluations`` counts the calls of the field in a block."""
 
     scheme: str
     n_steps: int
@@ -29,7 +29,7 @@ class Manifestation:
 
 
 def measure(net: nn.Module, score: Scorer) -> Manifestation:
-    """The score of the graph that ``net`` is set to."""
+    """Return the score of ``net`` with its present discretization."""
     block = blocks(net)[0]
     stages = get_tableau(block.scheme).n_solution_stages
     size = sum(p.numel() for p in net.parameters())
@@ -38,7 +38,7 @@ def measure(net: nn.Module, score: Scorer) -> Manifestation:
 
 @contextmanager
 def kept_discretization(net: nn.Module) -> Iterator[None]:
-    """At the end of the ``with`` every block of ``net`` has the scheme and step count that it began with."""
+    """Restore the scheme and number of steps of every block of ``net`` at the end of the ``with``."""
     before = [(block, block.scheme, block.n_steps) for block in blocks(net)]
     try:
         yield
@@ -55,16 +55,17 @@ def sweep(
     steps: Sequence[int],
     done: Callable[[Manifestation], object] = lambda _: None,
 ) -> list[Manifestation]:
-    """Score ``net`` on every graph of ``schemes`` x ``steps``; weights and running statistics stay as they are.
+    """Score ``net`` with every discretization of ``schemes`` x ``steps``; weights and running statistics do not change.
 
     Args:
-        score: gives the :class:`Score` of a network. done: called after each graph.
+        score: returns the :class:`Score` of a network.
+        done: called after each discretization.
 
     Returns:
-        One row for each graph, scheme by scheme. The net is set back to the graph it came with.
+        One row for each discretization, scheme by scheme. The net gets back the discretization that it had.
 
     Raises:
-        ValueError, TypeError: an unknown scheme or impossible step count, before anything is scored.
+        ValueError, TypeError: an unknown scheme or an impossible number of steps, before anything is scored.
     """
     rows = []
     graphs = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
@@ -78,7 +79,7 @@ def sweep(
 
 
 def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) -> list[Manifestation]:
-    """Score the projections of ``net`` onto fewer basis functions, at its own N and at N = K; no retraining.
+    """Score the projections of ``net`` onto fewer basis functions, at its N and at N = K, without retraining.
 
     The first row is ``net`` itself (arXiv 2106.10820, section 5).
     """
@@ -92,7 +93,7 @@ def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) ->
 
 
 def refinement_table(net: nn.Module, score: Scorer) -> list[Manifestation]:
-    """Score ``net``, its refinement at the same N (the same function), and at 2N (the integrator's error moves)."""
+    """Score ``net``, its refinement at the same N, which is the same function, and its refinement at 2N."""
     finer = refine(net)
     n_steps = blocks(net)[0].n_steps
     rows = [measure(net, score)]
@@ -102,7 +103,7 @@ def refinement_table(net: nn.Module, score: Scorer) -> list[Manifestation]:
 
 
 def halvings(basis: Basis) -> list[int]:
-    """Sizes below that of ``basis`` by repeated halving, as far as the basis allows."""
+    """Return the sizes below that of ``basis`` by repeated halving, as far as the basis allows."""
     least = 2 if basis.name == "piecewise_linear" else 1
     sizes, size = [], basis.size // 2
     while size >= least and not (basis.name == "piecewise_linear" and size % 2):

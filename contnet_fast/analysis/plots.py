@@ -1,4 +1,4 @@
-"""The project's pictures, as PNG files written atomically. No display and no pyplot state."""
+"""The project's pictures, as PNG files that are written atomically, without a display and without pyplot's state."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TICKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2
 
 
 def heatmap(path: Path, rows: Sequence[Manifestation], *, title: str) -> None:
-    """Accuracy against scheme (rows) and N (columns), each cell with its value.
+    """Draw accuracy by scheme (rows) and N (columns), with the value in each cell.
 
-    Colours follow the logarithm of the share of wrong answers, from the least to the largest of the rows: 88 % and 99 %
-    are told apart (twelve wrong answers for one) even where another cell has 10 %.
+    Colours follow the logarithm of the share of wrong answers, from the least to the largest: 88 % and 99 %, which are
+    twelve wrong answers for one, differ even where another cell has 10 %.
     """
     schemes = list(dict.fromkeys(row.scheme for row in rows))
     steps = sorted({row.n_steps for row in rows})
@@ -53,13 +53,13 @@ def heatmap(path: Path, rows: Sequence[Manifestation], *, title: str) -> None:
 
 
 def _ink(colour: tuple[float, ...]) -> str:
-    """Of a text on ``colour``."""
+    """Return the colour of a text on ``colour``."""
     red, green, blue = colour[:3]
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
 
 
 def _accuracy_bar(figure: Figure, coloured: ScalarMappable, axes: Any) -> None:
-    """The scale of a picture whose colours are errors, labelled with accuracies in %."""
+    """Draw the scale of a picture whose colours are errors, with accuracies in % as labels."""
     least, most = coloured.get_clim()
     bar = figure.colorbar(coloured, ax=axes, label="accuracy, %", pad=0.02)
     bar.ax.invert_yaxis()
@@ -69,15 +69,15 @@ def _accuracy_bar(figure: Figure, coloured: ScalarMappable, axes: Any) -> None:
 
 
 def _error(score: Score) -> float:
-    """The share of wrong answers; half an image where there is none, so that it has a logarithm."""
+    """Return the share of wrong answers; half an image if there is none, so that it has a logarithm."""
     return max(1.0 - score.accuracy, 0.5 / score.n_images)
 
 
 def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Accuracy of several networks side by side, one panel for each (title, record of a cell of a crossed study).
+    """Draw the accuracies of several networks, a panel for each (title, record of a cell of a crossed study).
 
-    Scheme by rows and N by columns, the projections to K functions in columns of their own, the discretization of
-    training framed. Colours are by the error, on one logarithmic scale for all panels.
+    Rows are schemes and columns N, followed by columns for the projections to K functions; the discretization of
+    training is framed. Colours follow the error, on one logarithmic scale for all panels.
     """
     columns = 2 if len(panels) > 1 else 1
     lines = -(-len(panels) // columns)
@@ -88,17 +88,17 @@ def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) 
     for panel, (title, record) in zip(axes.flat, panels, strict=False):
         schemes, steps = list(record["accuracy"]), list(record["accuracy"][record["scheme"]])
         sizes = list(record["projected"])
-        own = schemes.index(record["scheme"])
+        trained = schemes.index(record["scheme"])
         values: dict[tuple[int, float], float] = {}
         for i, scheme in enumerate(schemes):
             values |= {(i, j): record["accuracy"][scheme][n] for j, n in enumerate(steps)}
         for j, size in enumerate(sizes):
-            values[own, len(steps) + 0.5 + j] = record["projected"][size][str(record["n_steps"])]
+            values[trained, len(steps) + 0.5 + j] = record["projected"][size][str(record["n_steps"])]
         for (i, x), accuracy in values.items():
             colour = colours.cmap(norm(max(1.0 - accuracy, 0.003)))
             panel.add_patch(Rectangle((x - 0.5, i - 0.5), 1, 1, facecolor=colour, edgecolor="white"))
             panel.text(x, i, f"{100 * accuracy:.1f}", ha="center", va="center", color=_ink(colour), fontsize=8)
-        place = (steps.index(str(record["n_steps"])) - 0.5, own - 0.5)
+        place = (steps.index(str(record["n_steps"])) - 0.5, trained - 0.5)
         panel.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor="#d55e00", linewidth=2.5, zorder=3))
         panel.set_xlim(-0.6, len(steps) + len(sizes) + 0.1)
         panel.set_ylim(len(schemes) - 0.4, -0.6)
@@ -115,31 +115,31 @@ def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) 
 
 
 def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:
-    """Training loss and validation accuracy by epoch for (name, history); refinements are dotted lines."""
+    """Draw training loss and validation accuracy by epoch for (name, history); refinements are dotted lines."""
     figure = _figure(9.0, 3.6)
-    left, right = figure.subplots(1, 2)
+    loss, accuracy = figure.subplots(1, 2)
     for i, (name, history) in enumerate(runs):
         epochs = [record for record in history if record["event"] == "epoch"]
         x = [record["epoch"] + 1 for record in epochs]
-        left.plot(x, [record["train_loss"] for record in epochs], color=COLOURS[i % 6], label=name)
-        right.plot(x, [record["valid_accuracy"] for record in epochs], color=COLOURS[i % 6], label=name)
+        loss.plot(x, [record["train_loss"] for record in epochs], color=COLOURS[i % 6], label=name)
+        accuracy.plot(x, [record["valid_accuracy"] for record in epochs], color=COLOURS[i % 6], label=name)
         for record in history:
             if record["event"] == "refine":
-                for panel in (left, right):
+                for panel in (loss, accuracy):
                     panel.axvline(record["epoch"], color=COLOURS[i % 6], linestyle=":", alpha=0.7)
-    left.set_yscale("log")
-    left.set_ylabel("training loss")
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    right.set_ylabel("validation accuracy")
-    for panel in (left, right):
+    loss.set_yscale("log")
+    loss.set_ylabel("training loss")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    accuracy.set_ylabel("validation accuracy")
+    for panel in (loss, accuracy):
         panel.set_xlabel("epoch (dotted: refinement)")
         panel.grid(alpha=0.3)
-    right.legend(loc="lower right", fontsize=8)
+    accuracy.legend(loc="lower right", fontsize=8)
     _save(figure, path)
 
 
 def integrator_errors(path: Path, results: Sequence[StudyResult], truth: Sequence[tuple[str, Sequence[float]]]) -> None:
-    """Error at the end against step size for trained networks, and (scheme, errors) on the true field in grey."""
+    """Draw error at the end by step size for trained networks, and in grey (scheme, errors) on the true field."""
     figure = _figure(5.8, 4.0)
     axes = figure.add_subplot()
     for i, result in enumerate(results):

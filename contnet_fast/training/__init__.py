@@ -1,4 +1,4 @@
-"""Training: settings and recipes, data sets, the loop with exact resume. Needs the extra ``train``.
+"""Training: settings and recipes, data sets, and a loop with exact resume. Needs the extra ``train``.
 
 Names are imported when they are used, so that the settings alone need no extra.
 """

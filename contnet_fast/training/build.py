@@ -1,4 +1,4 @@
-"""From a :class:`Config` to a network, an optimiser and a device."""
+"""Build network, optimiser and device from a :class:`Config`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .config import Config
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device, else the CPU.
+    """Return a device by name; ``auto`` is CUDA if there is a device, else the CPU.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module:
-    """The network of ``config`` before any refinement."""
+    """Return the network of ``config`` before any refinement."""
     if config.model == "resnet":
         return PreActResNet(in_channels, num_classes, depth=config.depth, width=config.width)
     if config.model == "wide-resnet":
@@ -52,14 +52,14 @@ def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module
 
 
 def build_on(config: Config, in_channels: int, num_classes: int, device: torch.device) -> nn.Module:
-    """:func:`build_model` on a device, in the memory format of ``config``."""
+    """Return :func:`build_model` on a device, in the memory format of ``config``."""
     net = build_model(config, in_channels, num_classes)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW, with weight decay on every parameter, as the papers' runs have, or on weights."""
+    """Return SGD with momentum or AdamW, with weight decay on all parameters, as in the papers' runs, or on weights."""
     groups = parameter_groups(net, weight_decay=config.weight_decay) if config.weight_decay_on == "weights" else None
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
@@ -70,5 +70,5 @@ def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
 
 
 def amp_dtype(config: Config) -> torch.dtype | None:
-    """The autocast dtype, or ``None``."""
+    """Return the autocast dtype, or ``None``."""
     return None if config.amp == "none" else getattr(torch, config.amp)

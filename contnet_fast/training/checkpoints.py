@@ -21,7 +21,7 @@ from ..files import write_atomically, write_text
 
 
 def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
-    """Write checkpoint ``name``: tensors first, then the pointer; the tensors of the one before are removed."""
+    """Write checkpoint ``name``: tensors first, then the pointer; the tensors of the previous one are removed."""
     blob = dump_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
     digest = hashlib.sha256(blob).hexdigest()
     pointer = folder / f"{name}.json"
@@ -34,10 +34,10 @@ def save_checkpoint(folder: Path, name: str, tensors: Mapping[str, torch.Tensor]
 
 
 def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state of checkpoint ``name``.
+    """Return tensors, on the CPU, and state of checkpoint ``name``.
 
     Raises:
-        ValueError: no such checkpoint, or one whose content is not what was written.
+        ValueError: there is no such checkpoint, or its content is not what was written.
     """
     pointer = folder / f"{name}.json"
     if not pointer.is_file():

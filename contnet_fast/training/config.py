@@ -1,4 +1,4 @@
-"""What a training run is: one frozen dataclass, recipes as presets, TOML files and command-line overrides."""
+"""The settings of a training run: a frozen dataclass, recipes as presets, TOML files and command-line overrides."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "syntheti
 def _option(
     default: Any, text: str, *, choices: Sequence[str] = (), low: float | None = None, high: float | None = None
 ) -> Any:
-    """A field with its help text and the values it accepts; ``low`` and ``high`` are inclusive."""
+    """Return a field with its help text and the values that it accepts; ``low`` and ``high`` are inclusive."""
     return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "low": low, "high": high})
 
 
@@ -126,15 +126,15 @@ class Config:
 
     @property
     def is_continuous(self) -> bool:
-        """The model contains ODE blocks."""
+        """Whether the model contains ODE blocks."""
         return self.model in CONTINUOUS
 
     def refinements(self, epoch: int) -> int:
-        """How many refinements lie before or at the start of ``epoch``."""
+        """Return the number of refinements up to the start of ``epoch``."""
         return sum(1 for e in self.refine_epochs if e <= epoch)
 
     def learning_rate(self, progress: float) -> float:
-        """At ``progress`` epochs (with a fraction) into the run."""
+        """Return the learning rate after ``progress`` epochs, which may be a fraction."""
         if progress < self.warmup_epochs:
             return self.lr * max(progress, 0.02 * self.warmup_epochs) / self.warmup_epochs
         if self.lr_schedule == "cosine":
@@ -145,7 +145,7 @@ class Config:
         return self.lr
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and TOML."""
+        """Return plain values for JSON and TOML."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
     def _check_discretizations(self) -> None:
@@ -164,9 +164,9 @@ class Config:
             epochs = getattr(self, name)
             if list(epochs) != sorted(set(epochs)):
                 raise ValueError(f"{name}: got {epochs}, accepted: increasing epochs")
-            beyond = [e for e in epochs if e >= self.epochs]
-            if beyond:
-                raise ValueError(f"{name}: got {beyond[0]}, accepted: epochs before the end of the run, {self.epochs}")
+            late = [e for e in epochs if e >= self.epochs]
+            if late:
+                raise ValueError(f"{name}: got {late[0]}, accepted: epochs before the end of the run, {self.epochs}")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: got {self.warmup_epochs}, accepted: less than epochs, {self.epochs}")
 
@@ -212,16 +212,16 @@ def make_config(
     overrides: Mapping[str, Any] | None = None,
     tell: Callable[[str], object] = warn,
 ) -> Config:
-    """A recipe (default: the recipe of the data set, or the defaults), then a TOML file, then ``overrides``.
+    """Return a recipe (default: that of the data set, if any) with the settings of a TOML file and then ``overrides``.
 
-    Overrides may be texts, as they come from a command line. What the recipe plans for after the last of fewer
-    ``epochs``, or for another kind of model, is left out.
+    Overrides may be texts, as from a command line. Settings of the recipe for epochs after the end of a shorter run, or
+    for another kind of model, are left out.
 
     Args:
         tell: called with one line if something of the recipe is left out; by default a warning.
 
     Raises:
-        ValueError, TypeError: an unknown recipe or key, or an impossible value, naming the choices.
+        ValueError, TypeError: an unknown recipe or key, or an impossible value; the message names the choices.
     """
     settings: dict[str, Any] = {}
     if toml is not None:
@@ -247,9 +247,9 @@ def make_config(
 
 
 def _fitted(preset: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe without what does not fit the epochs and the model of ``settings``, and what that was.
+    """Return a recipe without what does not fit the epochs and the model of ``settings``, and what was left out.
 
-    What the settings name themselves is theirs: :class:`Config` refuses it if it does not fit.
+    What ``settings`` contain themselves is kept: :class:`Config` refuses it if it does not fit.
     """
     epochs, model = ({**preset, **settings}.get(name, FIELDS[name].default) for name in ("epochs", "model"))
     fitted, left_out = dict(preset), []
@@ -258,16 +258,16 @@ def _fitted(preset: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dic
             continue
         values = preset[name] if isinstance(preset[name], tuple) else (preset[name],)
         foreign = name == "refine_epochs" and model not in CONTINUOUS
-        beyond = [value for value in values if foreign or value >= epochs]
-        if beyond:
-            fitted[name] = tuple(v for v in values if v not in beyond) if isinstance(preset[name], tuple) else 0.0
+        dropped = [value for value in values if foreign or value >= epochs]
+        if dropped:
+            fitted[name] = tuple(v for v in values if v not in dropped) if isinstance(preset[name], tuple) else 0.0
             why = f"not for model {model}" if foreign else f"the run has {epochs} epoch{'s' * (epochs != 1)}"
-            left_out.append(f"{name} {', '.join(f'{value:g}' for value in beyond)} ({why})")
+            left_out.append(f"{name} {', '.join(f'{value:g}' for value in dropped)} ({why})")
     return fitted, left_out
 
 
 def parse(name: str, text: str) -> Any:
-    """The value of field ``name`` from command-line ``text``; lists are comma-separated, ``none`` is ``None``."""
+    """Return the value of field ``name`` for command-line ``text``; lists are comma-separated, ``none`` is ``None``."""
     if name not in FIELDS:
         raise choice_error("setting", name, FIELDS)
     kinds = _kinds(name)
@@ -290,7 +290,7 @@ def _kinds(name: str) -> tuple[Any, ...]:
 
 
 def _item(name: str) -> type:
-    """What a field of tuples holds."""
+    """Return the type of the items of a field of tuples."""
     kind: type = typing.get_args(_TYPES[name])[0]
     return kind
 
@@ -316,7 +316,7 @@ def _accepted(field: dataclasses.Field) -> str:
 
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """``value`` in the type of the field, if it is one that the field accepts."""
+    """Check a value, and return it in the type of the field."""
     kinds = _kinds(field.name)
     if value is None and type(None) in kinds:
         return None

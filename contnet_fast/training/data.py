@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors: splits, normalisation constants, augmentation.
+"""Image data sets as uint8 tensors, with splits, normalisation constants and augmentation.
 
 The test split is the published one (for ``digits``, which has none, a fixed fifth of the images). The validation
 split is cut from the training images by a fixed permutation, class by class; training never sees either.
@@ -29,11 +29,11 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Split:
-        """On another device."""
+        """Return it on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
     def take(self, index: torch.Tensor) -> Split:
-        """The images of ``index``."""
+        """Return the images of ``index``."""
         return Split(self.images[index], self.labels[index])
 
 
@@ -43,9 +43,11 @@ class Data:
 
     Attributes:
         train, valid, test: disjoint splits.
-        mean, std: per channel, of images scaled to [0, 1]; [C] float32.
-        pad: largest shift of the augmentation in pixels. flip: mirror images are of the same class.
-        classes: their names, of one's own pictures. digest: of the names and sizes of those files.
+        mean, std: [C] float32, of the channels of images scaled to [0, 1].
+        pad: the largest shift of the augmentation in pixels.
+        flip: whether augmentation mirrors images.
+        classes: the names of the classes of a folder of pictures.
+        digest: a digest of the names and sizes of the files of a folder of pictures.
     """
 
     name: str
@@ -62,24 +64,25 @@ class Data:
 
     @property
     def in_channels(self) -> int:
-        """C of the images."""
+        """The number of channels of the images."""
         return self.train.images.shape[1]
 
     def to(self, device: torch.device) -> Data:
-        """On another device."""
+        """Return it on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("train", "valid", "test", "mean", "std")}
         return replace(self, **moved)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, H, W] to float32 with the data set's mean and deviation."""
+        """Convert uint8 [B, C, H, W] to float32, normalised by the data set's mean and deviation."""
         shape = (1, -1, 1, 1)
         return (images.float() / 255.0 - self.mean.view(shape)) / self.std.view(shape)
 
     def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Random shifts by up to ``pad`` pixels with zeros coming in, and mirror images: one gather for a batch.
+        """Shift images randomly by up to ``pad`` pixels, with zeros outside, and mirror them if ``flip``.
 
         Args:
-            images: [B, C, H, W] of any dtype. generator: on the device of ``images``.
+            images: [B, C, H, W] of any dtype.
+            generator: generator on the device of ``images``.
         """
         b, c, h, w = images.shape
         device, pad = images.device, self.pad
@@ -101,7 +104,7 @@ class Data:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is known about a data set beside its images."""
+    """Constants of a data set."""
 
     num_classes: int
     mean: tuple[float, ...] = ()
@@ -168,7 +171,7 @@ def load_data(
     if download and name not in _TORCHVISION:
         raise ValueError(f"download: got data {name!r}, accepted: {', '.join(_TORCHVISION)}")
     if name == "folder":
-        kind, place, arrays = _own(path, image_size, image_mode, tell)
+        kind, place, arrays = _folder(path, image_size, image_mode, tell)
     else:
         kind, place, arrays = _published(name, path, download)
     parts = {part: _checked(part, Split(*pair), kind, place) for part, pair in arrays.items()}
@@ -203,7 +206,7 @@ def load_for(
     download: bool = False,
     tell: Tell = silent,
 ) -> Data:
-    """:func:`load_data` as ``config`` says, from another ``path`` if one is given."""
+    """Return :func:`load_data` with the settings of ``config``, from another ``path`` if one is given."""
     names = ("valid_fraction", "limit", "image_size", "image_mode", "flip")
     settings = {name: getattr(config, name) for name in names}
     place = config.data_path if path is None else path
@@ -226,7 +229,7 @@ def _published(name: str, path: str | Path | None, download: bool) -> tuple[_Kin
     return _KINDS[name], place, read_packed(place) if place.suffix == ".npz" else _READERS[name](place)
 
 
-def _own(path: str | Path | None, size: int, mode: str, tell: Tell) -> tuple[_Kind, Path, Arrays]:
+def _folder(path: str | Path | None, size: int, mode: str, tell: Tell) -> tuple[_Kind, Path, Arrays]:
     accepted = "the folder of the pictures, with one folder a class"
     if path is None or not Path(path).exists():
         got = "none" if path is None else f"{path}, which does not exist"
@@ -238,9 +241,9 @@ def _own(path: str | Path | None, size: int, mode: str, tell: Tell) -> tuple[_Ki
 
 
 def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each channel of uint8 [N, C, H, W] scaled to [0, 1]: [C] float32, from exact counts.
+    """Return mean and deviation [C] float32 of the channels of uint8 [N, C, H, W] scaled to [0, 1], by exact counts.
 
-    A channel that is the same everywhere has deviation 1.
+    The deviation of a constant channel is 1.
     """
     counts = torch.stack(
         [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
@@ -272,7 +275,7 @@ def _checked(part: str, split: Split, kind: _Kind, place: Path) -> Split:
 
 
 def _split(split: Split, fraction: float, *, seed: int = 0) -> tuple[Split, Split]:
-    """The rest and ``fraction`` of every class (at least one image), by a fixed permutation."""
+    """Split off ``fraction`` of every class, at least one image, by a fixed permutation; return the rest first."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     held = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique():

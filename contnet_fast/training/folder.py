@@ -1,4 +1,4 @@
-"""One's own pictures, one folder a class, as uint8 tensors of one size: found, checked, decoded once and cached.
+"""Read pictures, one folder a class, as uint8 tensors of one size: they are checked, decoded once and cached.
 
 The layout is ``DIR/train/<class>/...`` with ``test/`` and ``valid/`` (or ``val/``) beside it where there are any, or
 ``DIR/<class>/...``. Classes are numbered in the order of their names. Pictures may lie in folders inside a class.
@@ -30,12 +30,12 @@ Tell = Callable[[str], object]
 
 
 def silent(line: str) -> None:
-    """Tell nobody."""
+    """Ignore a line."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in a folder: the classes, and for each part its (picture, number of its class)."""
+    """The contents of a folder: its classes, and for each part its (picture, number of its class)."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -43,15 +43,15 @@ class Found:
     passed_over: list[Path] = field(default_factory=list)
 
     def all(self) -> list[Path]:
-        """The pictures of all parts."""
+        """Return the pictures of all parts."""
         return [path for pictures in self.parts.values() for path, _ in pictures]
 
     def name(self, path: Path) -> str:
-        """The path below the folder."""
+        """Return a path relative to the folder."""
         return path.relative_to(self.folder).as_posix()
 
     def digest(self) -> str:
-        """Of the names and sizes of all pictures."""
+        """Return a digest of the names and sizes of all pictures."""
         lines = [f"{self.name(path)} {_stat(path)[0]}" for path in self.all()]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -69,13 +69,13 @@ def read_folder(folder: Path, *, size: int = 0, mode: str = "auto", tell: Tell =
     """Read all pictures of a folder.
 
     Args:
-        size: resize the shorter side to this and cut the middle square; 0: the pictures are all of one size.
-        mode: ``"rgb"``, ``"gray"``, or ``"auto"``: grey if every picture is.
-        tell: called with what is worth knowing, in lines.
+        size: side to which the shorter side is resized before the middle square is cut; 0: all pictures have one size.
+        mode: ``"rgb"``, ``"gray"``, or ``"auto"``, which is grey if every picture is grey.
+        tell: called with remarks, in lines.
 
     Raises:
-        ValueError: another layout, pictures that cannot be read or differ in size, more than the memory holds; naming
-            the files.
+        ValueError: another layout, pictures that cannot be read or differ in size, or more than the memory holds; the
+            message names the files.
     """
     found = find(folder)
     digest = found.digest()
@@ -105,17 +105,17 @@ def read_folder(folder: Path, *, size: int = 0, mode: str = "auto", tell: Tell =
 
 
 def find(folder: Path) -> Found:
-    """The classes and pictures of a folder, in the order of their names; no picture is opened.
+    """Return the classes and pictures of a folder, in the order of their names, without opening a picture.
 
     Raises:
-        ValueError: another layout; classes without pictures, less than two classes, or unknown ones in a part.
+        ValueError: another layout, classes without pictures, less than two classes, or unknown classes in a part.
     """
     roots = _roots(folder)
     classes = tuple(entry.name for entry in _visible(roots["train"]) if entry.is_dir())
     if len(classes) < 2:
         raise _refusal(roots["train"], f"has {len(classes)} class folders", f"at least 2: {LAYOUT}")
-    beside = [] if folder in roots.values() else _visible(folder)
-    found = Found(folder, classes, {}, [entry for entry in beside if entry not in roots.values()])
+    entries = [] if folder in roots.values() else _visible(folder)
+    found = Found(folder, classes, {}, [entry for entry in entries if entry not in roots.values()])
     for part, root in roots.items():
         found.parts[part] = _part(root, found)
     least = 3 - ("test" in roots) - ("valid" in roots)
@@ -130,7 +130,7 @@ def find(folder: Path) -> Found:
 
 
 def _roots(folder: Path) -> dict[str, Path]:
-    """The folders of the parts, first that of train, which is ``folder`` itself if it is not cut into parts."""
+    """Return the folders of the parts, first that of train, which is ``folder`` itself if it has no parts."""
     if not folder.is_dir():
         raise _refusal(folder, "is no folder", LAYOUT)
     folders = {entry.name: entry for entry in _visible(folder) if entry.is_dir()}
@@ -146,7 +146,7 @@ def _roots(folder: Path) -> dict[str, Path]:
 
 
 def _part(root: Path, found: Found) -> list[tuple[Path, int]]:
-    """The pictures of a part; what is none goes to what is passed over."""
+    """Return the pictures of a part; other files are added to ``found.passed_over``."""
     pictures: list[tuple[Path, int]] = []
     for entry in _visible(root):
         if not entry.is_dir():
@@ -171,7 +171,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
-    """All files below a folder; links are followed."""
+    """Return all files below a folder; links are followed."""
     real = folder.resolve()
     if real in above:
         raise _refusal(folder, f"is a link to {real}, which it lies in", "links that lead elsewhere")
@@ -182,7 +182,7 @@ def _files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    """Size and time of the last change; of a file that is not there, zeros: opening it will say so."""
+    """Return size and time of the last change; zeros for a missing file, which is reported when it is opened."""
     try:
         stat = path.stat()
     except OSError:
@@ -195,7 +195,7 @@ def _refusal(path: Path, why: str, accepted: str) -> ValueError:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """Return the first few names, and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
@@ -205,7 +205,7 @@ def listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Header:
-    """What the head of a file says: size [H, W] as it is to be seen, and how it is stored."""
+    """The head of a file: size [H, W] as displayed, and how it is stored."""
 
     size: tuple[int, int]
     gray: bool
@@ -214,9 +214,9 @@ class _Header:
 
 
 def _decode(found: Found, size: int, mode: str, tell: Tell) -> dict[str, np.ndarray]:
-    """uint8 [N, C, H, W] for each part."""
+    """Return uint8 [N, C, H, W] for each part."""
     paths = found.all()
-    headers = _each(found, paths, _header)
+    headers = _read_all(found, paths, _header)
     shown = {path: header.size for path, header in zip(paths, headers, strict=True)}
     first = paths[0]
     if not size and (other := next((path for path in paths if shown[path] != shown[first]), None)):
@@ -252,7 +252,7 @@ def _decode(found: Found, size: int, mode: str, tell: Tell) -> dict[str, np.ndar
             images[i], brightest = _pixels(path, channels, (width, height))
             return brightest
 
-        brightest = max(_each(found, [path for path, _ in pictures], fill))
+        brightest = max(_read_all(found, [path for path, _ in pictures], fill))
         if 0 < brightest < 2**14:
             tell(
                 f"{found.folder}: the 16-bit pictures of {part} reach {brightest:,} of 65,535, so that 8 bits keep "
@@ -261,11 +261,11 @@ def _decode(found: Found, size: int, mode: str, tell: Tell) -> dict[str, np.ndar
     return decoded
 
 
-def _each(found: Found, paths: Sequence[Path], read: Callable[[Path, int], Any]) -> list[Any]:
-    """``read(path, i)`` of all pictures, a few at a time.
+def _read_all(found: Found, paths: Sequence[Path], read: Callable[[Path, int], Any]) -> list[Any]:
+    """Return ``read(path, i)`` for all pictures, read a few at a time.
 
     Raises:
-        ValueError: naming those that cannot be read.
+        ValueError: pictures cannot be read; the message names them.
     """
 
     def attempt(item: tuple[int, Path]) -> Any:
@@ -321,7 +321,7 @@ def _header(path: Path, _: int) -> _Header:
 
 
 def _pixels(path: Path, channels: int, size: tuple[int, int]) -> tuple[np.ndarray, int]:
-    """uint8 [C, H, W], and the largest value of a 16-bit picture (0 of others)."""
+    """Return uint8 [C, H, W], and the largest value of a 16-bit picture, or 0."""
     from PIL import Image, ImageOps
 
     brightest = 0
@@ -342,5 +342,5 @@ def _pixels(path: Path, channels: int, size: tuple[int, int]) -> tuple[np.ndarra
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine."""
+    """Return the bytes of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

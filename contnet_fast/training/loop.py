@@ -34,25 +34,25 @@ CHECK_EVERY = 20  # batches between two reads of the running loss from the devic
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on; its last checkpoint stands."""
+    """The run cannot go on; its last checkpoint is kept."""
 
 
 class Reporter(Protocol):
-    """Where a run tells its progress. ``work`` is in units of one batch at one step."""
+    """Observes the progress of a run; ``work`` counts batches, of which one at twice the steps counts twice."""
 
     def start(self, config: Config, parameters: int, work: int, done: int) -> None:
-        """The run begins, or goes on with ``done`` of ``work`` behind it."""
+        """Observe that the run begins, or goes on after ``done`` of ``work``."""
 
     def batch(self, work: int, status: dict[str, float]) -> None:
-        """A batch was trained; ``status`` may be empty."""
+        """Observe that a batch was trained; ``status`` may be empty."""
 
     def record(self, record: dict[str, Any]) -> None:
-        """An epoch or a refinement was finished."""
+        """Observe the record of a finished epoch or refinement."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Test scores of the weights that validation chose, and of the last ones."""
+    """The test scores of the weights that validation chose and of the last weights."""
 
     net: nn.Module
     best: dict[str, Any]
@@ -64,8 +64,8 @@ class Result:
 def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: bool = False) -> Result:
     """Run ``config`` in the folder ``out``, from its start or from the last checkpoint there.
 
-    The images of an epoch that do not fill a batch are left out; each epoch leaves out others. Writes ``config.json``,
-    ``log.jsonl`` (a line for each epoch), the checkpoints ``last`` and ``best``, and ``result.json``.
+    The images of an epoch that do not fill a batch are left out; they differ from epoch to epoch. Writes
+    ``config.json``, ``log.jsonl`` (a line for each epoch), the checkpoints ``last`` and ``best``, and ``result.json``.
 
     Raises:
         ValueError: impossible settings, before anything is written; a damaged or foreign checkpoint.
@@ -87,13 +87,13 @@ def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: 
 
 
 def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Session:
-    """The state of a run in the folder ``out``: at its start, or as the last checkpoint there left it.
+    """Return the state of a run in the folder ``out``: its start, or the last checkpoint there.
 
     Args:
-        data: on the device that trains.
+        data: the data set, on the device that trains.
 
     Raises:
-        ValueError: as :func:`train`.
+        ValueError: impossible settings; a damaged or foreign checkpoint.
     """
     if config.batch_size > len(data.train):
         raise ValueError(f"batch_size: got {config.batch_size}, accepted: up to the {len(data.train)} training images")
@@ -108,7 +108,7 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Ses
 
 
 def work(config: Config, data: Data, epochs: int) -> int:
-    """Of the first ``epochs``, in the units of :class:`Reporter`."""
+    """Return the work of the first ``epochs``, as :class:`Reporter` counts it."""
     return sum(len(data.train) // config.batch_size * 2 ** config.refinements(epoch) for epoch in range(epochs))
 
 
@@ -117,7 +117,7 @@ def _seed(config: Config, epoch: int, batch: int) -> int:
 
 
 def drawn_discretization(config: Config, epoch: int, batch: int) -> tuple[str, int] | None:
-    """Scheme and N that this batch trains with, ``None`` for those of the net: a function of (seed, epoch, batch)."""
+    """Return scheme and N for a batch, a function of (seed, epoch, batch); ``None`` stands for those of the net."""
     choices = config.discretizations
     if not choices:
         return None
@@ -126,7 +126,7 @@ def drawn_discretization(config: Config, epoch: int, batch: int) -> tuple[str, i
 
 
 def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
-    """The refinements that are due before this epoch."""
+    """Make the refinements that are due before this epoch."""
     config = session.config
     while session.batch == 0 and session.refinements < config.refinements(session.epoch):
         torch.manual_seed(_seed(config, session.epoch, -1))
@@ -159,11 +159,11 @@ def train_epoch(
     forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
     until: int | None = None,
 ) -> None:
-    """The batches that are left of this epoch.
+    """Train the remaining batches of this epoch.
 
     Args:
-        forward: called instead of ``session.net``, whose weights it must use: the net compiled, say.
-        until: stop before this batch.
+        forward: called instead of ``session.net``, whose weights it must use, for example the compiled net.
+        until: the batch to stop before.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -179,7 +179,7 @@ def train_epoch(
     start = time.perf_counter()
 
     def settle() -> dict[str, float]:
-        """Read the sums from the device and check them."""
+        """Read the sums from the device, check them, and return the status."""
         nonlocal start
         loss, right, seen = totals.tolist()
         totals.zero_()
@@ -246,7 +246,7 @@ def _step(session: Session, loss: torch.Tensor) -> None:
 
 
 def finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Score the validation split, write the record of the epoch and the checkpoints; the record."""
+    """Score the validation split, write the record of the epoch and the checkpoints, and return the record."""
     config, totals = session.config, session.totals
     valid = score_split(session.evaluated, data, data.valid, config)
     record = {
@@ -280,7 +280,7 @@ def _write_events(writer: Any, record: dict[str, Any]) -> None:
 
 
 def _report(session: Session, data: Data, out: Path) -> Result:
-    """Score the chosen and the last weights on the test split, which nothing has touched so far."""
+    """Score the chosen and the last weights on the test split, which was not used before."""
     config = session.config
     last_test = score_split(session.evaluated, data, data.test, config)
     best_net, record = load_net(open_run(out), device=data.train.images.device)
@@ -300,7 +300,7 @@ def _report(session: Session, data: Data, out: Path) -> Result:
 
 
 def score_split(net: nn.Module, data: Data, split: Split, config: Config, batch_size: int = 512) -> Score:
-    """The score of a network on a split, with the memory format and autocast of ``config``."""
+    """Return the score of a network on a split, with the memory format and autocast of ``config``."""
 
     def prepare(images: torch.Tensor) -> torch.Tensor:
         return _formatted(data.normalise(images), config)
@@ -321,7 +321,7 @@ def _log(out: Path, reporter: Reporter, record: dict[str, Any]) -> None:
 
 
 def _event_writer(config: Config) -> Any:
-    """TensorBoard's writer class, or ``None`` if it was not asked for."""
+    """Return TensorBoard's writer class, or ``None`` if the run writes no events."""
     if not config.tensorboard:
         return None
     try:

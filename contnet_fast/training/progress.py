@@ -86,13 +86,13 @@ class ConsoleReporter:
 
 
 class Silent:
-    """A reporter that says nothing."""
+    """A reporter that does nothing."""
 
     def start(self, config: Config, parameters: int, work: int, done: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def batch(self, work: int, status: dict[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def record(self, record: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""

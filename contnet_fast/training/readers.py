@@ -1,4 +1,4 @@
-"""Readers of the files that image data sets are published in. Each gives uint8 images and labels as tensors."""
+"""Readers of the files in which image data sets are published; each returns uint8 images and labels as tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _corrupt(path: Path, why: object, accepted: str) -> ValueError:
 
 
 def read_digits() -> Arrays:
-    """scikit-learn's bundled 1,797 handwritten digits of 8x8 pixels; a fixed fifth of each class is the test split."""
+    """Return scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fixed fifth of each class is the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -44,7 +44,7 @@ def read_digits() -> Arrays:
 
 
 def synthetic() -> Arrays:
-    """Noisy gratings, one direction for each of four classes: 512 training and 256 test images [1, 8, 8]."""
+    """Draw noisy gratings of four directions, which are the classes: 512 training and 256 test images [1, 8, 8]."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> Pair:
@@ -60,7 +60,7 @@ def synthetic() -> Arrays:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, texts and NumPy arrays; anything else is refused."""
+    """Unpickles containers, numbers, texts and NumPy arrays, and refuses anything else."""
 
     ALLOWED = frozenset(
         {
@@ -78,7 +78,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_cifar(path: Path, num_classes: int) -> Arrays:
-    """The published python or binary layout of CIFAR-10 or CIFAR-100, in ``path`` or the folder it unpacks to."""
+    """Read the python or binary layout of CIFAR-10 or CIFAR-100, in ``path`` or the folder that it unpacks to."""
     if num_classes == 10:
         folders = {"cifar-10-batches-py": "python", "cifar-10-batches-bin": "binary"}
         parts = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -119,7 +119,7 @@ def _cifar_binary(path: Path, num_classes: int, accepted: str) -> Pair:
 
 
 def read_idx(path: Path) -> Arrays:
-    """MNIST's IDX files, plain or gzipped, in ``path`` or where torchvision puts them below it."""
+    """Read MNIST's IDX files, plain or gzipped, in ``path`` or where torchvision puts them below it."""
     accepted = "a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-..., plain or .gz"
     result = {}
     for part, stem in (("train", "train"), ("test", "t10k")):
@@ -150,7 +150,7 @@ def _idx(path: Path, dims: int, accepted: str) -> np.ndarray:
 
 
 def read_packed(path: Path) -> Arrays:
-    """An ``.npz``: ``x_train, y_train, x_test, y_test``, or JPEG streams end to end.
+    """Read an ``.npz`` of ``x_train, y_train, x_test, y_test``, or of concatenated JPEG streams.
 
     Plain images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]. Packed ones are ``train_jpeg`` (uint8),
     ``train_offsets`` (n + 1) and ``train_labels``, and the same for ``test``; image i is bytes
@@ -212,12 +212,12 @@ def _jpeg(stream: bytes) -> np.ndarray:
 
 
 def cache_folder() -> Path:
-    """``contnet_fast`` in the user's cache folder (``XDG_CACHE_HOME``)."""
+    """Return ``contnet_fast`` in the user's cache folder (``XDG_CACHE_HOME``)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "contnet_fast"
 
 
 def read_cached(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of an earlier :func:`write_cached`; ``None`` if there are none. A damaged file is removed."""
+    """Return the arrays of an earlier :func:`write_cached`, or ``None``. A damaged file is removed."""
     if not path.is_file():
         return None
     try:
@@ -229,7 +229,7 @@ def read_cached(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | Non
 
 
 def write_cached(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Keep decoded images if the cache can be written; they can always be decoded again."""
+    """Cache decoded images, unless the cache cannot be written."""
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:

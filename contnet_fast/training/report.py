@@ -1,4 +1,4 @@
-"""Tables and pictures about a trained run: the work of ``contnet-fast eval``."""
+"""Tables and pictures of a trained run, as ``contnet-fast eval`` shows them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .run import Run, load_net, run_data
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What to evaluate. ``steps`` empty: around the N of the run; ``project``: K to compress to first."""
+    """What to evaluate. Empty ``steps`` stand for several around the N of the run; ``project``: a K to compress to."""
 
     schemes: tuple[str, ...]
     steps: tuple[int, ...] = ()
@@ -41,15 +41,15 @@ class EvalRequest:
 
 
 def scorer(config: Config, data: Data, split: str, batch_size: int = 512) -> Callable[[nn.Module], Score]:
-    """A function from a network to its :class:`Score` on a split."""
+    """Return a function from a network to its :class:`Score` on a split."""
     return lambda net: score_split(net, data, getattr(data, split), config, batch_size)
 
 
 def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestation]:
-    """Sweep schemes and steps, print the table, write ``manifestation.json`` and ``.png`` into ``out``.
+    """Sweep schemes and steps, print the table, and write ``manifestation.json`` and ``.png`` into ``out``.
 
     Raises:
-        ValueError, TypeError: naming the argument, before anything is computed or written.
+        ValueError, TypeError: a wrong argument, which the message names, before anything is computed or written.
     """
     config = run.config
     device = pick_device(request.device)
@@ -61,8 +61,8 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
     if request.project is not None or request.basis is not None:
         size = request.project if request.project is not None else blocks(net)[0].field.basis.size
         compressed = project(net, n_basis=size, basis=request.basis)
-    own = blocks(net)[0].n_steps
-    steps = request.steps or tuple(sorted({1, 2, 3, max(1, own // 2), own, own + 1, 2 * own, 4 * own}))
+    n = blocks(net)[0].n_steps
+    steps = request.steps or tuple(sorted({1, 2, 3, max(1, n // 2), n, n + 1, 2 * n, 4 * n}))
     for scheme in request.schemes:
         get_tableau(scheme)
     writable_folder("out", out)
@@ -70,7 +70,7 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
         rows = [measure(net, score), measure(compressed, score)]
         print_table(console, "Compression without retraining", compression_grid(rows))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("graphs", total=len(request.schemes) * len(steps))
+        task = bar.add_task("discretizations", total=len(request.schemes) * len(steps))
         rows = sweep(compressed, score, schemes=request.schemes, steps=steps, done=lambda _: bar.advance(task))
     title = f"{request.split} accuracy, {config.data}, weights of epoch {record['epoch']}, K = {rows[0].n_basis}"
     print_table(console, f"{title}: %", manifestation_grid(rows))
@@ -82,13 +82,13 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
 
 
 def print_table(console: Console, title: str, table: Table) -> None:
-    """A table under a title that may be wider than it."""
+    """Print a table below a title that may be wider than the table."""
     console.print(f"\n{title}")
     console.print(table)
 
 
 def manifestation_grid(rows: Sequence[Manifestation], *, times: bool = False) -> Table:
-    """Accuracy in %, or microseconds an image, by scheme and N, as a table for the console."""
+    """Return accuracy in %, or microseconds an image, by scheme and N, as a table for the console."""
     table = Table(padding=(0, 0))
     table.add_column("scheme", no_wrap=True)
     steps = sorted({row.n_steps for row in rows})
@@ -104,7 +104,7 @@ def manifestation_grid(rows: Sequence[Manifestation], *, times: bool = False) ->
 
 
 def compression_grid(rows: Sequence[Manifestation]) -> Table:
-    """K, N, parameters and accuracy, as a table for the console."""
+    """Return K, N, parameters and accuracy as a table for the console."""
     table = Table()
     for name in ("K", "N", "scheme", "parameters", "accuracy %"):
         table.add_column(name, justify="left" if name == "scheme" else "right")

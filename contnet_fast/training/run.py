@@ -1,4 +1,4 @@
-"""The folder of a run: what it was, and the networks in it."""
+"""The folder of a run: its settings, its data and its networks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from .session import deepened, load_part
 
 @dataclass(frozen=True)
 class Run:
-    """A folder, its settings, and the images and classes it was trained on.
+    """A folder, its settings, and the images and classes that it was trained on.
 
     Attributes:
-        mean, std: that images are normalised with. classes, digest: as :class:`Data` has them.
+        mean, std: constants by which images are normalised.
+        classes, digest: those of :class:`Data`.
     """
 
     folder: Path
@@ -56,7 +57,7 @@ def open_run(folder: Path) -> Run:
     """Read ``config.json``.
 
     Raises:
-        ValueError: not the folder of a run, or a damaged one.
+        ValueError: the folder is not that of a run, or it is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -64,22 +65,22 @@ def open_run(folder: Path) -> Run:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         channels, height, width = content["image_shape"]
-        about = {name: tuple(content.get(name, ())) for name in ("mean", "std", "classes")}
+        constants = {name: tuple(content.get(name, ())) for name in ("mean", "std", "classes")}
         size, config = (channels, height, width), Config(**content["config"])
-        return Run(folder, config, size, int(content["num_classes"]), digest=content.get("digest", ""), **about)
+        return Run(folder, config, size, int(content["num_classes"]), digest=content.get("digest", ""), **constants)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"run: got {path}, which is damaged ({error})") from None
 
 
 def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False, tell: Tell = silent) -> Data:
-    """The data set of a run, from where the run had it or from ``path``, normalised as the run was trained.
+    """Return the data set of a run, from its place in the run or from ``path``, normalised as in training.
 
     Args:
-        resumes: the run goes on, so the pictures must be those that it began with.
+        resumes: whether the run goes on, which requires the pictures that it began with.
         tell: called with lines about what was read, and if pictures are not those of training.
 
     Raises:
-        ValueError: other classes or images of another shape than the run was trained on; as :func:`load_data`.
+        ValueError: other classes or images of another shape than those of training, and what :func:`load_data` raises.
     """
     data = load_for(run.config, path, tell=tell)
     if data.in_channels != run.image_shape[0] and data.name == "folder":  # all grey and coloured, or the reverse
@@ -106,10 +107,10 @@ def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False,
 
 
 def load_net(run: Run, *, device: torch.device, name: str = "best") -> tuple[nn.Module, dict[str, Any]]:
-    """The network that validation chose (``best``) or the last one, in eval mode, and the record of its epoch.
+    """Return the network that validation chose (``best``) or the last one, in eval mode, and the record of its epoch.
 
     Raises:
-        ValueError: a missing, damaged or foreign checkpoint.
+        ValueError: the checkpoint is missing, damaged or foreign.
     """
     tensors, state = load_checkpoint(run.folder, name)
     net = build_on(run.config, run.image_shape[0], run.num_classes, device)

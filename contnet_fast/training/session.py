@@ -1,4 +1,4 @@
-"""A run in progress: everything that a checkpoint holds, and how it is refined."""
+"""A run in progress: all that a checkpoint holds, and refinement."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .data import Data
 
 @dataclass
 class Session:
-    """State of a run between two batches.
+    """The state of a run between two batches.
 
     Attributes:
-        epoch, batch: the next batch to train. refinements: how often the net was refined.
+        epoch, batch: the next batch to train.
+        refinements: number of refinements of the net.
         totals: sums over the batches of this epoch: loss, right answers, images, seconds.
         history: one record for each finished epoch or refinement.
         best: the record of the epoch with the best validation accuracy at the present refinement.
@@ -40,7 +41,7 @@ class Session:
 
     @classmethod
     def start(cls, config: Config, data: Data, device: torch.device) -> Session:
-        """The first state of a run, drawn from ``config.seed``."""
+        """Return the first state of a run, drawn from ``config.seed``."""
         torch.manual_seed(config.seed)
         net = build_on(config, data.in_channels, data.num_classes, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
@@ -49,11 +50,11 @@ class Session:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The net whose accuracy counts: the average of the weights, where one is kept."""
+        """The net that is evaluated: the average of the weights, if there is one."""
         return self.ema or self.net
 
     def depth(self) -> dict[str, int]:
-        """Basis functions and steps of the blocks, for records."""
+        """Return basis functions and steps of the blocks, for records."""
         found = blocks(self.net)
         return {"n_basis": found[0].field.basis.size, "n_steps": found[0].n_steps} if found else {}
 
@@ -79,7 +80,7 @@ class Session:
             copied.copy_(buffer)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors of the run: ``net/...``, ``ema/...``, ``optimizer/<parameter>/<key>``."""
+        """Return all tensors of the run: ``net/...``, ``ema/...``, ``optimizer/<parameter>/<key>``."""
         found = {f"net/{name}": t for name, t in self.net.state_dict().items()}
         if self.ema is not None:
             found |= {f"ema/{name}": t for name, t in self.ema.state_dict().items()}
@@ -90,15 +91,15 @@ class Session:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Everything else, as JSON."""
+        """Return everything else, as JSON."""
         names = ("epoch", "batch", "refinements", "totals", "history", "best")
         return {name: getattr(self, name) for name in names} | {"scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        """Take over a checkpoint, bit for bit.
+        """Restore a checkpoint, bit for bit.
 
         Raises:
-            ValueError: a checkpoint of another network.
+            ValueError: the checkpoint is of another network.
         """
         try:
             while self.refinements < state["refinements"]:
@@ -123,7 +124,7 @@ class Session:
 
 
 def deepened(net: nn.Module, *, variance: float = 0.0) -> nn.Module:
-    """:func:`contnet_fast.refine` with twice the steps: one refinement in depth of arXiv 2008.02389."""
+    """Return :func:`contnet_fast.refine` with twice the steps: a refinement in depth of arXiv 2008.02389."""
     finer = refine(net, variance=variance)
     return set_manifestation(finer, n_steps=2 * blocks(net)[0].n_steps)
 
