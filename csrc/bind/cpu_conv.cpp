@@ -3,12 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
-#include <string>
-#include <tuple>
 #include <vector>
 
+#include "bind/solve_arguments.h"
 #include "cpu/conv/conv_solve.h"
 #include "runtime/isa.h"
 #include "runtime/runs.h"
@@ -16,8 +14,6 @@
 
 namespace contnet_fast {
 namespace {
-
-using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
 template <typename T>
 const ConvKernels<T>& choose_kernels(int padded) {
@@ -40,65 +36,28 @@ at::ScalarType compute_type(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// The arguments that both ops share, in the order of their schemas.
-struct Arguments {
-  std::string order, norm;
-  int64_t groups;
-  double eps, norm_eps;
-  bool training;
-  c10::ArrayRef<int64_t> counts, cells;
-  c10::ArrayRef<double> weights, rows, update;
-  int64_t n_steps;
-  std::string keep, level;
-};
-
-SolveSpec describe(const at::Tensor& x, const OptionalTensors& nodes, const Arguments& a) {
-  TORCH_CHECK(x.dim() == 4, "conv_solve_cpu: x of ", x.dim(), " dimensions");
-  TORCH_CHECK(nodes.size() == kNodes && nodes.get(0).has_value(), "conv_solve_cpu: ", nodes.size(), " nodes");
+SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
   spec.batch = x.size(0);
   spec.map = geometry(x.size(2), x.size(3), x.size(1));
-  spec.post = a.order == "post";
-  spec.norm = a.norm == "none" ? Norm::none : a.norm == "batch" ? Norm::batch : Norm::sample;
-  spec.groups = a.norm == "layer" ? 1 : static_cast<int>(a.groups);
+  spec.post = a.order == FieldOrder::post;
+  spec.norm = a.norm == FieldNorm::none ? Norm::none : a.norm == FieldNorm::batch ? Norm::batch : Norm::sample;
+  spec.groups = static_cast<int>(a.groups);
   spec.eps = a.eps;
   spec.norm_eps = a.norm_eps;
-  spec.batch_statistics = a.training && spec.norm == Norm::batch;
+  spec.batch_statistics = a.batch_statistics;
   spec.n_steps = static_cast<int>(a.n_steps);
-  spec.stages = static_cast<int>(a.update.size());
-  spec.basis = nodes.get(0)->size(0);
-  spec.keep = a.keep == "step"    ? Keep::steps
-              : a.keep == "none"  ? Keep::everything
-              : a.keep == "block" ? Keep::input
-                                  : Keep::nothing;
-  spec.by_stage = a.level == "stage";
-  TORCH_CHECK(spec.by_stage || !spec.batch_statistics, "conv_solve_cpu: batch statistics at level solve");
-  TORCH_CHECK(spec.stages >= 1 && spec.stages < kTerms, "conv_solve_cpu: ", spec.stages, " stages");
-  const int64_t channels = x.size(1);
-  TORCH_CHECK(spec.groups > 0 && channels % spec.groups == 0, "conv_solve_cpu: ", spec.groups, " groups");
-  TORCH_CHECK(nodes.get(kWeight2).has_value(), "conv_solve_cpu: no weights of the second convolution");
-  for (int i = 0; i < kNodes; ++i) {
-    const std::optional<at::Tensor> node = nodes.get(i);
-    const int64_t each = i == kWeight1 || i == kWeight2 ? 9 * channels * channels : i == kSkip ? 1 : channels;
-    TORCH_CHECK(!node || node->numel() == spec.basis * each, "conv_solve_cpu: node ", i, " of ", node->sizes());
+  spec.stages = static_cast<int>(a.stages);
+  spec.keep = a.keep;
+  spec.by_stage = a.level == Level::stage;
+  TORCH_CHECK(spec.by_stage || !spec.batch_statistics, a.op, ": batch statistics at level solve");
+  TORCH_CHECK(spec.stages < kTerms, a.op, ": ", spec.stages, " stages: kernels combine at most ", kTerms - 1);
+  for (int64_t s = 0; s < a.stages; ++s) {
+    const at::ArrayRef<double> row = a.rows.slice(s * a.stages, a.stages);
+    spec.rows.emplace_back(row.begin(), row.end());
   }
-  const size_t s = spec.stages;
-  TORCH_CHECK(a.rows.size() == s * s && a.counts.size() == spec.n_steps * s && a.cells.size() == a.weights.size(),
-              "conv_solve_cpu: a time grid of other sizes");
-  for (size_t r = 0; r < s; ++r) spec.rows.emplace_back(a.rows.begin() + r * s, a.rows.begin() + (r + 1) * s);
-  spec.update.assign(a.update.begin(), a.update.end());
-  size_t next = 0;
-  for (int64_t count : a.counts) {
-    std::vector<std::pair<int, double>> slot;
-    for (; count > 0; --count, ++next) {
-      TORCH_CHECK(next < a.cells.size() && a.cells[next] >= 0 && a.cells[next] < spec.basis,
-                  "conv_solve_cpu: a basis function outside the nodes");
-      slot.emplace_back(static_cast<int>(a.cells[next]), a.weights[next]);
-    }
-    const auto known = std::find(spec.slots.begin(), spec.slots.end(), slot);
-    spec.slot.push_back(static_cast<int>(known - spec.slots.begin()));
-    if (known == spec.slots.end()) spec.slots.push_back(slot);
-  }
+  spec.update = a.update.vec();
+  spec.grid = a.grid;
   return spec;
 }
 
@@ -137,7 +96,7 @@ void running_statistics(const SolveSpec& spec, const Nodes& nodes, const at::Ten
   at::Tensor all = out;
   all.zero_();
   for (int j = 0; j < spec.evaluations(); ++j)
-    for (const auto& [k, w] : spec.slots[spec.slot[j]])
+    for (const auto& [k, w] : spec.grid.slots[spec.grid.slot_of[j]])
       for (int i = 0; i < 4; ++i) all.select(0, j).select(0, i).add_(nodes.tensors[kinds[i]].select(0, k), w);
 }
 
@@ -156,14 +115,10 @@ std::vector<ImageBatch<const T>> grid_points(const at::Tensor& t) {
   return all;
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
-    const at::Tensor& x, const OptionalTensors& nodes, std::string order, std::string norm, int64_t groups, double eps,
-    double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
-    at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
-    bool return_steps) {
-  record("conv_solve", "cpu", level.c_str());
-  const SolveSpec spec = describe(
-      x, nodes, {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
+SolveResults solve(const at::Tensor& x, const OptionalTensors& nodes, const SolveArguments& a, bool return_steps) {
+  record("conv_solve", "cpu", a.level_word);
+  const SolveSpec spec = describe(x, a);
+  const int64_t n_steps = a.n_steps;
   const at::ScalarType type = compute_type(x);
   const at::Tensor input = x.to(type);
   const Nodes params(nodes, type);
@@ -195,15 +150,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   return {y.to(x.scalar_type()), statistics.to(x.scalar_type()), moments, kept};
 }
 
-std::vector<at::Tensor> conv_solve_backward_op(
-    const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes, std::string order, std::string norm,
-    int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
-    at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-    std::string keep, std::string level, const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
+std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
+                                       const SolveArguments& a, const at::Tensor& moments, const at::Tensor& kept,
+                                       at::IntArrayRef wanted) {
   record("conv_solve_backward", "cpu", "stage");
-  const SolveSpec spec = describe(
-      x, nodes, {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
-  TORCH_CHECK(kept.size(0) == spec.kept_maps(), "conv_solve_backward_cpu: ", kept.size(0), " maps kept, expected ",
+  const SolveSpec spec = describe(x, a);
+  TORCH_CHECK(kept.size(0) == spec.kept_maps(), a.op, ": ", kept.size(0), " maps kept, expected ",
               spec.kept_maps());
   const at::ScalarType type = compute_type(x);
   const at::Tensor input = x.to(type), upstream = grad.to(type);
@@ -227,10 +179,16 @@ std::vector<at::Tensor> conv_solve_backward_op(
   return all;
 }
 
+struct Cpu {
+  static constexpr const char *op = "conv_solve_cpu", *backward_op = "conv_solve_backward_cpu";
+  static constexpr Solve solve = contnet_fast::solve;
+  static constexpr SolveBackward solve_backward = contnet_fast::solve_backward;
+};
+
 }  // namespace
 }  // namespace contnet_fast
 
 TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
-  m.impl("conv_solve_cpu", TORCH_FN(contnet_fast::conv_solve_op));
-  m.impl("conv_solve_backward_cpu", TORCH_FN(contnet_fast::conv_solve_backward_op));
+  m.impl(contnet_fast::Cpu::op, TORCH_FN(contnet_fast::conv_solve_op<contnet_fast::Cpu>));
+  m.impl(contnet_fast::Cpu::backward_op, TORCH_FN(contnet_fast::conv_solve_backward_op<contnet_fast::Cpu>));
 }

@@ -44,15 +44,13 @@ class Launches {
     for (size_t i = 0; i < ys.size(); ++i) add(ys[i], ks, coefficients, i, ys.size());
   }
 
-  // Launches all of it, and returns how many launches that took.
-  int run(double* partials, void* stream) {
+  void run(double* partials, void* stream) {
     for (cuda::Combine& launch : launches_) {
       launch.partials = partials;
       launch.stream = stream;
       if (partials != nullptr) partials += cuda::combine_blocks(launch);
       cuda::rk_combine(launch);
     }
-    return static_cast<int>(launches_.size());
   }
 
   int64_t blocks() const {
@@ -116,7 +114,9 @@ std::vector<at::Tensor> rk_combine(at::TensorList ys, at::TensorList ks, at::Arr
   check_leaves("rk_combine_cuda", ys, ks, coefficients.size());
   const c10::cuda::CUDAGuard guard(ys[0].device());
   Launches launches(ys, ks, coefficients, nullptr);
-  record("rk_combine", "cuda", "accumulate", launches.run(nullptr, c10::cuda::getCurrentCUDAStream().stream()));
+  const int64_t launched = cuda::launch_count();
+  launches.run(nullptr, c10::cuda::getCurrentCUDAStream().stream());
+  record("rk_combine", "cuda", "accumulate", static_cast<int>(cuda::launch_count() - launched));
   return launches.results;
 }
 
@@ -139,10 +139,11 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
   const at::Tensor partials = at::empty({launches.blocks()}, ys[0].options().dtype(at::kDouble));
   const at::Tensor result = at::empty({}, ys[0].options().dtype(wide ? at::kDouble : at::kFloat));
   void* stream = c10::cuda::getCurrentCUDAStream().stream();
-  const int count = launches.run(partials.mutable_data_ptr<double>(), stream);
+  const int64_t launched = cuda::launch_count();
+  launches.run(partials.mutable_data_ptr<double>(), stream);
   cuda::error_norm(partials.const_data_ptr<double>(), partials.numel(), std::max<int64_t>(elements, 1),
                    result.mutable_data_ptr(), wide ? cuda::Scalar::f64 : cuda::Scalar::f32, stream);
-  record("rk_combine_error", "cuda", "accumulate", count + 1);
+  record("rk_combine_error", "cuda", "accumulate", static_cast<int>(cuda::launch_count() - launched));
   return {launches.results, result};
 }
 
@@ -155,8 +156,9 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> rk_combine_compensa
   const c10::cuda::CUDAGuard guard(ys[0].device());
   std::vector<at::Tensor> rests;
   Launches launches(ys, ks, coefficients, nullptr, cs, &rests);
-  const int count = launches.run(nullptr, c10::cuda::getCurrentCUDAStream().stream());
-  record("rk_combine_compensated", "cuda", "accumulate", count);
+  const int64_t launched = cuda::launch_count();
+  launches.run(nullptr, c10::cuda::getCurrentCUDAStream().stream());
+  record("rk_combine_compensated", "cuda", "accumulate", static_cast<int>(cuda::launch_count() - launched));
   return {launches.results, std::move(rests)};
 }
 

@@ -5,7 +5,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <future>
 #include <map>
@@ -14,52 +13,38 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/solve_arguments.h"
 #include "cuda/conv/conv_launch.h"
 #include "runtime/runs.h"
 
 namespace contnet_fast {
 namespace {
 
-using OptionalTensors = c10::List<std::optional<at::Tensor>>;
-
-// A time grid on the device. Evaluations that read the same theta(t) share a slot.
-struct Grid {
-  std::vector<int32_t> slots;  // of evaluations
-  int32_t count = 0;           // of slots
-  at::Tensor slot_of, mix;     // [evaluation], [slot, basis]
+// A time grid on the device.
+struct DeviceGrid {
+  TimeGrid host;
+  int32_t count = 0;        // of slots
+  at::Tensor slot_of, mix;  // [evaluation], [slot, basis]
 };
 
-using GridKey = std::tuple<int, int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<double>>;
+using GridKey = std::tuple<int, int64_t, std::vector<int32_t>, std::vector<BasisWeights>>;
 
-Grid make_grid(const GridKey& key, at::Device device) {
-  const auto& [index, basis, counts, cells, weights] = key;
-  Grid grid;
-  std::vector<std::vector<float>> mixes;
-  size_t next = 0;
-  for (int64_t count : counts) {
-    std::vector<float> mix(basis, 0.f);
-    for (; count > 0; --count, ++next) {
-      TORCH_CHECK(next < cells.size() && cells[next] >= 0 && cells[next] < basis,
-                  "conv_solve_cuda: a basis function outside the nodes");
-      mix[cells[next]] += static_cast<float>(weights[next]);
-    }
-    const auto known = std::find(mixes.begin(), mixes.end(), mix);
-    grid.slots.push_back(static_cast<int32_t>(known - mixes.begin()));
-    if (known == mixes.end()) mixes.push_back(mix);
-  }
-  grid.count = static_cast<int32_t>(mixes.size());
-  std::vector<float> flat;
-  for (const auto& mix : mixes) flat.insert(flat.end(), mix.begin(), mix.end());
-  grid.slot_of = at::tensor(grid.slots, at::kInt).to(device);
-  grid.mix = at::tensor(flat, at::kFloat).to(device).view({grid.count, basis});
+DeviceGrid to_device(const TimeGrid& host, at::Device device) {
+  DeviceGrid grid{host, static_cast<int32_t>(host.slots.size()), {}, {}};
+  std::vector<float> mix(host.slots.size() * host.basis);
+  for (size_t slot = 0; slot < host.slots.size(); ++slot)
+    for (const auto& [k, weight] : host.slots[slot]) mix[slot * host.basis + k] = static_cast<float>(weight);
+  grid.slot_of = at::tensor(host.slot_of, at::kInt).to(device);
+  grid.mix = at::tensor(mix, at::kFloat).to(device).view({grid.count, host.basis});
   return grid;
 }
 
 // Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator may
 // be gone by then.
-Grid grid_of(const GridKey& key, at::Device device) {
+const DeviceGrid& grid_of(const TimeGrid& host, at::Device device) {
   static std::mutex guard;
-  static auto& grids = *new std::map<GridKey, Grid>;
+  static auto& grids = *new std::map<GridKey, DeviceGrid>;
+  const GridKey key{device.index(), host.basis, host.slot_of, host.slots};
   const std::lock_guard<std::mutex> lock(guard);
   const auto known = grids.find(key);
   if (known != grids.end()) return known->second;
@@ -67,7 +52,7 @@ Grid grid_of(const GridKey& key, at::Device device) {
               "conv_solve on backend 'cuda' is used for the first time with this time grid while a CUDA graph is "
               "captured, which cannot copy its table; run the same call once before the capture");
   // on a thread of its own: the memory pool that this one may allocate from (torch.compile's graphs) is given back
-  return grids.emplace(key, std::async(std::launch::async, make_grid, key, device).get()).first->second;
+  return grids.emplace(key, std::async(std::launch::async, to_device, host, device).get()).first->second;
 }
 
 cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
@@ -85,25 +70,18 @@ struct Nodes {
   at::ScalarType operand, vectors;
   int64_t basis;
 
-  Nodes(const OptionalTensors& nodes, int64_t channels, at::Device device) : tensors(cuda::kNodes) {
-    TORCH_CHECK(nodes.size() == cuda::kNodes && nodes.get(0).has_value() && nodes.get(2).has_value(),
-                "conv_solve_cuda: ", nodes.size(), " nodes, or no weights");
-    operand = vectors = nodes.get(0)->scalar_type();
-    basis = nodes.get(0)->size(0);
-    for (int i = 0; i < cuda::kNodes; ++i) {
+  explicit Nodes(const OptionalTensors& nodes) : tensors(kNodes) {
+    operand = vectors = nodes.get(kWeight1)->scalar_type();
+    basis = nodes.get(kWeight1)->size(0);
+    for (int i = 0; i < kNodes; ++i) {
       const std::optional<at::Tensor> node = nodes.get(i);
-      if (!node.has_value()) continue;
-      const int64_t each = weight(i) ? 9 * channels * channels : i == cuda::kNodes - 1 ? 1 : channels;
-      TORCH_CHECK(node->numel() == basis * each, "conv_solve_cuda: node ", i, " of ", node->sizes());
-      TORCH_CHECK(node->device() == device, "conv_solve_cuda: node ", i, " on ", node->device(), ", x on ", device);
-      if (!weight(i) && node->scalar_type() != operand) vectors = at::kFloat;
+      if (node.has_value() && !is_weight(i) && node->scalar_type() != operand) vectors = at::kFloat;
     }
-    for (int i = 0; i < cuda::kNodes; ++i) {
+    for (int i = 0; i < kNodes; ++i) {
       const std::optional<at::Tensor> node = nodes.get(i);
-      if (node.has_value()) tensors[i] = node->to(weight(i) ? operand : vectors).resolve_neg().contiguous();
+      if (node.has_value()) tensors[i] = node->to(is_weight(i) ? operand : vectors).resolve_neg().contiguous();
     }
   }
-  static bool weight(int i) { return i == 0 || i == 2; }
   const void* data(int i) const { return tensors[i].defined() ? tensors[i].const_data_ptr() : nullptr; }
 };
 
@@ -118,29 +96,14 @@ at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   return result.strides() == wanted.strides() ? result : wanted.copy_(result);
 }
 
-// The arguments that both passes share, in the order of their schemas.
-struct Arguments {
-  std::string order, norm;
-  int64_t groups;
-  double eps, norm_eps;
-  bool training;
-  at::IntArrayRef counts, cells;
-  at::ArrayRef<double> weights, rows, update;
-  int64_t n_steps;
-  std::string keep, level;
-};
-
-void describe_scheme(cuda::ConvProblem& p, const Arguments& a) {
-  const size_t stages = a.update.size();
-  TORCH_CHECK(stages >= 1 && stages <= cuda::kMostStages && a.rows.size() == stages * stages && a.n_steps >= 1,
-              "conv_solve_cuda: ", stages, " stages: kernels combine at most ", cuda::kMostStages);
-  TORCH_CHECK(a.counts.size() == a.n_steps * stages && a.cells.size() == a.weights.size(),
-              "conv_solve_cuda: a time grid of other sizes");
+void describe_scheme(cuda::ConvProblem& p, const SolveArguments& a) {
+  const int64_t stages = a.stages;
+  TORCH_CHECK(stages <= cuda::kMostStages, a.op, ": ", stages, " stages: kernels combine at most ", cuda::kMostStages);
   p.stages = static_cast<int32_t>(stages);
   p.steps = static_cast<int32_t>(a.n_steps);
-  for (size_t s = 0; s < stages; ++s) {
+  for (int64_t s = 0; s < stages; ++s) {
     p.update[s] = static_cast<float>(a.update[s]);
-    for (size_t j = 0; j < s; ++j) p.rows[s][j] = static_cast<float>(a.rows[s * stages + j]);
+    for (int64_t j = 0; j < s; ++j) p.rows[s][j] = static_cast<float>(a.rows[s * stages + j]);
   }
 }
 
@@ -148,35 +111,31 @@ void describe_scheme(cuda::ConvProblem& p, const Arguments& a) {
 struct Call {
   at::Tensor x, start;  // as given; dense
   Nodes nodes;
-  Grid grid;
+  const DeviceGrid& grid;
   bool sample, stage;
   cuda::ConvProblem problem{};
 
-  Call(const at::Tensor& x, const OptionalTensors& given, const Arguments& a)
-      : x(x), nodes(given, x.size(1), x.device()), sample(a.norm == "group" || a.norm == "layer"), stage(a.level == "stage") {
-    const bool coupled = a.training && a.norm == "batch";
-    TORCH_CHECK(stage ? !sample : a.level == "solve" && !coupled, "conv_solve_cuda: level ", a.level, " with norm ", a.norm,
-                a.training ? " in training" : "");
-    TORCH_CHECK(a.groups > 0 && x.size(1) % a.groups == 0, "conv_solve_cuda: ", a.groups, " groups of ", x.size(1),
-                " channels");
+  Call(const at::Tensor& x, const OptionalTensors& given, const SolveArguments& a)
+      : x(x), nodes(given), grid(grid_of(a.grid, x.device())), sample(a.sample_norm()), stage(a.level == Level::stage) {
+    TORCH_CHECK(stage ? !sample : !a.batch_statistics, a.op, ": level ", a.level_word, " with norm ", a.norm_word,
+                a.batch_statistics ? " in training" : "");
     cuda::ConvProblem& p = problem;
     describe_scheme(p, a);
     p.state = scalar_of(x.scalar_type(), "x");
     p.operand = scalar_of(nodes.operand, "weights");
     p.vectors = scalar_of(nodes.vectors, "nodes");
-    grid = grid_of({x.device().index(), nodes.basis, a.counts.vec(), a.cells.vec(), a.weights.vec()}, x.device());
     start = dense(x);
     p.tf32 = nodes.operand == at::kFloat && at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
-    p.post = a.order == "post";
-    p.norm = a.norm == "none" ? cuda::Norm::none
-             : sample         ? cuda::Norm::sample
-             : coupled        ? cuda::Norm::batch
-                              : cuda::Norm::known;
+    p.post = a.order == FieldOrder::post;
+    p.norm = a.norm == FieldNorm::none ? cuda::Norm::none
+             : sample                  ? cuda::Norm::sample
+             : a.batch_statistics      ? cuda::Norm::batch
+                                       : cuda::Norm::known;
     p.images = static_cast<int32_t>(x.size(0));
     p.height = static_cast<int32_t>(x.size(2));
     p.width = static_cast<int32_t>(x.size(3));
     p.channels = static_cast<int32_t>(x.size(1));
-    p.group = static_cast<int32_t>(a.norm == "layer" ? x.size(1) : x.size(1) / a.groups);
+    p.group = static_cast<int32_t>(x.size(1) / a.groups);
     p.slots = grid.count;
     const cuda::DeviceFacts device = cuda::current_device();
     p.processors = device.processors;
@@ -185,7 +144,7 @@ struct Call {
     p.eps = static_cast<float>(a.eps);
     p.norm_eps = static_cast<float>(a.norm_eps);
     p.slot_of = grid.slot_of.const_data_ptr<int32_t>();
-    p.slot_list = grid.slots.data();
+    p.slot_list = grid.host.slot_of.data();
     p.stream = c10::cuda::getCurrentCUDAStream().stream();
   }
 
@@ -199,7 +158,7 @@ struct Call {
   template <typename P>
   P with_nodes() const {
     P p{problem};
-    for (int i = 0; i < cuda::kNodes; ++i) p.nodes[i] = nodes.data(i);
+    for (int i = 0; i < kNodes; ++i) p.nodes[i] = nodes.data(i);
     p.mix = grid.mix.const_data_ptr<float>();
     p.basis = nodes.basis;
     return p;
@@ -229,7 +188,7 @@ struct Results {
   at::Tensor y, states, tape, moments, statistics;
 };
 
-int run_solve(const Call& call, const Results& to) {
+void run_solve(const Call& call, const Results& to) {
   cuda::ConvSolve p{call.problem};
   const cuda::SolvePlan plan = cuda::plan_solve(p);
   TORCH_CHECK(plan.refusal == nullptr, "conv_solve_cuda: ", plan.refusal);
@@ -243,13 +202,12 @@ int run_solve(const Call& call, const Results& to) {
   p.moments = static_cast<float*>(mutable_or_null(to.moments));
   p.rates = plan.scratch > 0 ? rates.mutable_data_ptr() : nullptr;
   cuda::conv_solve(p);
-  return 2;
 }
 
-int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& states, const at::Tensor& moments,
-               const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
+void solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& states, const at::Tensor& moments,
+                const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
   cuda::ConvSolveBackward p{call.problem};
-  p.skip = call.nodes.tensors[cuda::kNodes - 1].defined();
+  p.skip = call.nodes.tensors[kSkip].defined();
   p.return_steps = upstream.dim() == 5;
   p.mix = call.grid.mix.const_data_ptr<float>();
   p.basis = call.nodes.basis;
@@ -264,10 +222,9 @@ int solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& s
   p.moments = static_cast<const float*>(data_or_null(moments));
   p.grad = upstream.const_data_ptr();
   p.grad_x = x_grad.mutable_data_ptr();
-  for (int i = 0; i < cuda::kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
+  for (int i = 0; i < kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_solve_backward(p);
-  return 3 + 2 * p.steps;
 }
 
 void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape, const at::Tensor& moments,
@@ -279,7 +236,7 @@ void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor&
   p.grad = upstream.const_data_ptr();
   p.by_step = upstream.dim() == 5;
   p.grad_x = x_grad.mutable_data_ptr();
-  for (int i = 0; i < cuda::kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
+  for (int i = 0; i < kNodes; ++i) p.grads[i] = static_cast<float*>(mutable_or_null(grads[i]));
   const cuda::StepsPlan plan = cuda::plan_stages_backward(p);
   TORCH_CHECK(plan.refusal == nullptr, "conv_solve_backward_cuda: ", plan.refusal);
   const at::Tensor workspace = call.bytes(plan.workspace);
@@ -287,7 +244,7 @@ void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor&
   cuda::conv_stages_backward(p);
 }
 
-int run_stages(const Call& call, const Results& to) {
+void run_stages(const Call& call, const Results& to) {
   auto p = call.with_nodes<cuda::ConvStages>();
   const cuda::StepsPlan plan = cuda::plan_stages(p);
   TORCH_CHECK(plan.refusal == nullptr, "conv_solve_cuda: ", plan.refusal);
@@ -300,36 +257,30 @@ int run_stages(const Call& call, const Results& to) {
   p.tape = mutable_or_null(to.tape);
   p.workspace = workspace.mutable_data_ptr();
   cuda::conv_stages(p);
-  return static_cast<int>(1 + 2 * call.evaluations() + (p.post != 0 ? 1 : 0));
 }
 
 // An empty batch has no statistics of its own: the running ones stand for them.
 void running_statistics(const Call& call, const at::Tensor& out) {
   const at::Tensor mix = call.grid.mix.index_select(0, call.grid.slot_of).unsqueeze(-1);  // [evaluation, node, 1]
-  constexpr int kinds[] = {6, 7, 10, 11};
+  constexpr Node kinds[] = {kMean1, kVar1, kMean2, kVar2};
   for (int i = 0; i < 4; ++i) at::Tensor(out.select(1, i)).copy_((mix * call.nodes.tensors[kinds[i]]).sum(1));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
-    const at::Tensor& x, const OptionalTensors& given, std::string order, std::string norm, int64_t groups, double eps,
-    double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
-    at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
-    bool return_steps) {
-  TORCH_CHECK(x.dim() == 4, "conv_solve_cuda: x of ", x.dim(), " dimensions");
+SolveResults solve(const at::Tensor& x, const OptionalTensors& given, const SolveArguments& a, bool return_steps) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Call call(x, given,
-                  {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Call call(x, given, a);
+  const int64_t n_steps = a.n_steps;
   const bool coupled = call.problem.norm == cuda::Norm::batch;
-  const std::optional<at::Tensor> mean = given.get(6);
+  const std::optional<at::Tensor> mean = given.get(kMean1);
   const at::ScalarType type = mean.has_value() ? mean->scalar_type() : x.scalar_type();
   const at::Tensor moments = call.floats({call.evaluations(), 2, 2, call.moment_rows(), x.size(1)});
   const at::Tensor statistics =
       at::empty({coupled ? call.evaluations() : 0, 4, x.size(1)}, x.options().dtype(coupled ? call.nodes.vectors : type));
-  const bool tape = keep == "none" && call.stage;
-  const int64_t states = keep == "none" || keep == "step" ? n_steps - 1 : 0;
+  const bool tape = a.keep == Keep::everything && call.stage;
+  const int64_t states = a.keep == Keep::everything || a.keep == Keep::steps ? n_steps - 1 : 0;
   const at::Tensor kept = call.maps(tape ? call.evaluations() * cuda::kinds(call.problem) : states);
   if (x.numel() == 0) {
-    record("conv_solve", "cuda", level.c_str(), 0);
+    record("conv_solve", "cuda", a.level_word, 0);
     if (coupled) running_statistics(call, statistics);
     const at::Tensor nothing = return_steps ? at::empty({n_steps + 1, x.size(0), x.size(1), x.size(2), x.size(3)}, x.options())
                                             : at::empty_like(x);
@@ -339,56 +290,60 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv_solve_op(
   const at::Tensor y = return_steps ? steps[n_steps - 1] : call.maps(1)[0];
   const at::Tensor between = return_steps ? steps.slice(0, 0, n_steps - 1) : tape ? at::Tensor() : kept;
   const Results results{y, between, tape ? kept : at::Tensor(), moments, statistics};
-  const int launches = call.stage ? run_stages(call, results) : run_solve(call, results);
-  record("conv_solve", "cuda", level.c_str(), launches);
+  const int64_t launched = cuda::launch_count();
+  call.stage ? run_stages(call, results) : run_solve(call, results);
+  record("conv_solve", "cuda", a.level_word, static_cast<int>(cuda::launch_count() - launched));
   if (!return_steps) return {like(x, y), statistics.to(type), moments, kept};
   if (!tape && states > 0) at::Tensor(kept).copy_(between);
   const at::Tensor all = at::cat({call.start.unsqueeze(0), steps}).permute({0, 1, 4, 2, 3}).contiguous();
   return {all, statistics.to(type), moments, kept};
 }
 
-std::vector<at::Tensor> conv_solve_backward_op(
-    const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& given, std::string order, std::string norm,
-    int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
-    at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-    std::string keep, std::string level, const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
+std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& given,
+                                       const SolveArguments& a, const at::Tensor& moments, const at::Tensor& kept,
+                                       at::IntArrayRef wanted) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Call call(x, given,
-                  {order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Call call(x, given, a);
+  const int64_t n_steps = a.n_steps;
   std::vector<at::Tensor> results;
   if (x.numel() == 0) {
-    record("conv_solve_backward", "cuda", level.c_str(), 0);
+    record("conv_solve_backward", "cuda", a.level_word, 0);
     results.push_back(at::empty_like(x));
     for (int64_t i : wanted) results.push_back(at::zeros_like(*given.get(i)));
     return results;
   }
   const at::Tensor upstream = dense(grad.to(x.scalar_type()));
   const at::Tensor x_grad = call.maps(1)[0];
-  std::vector<at::Tensor> grads(cuda::kNodes);
+  std::vector<at::Tensor> grads(kNodes);
   for (int64_t i : wanted) grads[i] = call.floats(given.get(i)->sizes());
   const bool by_stage = call.stage || cuda::plan_solve(call.problem).wide;  // of wide maps the states alone are kept
+  const int64_t launched = cuda::launch_count();
   if (by_stage) {
-    stages_back(call, upstream, kept, call.stage && keep == "none", moments, x_grad, grads);
-    record("conv_solve_backward", "cuda", level.c_str());
+    stages_back(call, upstream, kept, call.stage && a.keep == Keep::everything, moments, x_grad, grads);
   } else {
-    int launches = 0;
     at::Tensor states = kept;
-    if (keep == "block" && n_steps > 1) {
+    if (a.keep == Keep::input && n_steps > 1) {
       states = call.maps(n_steps - 1);
-      launches = run_solve(call, {call.maps(1)[0], states, {}, call.sample ? at::empty_like(moments) : moments, {}});
+      run_solve(call, {call.maps(1)[0], states, {}, call.sample ? at::empty_like(moments) : moments, {}});
     }
-    launches += solve_back(call, upstream, states, moments, x_grad, grads);
-    record("conv_solve_backward", "cuda", level.c_str(), launches);
+    solve_back(call, upstream, states, moments, x_grad, grads);
   }
+  record("conv_solve_backward", "cuda", a.level_word, static_cast<int>(cuda::launch_count() - launched));
   results.push_back(like(x, x_grad));
   for (int64_t i : wanted) results.push_back(grads[i].to(given.get(i)->scalar_type()));
   return results;
 }
 
+struct Cuda {
+  static constexpr const char *op = "conv_solve_cuda", *backward_op = "conv_solve_backward_cuda";
+  static constexpr Solve solve = contnet_fast::solve;
+  static constexpr SolveBackward solve_backward = contnet_fast::solve_backward;
+};
+
 }  // namespace
 }  // namespace contnet_fast
 
 TORCH_LIBRARY_IMPL(contnet_fast, CUDA, m) {
-  m.impl("conv_solve_cuda", TORCH_FN(contnet_fast::conv_solve_op));
-  m.impl("conv_solve_backward_cuda", TORCH_FN(contnet_fast::conv_solve_backward_op));
+  m.impl(contnet_fast::Cuda::op, TORCH_FN(contnet_fast::conv_solve_op<contnet_fast::Cuda>));
+  m.impl(contnet_fast::Cuda::backward_op, TORCH_FN(contnet_fast::conv_solve_backward_op<contnet_fast::Cuda>));
 }

@@ -39,7 +39,7 @@ struct Meeting {
   int arrived = 0;
   const char* what = nullptr;
   Place place{nullptr, 0};
-  uint16_t passed = 0;  // barriers among them so far
+  uint32_t passed = 0;  // barriers among them so far
 };
 
 struct Block {
@@ -97,6 +97,7 @@ struct Machine {
 
 Machine machine;
 std::mutex running;
+int launches = 0;  // since somebody asked
 std::unique_ptr<std::string> noted;  // launches, a line each, that are not run; null: they are run
 
 __attribute__((noinline)) void suspend() {
@@ -323,6 +324,7 @@ bool noting() { return noted != nullptr; }
 void run(const Grid& grid, const std::function<void()>& kernel) {
   const std::lock_guard<std::mutex> alone(running);
   check(grid);
+  ++launches;
   if (noted != nullptr) {
     const int64_t sizes[] = {grid.blocks, grid.rows, grid.threads, grid.shared};
     for (const int64_t size : sizes) *noted += std::to_string(size) + ' ';
@@ -344,6 +346,9 @@ void run(const Grid& grid, const std::function<void()>& kernel) {
 }  // namespace contnet_fast::cuda::emulate
 
 extern "C" {
+
+// Launches since the last call.
+int emulated_launches() { return std::exchange(contnet_fast::cuda::emulate::launches, 0); }
 
 // From here on launches are noted and not run: maps may be large, and pointers need not lead anywhere.
 void emulated_note_launches() { contnet_fast::cuda::emulate::noted = std::make_unique<std::string>(); }

@@ -33,7 +33,7 @@ struct Access {
   uint32_t era = 0;  // of the memory: a launch, or one run of a block
   uint32_t block = 0;
   uint16_t thread = 0;
-  uint16_t cluster_barriers = 0, block_barriers = 0, warp_barriers = 0;
+  uint32_t cluster_barriers = 0, block_barriers = 0, warp_barriers = 0;
   Place place{nullptr, 0};
 };
 
@@ -47,7 +47,7 @@ class Memory {
   void read(ptrdiff_t offset, size_t bytes, Place place);
   void write(ptrdiff_t offset, size_t bytes, Place place, Content content = kWritten);
   void land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place place);  // of cp.async, at its wait
-  void leave(uint16_t barriers) const;  // its block returns, after so many barriers of the cluster
+  void leave(uint32_t barriers) const;  // its block returns, after so many barriers of the cluster
   ptrdiff_t first_unwritten() const;  // -1: none
 
   std::string name;

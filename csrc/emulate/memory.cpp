@@ -114,7 +114,7 @@ void Memory::land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place p
   }
 }
 
-void Memory::leave(uint16_t barriers) const {
+void Memory::leave(uint32_t barriers) const {
   const Access now = access(era, Place{nullptr, 0});
   for (size_t i = 0; i < size; ++i) {
     for (const Access& other : {shadow_[i].writer, shadow_[i].reader, shadow_[i].other}) {

@@ -401,6 +401,7 @@ template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.blocks == 0 || grid.rows == 0) return;
   const std::tuple<std::decay_t<Parameters>...> held(std::forward<Arguments>(arguments)...);
+  ++launch_count();
   emulate::run(grid, [&] { std::apply(kernel, held); });
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from contnet_fast.schemes.timegrid import time_grid
 
 pytestmark = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
 
+ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = 5
 CASES = [
     ("pre", "batch", True, "step", "stage"),
@@ -68,6 +70,31 @@ def test_opcheck_of_the_backward_pass(case, layout, dtype):
     wanted = [i for i in DIFFERENTIABLE if nodes[i] is not None]
     grad = torch.randn(y.shape, dtype=dtype)
     torch.library.opcheck(lookup("conv_solve_backward", "cpu"), (grad, x, nodes, *rest, moments, kept, wanted))
+
+
+WORDS = {"order": "Pre", "norm": "Batch", "keep": "steps", "level": "Solve"}
+PLACES = {"order": 0, "norm": 1, "keep": 12, "level": 13}  # in what the schemas have after the nodes
+
+
+@pytest.mark.parametrize("argument", WORDS)
+def test_words_that_no_backend_knows_are_refused(argument):
+    nodes, rest = arguments(*CASES[1])
+    x = image()
+    y, _, moments, kept = lookup("conv_solve", "cpu")(x, nodes, *rest, False)
+    wrong = [*rest]
+    wrong[PLACES[argument]] = WORDS[argument]
+    message = rf"conv_solve_cpu: {argument}: got '{WORDS[argument]}', accepted: '.*'"
+    with pytest.raises(ValueError, match=message):
+        lookup("conv_solve", "cpu")(x, nodes, *wrong, False)
+    with pytest.raises(ValueError, match=message.replace("solve_cpu", "solve_backward_cpu")):
+        lookup("conv_solve_backward", "cpu")(y, x, nodes, *wrong, moments, kept, [0])
+
+
+def test_what_is_saved_for_backward_is_read_only_to_the_kernels():
+    """The C++ compiler holds it, unless somebody casts const away."""
+    sources = [path for end in ("h", "cpp") for path in (ROOT / "csrc").rglob(f"*.{end}")]
+    assert sources
+    assert not [path.name for path in sources if "const_cast" in path.read_text()]
 
 
 @pytest.mark.parametrize("channels", [1, 4, 5, 8, 9, 16, 17, 33, 64])

@@ -189,7 +189,10 @@ def test_gradients_of_whole_solves(launches, order, norm):
 @pytest.mark.parametrize("order", ["pre", "post"])
 def test_gradients_stage_by_stage(launches, order, norm, training):
     case = replace(BASE, order=order, norm=norm, training=training, grads="all", return_steps=order == "post")
+    library, ops = emulator.library(), emulator.binding()
+    library.emulated_launches(), ops.launches_of_all_runs()  # those before
     check_gradients(replace(case, scheme="heun2"), "stage")
+    assert ops.launches_of_all_runs() == library.emulated_launches()
 
 
 @pytest.mark.parametrize("level", ["solve", "stage"])
@@ -243,3 +246,22 @@ def test_what_gets_past_the_backend_is_refused(launches, change, words):
     level = change.pop("level", "solve")
     with pytest.raises(RuntimeError, match=words):
         solve(replace(BASE, **change), level=level)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("order", "order: got 'Pre', accepted: 'pre', 'post'"),
+        ("norm", "norm: got 'Pre', accepted: 'none', 'batch', 'group', 'layer'"),
+        ("keep", "keep: got 'Pre', accepted: '', 'block', 'step', 'none'"),
+        ("level", "level: got 'Pre', accepted: 'solve', 'stage'"),
+    ],
+)
+def test_words_that_no_backend_knows_are_refused(launches, argument, words):
+    x, nodes, _ = draw(BASE)
+    spec, grid = BASE.spec, BASE.grid
+    given = {"order": spec.order, "norm": spec.norm, "keep": "", "level": "solve", argument: "Pre"}
+    settings = (given["order"], given["norm"], spec.groups, spec.eps, spec.norm_eps, False, *grid.flat[:4])
+    op = torch.ops.contnet_fast.conv_solve_cuda
+    with pytest.raises(ValueError, match=f"conv_solve_cuda: {words}"):
+        op(x.float(), list(nodes), *settings, grid.update, grid.n_steps, given["keep"], given["level"], False)

@@ -44,6 +44,16 @@ def test_planted_faults_are_found(fault):
     assert str(found.value).startswith("planted: ")
 
 
+@pytest.mark.parametrize("barriers", [1, 2**16, 2**16 + 1])
+def test_barriers_are_counted_without_end(barriers):
+    out = torch.zeros(1)
+    with buffers({"output": out}):
+        call("pass_over_barriers", barriers, 0, out)
+    assert out.item() == 1.0
+    with pytest.raises(KernelFault, match="race"), buffers({"output": out}):
+        call("pass_over_barriers", barriers, 1, out)
+
+
 def test_outputs_must_be_written_and_inputs_must_not():
     x, out = torch.arange(64.0), torch.zeros(129)
     with (

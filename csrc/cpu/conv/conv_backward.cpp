@@ -30,7 +30,7 @@ class Backward {
         kernels_(kernels),
         call_(call),
         thetas_(spec, kernels, call.nodes, call.weight_ids, true),
-        pass_(spec, kernels, thetas_, const_cast<T*>(call.moments), true),
+        pass_(Pass<T>::replay(spec, kernels, thetas_, call.moments)),
         range_{spec.batch, spec.map.units},
         sums_(spec) {
     for (int n = 0; n < 2; ++n) through_[n].resize(spec.norm == Norm::sample ? spec.batch : 1, g_.padded);
@@ -39,10 +39,10 @@ class Backward {
 
   void run() {
     const int n = spec_.n_steps;
-    range_.over_images([&](int64_t b) { kernels_.load(g_, call_.out_grad.back().at(b), state_grad_(b)); });
+    range_.over_images([&](int64_t b) { kernels_.load(g_, call_.out_grad.back().at(b), state_grad_.writable(b)); });
     if (spec_.keep == Keep::input && n > 1) states();
     for (int i = n - 1; i >= 0; --i) {
-      if (i == 0) range_.over_images([&](int64_t b) { kernels_.load(g_, call_.x.at(b), at_.state[0](b)); });
+      if (i == 0) range_.over_images([&](int64_t b) { kernels_.load(g_, call_.x.at(b), at_.state[0].writable(b)); });
       if (spec_.keep != Keep::everything)
         for (int s = 0; s < spec_.stages; ++s) pass_.evaluate(range_, at_, i, s, nullptr);
       for (int s = spec_.stages - 1; s >= 0; --s) through_evaluation(i, s);
@@ -63,9 +63,9 @@ class Backward {
     for (int s = 0; s < stages; ++s) count += !all && pass_.keeps_rate(s);
     memory_.resize(count * batch);
     T* next = memory_.data();
-    auto work = [&] { return Maps<T>{std::exchange(next, next + batch), map}; };
-    T* kept = const_cast<T*>(call_.kept);
-    auto keep = [&] { return Maps<T>{std::exchange(kept, kept + batch), map}; };
+    auto work = [&] { return Maps<T>::working(std::exchange(next, next + batch), map); };
+    const T* kept = call_.kept;
+    auto keep = [&] { return Maps<T>::saved(std::exchange(kept, kept + batch), map); };
     state_grad_ = work(), rate_grad_ = work(), middle_ = work();
     for (int s = 0; s < stages; ++s) input_grad_.push_back(work());
     for (int s = 0; s < stages; ++s) at_.rate.push_back(!all && pass_.keeps_rate(s) ? work() : Maps<T>{});
@@ -98,7 +98,7 @@ class Backward {
     const int64_t map = g_.map();
     Buffer<T> last(spec_.batch * map);
     call.out = {ImageBatch<T>{last.data(), map, 1, int64_t(g_.width) * g_.padded, g_.padded}};
-    call.kept = spec_.n_steps > 1 ? at_.state[1].data : nullptr;
+    call.kept = spec_.n_steps > 1 ? at_.state[1].owned : nullptr;
     Buffer<T> moments(std::max<int64_t>(1, spec_.evaluations() * 4 * spec_.moment_rows() * g_.padded));
     Buffer<T> statistics(int64_t(spec_.evaluations()) * 4 * g_.channels);
     call.moments = moments.data();
@@ -112,8 +112,8 @@ class Backward {
 
   void through_evaluation(int i, int s) {
     const int j = pass_.evaluation(i, s);
-    if (spec_.slot[j] != slot_) flush();
-    slot_ = spec_.slot[j];
+    if (spec_.grid.slot_of[j] != slot_) flush();
+    slot_ = spec_.grid.slot_of[j];
     const Theta<T>& theta = thetas_.at(j);
     gain_ = theta.gain_value;
     pass_.ready_all(j);
@@ -132,7 +132,7 @@ class Backward {
 
   void combine_rate(int s, int64_t b) {
     Destination<T> d;
-    d.out = rate_grad_(b);
+    d.out = rate_grad_.writable(b);
     d.own = T(0);
     if (spec_.update[s] != 0.0) d.add(state_grad_(b), static_cast<T>(spec_.update[s]));
     for (int r = s + 1; r < spec_.stages; ++r)
@@ -143,7 +143,7 @@ class Backward {
   // order "pre": what is left of stage s, the gradient through its first norm, in place
   void through_norm(int i, int s, int64_t b) {
     const int j = pass_.evaluation(i, s);
-    T* grad = input_grad_[s](b);
+    T* grad = input_grad_[s].writable(b);
     kernels_.write(g_, norm_operand(grad, at_.input[j](b), 0, b), grad, 0, g_.height);
   }
 
@@ -160,16 +160,16 @@ class Backward {
   void finish_step(int i, int64_t b) {
     if (!spec_.post && spec_.norm != Norm::none) through_norm(i, 0, b);
     Destination<T> d;
-    d.out = state_grad_(b);
+    d.out = state_grad_.writable(b);
     d.own = T(0);
     d.add(state_grad_(b), T(1));
     for (int s = 0; s < spec_.stages; ++s) d.add(input_grad_[s](b), T(1));
     kernels_.combine(g_, d, 0, g_.height);
     if (call_.out_grad.size() == 1) return;
-    T* more = rate_grad_(b);  // free here
+    T* more = rate_grad_.writable(b);  // free here
     kernels_.load(g_, call_.out_grad[i].at(b), more);
     Destination<T> sum;
-    sum.out = state_grad_(b);
+    sum.out = state_grad_.writable(b);
     sum.own = T(0);
     sum.add(state_grad_(b), T(1)), sum.add(more, T(1));
     kernels_.combine(g_, sum, 0, g_.height);
@@ -219,7 +219,7 @@ class Backward {
       job.weights = theta.backward[c];
       Result<T>& r = job.result;
       r.destinations = 1;
-      r.destination[0].out = out(b);
+      r.destination[0].out = out.writable(b);
       if (!spec_.post) {
         r.scale = gain;
         r.mask = z(b);
@@ -287,12 +287,12 @@ class Backward {
   void add_nodal(Node node, const std::vector<double>& value, double factor) {
     T* grad = call_.node_grads[node];
     if (grad == nullptr) return;
-    for (const auto& [k, w] : spec_.slots[slot_])
+    for (const auto& [k, w] : spec_.grid.slots[slot_])
       for (int c = 0; c < g_.channels; ++c) grad[int64_t(k) * g_.channels + c] += static_cast<T>(w * factor * value[c]);
   }
 
   void add_skip(double value) {
-    for (const auto& [k, w] : spec_.slots[slot_]) call_.node_grads[kSkip][k] += static_cast<T>(w * spec_.eps * value);
+    for (const auto& [k, w] : spec_.grid.slots[slot_]) call_.node_grads[kSkip][k] += static_cast<T>(w * spec_.eps * value);
   }
 
   // The sums of the slot so far, to the nodes.
@@ -315,8 +315,8 @@ class Backward {
       Buffer<T> combined(size), biases(g_.padded);
       const bool biased = call_.nodes[kBias2] != nullptr;
       const T* bias =
-          biased ? combine_nodes(spec_.slots[slot_], call_.nodes[kBias2], g_.channels, biases.data()) : nullptr;
-      const T* weights = combine_nodes(spec_.slots[slot_], call_.nodes[kWeight2], size, combined.data());
+          biased ? combine_nodes(spec_.grid.slots[slot_], call_.nodes[kBias2], g_.channels, biases.data()) : nullptr;
+      const T* weights = combine_nodes(spec_.grid.slots[slot_], call_.nodes[kWeight2], size, combined.data());
       double value = 0.0;
       for (int64_t i = 0; i < size; ++i) value += static_cast<double>(weights[i]) * grads.data()[size + i];
       for (int c = 0; biased && c < g_.channels; ++c) value += static_cast<double>(bias[c]) * sums_.bias(0, 1)[c];
@@ -332,7 +332,7 @@ class Backward {
   void add_slot(Node node, const T* value, int64_t size, T factor) {
     T* grad = call_.node_grads[node];
     if (grad == nullptr) return;
-    for (const auto& [k, w] : spec_.slots[slot_]) {
+    for (const auto& [k, w] : spec_.grid.slots[slot_]) {
       const T by = static_cast<T>(w) * factor;
       for (int64_t i = 0; i < size; ++i) grad[k * size + i] += by * value[i];
     }

@@ -17,12 +17,12 @@ class Work {
     memory_.resize(count * images * map);
     T* next = memory_.data();
     auto work = [&] {
-      const Maps<T> maps{next, images > 1 ? map : 0};
+      const auto maps = Maps<T>::working(next, images > 1 ? map : 0);
       next += images * map;
       return maps;
     };
     auto keep = [&] {
-      const Maps<T> maps{kept, map};
+      const auto maps = Maps<T>::working(kept, map);
       kept += batch;
       return maps;
     };
@@ -47,7 +47,7 @@ template <typename T, typename Range>
 void run(Pass<T>& pass, const Places<T>& at, const Range& range, const ForwardCall<T>& call) {
   const SolveSpec& spec = pass.spec;
   const size_t outs = call.out.size();
-  range.over_images([&](int64_t b) { pass.kernels.load(pass.g, call.x.at(b), at.state[0](b)); });
+  range.over_images([&](int64_t b) { pass.kernels.load(pass.g, call.x.at(b), at.state[0].writable(b)); });
   for (int i = 0; i < spec.n_steps; ++i) {
     if (outs > 1)
       range.over_images([&](int64_t b) { pass.kernels.store(pass.g, at.state[i](b), call.out[i].at(b)); });
@@ -62,7 +62,7 @@ template <typename T>
 void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const ForwardCall<T>& call) {
   // what backward needs of the weights is made with the rest, and found again
   Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].owner);
-  Pass<T> pass(spec, kernels, thetas, call.moments, false);
+  Pass<T> pass(spec, kernels, thetas, call.moments);
   // image by image only where that keeps the threads busy to the end
   const int64_t threads = at::get_num_threads(), rounds = (spec.batch + threads - 1) / threads;
   const bool even = rounds * threads * 8 <= spec.batch * 9;

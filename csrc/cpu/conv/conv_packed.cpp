@@ -27,12 +27,12 @@ struct Key {
   const void* kernels;
   bool both;
   int channels;
-  std::vector<std::vector<std::pair<int, double>>> slots;
+  std::vector<BasisWeights> slots;
   std::vector<T> values;
 
   Key(const SolveSpec& spec, const ConvKernels<T>& table, const T* nodes, WeightId weight, bool backward)
-      : id(std::move(weight)), kernels(&table), both(backward), channels(spec.map.channels), slots(spec.slots) {
-    const int64_t n = spec.basis * 9 * channels * channels, step = n <= kAll ? 1 : n / kSome;
+      : id(std::move(weight)), kernels(&table), both(backward), channels(spec.map.channels), slots(spec.grid.slots) {
+    const int64_t n = spec.grid.basis * 9 * channels * channels, step = n <= kAll ? 1 : n / kSome;
     if (step == 1) {
       values.assign(nodes, nodes + n);
     } else {
@@ -106,14 +106,14 @@ void pack_slot(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* no
                int64_t place) {
   const int64_t size = int64_t(9) * spec.map.channels * spec.map.channels;
   T* scratch = thread_scratch<T>(size + int64_t(9) * spec.map.channels * spec.map.padded + 16);
-  const T* weights = combine_nodes(spec.slots[slot], nodes, size, scratch);
+  const T* weights = combine_nodes(spec.grid.slots[slot], nodes, size, scratch);
   kernels.pack(spec.map, weights, packed.transformed(place), packed.backward(place), scratch + (size + 15) / 16 * 16);
 }
 
 template <typename T>
 PackedPair<T> pack_all(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids,
                        bool both) {
-  const int64_t slots = static_cast<int64_t>(spec.slots.size());
+  const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
   const T* const weights[2] = {nodes[kWeight1], nodes[kWeight2]};
   PackedPair<T> found;
   std::shared_ptr<Packed<T>> fresh[2];

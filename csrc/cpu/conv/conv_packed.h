@@ -19,7 +19,7 @@ struct Packed {
 
 // sum_k w_k node_k: the node itself where that is all, else written to `memory`
 template <typename T>
-const T* combine_nodes(const std::vector<std::pair<int, double>>& terms, const T* nodes, int64_t size, T* memory) {
+const T* combine_nodes(const BasisWeights& terms, const T* nodes, int64_t size, T* memory) {
   if (terms.size() == 1 && terms[0].second == 1.0) return nodes + terms[0].first * size;
   for (int64_t i = 0; i < size; ++i) memory[i] = T(0);
   for (const auto& [k, w] : terms) {

@@ -5,12 +5,16 @@
 
 namespace contnet_fast {
 
-// One map for every image, or one for whichever image a thread is at.
+// One map for every image, or one for whichever image a thread is at. Those of saved tensors are not writable.
 template <typename T>
 struct Maps {
-  T* data = nullptr;
+  const T* data = nullptr;
+  T* owned = nullptr;  // the same memory, or null
   int64_t stride = 0;
-  T* operator()(int64_t b) const { return data + b * stride; }
+  static Maps working(T* memory, int64_t stride) { return {memory, memory, stride}; }
+  static Maps saved(const T* memory, int64_t stride) { return {memory, nullptr, stride}; }
+  const T* operator()(int64_t b) const { return data + b * stride; }
+  T* writable(int64_t b) const { return owned + b * stride; }
 };
 
 // Affine functions of the two norms: one for all images (stride 0), or one for each.
@@ -22,7 +26,7 @@ struct Affine {
 
 template <typename T>
 struct Moments {  // mean and 1 / std
-  T *mean, *rstd;
+  const T *mean, *rstd;
   int64_t stride;
 };
 
@@ -74,15 +78,13 @@ struct OneImage {
 template <typename T>
 class Pass {
  public:
-  // `replay`: moments are known, and a step is gone through again for what its backward pass reads
-  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments, bool replay)
-      : spec(spec), g(spec.map), kernels(kernels), thetas(thetas), replay_(replay), moments_(moments) {
-    for (int i = 0; i < 2; ++i) {
-      const int64_t rows = std::max<int64_t>(spec.moment_rows(), 1);
-      own_[i].resize(2 * rows * g.padded);
-      affine_[i] = {own_[i].data(), own_[i].data() + rows * g.padded, rows > 1 ? g.padded : 0};
-    }
-    partial.resize(spec.batch * partial_size());
+  // Forward: `moments` are written.
+  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments)
+      : Pass(spec, kernels, thetas, moments, moments, false) {}
+
+  // A step is gone through again for what its backward pass reads, with `moments` that are known.
+  static Pass replay(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, const T* moments) {
+    return Pass(spec, kernels, thetas, moments, nullptr, true);
   }
 
   const SolveSpec& spec;
@@ -109,7 +111,7 @@ class Pass {
   Moments<T> moments(int j, int norm, const Theta<T>& theta) const {
     if (!spec.dynamic()) return {theta.mean[norm], theta.rstd[norm], 0};
     const int64_t rows = spec.moment_rows();
-    T* p = moments_ + (int64_t(j) * 2 + norm) * 2 * rows * g.padded;
+    const T* p = moments_ + moments_place(j, norm);
     return {p, p + rows * g.padded, rows > 1 ? g.padded : 0};
   }
 
@@ -150,6 +152,20 @@ class Pass {
   }
 
  private:
+  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, const T* moments, T* new_moments,
+       bool replay)
+      : spec(spec), g(spec.map), kernels(kernels), thetas(thetas), replay_(replay), moments_(moments),
+        new_moments_(new_moments) {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t rows = std::max<int64_t>(spec.moment_rows(), 1);
+      own_[i].resize(2 * rows * g.padded);
+      affine_[i] = {own_[i].data(), own_[i].data() + rows * g.padded, rows > 1 ? g.padded : 0};
+    }
+    partial.resize(spec.batch * partial_size());
+  }
+
+  int64_t moments_place(int j, int norm) const { return (int64_t(j) * 2 + norm) * 2 * spec.moment_rows() * g.padded; }
+
   template <typename Range>
   void ready_norm(const Range& range, int j, int norm, T* statistics) {
     if (!spec.dynamic()) return;
@@ -180,7 +196,7 @@ class Pass {
     job.result.bias = theta.bias[0];
     job.result.relu = spec.post;
     job.result.destinations = 1;
-    job.result.destination[0].out = at.first[j](b);
+    job.result.destination[0].out = at.first[j].writable(b);
     emit_moments(job.result, b);
     convolve(job, from, to);
   }
@@ -196,7 +212,7 @@ class Pass {
     r.relu = spec.post;
     if (combines_later()) {
       r.destinations = 1;
-      r.destination[0].out = at.second[j](b);
+      r.destination[0].out = at.second[j].writable(b);
     } else {
       r.scale = spec.post ? theta.scale_gain : theta.gain;
       r.shift = spec.post ? theta.shift_gain : nullptr;
@@ -211,7 +227,7 @@ class Pass {
     const Theta<T>& theta = thetas.at(j);
     Operand<T> in = normalised(at.second[j](b), 1, theta, b, false);
     if (!spec.dynamic()) in.scale = theta.scale_gain, in.shift = theta.shift_gain;
-    T* k = at.rate[s].data ? at.rate[s](b) : thread_scratch<T>(g.map());
+    T* k = at.rate[s].owned ? at.rate[s].writable(b) : thread_scratch<T>(g.map());
     kernels.write(g, in, k, 0, g.height);
     Destination<T> d[3];
     const int n = destinations(at, i, s, b, k, d);
@@ -233,7 +249,8 @@ class Pass {
   // mean and 1 / std of images [from, to) by merging the sums of their units in a fixed order
   void finish_moments(int j, int norm, int64_t from, int64_t to, T* statistics) {
     const int64_t row = spec.batch_statistics ? 0 : from;
-    const Moments<T> m = moments(j, norm, thetas.at(j));
+    T* const new_mean = new_moments_ + moments_place(j, norm) + row * g.padded;
+    T* const new_rstd = new_mean + spec.moment_rows() * g.padded;
     const int padded = g.padded, group = spec.norm == Norm::sample ? g.channels / spec.groups : 1;
     const double n = static_cast<double>(to - from) * g.height * g.width * group;
     std::vector<double> mean(padded), square(padded);
@@ -262,8 +279,8 @@ class Pass {
     });
     gather(square);
     for (int c = 0; c < padded; ++c) {
-      m.mean[row * m.stride + c] = static_cast<T>(mean[c]);
-      m.rstd[row * m.stride + c] = static_cast<T>(1.0 / std::sqrt(square[c] / n + spec.norm_eps));
+      new_mean[c] = static_cast<T>(mean[c]);
+      new_rstd[c] = static_cast<T>(1.0 / std::sqrt(square[c] / n + spec.norm_eps));
     }
     for (int c = 0; statistics && c < g.channels; ++c) {
       statistics[c] = static_cast<T>(mean[c]);
@@ -289,23 +306,23 @@ class Pass {
       if (k && coefficient != T(0)) d->add(k, coefficient);
     };
     if (s + 1 == spec.stages) {
-      begin(at.state[i + 1](b), b_s);
+      begin(at.state[i + 1].writable(b), b_s);
       if (begun) d->add(at.total(b), T(1));
       d->add(y, T(1));
       return 1;
     }
     const auto& row = spec.rows[s + 1];
-    begin(at.input[evaluation(i, s + 1)](b), static_cast<T>(row[s]));
+    begin(at.input[evaluation(i, s + 1)].writable(b), static_cast<T>(row[s]));
     for (int r = 0; r < s; ++r)
       if (moves(row[r])) d->add(at.rate[r](b), static_cast<T>(row[r]));
     d->add(y, T(1));
     ++d;
     if (b_s != T(0) && !replay_) {
-      begin(at.total(b), b_s);
+      begin(at.total.writable(b), b_s);
       if (begun) d->add(at.total(b), T(1));
       ++d;
     }
-    if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s](b);
+    if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s].writable(b);
     return static_cast<int>(d - start);
   }
 
@@ -314,7 +331,8 @@ class Pass {
   }
 
   bool replay_;
-  T* moments_;
+  const T* moments_;
+  T* new_moments_;  // the same, or null where they are known
   Buffer<T> own_[2];
   Affine<T> affine_[2];
 };

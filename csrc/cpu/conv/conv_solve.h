@@ -3,22 +3,17 @@
 
 #include <cstdint>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "cpu/conv/conv_kernels.h"
+#include "runtime/conv_field.h"
+#include "runtime/time_grid.h"
 
 namespace contnet_fast {
 
 enum class Norm { none, batch, sample };  // sample: group or layer norm
 
-// Which maps outlive the forward pass (design: checkpoint).
-enum class Keep { nothing, input, steps, everything };
-
-constexpr int kNodes = 13;  // the fields of ConvNodes, in order
-enum Node { kWeight1, kBias1, kWeight2, kBias2, kGamma1, kBeta1, kMean1, kVar1, kGamma2, kBeta2, kMean2, kVar2, kSkip };
-
-// A solve, as data. A slot is a set of basis weights ((k, phi_k(t)), ...); evaluations with one theta(t) share it.
+// A solve, as data.
 struct SolveSpec {
   int64_t batch;
   Geometry map;
@@ -30,9 +25,7 @@ struct SolveSpec {
   int n_steps, stages;
   std::vector<std::vector<double>> rows;  // h * a_sj
   std::vector<double> update;             // h * b_j
-  std::vector<std::vector<std::pair<int, double>>> slots;
-  std::vector<int> slot;  // of each evaluation
-  int64_t basis;
+  TimeGrid grid;
   Keep keep;
   bool by_stage;  // the batch goes through one convolution at a time
 

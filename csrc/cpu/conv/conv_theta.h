@@ -28,7 +28,7 @@ class Thetas {
  public:
   Thetas(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids, bool backward)
       : spec_(spec), kernels_(kernels), nodes_(nodes) {
-    const int64_t n = static_cast<int64_t>(spec.slots.size());
+    const int64_t n = static_cast<int64_t>(spec.grid.slots.size());
     all_ = n * (backward ? 4 : 2) * spec.map.weights() * static_cast<int64_t>(sizeof(T)) <= kAllSlotsBytes;
     if (all_) {
       packed_ = pack_all(spec, kernels, nodes, ids, backward);
@@ -50,7 +50,7 @@ class Thetas {
   bool all() const { return all_; }
 
   const Theta<T>& at(int evaluation) {
-    const int slot = spec_.slot[evaluation];
+    const int slot = spec_.grid.slot_of[evaluation];
     if (all_) return thetas_[slot];
     if (slot != current_) {
       at::parallel_for(0, 2, 1, [&](int64_t first, int64_t last) {
@@ -80,7 +80,7 @@ class Thetas {
     const int channels = spec_.map.channels;
     std::fill_n(out, spec_.map.padded, T(0));
     if (nodes_[node] == nullptr) return std::fill_n(out, channels, missing), void();
-    const T* values = combine_nodes(spec_.slots[slot], nodes_[node], channels, out);
+    const T* values = combine_nodes(spec_.grid.slots[slot], nodes_[node], channels, out);
     if (values != out) std::copy_n(values, channels, out);
   }
 
@@ -108,7 +108,7 @@ class Thetas {
     }
     theta.gain = next(), theta.scale_gain = next(), theta.shift_gain = next();
     T skip = T(1);
-    if (nodes_[kSkip]) skip = *combine_nodes(spec_.slots[slot], nodes_[kSkip], 1, &theta.gain_value);
+    if (nodes_[kSkip]) skip = *combine_nodes(spec_.grid.slots[slot], nodes_[kSkip], 1, &theta.gain_value);
     theta.gain_value = static_cast<T>(spec_.eps) * skip;
     std::fill_n(theta.gain, padded, theta.gain_value);
     for (int c = 0; c < padded; ++c) {

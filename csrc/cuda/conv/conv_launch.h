@@ -5,10 +5,11 @@
 #pragma once
 
 #include "cuda/lib/types.h"
+#include "runtime/conv_field.h"
 
 namespace contnet_fast::cuda {
 
-constexpr int kMostStages = 13, kParameterRows = 7, kNodes = 13, kMostChannels = 256;
+constexpr int kMostStages = 13, kParameterRows = 7, kMostChannels = 256;
 
 // known: statistics that the input does not change; sample: of an image, over groups of channels; batch: of the batch
 enum class Norm : int32_t { none, known, sample, batch };

@@ -70,9 +70,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
   UNROLL_BY((!TENSOR ? 1 : 3))
   for (int i = 0; i < L::kTaps; ++i) {
     const int tap = BACK ? 8 - first - i : first + i, shift = tap / 3 * line + tap % 3 * L::kPixel;
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT == 3 && tap == 5) continue;
-#endif
+    if (FAULT_POINT(3) && tap == 5) continue;
     if constexpr (!TENSOR) {
       UNROLL_BY(1)
       for (int k = 0; k < D; ++k) {

@@ -3,9 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
-
 #define KERNEL(THREADS) __global__ void __launch_bounds__(THREADS)
 #define KERNEL_MIN_BLOCKS(THREADS, BLOCKS) __global__ void __launch_bounds__(THREADS, BLOCKS)
 #define GRID_CONSTANT const __grid_constant__
@@ -252,49 +249,6 @@ DEVICE uint32_t to_tf32(float x) {
   return r;
 }
 
-// ---- launch
-
-inline void check(cudaError_t status, const char* name) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next one who asks is told of it
-  throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(status));
-}
-
-inline int of_device(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "device");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "device");
-  return value;
-}
-
-// `kernel`: any; clusters take code for sm_90 or newer as well as such a chip
-inline DeviceFacts device_facts(void (*kernel)()) {
-  cudaFuncAttributes code;
-  check(cudaFuncGetAttributes(&code, kernel), "device");
-  return {of_device(cudaDevAttrMultiProcessorCount), of_device(cudaDevAttrClusterLaunch) != 0 && code.ptxVersion >= 90 ? 8 : 1,
-          of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  if (grid.blocks == 0 || grid.rows == 0) return;
-  if (grid.shared > 48 * 1024)  // always the same limit, as launches of other threads set it too
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
-          grid.name);
-  if (grid.cluster > 8)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), grid.name);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
-  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(grid.shared);
-  config.stream = static_cast<cudaStream_t>(grid.stream);
-  config.attrs = &attribute;
-  config.numAttrs = grid.cluster > 1 ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), grid.name);
-}
-
 }  // namespace contnet_fast::cuda
+
+#include "cuda/lib/launch.h"

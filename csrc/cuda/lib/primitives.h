@@ -21,6 +21,13 @@
 
 #include "cuda/lib/types.h"
 
+// Whether a test has planted the fault of this number in a kernel (tests/support/cuda/planted.h); else the constant false.
+#ifdef PLANTED_FAULT
+#define FAULT_POINT(number) (PLANTED_FAULT == (number))
+#else
+#define FAULT_POINT(number) false
+#endif
+
 #ifdef __CUDACC__
 #include "cuda/lib/instructions.h"
 #else

@@ -52,6 +52,9 @@ struct DeviceFacts {
 
 DeviceFacts current_device();
 
+// Launches of kernels by this thread since it began.
+int64_t& launch_count();
+
 // What a launch needs besides the kernel and its arguments.
 struct Grid {
   const char* name;       // of the kernel, for messages

@@ -70,10 +70,28 @@ KERNEL(kThreads) planted(int fault, Global<const float> in, Global<float> out) {
   out[block * kThreads + i] = value;
 }
 
+// A byte passes from the first thread to the last over so many barriers; `without`: they meet in warps alone.
+KERNEL(kThreads) over_barriers(int barriers, int without, Global<float> out) {
+  Shared<float> a = shared_array<float>(0, 1);
+  if (thread_index() == 0) a[0] = 1.0f;
+  for (int i = 0; i < barriers; ++i) {
+    if (without != 0) {
+      sync_warp();
+    } else {
+      sync_threads();
+    }
+  }
+  if (thread_index() == kThreads - 1) out[0] = a[0];
+}
+
 }  // namespace
 }  // namespace contnet_fast::cuda
 
 using namespace contnet_fast::cuda;
+
+extern "C" const char* pass_over_barriers(int barriers, int without, float* out) {
+  return guarded([&] { launch({"over_barriers", 1, kThreads, 4}, over_barriers, barriers, without, out); });
+}
 
 extern "C" const char* planted_fault(int fault, const float* in, float* out) {
   return guarded([&] { launch({"planted", 2, kThreads, 2 * kThreads * 4}, planted, fault, in, out); });

@@ -199,9 +199,7 @@ struct WeightBlock {
     const int line = (p.cols + 2) * kPixel, first = first_tap() / 3 * line;
     UNROLL
     for (int tap = 0; tap < kTaps; ++tap) {
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT == 2 && first_tap() + tap == 5) continue;
-#endif
+      if (FAULT_POINT(2) && first_tap() + tap == 5) continue;
       f(tap, first + tap / 3 * line + tap % 3 * kPixel);
     }
   }
@@ -287,10 +285,7 @@ struct WeightBlock {
       const int of_image = unit % (p.tiles_x * p.tiles_y), image = unit / (p.tiles_x * p.tiles_y);
       const int top = of_image / p.tiles_x * p.rows, left = of_image % p.tiles_x * p.cols;
       const int64_t start = static_cast<int64_t>(image) * p.height * p.width * p.channels;
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT != 1)
-#endif
-        sync_threads();
+      if (!FAULT_POINT(1)) sync_threads();
       load_operand(start, top, left);
       load_gradient(start, top, left);
       sync_threads();

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int kMostThreads = 256;  // so that a thread may have 255 registers
 constexpr int kMostCluster = 8;    // blocks, which every chip with clusters has
-constexpr int kRatesInRegisters = 0;  // of earlier stages: 128 - 3 x 32 registers do not hold 32 more
 
 template <typename T>
 struct ImageArguments {
@@ -117,17 +116,14 @@ struct Image {
 
   // zeros in both operands: those of their borders stay
   DEVICE void clear_operands() const {
+    constexpr int V = 16 / sizeof(T);
     const int size = p.tile * p.tiles;
     const Shared<T> all = shared_array<T>(0, size);
-    Vector<T, 16 / sizeof(T)> zeros{};
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT == 2)
-      for (int i = 0; i < 16 / static_cast<int>(sizeof(T)); ++i) zeros[i] = from_float<T>(1.f);
-    if (PLANTED_FAULT != 4)
-#endif
-      for (int i = thread_index() * (16 / static_cast<int>(sizeof(T))); i < size;
-           i += thread_count() * (16 / static_cast<int>(sizeof(T))))
-        store(all, i, zeros);
+    Vector<T, V> zeros{};
+    if (FAULT_POINT(2))
+      for (int i = 0; i < V; ++i) zeros[i] = from_float<T>(1.f);
+    if (FAULT_POINT(4)) return;
+    for (int i = thread_index() * V; i < size; i += thread_count() * V) store(all, i, zeros);
   }
 
   // a piece of the weights of a convolution, its input channels from `first` on, asynchronously; `from`: at its first tap;
@@ -243,9 +239,7 @@ struct Image {
   }
 
   DEVICE void send(Map& v, int m, int half, Shared<T> tile, int rank, int at) const {
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT == 6 && rank > 0) return;
-#endif
+    if (FAULT_POINT(6) && rank > 0) return;
     const Shared<T> to = map_shared(tile, rank);
     UNROLL
     for (int n = 0; n < N; ++n) put(to, at + 8 * n, v[m][n][2 * half], v[m][n][2 * half + 1]);

@@ -74,9 +74,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
 
   // A barrier of all blocks that have the image; `fault`: where it is planted that a block waits for itself alone.
   DEVICE void sync_image([[maybe_unused]] int fault) const {
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT == fault) return sync_threads();
-#endif
+    if (FAULT_POINT(fault)) return sync_threads();
     if constexpr (P::kWide) {
       sync_cluster();
     } else {
@@ -224,10 +222,8 @@ struct ImageSolve : Image<P, TENSOR, C> {
     for (int i = 0; i < L::kChunks; ++i) {
       const int chunk = (2 * evaluation + conv) * L::kChunks + i;
       copy_async_wait<0>();
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT != 1 || conv == 0)
-#endif
-        i == 0 ? sync_image(5) : sync_threads();  // operand and weights are there, and the other buffer of weights is free
+      // operand and weights are there, and the other buffer of weights is free
+      if (!FAULT_POINT(1) || conv == 0) i == 0 ? sync_image(5) : sync_threads();
       if (i == 0 && conv == 0 && evaluation + 1 < p.evaluations) fold_vectors(evaluation + 1);
       if (chunk + 1 < 2 * L::kChunks * p.evaluations) fetch_chunk(chunk + 1);
       if (i == 0 && conv == 1) fetch_vectors(evaluation + 2);

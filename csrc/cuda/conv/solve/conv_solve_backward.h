@@ -84,10 +84,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
     for (int i = 0; i < L::kChunks; ++i) {
       const int chunk = position * L::kChunks + i;
       copy_async_wait<0>();
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT != 1 || !BACK)
-#endif
-        sync_threads();
+      if (!FAULT_POINT(1) || !BACK) sync_threads();
       fetch(chunk + 1);
       copy_async_commit();
       if (i == 0) {

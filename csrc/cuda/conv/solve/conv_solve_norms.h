@@ -164,9 +164,7 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
     for (int e = afresh(thread_index()); e < kinds * C; e += thread_count()) {
       const int kind = e / C, c = e % C;
       if (c >= p.channels) continue;
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT == 5 && kind == 0) continue;
-#endif
+      if (FAULT_POINT(5) && kind == 0) continue;
       const int64_t row = static_cast<int64_t>((p.first + stage) * kinds + kind) * block_count() + block_index();
       float sum = 0.f;
       for (int r = 0; r < warps_m(); ++r) sum += partial(kind)[r * C + c];

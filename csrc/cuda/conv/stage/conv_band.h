@@ -163,17 +163,12 @@ struct Band {
     const Columns of(p.depth / V);
     const Shared<T> to = tile();
     const int across = p.columns + 2, channel = of.group * V, size = (p.rows + 2) * across;
-#ifdef PLANTED_FAULT
-    if (PLANTED_FAULT != 2)
-#endif
-      sync_threads();  // the tile may still be read, as operand or as sums
+    if (!FAULT_POINT(2)) sync_threads();  // the tile may still be read, as operand or as sums
     if (!of.active()) return;
     for (int e = of.row; e < size; e += of.rows) {
       const int row = e / across, column = e % across, y = top + row - 1, x = left + column - 1;
       float value[V] = {};
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT == 3) value[0] = 1.f;
-#endif
+      if (FAULT_POINT(3)) value[0] = 1.f;
       const bool own = row > 0 && row <= p.rows && column > 0 && column <= p.columns;
       if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, own);
       const int at = row * p.line + column * p.pixel + channel;
@@ -267,18 +262,13 @@ struct Band {
     }
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_async_wait<0>();
-#ifdef PLANTED_FAULT
-      if (PLANTED_FAULT != 1)
-#endif
-        sync_threads();  // operand and weights are there, and the other buffer of weights is free
+      if (!FAULT_POINT(1)) sync_threads();  // operand and weights are there, and the other buffer of weights is free
       const bool again = band + 1 < p.bands && band + 1 < (block_index() + 1) * p.each;
       if (p.pieces > 1 && (piece + 1 < p.pieces || again)) fetch((piece + 1) % p.pieces, filled ^ 1);
       copy_async_commit();
       const int groups = 9 / p.taps, k = piece / groups * kDepth, tap = piece % groups * p.taps;
       for (int i = 0; i < p.taps; ++i) {
-#ifdef PLANTED_FAULT
-        if (PLANTED_FAULT == 4 && tap + i == 5) continue;
-#endif
+        if (FAULT_POINT(4) && tap + i == 5) continue;
         multiply_tap(weights(filled) + i * (BACK ? width() : kDepth) * p.row, (tap + i) / 3 * p.line + (tap + i) % 3 * p.pixel + k);
       }
       if (p.pieces > 1) filled ^= 1;

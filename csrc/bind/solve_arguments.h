@@ -1,0 +1,160 @@
+// What the ops of a solve of the convolutional field are called with, read in one place for every backend: words become
+// enums, the time grid becomes slots, and both are checked. A backend implements `SolveOp` and `SolveBackwardOp`.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "runtime/conv_field.h"
+#include "runtime/time_grid.h"
+
+namespace contnet_fast {
+
+using OptionalTensors = c10::List<std::optional<at::Tensor>>;
+
+enum class FieldOrder { pre, post };
+enum class FieldNorm { none, batch, group, layer };
+enum class Level { solve, stage };
+
+template <typename Value>
+struct Word {
+  const char* word;
+  Value value;
+};
+
+constexpr Word<FieldOrder> kOrders[] = {{"pre", FieldOrder::pre}, {"post", FieldOrder::post}};
+constexpr Word<FieldNorm> kNorms[] = {
+    {"none", FieldNorm::none}, {"batch", FieldNorm::batch}, {"group", FieldNorm::group}, {"layer", FieldNorm::layer}};
+constexpr Word<Level> kLevels[] = {{"solve", Level::solve}, {"stage", Level::stage}};
+constexpr Word<Keep> kKeeps[] = {
+    {"", Keep::nothing}, {"block", Keep::input}, {"step", Keep::steps}, {"none", Keep::everything}};
+
+// The value of a word.
+template <typename Value, size_t N>
+Value read_word(const char* op, const char* argument, const std::string& got, const Word<Value> (&accepted)[N]) {
+  std::string words;
+  for (const Word<Value>& one : accepted) {
+    if (got == one.word) return one.value;
+    words += (words.empty() ? "'" : ", '") + std::string(one.word) + "'";
+  }
+  TORCH_CHECK_VALUE(false, op, ": ", argument, ": got '", got, "', accepted: ", words);
+  return accepted[0].value;
+}
+
+template <typename Value, size_t N>
+const char* word_of(Value value, const Word<Value> (&words)[N]) {
+  for (const Word<Value>& one : words)
+    if (one.value == value) return one.word;
+  return "";
+}
+
+struct SolveArguments {
+  const char* op;  // for messages
+  FieldOrder order;
+  FieldNorm norm;
+  int64_t groups;  // of the norm within an image; layer norm: 1
+  double eps, norm_eps;
+  bool batch_statistics;  // the norm takes them from the batch
+  TimeGrid grid;
+  int64_t n_steps, stages;
+  at::ArrayRef<double> rows, update;  // [stage, stage] h * a_sj, [stage] h * b_j
+  Keep keep;
+  Level level;
+  const char *level_word, *norm_word;
+
+  int64_t evaluations() const { return n_steps * stages; }
+  bool sample_norm() const { return norm == FieldNorm::group || norm == FieldNorm::layer; }
+};
+
+// Values of one basis function in a node.
+inline int64_t node_size(int node, int64_t channels) {
+  return is_weight(node) ? 9 * channels * channels : node == kSkip ? 1 : channels;
+}
+
+inline void check_tensors(const char* op, const at::Tensor& x, const OptionalTensors& nodes) {
+  TORCH_CHECK(x.dim() == 4, op, ": x of ", x.dim(), " dimensions");
+  TORCH_CHECK(nodes.size() == kNodes && nodes.get(kWeight1).has_value() && nodes.get(kWeight2).has_value(), op, ": ",
+              nodes.size(), " nodes, or no weights");
+  const int64_t basis = nodes.get(kWeight1)->size(0);
+  for (int i = 0; i < kNodes; ++i) {
+    const std::optional<at::Tensor> node = nodes.get(i);
+    if (!node.has_value()) continue;
+    TORCH_CHECK(node->numel() == basis * node_size(i, x.size(1)), op, ": node ", i, " of ", node->sizes());
+    TORCH_CHECK(node->device() == x.device(), op, ": node ", i, " on ", node->device(), ", x on ", x.device());
+  }
+}
+
+inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const OptionalTensors& nodes,
+                                     const std::string& order, const std::string& norm, int64_t groups, double eps,
+                                     double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
+                                     at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update,
+                                     int64_t n_steps, const std::string& keep, const std::string& level) {
+  SolveArguments a{};
+  a.op = op;
+  a.order = read_word(op, "order", order, kOrders);
+  a.norm = read_word(op, "norm", norm, kNorms);
+  a.keep = read_word(op, "keep", keep, kKeeps);
+  a.level = read_word(op, "level", level, kLevels);
+  a.level_word = word_of(a.level, kLevels);
+  a.norm_word = word_of(a.norm, kNorms);
+  check_tensors(op, x, nodes);
+  TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, op, ": ", groups, " groups of ", x.size(1), " channels");
+  a.groups = a.norm == FieldNorm::layer ? 1 : groups;
+  a.eps = eps;
+  a.norm_eps = norm_eps;
+  a.batch_statistics = training && a.norm == FieldNorm::batch;
+  a.n_steps = n_steps;
+  a.stages = static_cast<int64_t>(update.size());
+  TORCH_CHECK(a.stages >= 1 && n_steps >= 1 && rows.size() == update.size() * update.size() &&
+                  counts.size() == static_cast<size_t>(a.evaluations()) && cells.size() == weights.size(),
+              op, ": a time grid of other sizes");
+  a.rows = rows;
+  a.update = update;
+  const int64_t basis = nodes.get(kWeight1)->size(0);
+  try {
+    a.grid = resolve_time_grid(counts.data(), counts.size(), cells.data(), weights.data(), cells.size(), basis);
+  } catch (const std::out_of_range& error) {
+    TORCH_CHECK(false, op, ": ", error.what());
+  }
+  return a;
+}
+
+using SolveResults = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // y, statistics, moments, kept
+
+// What a backend implements. `wanted`: the nodes that gradients are asked for.
+using Solve = SolveResults (*)(const at::Tensor& x, const OptionalTensors& nodes, const SolveArguments&, bool return_steps);
+using SolveBackward = std::vector<at::Tensor> (*)(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
+                                                  const SolveArguments&, const at::Tensor& moments,
+                                                  const at::Tensor& kept, at::IntArrayRef wanted);
+
+// The ops as their schemas have them (contnet_fast/ops/schemas.py). `Backend` has their name, `solve` and `solve_backward`.
+template <typename Backend>
+SolveResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, std::string order, std::string norm,
+                           int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts,
+                           at::IntArrayRef cells, at::ArrayRef<double> weights, at::ArrayRef<double> rows,
+                           at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
+                           bool return_steps) {
+  const SolveArguments a = read_arguments(Backend::op, x, nodes, order, norm, groups, eps, norm_eps, training, counts,
+                                          cells, weights, rows, update, n_steps, keep, level);
+  return Backend::solve(x, nodes, a, return_steps);
+}
+
+template <typename Backend>
+std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
+                                               std::string order, std::string norm, int64_t groups, double eps,
+                                               double norm_eps, bool training, at::IntArrayRef counts,
+                                               at::IntArrayRef cells, at::ArrayRef<double> weights,
+                                               at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
+                                               std::string keep, std::string level, const at::Tensor& moments,
+                                               const at::Tensor& kept, at::IntArrayRef wanted) {
+  const SolveArguments a = read_arguments(Backend::backward_op, x, nodes, order, norm, groups, eps, norm_eps, training,
+                                          counts, cells, weights, rows, update, n_steps, keep, level);
+  return Backend::solve_backward(grad, x, nodes, a, moments, kept, wanted);
+}
+
+}  // namespace contnet_fast
