@@ -30,8 +30,8 @@ class CompiledSteps(nn.Module):
         def stage(i: int, s: int, u: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
             return conv.conv_field(u, thetas[s], spec=spec, training=self.training)
 
-        rows, update = grid.stage_rows, grid.update
-        return reference.rk_solve(stage, y, stage_rows=rows, update=update, n_steps=1)
+        stage_rows, update = grid.stage_rows, grid.update
+        return reference.rk_solve(stage, y, stage_rows=stage_rows, update=update, n_steps=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         block, field = self.block, self.block.field

@@ -11,9 +11,11 @@ import contnet_fast as cf
 from benchmarks.common.contender import Contender
 
 SMALL_BATCH = 2
-SLACK = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 2e-2, torch.bfloat16: 2e-2}  # of gradients
-CHANCE = 1e-2  # what relus may change in the gradients of the batch that is timed
-VANISHING = 1e-6  # a gradient this small beside all others is zero (a bias in front of batch norm): held to their norm
+SLACK = {torch.float64: 1e-9, torch.float32: 1e-6, torch.float16: 2e-2, torch.bfloat16: 2e-2}  # of gradients, relative
+CHANCE = 1e-2  # what relus near zero may change in gradients of a large batch, relative
+VANISHING = (
+    1e-6  # of the norm of all gradients; smaller ones (a bias in front of batch norm) count relative to that norm
+)
 BASELINE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 FLOAT64_TOLERANCE = 1e-9
 SHOWN = 5
@@ -59,11 +61,11 @@ def errors(results: Results, exact: Results) -> dict[str, float]:
 
 
 def judge(who: str, found: dict[str, float], allowed: dict[str, float]) -> None:
-    off = [
+    wrong = [
         f"{tensor}: error {found[tensor]:.2e}, allowed {limit:.2e}"
         for tensor, limit in allowed.items()
         if not found[tensor] <= limit
     ]
-    if off:
-        more = [f"and {len(off) - SHOWN} more"] if len(off) > SHOWN else []
-        raise GateError("\n  ".join([f"{who} is not the reference", *off[:SHOWN], *more]))
+    if wrong:
+        more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        raise GateError("\n  ".join([f"{who} is not the reference", *wrong[:SHOWN], *more]))

@@ -18,8 +18,8 @@ import torch
 from benchmarks.common.contender import Contender
 
 PRODUCT_SIZES = {"cpu": (256, 512, 1024), "cuda": (4096, 8192)}
-EVICTED_BYTES = 2**28  # more than any cache of a GPU
-# glibc gives freed memory back and faults it in again, by what ran before: up to half of a call's time
+EVICTED_BYTES = 2**28  # more than the caches of any GPU
+# glibc returns freed memory and faults it in again, depending on earlier calls: up to half of a call's time
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 

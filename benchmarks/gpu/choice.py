@@ -57,9 +57,11 @@ def measure_choice(case: ChoiceCase, device: str, effort: Effort, *, tiny: bool 
     """Return a row with milliseconds by request, as called from Python; levels that refuse are left out."""
     torch.manual_seed(0)
     dtype, gradients = getattr(torch, case.dtype), case.mode != "inference"
-    graph: dict[str, Any] = {"scheme": "euler", "n_steps": 1} if tiny else {"scheme": "rk4_classic", "n_steps": 4}
-    field = ConvField(case.channels, n_basis=graph["n_steps"], order=case.order)
-    block = ContinuousBlock(field, **graph).to(device, dtype).train(case.mode == "training")
+    discretization: dict[str, Any] = (
+        {"scheme": "euler", "n_steps": 1} if tiny else {"scheme": "rk4_classic", "n_steps": 4}
+    )
+    field = ConvField(case.channels, n_basis=discretization["n_steps"], order=case.order)
+    block = ContinuousBlock(field, **discretization).to(device, dtype).train(case.mode == "training")
     x = torch.randn(case.batch, case.channels, case.side, case.side, device=device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_(gradients)
 

@@ -41,7 +41,7 @@ def _levels_and_baselines(run: GpuRun, case: Any) -> dict[str, Any]:
 
     torch.compiler.reset()
     context = _context(run)
-    modes = ("default",) if run.dry else ("default", "reduce-overhead")  # another tunes for minutes
+    modes = ("default",) if run.dry else ("default", "reduce-overhead")  # max-autotune takes minutes
 
     def baselines() -> list[Any]:
         made = [compiled(case, "channels_last", mode, device=run.device) for mode in modes]

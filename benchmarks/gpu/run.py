@@ -32,12 +32,12 @@ from benchmarks.gpu import shared
 from benchmarks.gpu.shared import LATE, LOST, Failed, GpuRun, add_options, phase_options, program_output, tail
 from benchmarks.gpu.tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, tests
 
-# by phase, the seconds after which a case that has not ended hangs: it compiles, times, and gets ready
+# by phase, the seconds after which a case counts as hanging; it compiles, warms up and is timed
 LIMITS = {"first": 300.0, "blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
 PHASES = ("environment", "build", "smoke", *LIMITS, "tests", "sanitizer")
-GRACE = 30.0  # seconds that a case may take beyond the end
-IDLE = 120.0  # seconds within which a phase begins a case
-RESTARTS = 12  # of a phase
+GRACE = 30.0  # seconds that a case may take after the time is up
+IDLE = 120.0  # seconds within which a phase must begin a case
+RESTARTS = 12  # most processes for a phase
 PROGRAM = (sys.executable, "-m", "benchmarks.gpu.phases")
 PACKAGES = ("torch", "triton", "numpy", "pytest", "pytest-benchmark", "ninja", "scikit-learn", "rich", "torchdiffeq")
 ASK_TORCH = """
@@ -96,7 +96,7 @@ def _build(run: GpuRun, torch: dict[str, Any]) -> dict[str, Any]:
         output = run.command(command, limit=run.seconds_left, environment=settings)
     except Failed as error:
         stale = f"contnet_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-        (shared.ROOT / stale).unlink(missing_ok=True)  # it would be timed as this code
+        (shared.ROOT / stale).unlink(missing_ok=True)  # otherwise the old extension would be timed
         words = tail(error.output, 20)
         run.log("\n".join(words))
         raise Failed(f"no extension: {error}", row={"output": words}) from None
@@ -242,5 +242,7 @@ def go(run: GpuRun, torch: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # stopped ones dump none
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )  # no core dumps of stopped processes
     sys.exit(main())

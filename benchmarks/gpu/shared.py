@@ -28,7 +28,7 @@ TESTS = ("tests/**/*.py",)
 MADE_HERE = "contnet_fast/costmodel/choice-gpu.json"  # made from the rows, so it does not make them stale
 LOST, LATE = 75, 76  # exit statuses of a phase: the device does not answer; time ran out
 LOG_LEAST = 400_000  # characters of one program's output that the log keeps
-# a group of its own, killed as one, but in the session of the caller, whose end then ends it too
+# a process group, which can be killed as one, in the caller's session, whose end ends it too
 GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
@@ -145,7 +145,7 @@ class GpuRun:
             row = work()
         except Failed as error:
             row = {"error": str(error), **error.row}
-        except Exception as error:  # one case must not take the others with it
+        except Exception as error:  # a failure of one case must not end the others
             row = {"error": f"{type(error).__name__}: {error}"[:4000]}
             self.note(traceback.format_exc())
         row["seconds"] = round(time.monotonic() - begin, 1)
@@ -192,7 +192,7 @@ class GpuRun:
         Raises:
             Failed: the program failed or was stopped; the message has its last lines.
         """
-        with tempfile.TemporaryFile() as file:  # a pipe would wait for whoever holds it
+        with tempfile.TemporaryFile() as file:  # a pipe would wait for child processes that hold it
             process = subprocess.Popen(
                 words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=None if show else file, stderr=file,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}, **GROUP,
@@ -240,7 +240,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.send_signal(signal.SIGABRT)
             process.wait(2)
     kill(process)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # one that hangs in the driver of the device
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the process may hang in the device's driver
         process.wait(5)
 
 

@@ -24,7 +24,7 @@ TRITON_TESTS = ("tests/interpreted/test_triton_conv.py", *DRY_TESTS)  # the kern
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "faulthandler_timeout=100")
 PROCESSES, FILE_LIMIT = 8, 240
 VERDICTS = {"PASSED": "passed", "SKIPPED": "skipped", "XFAIL": "passed", "FAILED": "failed", "ERROR": "failed"}
-# errors after which every call of the process fails
+# errors after which every call of a process fails
 STICKY = re.compile(
     r"misaligned address|illegal memory access|illegal instruction|unspecified launch failure|device-side assert"
     r"|launch timed out|CUDA_ERROR_(?:ILLEGAL|MISALIGNED|LAUNCH_FAILED|ASSERT)"
@@ -90,15 +90,15 @@ def _share(run: GpuRun, names: list[str], end: float) -> tuple[dict[str, str], l
             output, error = failure.output, failure
         found = read_verdicts(output, names)
         words += [line for line in output.splitlines() if line.startswith("E  ") or "Fatal Python error" in line]
-        if error and error.status != 1:  # it did not come to its end
+        if error and error.status != 1:  # pytest did not finish
             culprit = next((name for name in names if name in found and found[name] == ""), None)
             found = {
                 name: word or ("unfinished" if error.status is None else "crashed") for name, word in found.items()
             }
             words.append(str(error))
-            if culprit is None:  # no test is to blame
+            if culprit is None:  # no test had begun
                 return verdicts | dict.fromkeys(names, "not run") | found, words
-        elif error and STICKY.search(output):  # those after the first failed with it
+        elif error and STICKY.search(output):  # later tests failed because of the first
             first = next((name for name in names if found.get(name) == "failed"), None)
             found = {name: word for name, word in found.items() if word != "failed" or name == first}
         verdicts |= {name: found[name] for name in names if name in found}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 Options = dict[str, Any]
-STEPS = 4  # of a fixed size, where the cost of a step is measured
+STEPS = 4  # number of steps where their cost is measured
 BIG = 2_000_000
 LEAVES = (1, 4, 16, 64, 256)
 SIZES = ((16, 32), (32, 16), (64, 8))  # channels and side of the maps of ``ContinuousNet``
@@ -178,7 +178,9 @@ def suite() -> list[TimedCase]:
     exact = TimedCase("odeint compensated", big, "rk4", GRID, against=("plain",), aim=1 / 1.15, compensated=True)
     cases += [replace(exact, problem=p, method=m) for p in (big, decay) for m in ("rk4", "rk4_classic")]
     small = TimedCase("odeint steps", "dy/dt = -y, 64", "euler", against=("torchdiffeq", "loop"))
-    cases += [replace(small, options={"step_size": 1 / n}) for n in (STEPS, 64)]  # Python alone
+    cases += [
+        replace(small, options={"step_size": 1 / n}) for n in (STEPS, 64)
+    ]  # so few values that only Python takes time
     tiny = TimedCase("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
     others = ("torchdiffeq", "torchode", "torchode by rows", "field")
     cases += [

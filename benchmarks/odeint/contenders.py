@@ -16,8 +16,8 @@ from benchmarks.common.contender import Contender
 from benchmarks.common.gate import CHANCE, FLOAT64_TOLERANCE, SMALL_BATCH, VANISHING, GateError
 from benchmarks.odeint.cases import InitialValueProblem, TimedCase, make_problem
 
-FLOAT32_TOLERANCE = 2e-4  # of the largest value of an end; of the norm of a gradient
-ROWS_TOLERANCE = 1e-3  # where each row has its own steps: the truth, not another's steps
+FLOAT32_TOLERANCE = 2e-4  # relative to the largest value of an end, and to the norm of a gradient
+OWN_STEPS_TOLERANCE = 1e-3  # where samples have their own steps, relative to the exact solution
 Solver = Callable[[InitialValueProblem], Any]
 
 
@@ -31,7 +31,7 @@ class SolveTask:
 
     def __post_init__(self) -> None:
         torch.manual_seed(1)
-        self.directions = [torch.randn(y.shape).to(y) for y in self.problem.leaves]  # the same in any dtype
+        self.directions = [torch.randn(y.shape).to(y) for y in self.problem.leaves]  # the same in every dtype
         for y in self.problem.leaves:
             y.requires_grad_(self.backward)
 
@@ -137,16 +137,16 @@ def _loop_and_table(case: TimedCase) -> Solver:
     return lambda problem: torch.stack([problem.y0, loop(problem)])[-1]
 
 
-def _torchode(case: TimedCase, rows: bool) -> Solver:
-    """Return torchode's dopri5 with its integral controller; ``rows``: each sample has its own steps."""
+def _torchode(case: TimedCase, own_steps: bool) -> Solver:
+    """Return torchode's dopri5 with its integral controller; ``own_steps``: each sample has its own steps."""
     import torchode
 
     def solve(problem: InitialValueProblem) -> torch.Tensor:
         shape = problem.y0.shape
-        y0 = problem.y0 if rows else problem.y0.reshape(1, -1)
+        y0 = problem.y0 if own_steps else problem.y0.reshape(1, -1)
 
         def rate(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return problem.field(t, y) if rows else problem.field(t, y.view(shape)).reshape(1, -1)
+            return problem.field(t, y) if own_steps else problem.field(t, y.view(shape)).reshape(1, -1)
 
         term = torchode.ODETerm(rate)
         controller = torchode.IntegralController(atol=case.atol, rtol=case.rtol, term=term)
@@ -240,7 +240,7 @@ def check(case: TimedCase, everyone: list[Contender]) -> dict[str, float]:
     own_steps, relus = case.part == "odeint rows", bool(case.gradient) and case.problem.startswith("conv")
     same = [] if own_steps else [one.kind for one in everyone if one.kind in SAME_STEPS]
     if case.gradient == "adjoint":
-        same = [kind for kind in same if kind != "plain"]  # another gradient: its distance is in the row
+        same = [kind for kind in same if kind != "plain"]  # its gradient is that of the steps, not of the ODE
     mine = everyone[0].call.results()
     expected = {one.name: one.call.results() for one in everyone[1:] if one.kind in same}
     if own_steps:
@@ -248,7 +248,7 @@ def check(case: TimedCase, everyone: list[Contender]) -> dict[str, float]:
         task = SolveTask(_plain(exact), make_problem(case, torch.float64), bool(case.gradient))
         expected["float64"] = {name: x.float() for name, x in task.results().items()}
     for name, tensors in expected.items():
-        allowed = ROWS_TOLERANCE if own_steps else FLOAT32_TOLERANCE
+        allowed = OWN_STEPS_TOLERANCE if own_steps else FLOAT32_TOLERANCE
         differences = _differences(mine, tensors)
         if relus:
             found |= _judge(case, f"from {name}", {"end": differences["end"]}, allowed)

@@ -17,7 +17,7 @@ from benchmarks.odeint.contenders import SolveTask, _call, _plain
 
 METHODS = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")
 LIMIT = 40_000  # evaluations of one solve
-SOLVES = 3  # of which the fastest is shown
+SOLVES = 3  # the fastest of which is shown
 D = torch.float64
 
 
@@ -86,7 +86,7 @@ def measure_errors(case: GradientCase | WorkCase | RoundingCase) -> dict[str, An
 
 def _gradients(case: GradientCase) -> dict[str, Any]:
     solve, dtype = case.solve, getattr(torch, case.dtype)
-    tight = 1e-11 if "MLP" in solve.problem else 1e-6  # kinks of relus make tighter ones long
+    tight = 1e-11 if "MLP" in solve.problem else 1e-6  # because of the kinks of relus smaller tolerances take long
     exact = replace(solve, method="dopri8", rtol=tight, atol=tight, options={"land_on_end": True})
     kinds: dict[str, Callable[[TimedCase], Any]] = {
         "odeint": _plain,
@@ -116,7 +116,9 @@ def _rounding(case: RoundingCase) -> dict[str, Any]:
     phases = 2 * np.pi * torch.arange(16, dtype=D) / 16
     y0, t = torch.stack([phases.cos(), phases.sin()]).float(), torch.tensor([0.0, case.step * case.steps], dtype=D)
     given: dict[str, Any] = {"method": case.method, "options": {"step_size": case.step}}
-    theirs = given | {"method": "rk4" if case.method == "rk4_classic" else case.method}  # theirs is the 3/8 rule
+    theirs = given | {
+        "method": "rk4" if case.method == "rk4_classic" else case.method
+    }  # torchdiffeq's rk4 is the 3/8 rule
 
     def turn(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.stack([y[1], -y[0]])

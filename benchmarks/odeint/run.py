@@ -31,7 +31,7 @@ from benchmarks.odeint.contenders import available, check, contenders, peak_allo
 from benchmarks.odeint.errors import GradientCase, RoundingCase, WorkCase, error_cases, measure_errors
 from contnet_fast.errors import check_count, check_number
 
-LEAST_SECONDS = 0.02  # of calls in a row: the first after a garbage collection takes 0.5 ms more than those in a loop
+LEAST_SECONDS = 0.02  # of repeated calls: the first after a garbage collection takes 0.5 ms longer
 
 AnyCase = TimedCase | GradientCase | WorkCase | RoundingCase
 

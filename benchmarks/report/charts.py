@@ -39,7 +39,7 @@ class Chart:
         with plt.rc_context(STYLE):
             figure = self.draw(results)
             for ending in formats:
-                # no date: the same results are the same file
+                # without the date the same results give the same file
                 metadata = {"Date": None} if ending == "svg" else {}
                 write_atomically(
                     stem.with_suffix(f".{ending}"),
@@ -87,7 +87,7 @@ def _speedup(results: Results) -> Any:
 def _roofline(results: Results) -> Any:
     from benchmarks.suite.cases import BlockCase, CombineCase
 
-    # a disturbed run measures a lower roof
+    # a disturbed run measures lower rates
     rates = max((row["header"]["rates"] for row in results.rows.values()), key=lambda found: found["bandwidth"])
     figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     marks = {"eval": "o", "train": "s", "op": "^"}

@@ -17,7 +17,11 @@ from contnet_fast.analysis.crossed import PLACES, averaged, effect, findings, ou
 from contnet_fast.study import SCHEDULES, SCHEMES
 
 TITLES = {"euler": "Euler", "midpoint": "midpoint", "rk4_classic": "RK4"}
-WORDS = {"refined": "refinement", "early": "an equal start", "random": "a drawn N"}  # of the schedules, against fixed
+WORDS = {
+    "refined": "refinement",
+    "early": "an equal start",
+    "random": "a drawn N",
+}  # the schedules in words, compared with fixed
 
 Record = dict[str, Any]
 

@@ -11,8 +11,8 @@ from contnet_fast.costmodel.costs import Cost, combine_cost, conv_solve_cost
 
 PARTS = ("eval", "train", "net", "op", "memory", "scaling")
 NARROW = ((16, 32), (32, 16), (64, 8))  # channels and side of the three blocks of the paper's ContinuousNet
-WIDE = ((64, 32), (128, 16), (256, 8))  # and of its WideContinuousNet
-GRAPHS = (("euler", 8), ("rk4_classic", 4))
+WIDE = ((64, 32), (128, 16), (256, 8))  # the same of its WideContinuousNet
+DISCRETIZATIONS = (("euler", 8), ("rk4_classic", 4))
 NETS = (("2-2-2", "euler", 2), ("8-8-8", "rk4_classic", 8))
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4, "rk4_classic": 4}
 SWEEPS = ("threads", "steps", "batch", "channels")
@@ -125,7 +125,7 @@ def cpu_suite(order: str | None = None) -> Iterator[SuiteCase]:
     block_order, net_order = order or "pre", order or "post"
     for part in ("eval", "train"):
         for channels, side in NARROW:
-            for scheme, n_steps in GRAPHS:
+            for scheme, n_steps in DISCRETIZATIONS:
                 yield BlockCase(part, channels, side, scheme, n_steps, block_order)
         for channels, side in WIDE:
             yield BlockCase(part, channels, side, "rk4_classic", 1, block_order, batch=8)

@@ -189,7 +189,7 @@ def baselines(case: BlockCase, without: tuple[str, ...] = (), *, device: str = "
             found += [compiled_steps(case, f, device=device) for f in (FORMATS if device == "cpu" else ())]
     if case.part == "net":
         return found
-    # the published code's states are float32, and so is its depth
+    # the published code has float32 states and depths
     for kind in ("torchdiffeq", "published loop"):
         if kind not in without and (kind == "torchdiffeq" or DTYPES[case.dtype] == torch.float32):
             found.append(torchdiffeq_contender(case, published=kind == "published loop", device=device))

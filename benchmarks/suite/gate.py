@@ -35,7 +35,7 @@ from benchmarks.suite.cases import BlockCase
 from benchmarks.suite.tasks import make_model, make_task
 from contnet_fast.testing import ulp
 
-SEEDS = (1, 2, 3, 4, 5)  # of the small batches; the first is the seed of the input that is timed
+SEEDS = (1, 2, 3, 4, 5)  # seeds of the small batches; the first is that of the timed input
 
 
 def check_ours(
@@ -100,7 +100,7 @@ def _worst(
         for name, model in models.items():
             for tensor, error in errors(make_task(case, model, seed=seed).results(), exact).items():
                 found[name].setdefault(tensor, []).append(error)
-    # numpy's max and min keep a NaN
+    # numpy's max and min propagate NaN
     return {
         name: {tensor: float(np.max(e) if tensor == "y" else np.min(e)) for tensor, e in tensors.items()}
         for name, tensors in found.items()

@@ -110,7 +110,7 @@ def check_op(case: CombineCase | SolveCase, contenders: list[Contender], device:
     for name, value in ours.items():
         one_precision = value.dtype == torch.float64
         runs = [] if one_precision else [eager[name].to(value.dtype)]
-        # a sum over all values has one rounding of luck
+        # the rounding of one sum over all values may be small by chance
         verdict = judge(value, truth[name], runs, name=name, factor=8.0 if name == "second" else 2.0, evaluations=8)
         if verdict.fault:
             raise GateError(f"{case.name}: ours {verdict.fault}")

@@ -82,7 +82,7 @@ def measure(case: SuiteCase, context: Context) -> Row:
 def _compare(case: BlockCase, context: Context) -> Row:
     """Return the row of the parts eval, train and net: ours beside all baselines."""
     policies = ("none", "step") if case.training else ("none",)
-    # a network's stem and stitches are PyTorch's, which has a format that it prefers; so have kernels on a GPU
+    # a network's stem and stitches run by PyTorch's kernels, which prefer channels_last, as kernels on a GPU do
     formats = ("nchw",) if context.device == "cpu" else ("channels_last",)
     mine = [ours(case, context.backend, p, f, device=context.device) for p in policies for f in formats]
     if case.part == "net" and context.device == "cpu":
@@ -189,7 +189,7 @@ def _sweep(
     case = cases[-1][1]
     row = _row(case) | {"ran": check_run(case.name, mine[-1], context.backend), "gate": gate}
     row |= _timed(case, [*mine, *others], context)
-    del row["ratios"], row["floor_ms"]  # they are of one case
+    del row["ratios"], row["floor_ms"]  # which belong to one case
     return row, mine
 
 
@@ -245,7 +245,7 @@ def _row(case: SuiteCase) -> Row:
 
 def _checked(case: BlockCase, mine: Sequence[Contender], context: Context) -> Row:
     """Check ours, and return the start of a row: the case, what ran, and the gate's report."""
-    # before check_run, which is a whole step of a network's training
+    # before check_run, which takes a step of training and changes the weights
     gate = check_ours(case, mine, device=context.device, seeds=context.seeds)
     ran = sorted({line for me in mine for line in check_run(case.name, me, context.backend)})
     return _row(case) | {"ran": ran, "gate": gate}
@@ -291,10 +291,10 @@ def _timed(
             entries[one.name] |= {"gflops": round(rates[one.name], 2),
                                   "of_product": round(rates[one.name] / best[one.threads], 3)}  # fmt: skip
         if one.kind == "ours":
-            # a matrix product says nothing of what is bound by memory
+            # a matrix product is no yardstick for what is bound by memory
             yardsticks = [*baseline, *(g for g in gemm if one.flops and g.threads == one.threads)]
             entries[one.name]["relative"] = {y.name: _paired(times[one.name], times[y.name]) for y in yardsticks}
-        if context.device == "cuda" and not one.name.endswith("graph"):  # whose memory is its own
+        if context.device == "cuda" and not one.name.endswith("graph"):  # which has its own memory pool
             entries[one.name]["peak_mib"] = round(peak_bytes(one.call) / 2**20, 2)
         entries[one.name] |= {**one.extra, **({"note": one.note} if one.note else {})}
     ratios = {one.name: _ratios(one.name, entries, baseline) for one in contenders if one.kind == "ours"}

@@ -112,15 +112,15 @@ def make_model(
 ) -> nn.Module:
     """Return the block or network of a case with its seeded weights, in ``dtype`` or by default in that of the case."""
     torch.manual_seed(0)
-    graph: dict[str, Any] = {"scheme": scheme or case.scheme, "n_steps": case.n_steps, "backend": backend}
+    options: dict[str, Any] = {"scheme": scheme or case.scheme, "n_steps": case.n_steps, "backend": backend}
     model: nn.Module
     if case.part == "net":
         model = ContinuousNet(
-            3, width=case.channels, n_basis=case.n_steps, order=case.order, checkpoint=checkpoint, **graph
+            3, width=case.channels, n_basis=case.n_steps, order=case.order, checkpoint=checkpoint, **options
         )
     else:
         field = ConvField(case.channels, n_basis=case.n_steps, order=case.order)
-        model = ContinuousBlock(field, checkpoint=checkpoint, edge=edge, **graph)
+        model = ContinuousBlock(field, checkpoint=checkpoint, edge=edge, **options)
     perturb(model)
     parameters = torch.float32 if autocast_dtype(case, device) else DTYPES[case.dtype]
     return model.train(case.statistics).to(device, dtype or parameters)

@@ -107,7 +107,7 @@ WHO = {
     "triton": "the Triton backend",
     "cuda": "the CUDA C++ backend",
 }
-WHOLE_GRAPH = 8  # evaluations of a block that one graph of the whole network may have
+WHOLE_GRAPH = 8  # most evaluations of a block in a network that is compiled as one graph
 
 
 @dataclass(frozen=True)

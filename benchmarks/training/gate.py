@@ -42,11 +42,11 @@ from contnet_fast.training.loop import train_epoch
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session, deepened
 
-STEPS = 3  # whose losses are compared
-DRAWS = 4  # of first weights, of which one must have the right gradient
-LOSS_TOLERANCE = {None: 3e-2, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # of the loss, beside twice eager's gap
+STEPS = 3  # number of steps whose losses are compared
+DRAWS = 4  # draws of the initial weights, one of which must have the right gradient
+LOSS_TOLERANCE = {None: 3e-2, torch.bfloat16: 5e-2, torch.float16: 5e-2}  # relative, in addition to twice eager's error
 GRADIENT = {None: CHANCE, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-OUTPUT = {None: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}  # of the largest logit
+OUTPUT = {None: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}  # relative to the largest logit
 EAGER = {layout: Entrant("reference", layout) for layout in LAYOUTS}
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -92,7 +92,7 @@ class Gate:
         report: dict[str, Any] = {}
         for depth in range(len(self.config.refine_epochs) + 1 if one.is_ours else 1):
             report[f"depth {depth}"] = self._judge_draws(one, depth)
-            if one.who == "cpu":  # no other of ours computes in float64
+            if one.who == "cpu":  # the only backend of ours that computes whole networks in float64
                 self._in_float64(one, depth)
         return report
 
@@ -125,7 +125,7 @@ class Gate:
         output = OUTPUT[dtype] if exact_layout else max(BASELINE_TOLERANCE[torch.float32], OUTPUT[dtype])
         allowed = {name: 2.0 * error + GRADIENT[dtype] for name, error in eager.items()}
         y = 2.0 * eager["y"] + output * float(exact["y"].abs().max())
-        # of the right loss; that eager's errors cancel in the loss by chance says nothing of another's
+        # relative to the right loss; eager's errors may cancel in its loss by chance
         loss = 2.0 * y / float(exact["loss"].norm())
         return allowed | {"y": y, "loss": loss + output}
 

@@ -35,7 +35,7 @@ from contnet_fast.training.loop import Reporter, begin, deepen, finish_epoch, sc
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session
 
-TURN = {"cpu": 2, "cuda": 20}  # batches; short, so that a disturbance of the machine falls on all
+TURN = {"cpu": 2, "cuda": 20}  # batches; few, so that a disturbance of the machine affects all contenders
 WARM_UP = 3  # steps; CUDA graphs are recorded in the second and third
 
 
@@ -52,7 +52,7 @@ class Racer:
     warm_up_s: float = 0.0
     peak_bytes: int | None = None
     resumed_at: int = 0
-    typical: dict[int, float] = field(default_factory=dict)  # by epoch: seconds of all its batches at their median
+    typical: dict[int, float] = field(default_factory=dict)  # seconds of an epoch, by the median of its batches
 
     def recall(self) -> None:
         """Load what an interrupted run had measured before its last checkpoint."""
@@ -94,7 +94,7 @@ class Race:
         """
         torch.compiler.reset()
         left_out: dict[str, str] = {}
-        with torch._dynamo.config.patch(recompile_limit=64):  # contenders share the code of one network
+        with torch._dynamo.config.patch(recompile_limit=64):  # all contenders share the code of one network
             racers = self._ready(contenders, folder, left_out)
             ready = {r.entrant.name: (r.session.net, r.forward) for r in racers if not r.session.refinements}
             gate = Gate(self.config, self.images.data, lambda one, net: compiled(one, net)[0], ready)

@@ -143,7 +143,7 @@ def chart(rows: Sequence[Row], path: Path, formats: Sequence[str] = ("svg", "png
     figure.suptitle(f"{first['data']}; {first['device']}", fontsize=9, x=0.01, ha="left")
     written = [path.with_suffix(f".{ending}") for ending in formats]
     for target in written:
-        metadata = {"Date": None} if target.suffix == ".svg" else {}  # the same results are the same file
+        metadata = {"Date": None} if target.suffix == ".svg" else {}  # the same results give the same file
         with mpl.rc_context({"svg.hashsalt": "contnet_fast"}):
             write_atomically(target, lambda temporary, m=metadata: figure.savefig(temporary, dpi=150, metadata=m))  # type: ignore[misc]
     return written

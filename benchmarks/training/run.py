@@ -139,11 +139,11 @@ def _command(args: argparse.Namespace) -> Command:
     batch, count = configs[0][1].batch_size, len(images.data.train)
     if count < batch:
         raise ValueError(f"--subset: got {count} images, accepted: at least a batch, {batch}")
-    torch.backends.cudnn.benchmark = True  # for every contender alike
-    where, path = device_name(device.type), results_file(device.type, "train-cifar")
+    torch.backends.cudnn.benchmark = True  # for all contenders
+    machine, path = device_name(device.type), results_file(device.type, "train-cifar")
     return Command(
         configs, contenders, Images(images.data.to(device), images.note, images.thresholds),
-        tuple(sorted(args.thresholds or images.thresholds)), kind, where,
+        tuple(sorted(args.thresholds or images.thresholds)), kind, machine,
         args.out or (ROOT / "runs" / path.name if args.quick else path),
         {name: value for name, value in vars(args).items() if name not in ("out", "data_path", "again")},
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -148,3 +149,12 @@ def test_a_budget_of_time_ends_what_swallows_exceptions(bench):
 
     with pytest.raises(timing.OutOfTime), timing.time_budget(0.05):
         stubborn()
+
+
+def test_families_import_what_is_common_and_themselves():
+    everything = {path.name for path in BENCHMARKS.iterdir() if path.is_dir()}
+    allowed = {"gpu": {"common", "gpu", "suite", "training"}, "report": everything}
+    for path in BENCHMARKS.glob("*/*.py"):
+        folder = path.parent.name
+        imported = set(re.findall(r"^ *from benchmarks\.(\w+)", path.read_text(), flags=re.M))
+        assert imported <= allowed.get(folder, {"common", folder}), path
