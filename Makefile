@@ -46,7 +46,7 @@ help:
 	@echo "options: PYTHON=$(PYTHON)  TORCH=$(TORCH)  VENV=$(VENV)"
 
 demo: $(READY)
-	$(RUN) -m contnet_fast.cli demo $(ARGS)
+	$(RUN) -m contnet_fast demo $(ARGS)
 
 # a file's tests stay in one process
 test: $(READY)

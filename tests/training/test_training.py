@@ -179,7 +179,7 @@ def test_the_draw_does_not_move_with_the_augmentation(data):
 
 def test_a_run_killed_by_the_system_at_any_moment_resumes_to_the_same_bits(tmp_path):
     """SIGKILL a real process again and again at different moments until it gets through."""
-    command = [sys.executable, "-m", "contnet_fast.cli", "train"]
+    command = [sys.executable, "-m", "contnet_fast", "train"]
     options = ["--recipe", "synthetic", "--epochs", "4", "--refine-epochs", "2", "--width", "4", "--limit", "256"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
