@@ -25,7 +25,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import contnet_fast as cf
 from benchmarks.common.gate import GateError, WrongBackendError
 from benchmarks.common.options import Parser, checked
-from benchmarks.common.rows import append, device_rates, header, results_file, table
+from benchmarks.common.rows import append, device_rates, header, results_file
+from benchmarks.common.tables import table
 from benchmarks.common.timing import QUICK, Effort, keep_memory
 from benchmarks.suite.cases import PARTS, SuiteCase, quick, suite
 from benchmarks.suite.contenders import KINDS

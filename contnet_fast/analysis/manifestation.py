@@ -68,11 +68,11 @@ def sweep(
         ValueError, TypeError: an unknown scheme or an impossible number of steps, before anything is scored.
     """
     rows = []
-    graphs = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
+    discretizations = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
     with kept_discretization(net):
-        for scheme, n in graphs:
+        for scheme, n in discretizations:
             set_manifestation(net, scheme=scheme, n_steps=n)
-        for scheme, n in graphs:
+        for scheme, n in discretizations:
             rows.append(measure(set_manifestation(net, scheme=scheme, n_steps=n), score))
             done(rows[-1])
     return rows

@@ -47,9 +47,11 @@ class ConsoleReporter:
 
     def start(self, config: Config, parameters: int, work: int, done: int) -> None:
         """Print what is trained and show the bar."""
-        graph = f", {config.scheme}, K = {config.n_basis}, N = {config.n_steps}" if config.is_continuous else ""
+        discretization = (
+            f", {config.scheme}, K = {config.n_basis}, N = {config.n_steps}" if config.is_continuous else ""
+        )
         epochs = f"{config.epochs} epoch{'s' * (config.epochs > 1)}"
-        text = f"{config.model} on {config.data}{graph}: {parameters:,} parameters, {epochs}"
+        text = f"{config.model} on {config.data}{discretization}: {parameters:,} parameters, {epochs}"
         if self._lines:
             self.console.print(text)
         self._task = self._progress.add_task("training", total=work, completed=done, status="")
