@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
-from functools import lru_cache
+import subprocess
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 
 import cuda_emulator as emulator
 import pytest
 
+from contnet_fast.files import write_atomically
 from tools import cuda_build, pages
 from tools.nvcc import release, toolkit
 
@@ -20,23 +26,48 @@ CHIPS = [*(pytest.param(c, marks=pytest.mark.full) for c in cuda_build.CHIPS if 
 HOST = ("stages_backward",)  # code of the host alone
 
 
-@pytest.fixture(scope="module")
-def code(tmp_path_factory):
-    """The folder of what was compiled."""
-    return tmp_path_factory.mktemp("code")
+def files_read(source: Path) -> list[Path]:
+    """A source, and what it includes of this project."""
+    found: set[Path] = set()
+    left = [source]
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), flags=re.M)
+            left += [
+                place for name in names for place in (path.parent / name, cuda_build.SOURCES / name) if place.exists()
+            ]
+    return sorted(found)
 
 
-@pytest.fixture(scope="module")
-def compiled(code):
-    """Compile a source for a chip, once."""
-    return lru_cache(maxsize=None)(
-        lambda source, chip: cuda_build.resources(source, chip, code / f"{source.stem}-{chip}.cubin")
-    )
+@cache
+def place(source: Path, chip: str) -> Path:
+    """Where the code of a source for a chip is kept, by all that it depends on; beside it what it takes."""
+    compiler = subprocess.run([cuda_build.nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    flags = [compiler, *cuda_build.COMPILE, *(os.environ.get(f"NVCC_{at}PEND_FLAGS", "") for at in ("AP", "PRE")), chip]
+    key = hashlib.sha256("\n".join(flags).encode())
+    for path in files_read(source):
+        key.update(path.name.encode() + path.read_bytes())
+    return cuda_build.BUILD / f"{source.stem}-{chip}-{key.hexdigest()[:16]}.cubin"
+
+
+@cache
+def compiled(source: Path, chip: str) -> list[cuda_build.Resources]:
+    """Compile a source for a chip unless the same was compiled before."""
+    cubin = place(source, chip)
+    rows = cubin.with_suffix(".json")
+    if not rows.exists():
+        cuda_build.BUILD.mkdir(parents=True, exist_ok=True)
+        found: list[cuda_build.Resources] = []
+        write_atomically(cubin, lambda path: found.extend(cuda_build.resources(source, chip, path)))
+        write_atomically(rows, lambda path: path.write_text(json.dumps([vars(row) for row in found])))
+    return [cuda_build.Resources(**row) for row in json.loads(rows.read_text())]
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 @pytest.mark.parametrize("source", cuda_build.kernels(), ids=lambda path: path.stem)
-def test_kernels_compile_and_spill_nothing(source, chip, compiled):
+def test_kernels_compile_and_spill_nothing(source, chip):
     rows = compiled(source, chip)
     assert rows or source.stem in HOST
     for row in rows:
@@ -56,12 +87,12 @@ def test_kernels_compile_and_spill_nothing(source, chip, compiled):
     ],
     ids=lambda v: v.split()[0],
 )
-def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words, compiled, code):
+def test_hot_loops_are_on_tensor_cores_and_touch_no_local_memory(name, words):
     from tools import sass
 
     source = next(path for path in cuda_build.kernels() if path.stem == name)
     rows = compiled(source, "sm_90a")
-    text = sass.disassembly((code / f"{name}-sm_90a.cubin").read_bytes())
+    text = sass.disassembly(place(source, "sm_90a").read_bytes())
     kernels = re.split(r"\.section\s+\.text\.", text)[1:]
     assert len(kernels) == len(rows)
     for kernel in kernels:
@@ -86,7 +117,7 @@ def test_the_short_table_has_rows_of_the_long_one():
     assert short == cuda_build.summary(pages.part(cuda_build.TABLES.read_text(), cuda_build.MARK))
 
 
-def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
+def test_the_page_says_what_the_compiler_says_of_one_chip():
     place, page = cuda_build.CHIPS.index("sm_90a"), page_rows()
     found = {(path.name, row.kernel): row for path in cuda_build.kernels() for row in compiled(path, "sm_90a")}
     assert page.keys() == found.keys()
@@ -97,7 +128,7 @@ def test_the_page_says_what_the_compiler_says_of_one_chip(compiled):
 
 
 @pytest.mark.full
-def test_the_page_says_what_the_compiler_says(compiled):
+def test_the_page_says_what_the_compiler_says():
     rows = {path.name: [r for chip in cuda_build.CHIPS for r in compiled(path, chip)] for path in cuda_build.kernels()}
     page = cuda_build.TABLES.read_text()
     said, here = (
@@ -112,9 +143,34 @@ def test_the_page_says_what_the_compiler_says(compiled):
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_every_primitive_compiles(chip):
-    for source in emulator.EXTRA:
-        assert cuda_build.resources(source, chip)
+@pytest.mark.parametrize("name", ["instructions", "faults"])
+def test_every_primitive_compiles(name, chip):
+    """The other sources of the tests are whole kernels with faults in them, which only the emulator runs."""
+    assert compiled(next(path for path in emulator.EXTRA if path.stem == name), chip)
+
+
+def test_what_a_kernel_includes_is_read_and_a_change_of_it_compiles_anew(tmp_path, monkeypatch):
+    source = next(path for path in cuda_build.kernels() if path.stem == "conv_solve")
+    read = files_read(source)
+    assert {"conv_solve.h", "primitives.h", "types.h"} <= {path.name for path in read}
+    listed = subprocess.run(
+        [cuda_build.nvcc(), f"-I{cuda_build.SOURCES}", "-std=c++17", "-MM", str(source)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    asked = {Path(word).resolve() for word in listed.replace("\\\n", " ").split()[1:]}
+    assert {path for path in asked if path.is_relative_to(cuda_build.SOURCES)} <= {path.resolve() for path in read}
+    before = place(source, "sm_90a")
+    for path in read:
+        to = tmp_path / path.relative_to(cuda_build.SOURCES)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
+    monkeypatch.setattr(cuda_build, "SOURCES", tmp_path)
+    moved = tmp_path / source.relative_to(cuda_build.ROOT / "csrc")
+    assert place(moved, "sm_90a") == before
+    for path in tmp_path.rglob("types.h"):
+        path.write_text(path.read_text() + "\n")
+    place.cache_clear()
+    assert place(moved, "sm_90a") != before
 
 
 def test_the_toolkit_is_found_behind_a_wrapper(tmp_path):

@@ -60,9 +60,10 @@ def check(case: Case, level: str) -> None:
 
 
 @judged(
-    Case(channels=8, size=(6, 7), order=order, norm=norm, training=training, skip=True, eps=1.5, grads="all")
+    Case(channels=8, size=(6, 7), order=order, norm=norm, training=training, scheme="euler", skip=True, eps=1.5,
+         grads="all")
     for order, norm, training in FIELDS
-)
+)  # fmt: skip
 def test_every_field(case, level):
     check(case, level)
 
@@ -198,6 +199,7 @@ def test_order_post_combines_on_load_or_in_a_pass(case, load):
     assert names.count("post_combine") == case.n_steps * (stages - load * alone)
 
 
+@pytest.mark.integer_checks
 def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
     """Outputs and working memory start as NaN, between bands that must keep their value."""
     from contnet_fast.fields.conv.triton import forward, plan
@@ -324,7 +326,14 @@ def test_launches_are_counted():
 def test_launches_are_recorded(order, level):
     """Twice a stage and once for order pre, whatever the number of steps; two for a solve."""
     case = Case(
-        order=order, norm="batch", training=level == "stage", n_steps=2, scheme="heun2", size=(3, 4), grads="all"
+        order=order,
+        norm="batch",
+        training=level == "stage",
+        n_steps=2,
+        scheme="heun2",
+        size=(3, 4),
+        batch=1,
+        grads="all",
     )
     with cf.record_runs() as log:
         solve(case, f"triton:{level}", device=DEVICE)

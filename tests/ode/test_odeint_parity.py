@@ -117,11 +117,17 @@ def compare(interface, method, name, *, dtype, **case):
 
 
 def product(interface, method, *, full):
+    """Cases of one method; unless all are asked for, those that show each option with both values of each flag.
+
+    Which of the two pairs of flags a method takes alternates, so that the methods together show every triple.
+    """
     kind = "adams" if method == "explicit_adams" else "fixed" if method in FIXED else "adaptive"
+    turn = [*FIXED, *ADAPTIVE].index(method) + (interface == "odeint_adjoint")
     for i, (name, pair, backwards, with_t) in enumerate(
         itertools.product(OPTIONS[kind], (False, True), (False, True), (False, True))
     ):
-        if full or not with_t or i % 5 == 0:
+        option = list(OPTIONS[kind]).index(name)
+        if full or (i % 5 == 0 if with_t else (pair + backwards + option + turn) % 2 == 0):
             yield name, {"pair": pair, "backwards": backwards, "with_t": with_t}
 
 
