@@ -7,8 +7,12 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(TESTS.glob("*/test_*.py"))
 FOLDERS = sorted({path.parent.name for path in FILES})
-SLOW_FOLDERS = ("analysis", "aot", "cli", "emulated", "gpu", "interpreted", "package", "tools", "training")
-SLOW_FILES = ("odeint_parity", "statistics_constants", "wrapped", "cpu_conv_gradients")  # of the other folders
+SLOW_FOLDERS = ("analysis", "aot", "cli", "compiler", "emulated", "gpu", "interpreted", "tools", "training")
+SLOW_FILES = (  # of the other folders
+    "build", "carry", "convergence", "cpu_conv", "cpu_conv_blocks", "cpu_conv_gradients", "cpu_conv_ops", "cycles",
+    "flops", "odeint_cycles", "odeint_device", "odeint_parity", "pytrees", "recomputation", "rounding",
+    "sharded_fields", "statistics_constants", "wheel", "wrapped",
+)  # fmt: skip
 # files that take minutes; with several processes they come first, so that none is left with one of them at the end
 LONG = [
     "cuda_compile", "triton_conv", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report", "training",
