@@ -17,7 +17,7 @@ SLOW_FILES = (  # of the other folders
 LONG = [
     "cuda_compile", "triton_conv", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report", "training",
     "statistics_constants", "triton_aot", "gpu_run", "wrapped", "benchmarks", "distributed", "train_cifar",
-    "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
+    "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster", "compile_numbers", "pytrees", "cpu_conv_ops", "cpu_conv",
 ]  # fmt: skip
 
 

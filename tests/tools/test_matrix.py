@@ -29,6 +29,11 @@ def test_what_is_called_slow_or_long_is_there():
     assert not any(tiers.is_slow(tiers.TESTS / f"{folder}/test_x.py") for folder in ("core", "functional", "nn", "ode"))
 
 
+def test_the_readme_of_the_tests_has_every_folder():
+    rows = [line for line in (tiers.TESTS / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])} == set(tiers.FOLDERS)
+
+
 def test_every_test_has_its_folder_for_a_marker(request):
     assert request.node.get_closest_marker("tools")
 
