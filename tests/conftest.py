@@ -64,6 +64,7 @@ def pytest_collection_modifyitems(items):
         items.sort(key=lambda item: tiers.place(item.path))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("quick"):
         left = Counter(path.parent.name for path in tiers.FILES if tiers.is_slow(path))
