@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from contnet_fast.costmodel.costs import BY_FAMILY as DEVICE
+from contnet_fast.costmodel.costs import BY_ARCH as DEVICE
 from contnet_fast.costmodel.costs import Cost
 from contnet_fast.costmodel.passes import Work
 from contnet_fast.costmodel.traffic import work

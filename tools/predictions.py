@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from contnet_fast.costmodel import cuda_pass, triton_pass
-from contnet_fast.costmodel.costs import BY_FAMILY, DEVICES, Device
+from contnet_fast.costmodel.costs import BY_ARCH, DEVICES, Device
 from contnet_fast.costmodel.cuda_counts import SolveCount, refusals
 from contnet_fast.costmodel.passes import ConvPass, seconds
 from tools import pages
@@ -33,27 +33,27 @@ BATCHES = (128, 264, 512, 1024)
 TILES = ((1, 2), (1, 4), (2, 2), (2, 4))  # images a block, and tiles of 16 pixels of a warp; the first is what there is
 
 
-def times(p: ConvPass, backend: str, family: str) -> dict[str, float]:
+def times(p: ConvPass, backend: str, arch: str) -> dict[str, float]:
     """Milliseconds by level."""
     levels = ["stage"] if p.norm != "sample" else []
     against = refusals(
-        p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[family],
-        clusters=cuda_pass.CLUSTERS[family], backward=p.stages if p.backward else 0,
+        p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[arch],
+        clusters=cuda_pass.CLUSTERS[arch], backward=p.stages if p.backward else 0,
     )  # fmt: skip
     if p.norm != "batch" and not (backend == "cuda" and against):
         levels = ["solve", *levels]
-    device = BY_FAMILY[family]
-    return {level: 1e3 * seconds(BACKENDS[backend].launches(p, level, family, device), device, p) for level in levels}
+    device = BY_ARCH[arch]
+    return {level: 1e3 * seconds(BACKENDS[backend].launches(p, level, arch, device), device, p) for level in levels}
 
 
 def passes() -> list[str]:
     """Whole passes, and which one ``auto`` takes."""
-    head = [f"{device.name} {name}" for device in BY_FAMILY.values() for name in BACKENDS]
+    head = [f"{device.name} {name}" for device in BY_ARCH.values() for name in BACKENDS]
     lines = ["| block | pass | " + " | ".join(head) + " | first on the H100 |", "|---|---|" + "---|" * 7]
     for mode, base in MODES.items():
         for channels, side in SIZES:
             p = replace(base, channels=channels, height=side, width=side)
-            found = {(f, b): times(p, b, f) for f in BY_FAMILY for b in BACKENDS}
+            found = {(f, b): times(p, b, f) for f in BY_ARCH for b in BACKENDS}
             cells = [" / ".join(f"{t.get(level, 0.0):.2f}" if level in t else "-" for level in ("solve", "stage"))
                      for t in found.values()]  # fmt: skip
             here = {f"{b}:{level}": ms for b in BACKENDS for level, ms in found["sm_90", b].items()}
@@ -63,7 +63,7 @@ def passes() -> list[str]:
 
 def launches() -> list[str]:
     """What a launch takes in training at level stage on the H100, and what bounds it."""
-    device = BY_FAMILY["sm_90"]
+    device = BY_ARCH["sm_90"]
     narrow = SIZES[:3]
     head = [f"{c}@{side} {name}" for c, side in narrow for name in BACKENDS]
     lines = ["| kernel | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import torch
 
 import contnet_fast as cf
+from contnet_fast import chips
 from contnet_fast.backends import cpu, cuda, triton
 from contnet_fast.backends.registry import REGISTRY
 
@@ -46,8 +47,9 @@ def everything_built(chip: tuple[int, int] = (9, 0)) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(cpu, _reason=None))
         stack.enter_context(patch.multiple(triton, INSTALLED=True, INTERPRETED=False))
-        built: dict[str, Any] = {"_reason": None, "CHIPS": ("8.0", "9.0a", "10.0a", "10.0+PTX")}
-        stack.enter_context(patch.multiple(cuda, capability=lambda *_: chip, **built))
+        stack.enter_context(patch.multiple(cuda, _reason=None))
+        built: dict[str, Any] = {"CHIPS": ("8.0", "9.0a", "10.0a", "10.0+PTX")}
+        stack.enter_context(patch.multiple(chips, capability=lambda *_: chip, **built))
         yield
 
 
@@ -91,7 +93,7 @@ def cell(backend: str, level: str, problems: dict[str, Any], reasons: Reasons) -
     """ "yes", or the numbers of the reasons against all schemes; if there are none, the schemes that are refused."""
     against: dict[str, list[str]] = {}
     for scheme, asked in problems.items():
-        here = replace(asked, device=DEVICE[backend])
+        here = replace(asked, device=torch.device(DEVICE[backend]))
         against[scheme] = general(REGISTRY[backend].check(here, level), here)
     shared = [reason for reason in next(iter(against.values())) if all(reason in found for found in against.values())]
     if shared:

@@ -11,6 +11,7 @@ from torch import nn
 from contnet_fast import reference
 from contnet_fast.fields.conv import reference as conv
 from contnet_fast.fields.conv.spec import BatchStatistics
+from contnet_fast.fields.reference import theta_at
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock
 
@@ -39,7 +40,7 @@ class CompiledSteps(nn.Module):
         slices = tuple(None if node is None else node.unbind(0) for node in field.nodes())
         auxes: list[Any] = []
         for weights in block.grid.weights:
-            x, new = self.step(x, [conv.theta_at(slices, w) for w in weights])
+            x, new = self.step(x, [theta_at(slices, w) for w in weights])
             auxes += new
         if self.training and field.spec.norm == "batch":
             batch = BatchStatistics(*(torch.stack(column).detach() for column in zip(*auxes, strict=True)))

@@ -12,6 +12,7 @@ from benchmarks.common.timing import Effort, interleave
 from benchmarks.suite.cases import BlockCase
 from benchmarks.suite.contenders import KINDS, graphed, ours
 from benchmarks.suite.gate import check_ours
+from contnet_fast import chips
 from contnet_fast.backends import Problem, record_plans
 from contnet_fast.costmodel import choice
 from contnet_fast.errors import BackendUnavailable
@@ -40,7 +41,7 @@ def measure_levels(
         WrongBackendError: another level ran.
     """
     found, problem, left_out = _serving(case, device)
-    predicted = {name: round(1e3 * choice.predicted(problem, name, choice.family()), 5) for name in found}
+    predicted = {name: round(1e3 * choice.predicted(problem, name, chips.arch()), 5) for name in found}
     gate = check_ours(case, list(found.values()), device=device, seeds=seeds)
     ran = sorted({line for request, one in found.items() for line in check_run(case.name, one, request)})
     if device == "cuda":

@@ -18,6 +18,7 @@ from benchmarks.common.formats import DTYPES, FORMATS
 from benchmarks.suite.cases import BlockCase
 from benchmarks.suite.tasks import WithLoss, convert_format, make_model, make_task
 from contnet_fast.fields.conv import reference as conv
+from contnet_fast.fields.reference import theta_at
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock
 
@@ -44,7 +45,7 @@ class Odeint(nn.Module):
         weights = iter(self.weights)
 
         def rate(t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-            theta = conv.theta_at(slices, next(weights))
+            theta = theta_at(slices, next(weights))
             return conv.conv_field(u, theta, spec=field.spec, training=self.training)[0]
 
         options = {"step_size": 1.0 / self.block.n_steps}

@@ -10,10 +10,11 @@ from ..problem import Problem
 from ..reference import rk
 from ..reference.rk import accumulation_dtype, by_term, rk_error_norm
 from ..transforms import transforming
-from .registry import record
+from .backend import Backend
+from .runs import record
 
 
-class ReferenceBackend:
+class ReferenceBackend(Backend):
     """Level ``none`` is PyTorch as written; ``accumulate`` puts each stage combination into one op."""
 
     name = "reference"
@@ -25,29 +26,20 @@ class ReferenceBackend:
             return (f"{problem.op} is one op: its level is accumulate",)
         return ()
 
-    def unavailable(self) -> str | None:
-        """PyTorch is always there."""
-        return None
-
-    def discourage(self, problem: Problem, level: str) -> str | None:
-        """The last resort is never discouraged."""
-        return None
-
     def why(self, problem: Problem, level: str) -> str:
         """It serves everything."""
         return "no other backend is chosen"
 
-    def native_log(self) -> None:
-        """It is Python."""
-        return
+    def dispatch_key(self) -> str:
+        """Every device."""
+        return "CompositeExplicitAutograd"
 
-    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
-        """All combinations, on every device."""
-        key = "CompositeExplicitAutograd"
+    def combinations(self) -> dict[str, Callable | None]:
+        """Their functions."""
         return {
-            "rk_combine": (rk_combine, key),
-            "rk_combine_error": (rk_combine_error, key),
-            "rk_combine_compensated": (rk_combine_compensated, key),
+            "rk_combine": rk_combine,
+            "rk_combine_error": rk_combine_error,
+            "rk_combine_compensated": rk_combine_compensated,
         }
 
 

@@ -8,45 +8,18 @@ cannot be served raises with all reasons.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
 
 import torch
 
 from .. import extension as native
-from ..costmodel import choice
 from ..errors import BackendUnavailable, choice_error, warn
+from ..fields import FAMILIES, Family
 from ..problem import Problem
 from ..transforms import transforming
-
-LEVELS = ("solve", "stage", "accumulate", "none")  # most fused first
-
-
-class Backend(Protocol):
-    """One way of computing. ``levels`` are those it knows, most preferred first."""
-
-    name: str
-    levels: tuple[str, ...]
-
-    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
-        """Every reason why ``problem`` cannot be served at ``level``; empty if it can."""
-
-    def unavailable(self) -> str | None:
-        """Why nothing at all can run here, or ``None``."""
-
-    def discourage(self, problem: Problem, level: str) -> str | None:
-        """Why ``auto`` had better not choose this, although it serves; solves on a GPU it sorts by time besides."""
-
-    def why(self, problem: Problem, level: str) -> str:
-        """What speaks for it, where ``auto`` chooses it: shown by ``explain``."""
-
-    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
-        """op name -> (implementation, dispatch key); ``None`` where an extension registers it."""
-
-    def native_log(self) -> Any:
-        """An extension that logs its own runs (``record(on)``, ``take_runs()``: arguments of ``Run``), or ``None``."""
+from .backend import FUSED, Backend
 
 
 @dataclass(frozen=True)
@@ -72,23 +45,12 @@ class Plan:
     refused: tuple[Refusal, ...] = ()
 
 
-@dataclass(frozen=True)
-class Run:
-    """One call of a unit that really ran; ``launches``: of kernels on a GPU, where the backend counts them."""
-
-    op: str
-    backend: str
-    level: str
-    launches: int | None = None
-
-
 @dataclass
 class _State:
     """Process-wide choices, read without locks."""
 
     forced: list[str] = field(default_factory=list)
     strict: bool = os.environ.get("CONTNET_FAST_STRICT", "0") == "1"
-    logs: list[list[Run]] = field(default_factory=list)
     plans: list[list[Plan]] = field(default_factory=list)
     warned: set[tuple[str, ...]] = field(default_factory=set)
 
@@ -149,8 +111,9 @@ def select(problem: Problem, request: str = "auto") -> Plan:
 
 def _choose(problem: Problem, request: str) -> Plan:
     name, _, wanted = request.partition(":")
-    if name == "auto" and problem.op == "conv_solve" and problem.device == "cuda":
-        return _fastest(problem)
+    family = FAMILIES.get(problem.family)
+    if name == "auto" and family is not None and family.rank is not None and problem.device.type == "cuda":
+        return _fastest(problem, family)
     refused: list[Refusal] = []
     candidates = tuple(REGISTRY) if name == "auto" else (name,)
     for candidate in candidates:
@@ -172,15 +135,15 @@ def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:
     if transformed and torch.jit.is_tracing():  # which warns of every size that a check reads
         return ("torch.jit.trace needs PyTorch's own operations: it cannot record ours",)
     reasons = backend.check(problem, level)
-    if problem.called and level in ("solve", "stage"):
+    if problem.called and level in FUSED:
         reasons = (*reasons, problem.called)
     if transformed:
         reasons = (*reasons, "torch.func and tangents need PyTorch's own operations: ours have no rules for them")
     return reasons
 
 
-def _fastest(problem: Problem) -> Plan:
-    """Of everything that serves a solve on a GPU what takes least time; equal ones by the order of registration."""
+def _fastest(problem: Problem, family: Family) -> Plan:
+    """Pick the fastest eligible backend for a GPU solve; ties keep the order of registration."""
     refused: list[Refusal] = []
     serving: list[str] = []
     for name, backend in REGISTRY.items():
@@ -191,14 +154,15 @@ def _fastest(problem: Problem) -> Plan:
                 refused.append(Refusal(name, level, reasons or (str(against),)))
             else:
                 serving.append(f"{name}:{level}")
-    words, order = choice.rank(problem, tuple(serving))
-    slower = [(request, reason) for request, reason in order[1:] if request in choice.FUSED]
+    assert family.rank is not None
+    words, order = family.rank(problem, tuple(serving))
+    slower = [(request, reason) for request, reason in order[1:] if request.partition(":")[2] in FUSED]
     for request, reason in slower:
         name, _, level = request.partition(":")
         refused.append(Refusal(name, level, (reason,)))
     chosen = order[0][0]
     name, _, level = chosen.partition(":")
-    why = words if slower or chosen in choice.FUSED else REGISTRY[name].why(problem, level)
+    why = words if slower or level in FUSED else REGISTRY[name].why(problem, level)
     return Plan(problem, name, level, why, tuple(refused))
 
 
@@ -221,7 +185,7 @@ def _accept(plan: Plan, name: str) -> Plan:
 
 def _warn_of_reference(plan: Plan) -> None:
     """On a GPU once for each list of reasons; on the CPU once, where a missing extension is all that stands against."""
-    op, device = plan.problem.op, plan.problem.device
+    op, device = plan.problem.op, plan.problem.device.type
     if device == "cuda":
         text = _reasons(f"{op} on cuda runs on the plain PyTorch reference", plan.refused)
         _warn_once(tuple(map(str, plan.refused)), text)
@@ -262,53 +226,6 @@ def strict(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         _state.strict = before
-
-
-@contextmanager
-def record_runs() -> Iterator[list[Run]]:
-    """Collect a :class:`Run` for every unit that runs in the block, recorded where it runs.
-
-    Runs of an extension appear when the block ends, or with the next run recorded from Python.
-
-    A compiled graph of the reference holds PyTorch's own kernels and none of ours, so it records nothing.
-    """
-    log: list[Run] = []
-    _drain()
-    _state.logs.append(log)
-    _log_natively(True)
-    try:
-        yield log
-    finally:
-        _drain()
-        _log_natively(len(_state.logs) > 1)
-        _state.logs = [other for other in _state.logs if other is not log]
-
-
-def record(op: str, backend: str, level: str, launches: int | None = None) -> None:
-    """Called by the units themselves."""
-    if _state.logs:
-        _drain()
-        for log in _state.logs:
-            log.append(Run(op, backend, level, launches))
-
-
-def _native_logs() -> list[Any]:
-    """Each extension once: backends may share one."""
-    extensions = [backend.native_log() for backend in REGISTRY.values()]
-    return list({id(extension): extension for extension in extensions if extension is not None}.values())
-
-
-def _log_natively(on: bool) -> None:
-    for extension in _native_logs():
-        extension.record(on)
-
-
-def _drain() -> None:
-    """Move what extensions logged into the open logs, so that the order of runs is kept."""
-    for extension in _native_logs():
-        runs = [Run(*run) for run in extension.take_runs()]
-        for log in _state.logs:
-            log.extend(runs)
 
 
 @contextmanager

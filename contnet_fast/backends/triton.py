@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from ..fields import Call
 from ..problem import Problem
 from ..reference.rk import norm_dtype
-from .registry import record
+from .backend import FUSED, Backend
+from .runs import record
 
 
 def _installed() -> bool:
@@ -29,12 +31,11 @@ def _installed() -> bool:
 INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 MOST_STAGES = 13  # of dopri8
-MOST_CHANNELS = 256  # triton/tiles.py
-STATES = (torch.float16, torch.bfloat16, torch.float32)  # of convolutional solves; combinations take float64 too
+STATES = (torch.float16, torch.bfloat16, torch.float32)  # of solves; combinations take float64 too
 
 
-class TritonBackend:
-    """Solves of the convolutional field, and stage combinations of any field, as Triton kernels."""
+class TritonBackend(Backend):
+    """Solves of the fields it has kernels for, and stage combinations of any field, as Triton kernels."""
 
     name = "triton"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
@@ -44,9 +45,9 @@ class TritonBackend:
         reasons = []
         if not INSTALLED:
             reasons.append("the package triton is not installed")
-        if problem.device != "cuda" and not (problem.device == "cpu" and INTERPRETED):
-            reasons.append(f"the tensors are on {problem.device}")
-        served = (*STATES, torch.float64) if level == "accumulate" and problem.op != "conv_solve" else STATES
+        if problem.device.type != "cuda" and not (problem.device.type == "cpu" and INTERPRETED):
+            reasons.append(f"the tensors are on {problem.device.type}")
+        served = (*STATES, torch.float64) if level == "accumulate" and not problem.family else STATES
         accepted = ", ".join(str(d).removeprefix("torch.") for d in served)
         states = problem.leaf_dtypes or (problem.dtype,)
         reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
@@ -54,8 +55,8 @@ class TritonBackend:
             reasons.append("Triton's interpreter truncates to torch.bfloat16 where a GPU rounds")
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
-        if level != "accumulate":
-            reasons += _against_conv(problem, level)
+        if level in FUSED:
+            reasons += self.against_field(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
@@ -80,36 +81,27 @@ class TritonBackend:
             )
         return None
 
-    def implementations(self) -> dict[str, tuple[Callable | None, str]]:
-        """Every op, on CUDA; on CPU in the interpreter."""
-        key = "CPU" if INTERPRETED else "CUDA"
+    def dispatch_key(self) -> str:
+        """CUDA; CPU in the interpreter."""
+        return "CPU" if INTERPRETED else "CUDA"
+
+    def combinations(self) -> dict[str, Callable | None]:
+        """Their functions."""
         return {
-            "rk_combine": (rk_combine, key),
-            "rk_combine_error": (rk_combine_error, key),
-            "rk_combine_compensated": (rk_combine_compensated, key),
-            "conv_solve": (conv_solve, key),
-            "conv_solve_backward": (conv_solve_backward, key),
+            "rk_combine": rk_combine,
+            "rk_combine_error": rk_combine_error,
+            "rk_combine_compensated": rk_combine_compensated,
         }
 
-    def native_log(self) -> None:
-        """It is Python."""
-        return
-
-
-def _against_conv(problem: Problem, level: str) -> list[str]:
-    """Reasons against a fused solve of the convolutional field."""
-    if problem.op != "conv_solve":
-        return [f"level {level} serves conv_solve, not {problem.op}"]
-    reasons = []
-    if problem.compute_dtype not in STATES:
-        reasons.append(f"products in {problem.compute_dtype} are not served")
-    if problem.shape[1] > MOST_CHANNELS:
-        reasons.append(f"{problem.shape[1]} channels: a program holds at most {MOST_CHANNELS} of a pixel")
-    if level == "solve" and problem.batch_statistics:
-        reasons.append("batch statistics couple the images of a batch: level stage serves that")
-    if level == "stage" and problem.field is not None and problem.field[1] in ("group", "layer"):
-        reasons.append("statistics are taken within an image: level solve serves that")
-    return reasons
+    @contextmanager
+    def running(self, op: str, call: Call, *rest: Any) -> Iterator[None]:
+        """Launches on the device of the tensors, a first use of which a CUDA graph cannot capture."""
+        x = call.x
+        described = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in (x, *call.nodes, *call.operands))
+        settings = (call.spec, call.training, call.grid, call.keep, call.level)
+        check_first_use((op, described, x.device, settings, *rest), _capturing(x))
+        with _running(op, call.level, x):
+            yield
 
 
 def rk_combine(
@@ -147,34 +139,6 @@ def rk_combine_compensated(
 
     with _running("rk_combine_compensated", "accumulate", ys[0]):
         return combine_compensated(ys, cs, ks, coefficients)
-
-
-def conv_solve(
-    x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``contnet_fast::conv_solve_triton``."""
-    from ..fields.conv.triton import forward, plan
-
-    *described, keep, level, return_steps = settings
-    s = plan.describe(x, nodes, described)
-    check_first_use(("conv_solve", s, keep, level, return_steps), _capturing(x))
-    with _running("conv_solve", level, x):
-        return forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=return_steps)
-
-
-def conv_solve_backward(
-    grad: torch.Tensor, x: torch.Tensor, nodes: list[torch.Tensor | None], *settings: Any
-) -> list[torch.Tensor]:
-    """``contnet_fast::conv_solve_backward_triton``."""
-    from ..fields.conv.triton import backward, plan
-
-    *described, keep, level, moments, kept, wanted = settings
-    s = plan.describe(x, nodes, described)
-    check_first_use(("conv_solve_backward", s, keep, level, *wanted), _capturing(x))
-    with _running("conv_solve_backward", level, x):
-        return backward.conv_solve_backward(
-            grad, x, nodes, s, keep=keep, level=level, moments=moments, kept=kept, wanted=wanted
-        )
 
 
 @contextmanager

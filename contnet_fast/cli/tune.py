@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import chips
 from ..backends import triton as backend
 from ..errors import check_choice
 from ..files import writable_folder
@@ -47,8 +48,8 @@ def tune_tiles(
             raise ValueError(f"channels: got {c}, accepted: {', '.join(map(str, tiles.WIDTHS))}")
     writable_folder("out", out.parent)
     device = torch.device("cpu" if dry_run else "cuda")
-    family = tiles.family(device)
-    wanted = list(search.keys(family, wanted_kernels, wanted_operands, list(channels or tiles.WIDTHS)))
+    arch = chips.arch(device)
+    wanted = list(search.keys(arch, wanted_kernels, wanted_operands, list(channels or tiles.WIDTHS)))
     name = "Triton's interpreter (no GPU)" if dry_run else torch.cuda.get_device_name(device)
 
     def say(trial: search.Trial) -> None:

@@ -1,6 +1,6 @@
 """Which GPU backend and level ``auto`` takes for a solve: the fastest measured, or predicted until measured.
 
-``choice-gpu.json`` has what was measured, by family of chips: ``{"sm_90": {"source": "...", "rows": [...]}}``, a row
+``choice-gpu.json`` has what was measured, by chip architecture: ``{"sm_90": {"source": "...", "rows": [...]}}``, a row
 being the settings of a block, its size, and milliseconds by request. ``benchmarks/gpu/run.py`` writes it (phase
 ``choice``). Predictions are those of ``contnet_fast/costmodel/passes.py``, the same count for both backends.
 """
@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import chips
 from ..errors import check_choice
 from ..problem import Problem
 from ..transforms import constant_when_traced
-from .costs import BY_FAMILY, conv_solve_cost
+from .costs import BY_ARCH, conv_solve_cost
 from .passes import ConvPass, seconds
 
 FUSED = ("triton:solve", "triton:stage", "cuda:solve", "cuda:stage")
@@ -73,36 +74,29 @@ def measured(path: Path = MEASURED) -> dict[str, Any]:
     """What was measured; an empty table while nothing was.
 
     Raises:
-        ValueError: the file names a family of chips or a request that there is not.
+        ValueError: the file names a chip architecture or a request that there is not.
     """
     table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for family, part in table.items():
-        check_choice(f"{path.name}: family", family, tuple(BY_FAMILY))
+    for arch, part in table.items():
+        check_choice(f"{path.name}: arch", arch, tuple(BY_ARCH))
         for row in part["rows"]:
             for request in row["ms"]:
                 check_choice(f"{path.name}: request", request, (*FUSED, PYTORCH))
     return table
 
 
-def family() -> str:
-    """Whose times speak for the current device (triton/tiles.py has the same rule for tiles)."""
-    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
 def norm_of(problem: Problem) -> str:
     """How its statistics couple values, as ``ConvPass`` has it."""
-    name = problem.field[1] if problem.field else "none"
-    known = "batch" if problem.batch_statistics else "known"
+    _, name = problem.facts.words
+    known = "batch" if problem.facts.couples_batch else "known"
     return {"none": "none", "batch": known}.get(name, "sample")
 
 
 def describe(problem: Problem) -> dict[str, Any]:
     """The settings of a problem that a row must share: of field, mode (statistics, gradients), dtype and channels."""
     return {
-        "order": problem.field[0] if problem.field else "pre", "norm": norm_of(problem),
-        "needs_grad": problem.needs_grad, "compute": str(problem.compute_dtype).removeprefix("torch."),
-        "channels": problem.shape[1],
+        "order": problem.facts.words[0], "norm": norm_of(problem), "needs_grad": problem.needs_grad,
+        "compute": str(problem.compute_dtype).removeprefix("torch."), "channels": problem.shape[1],
     }  # fmt: skip
 
 
@@ -112,44 +106,40 @@ def rank(problem: Problem, requests: tuple[str, ...]) -> tuple[str, tuple[tuple[
     Args:
         requests: what serves, in the order of equal times.
     """
-    p, shape = problem, tuple(map(operator.index, problem.shape))  # sizes of a traced graph become constants here
-    facts = (
-        p.op, p.device, p.dtype, p.compute_dtype, shape, p.stages, p.n_steps, p.scheme, p.basis, p.field,
-        p.batch_statistics, p.needs_grad, p.checkpoint,
-    )  # fmt: skip
-    return _rank(facts, requests)
+    shape = tuple(map(operator.index, problem.shape))  # sizes of a traced graph become constants here
+    return _rank(replace(problem, shape=shape).values(), requests)
 
 
 @constant_when_traced
-def _rank(facts: tuple[Any, ...], requests: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _rank(values: tuple[Any, ...], requests: tuple[str, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
     tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return _ranked(facts, requests, family(), tf32)
+    return _ranked(Problem(*values), requests, chips.arch(Problem(*values).device), tf32)
 
 
 @lru_cache(maxsize=1024)
 def _ranked(
-    facts: tuple[Any, ...], requests: tuple[str, ...], family: str, tf32: bool
+    problem: Problem, requests: tuple[str, ...], arch: str, tf32: bool
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
-    found = times(Problem(*facts), requests, family, tf32=tf32)
+    found = times(problem, requests, arch, tf32=tf32)
     order = sorted(requests, key=found.place)
     return found.words(), tuple((name, found.against(name) if name in FUSED else "") for name in order)
 
 
-def times(problem: Problem, requests: tuple[str, ...], family: str, *, tf32: bool = False) -> Choice:
+def times(problem: Problem, requests: tuple[str, ...], arch: str, *, tf32: bool = False) -> Choice:
     """Times of the fused ``requests`` and of PyTorch's kernels."""
     fused = tuple(request for request in requests if request in FUSED)
-    row = row_of(problem, family)
+    row = row_of(problem, arch)
     if row is not None:
         found = {name: ms / 1e3 for name, ms in row["ms"].items() if name in (*fused, PYTORCH)}
-        source = f"measured on {measured()[family]['source']}"
+        source = f"measured on {measured()[arch]['source']}"
     else:
-        found = {name: predicted(problem, name, family, tf32=tf32) for name in (*fused, PYTORCH)}
-        source = f"predicted for {BY_FAMILY[family].name}"
+        found = {name: predicted(problem, name, arch, tf32=tf32) for name in (*fused, PYTORCH)}
+        source = f"predicted for {BY_ARCH[arch].name}"
     order = dict(sorted(found.items(), key=lambda item: item[1]))
     return Choice(order, source, tuple(name for name in fused if name not in found))
 
 
-def row_of(problem: Problem, family: str) -> dict[str, Any] | None:
+def row_of(problem: Problem, arch: str) -> dict[str, Any] | None:
     """The measured row that speaks for a problem: of its settings, and nearest to its size."""
     batch, _, height, width = problem.shape
     size, wanted = math.log2(max(batch * height * width, 1)), describe(problem)
@@ -157,21 +147,21 @@ def row_of(problem: Problem, family: str) -> dict[str, Any] | None:
     def distance(row: dict[str, Any]) -> float:
         return abs(math.log2(row["batch"] * row["height"] * row["width"]) - size)
 
-    rows = measured().get(family, {"rows": []})["rows"]
+    rows = measured().get(arch, {"rows": []})["rows"]
     near = [r for r in rows if all(r[name] == value for name, value in wanted.items()) and distance(r) <= NEAR]
     return min(near, key=distance, default=None)
 
 
-def predicted(problem: Problem, request: str, family: str, *, tf32: bool = False) -> float:
+def predicted(problem: Problem, request: str, arch: str, *, tf32: bool = False) -> float:
     """Seconds of the pass, forward and, if a backward pass may follow, backward."""
     if request == PYTORCH:
-        return _of_pytorch(problem, family)
+        return _of_pytorch(problem, arch)
     from . import cuda_pass, triton_pass  # which read the table of tiles
 
     backend, _, level = request.partition(":")
-    device, p = BY_FAMILY[family], pass_of(problem, tf32=tf32)
+    device, p = BY_ARCH[arch], pass_of(problem, tf32=tf32)
     launches = (cuda_pass if backend == "cuda" else triton_pass).launches
-    return seconds(launches(p, level, family, device), device, p)
+    return seconds(launches(p, level, arch, device), device, p)
 
 
 def pass_of(problem: Problem, *, tf32: bool = False) -> ConvPass:
@@ -188,7 +178,7 @@ def pass_of(problem: Problem, *, tf32: bool = False) -> ConvPass:
     )  # fmt: skip
 
 
-def _of_pytorch(problem: Problem, family: str) -> float:
+def _of_pytorch(problem: Problem, arch: str) -> float:
     """Each kernel of PyTorch reads and writes its maps."""
     batch, channels, height, width = problem.shape
     cost = conv_solve_cost(
@@ -196,5 +186,5 @@ def _of_pytorch(problem: Problem, family: str) -> float:
         compute_dtype=problem.compute_dtype, training=problem.needs_grad, checkpoint=problem.checkpoint, level="none",
     )  # fmt: skip
     programs = max(1, batch * -(-height * width // PIXELS) * -(-channels // CHANNELS))
-    device, resident = BY_FAMILY[family], 8.0 * math.prod(problem.shape) * problem.dtype.itemsize
+    device, resident = BY_ARCH[arch], 8.0 * math.prod(problem.shape) * problem.dtype.itemsize
     return cost.predicted(device, problem.compute_dtype, working_set=resident, share=device.share(programs))[0]

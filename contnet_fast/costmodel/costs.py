@@ -71,7 +71,7 @@ DEVICES = {
     )
 }
 
-BY_FAMILY = {"sm_80": DEVICES["A100"], "sm_90": DEVICES["H100"], "sm_100": DEVICES["B200"]}  # of chips
+BY_ARCH = {"sm_80": DEVICES["A100"], "sm_90": DEVICES["H100"], "sm_100": DEVICES["B200"]}  # of chips
 
 
 def measured_cpu(seconds: float = 0.2) -> Device:

@@ -27,9 +27,9 @@ class Launched(Work):
     shared: int = 0
 
 
-def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[Launched]:
+def launches(p: ConvPass, level: str, arch: str, device: Device) -> Iterator[Launched]:
     """Everything that ``level`` launches for a pass."""
-    run = (_Solve if level == "solve" else _Stages)(p, family, device.multiprocessors)
+    run = (_Solve if level == "solve" else _Stages)(p, arch, device.multiprocessors)
     yield run.prepare(forward=True)
     yield from run.forward()
     if p.backward:
@@ -40,8 +40,8 @@ def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[L
 class _Launches:
     """What both levels launch."""
 
-    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
-        self.p, self.family, self.limit, self.processors = p, family, SHARED[family], processors
+    def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
+        self.p, self.arch, self.limit, self.processors = p, arch, SHARED[arch], processors
         self.matrix = 9 * p.channels * p.channels
         self.resident = 8.0 * p.elements * p.state  # state, rates and operands: about eight maps
 
@@ -83,11 +83,11 @@ class _Launches:
 class _Solve(_Launches):
     """Level solve."""
 
-    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
-        super().__init__(p, family, processors)
+    def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
+        super().__init__(p, arch, processors)
         self.count = solve_count(
             p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", limit=self.limit,
-            clusters=CLUSTERS[family],
+            clusters=CLUSTERS[arch],
         )  # fmt: skip
 
     def convolutions(self, count: int) -> Cost:
@@ -113,7 +113,7 @@ class _Solve(_Launches):
         p, of = self.p, self.count
         if of.wide:
             states = replace(p, keep="step" if p.keep == "none" else p.keep)
-            yield from _Stages(states, self.family, self.processors).backward()
+            yield from _Stages(states, self.arch, self.processors).backward()
             return
         if p.keep == "block" and p.n_steps > 1:
             yield self.prepare(forward=True)
@@ -153,8 +153,8 @@ class _Solve(_Launches):
 class _Stages(_Launches):
     """Level stage."""
 
-    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
-        super().__init__(p, family, processors)
+    def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
+        super().__init__(p, arch, processors)
         self.ahead, self.back = (
             band(p, back=back, limit=self.limit, processors=processors) for back in (False, True)
         )  # fmt: skip

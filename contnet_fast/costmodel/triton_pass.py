@@ -40,9 +40,9 @@ class Buffer:
         return (self.count,)
 
 
-def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[Work]:
+def launches(p: ConvPass, level: str, arch: str, device: Device) -> Iterator[Work]:
     """Everything that ``level`` launches for a pass."""
-    run = _Launches(p, family, device.multiprocessors)
+    run = _Launches(p, arch, device.multiprocessors)
     yield run.prepare(forward=True)
     if level == "solve":
         yield run.solve(1, p.evaluations, tape=p.backward and p.keep == "none")
@@ -55,9 +55,9 @@ def launches(p: ConvPass, level: str, family: str, device: Device) -> Iterator[W
 class _Launches:
     """Of one pass."""
 
-    def __init__(self, p: ConvPass, family: str, processors: int) -> None:
-        self.p, self.family = p, family
-        self.shared = Shared(p.batch, p.channels, p.pixels, p.compute, family, processors)
+    def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
+        self.p, self.arch = p, arch
+        self.shared = Shared(p.batch, p.channels, p.pixels, p.compute, arch, processors)
         self.state, self.operand = Buffer(p.state), Buffer(p.operand)
         self.matrix = 9 * p.channels * p.channels
         self.sizes: dict[str, Any] = {"C": p.channels, "images": p.batch, "height": p.height, "width": p.width}
@@ -90,7 +90,7 @@ class _Launches:
     def solve(self, times: int, evaluations: int, *, tape: bool, recompute: bool = False) -> Work:
         """The whole solve, or a step's maps again."""
         p = self.p
-        t = tile("solve", p.channels, p.pixels, p.compute, self.family)
+        t = tile("solve", p.channels, p.pixels, p.compute, self.arch)
         return self.work(
             "conv_solve", times, p.batch, x=self.state, packed=self.operand, evaluations=evaluations, slots=p.slots,
             POST=p.post, TAPE=tape, RECOMPUTE=recompute, BLOCK_P=t.pixels, BLOCK_N=t.channels,
@@ -118,7 +118,7 @@ class _Launches:
             yield self.conv(p.evaluations - 1, mode, rows)
             yield self.conv(p.evaluations, mode, rows, combine=True)
             return
-        loaded = (p.stages - 1) * p.n_steps if combines_on_load(p.channels, p.compute, self.family) else 0
+        loaded = (p.stages - 1) * p.n_steps if combines_on_load(p.channels, p.compute, self.arch) else 0
         yield self.conv(p.evaluations - loaded, PLAIN, rows)
         yield self.conv(loaded, COMBINED, rows, write=tape)
         yield self.conv(p.evaluations, NORM if p.normed else PLAIN, rows)

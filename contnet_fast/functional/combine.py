@@ -128,7 +128,7 @@ def compensation(plan: Plan) -> Compensate:
 def _problem(op: str, ys: Sequence[torch.Tensor], rates: Sequence[torch.Tensor]) -> Problem:
     return Problem(
         op=op,
-        device=ys[0].device.type,
+        device=ys[0].device,
         dtype=ys[0].dtype,
         compute_dtype=rates[0].dtype,
         shape=state_shape(ys),

@@ -1,4 +1,4 @@
-"""The stateless API: check the arguments, choose a backend, call it."""
+"""Solves of any callable field on fixed steps."""
 
 from __future__ import annotations
 
@@ -13,27 +13,13 @@ from torch.utils._pytree import TreeSpec
 from .. import reference
 from ..backends import Problem, check_backend, record, select
 from ..errors import check_bool, check_choice, check_count, check_number
-from ..fields import conv
-from ..fields.conv.reference import CalledField
-from ..fields.conv.spec import BatchStatistics, ConvNodes, ConvSpec
-from ..ops import fused_conv_solve
 from ..reference.rk import CHECKPOINTS, Stage, State
 from ..schemes.tableaus import ButcherTableau, get_tableau
 from ..schemes.timegrid import FloatWeights, TimeGrid
-from ..transforms import constant, constant_when_traced, has_autocast, in_torch_func, vmapped
-from .combine import combination, compensation, rk_combine, rk_combine_error
+from ..transforms import constant, constant_when_traced
+from .autocast import compute_dtype
+from .combine import combination, compensation
 from .pytrees import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
-
-__all__ = [
-    "FixedSteps",
-    "basis_solve",
-    "conv_solve",
-    "fixed_steps",
-    "grid_solve",
-    "rk_combine",
-    "rk_combine_error",
-    "rk_solve",
-]
 
 Field = Callable[[float, State], State]
 
@@ -181,9 +167,9 @@ def _solve(
     plan = select(
         Problem(
             op="rk_solve",
-            device=leaves[0].device.type,
+            device=leaves[0].device,
             dtype=leaves[0].dtype,
-            compute_dtype=_compute_dtype(leaves[0]),
+            compute_dtype=compute_dtype(leaves[0]),
             shape=state_shape(leaves),
             leaf_dtypes=leaf_dtypes(leaves),
             stages=len(steps.update),
@@ -232,143 +218,3 @@ def _stage(field: Callable[[int, int, State], State], structure: TreeSpec | None
         return ks, ()
 
     return of_tensor if structure is None else of_leaves
-
-
-def conv_solve(
-    x: torch.Tensor,
-    nodes: ConvNodes | CalledField,
-    *,
-    spec: ConvSpec,
-    grid: TimeGrid,
-    training: bool = False,
-    checkpoint: str = "step",
-    return_steps: bool = False,
-    backend: str = "auto",
-) -> tuple[torch.Tensor, BatchStatistics | None]:
-    """Integrate dx/dt = eps * R(x, theta(t)) over t in [0, 1] (arXiv 2008.02389): a whole ODE block.
-
-    Args:
-        x: [B, C, H, W] in float16 to float64, any strides; B may be 0. The result has its dtype and format.
-        nodes: nodal values of theta(t), dimension 0 of size ``grid.basis.size``; dtype of ``x`` unless autocast
-            is on. Or a :class:`contnet_fast.fields.conv.reference.CalledField`, which no backend fuses.
-        spec: the field. grid: steps, stages and basis weights, from :func:`contnet_fast.schemes.timegrid.time_grid`.
-        training: batch norm uses batch statistics, which are returned for the running averages.
-        checkpoint: ``"step"`` keeps the state of each step for backward, ``"none"`` everything, ``"block"`` x only.
-        return_steps: return the states at all grid points, [n_steps + 1, B, C, H, W].
-
-    Returns:
-        The state at t = 1, and :class:`BatchStatistics` if batch norm ran in training, else ``None``.
-
-    Raises:
-        TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
-    """
-    check_choice("checkpoint", checkpoint, CHECKPOINTS)
-    for number in (spec.channels, spec.groups, spec.eps, spec.norm_eps):
-        constant(number)  # read as constants here, they are constants inside of every step
-    _check_state(x, spec, training)
-    called = ""
-    if isinstance(nodes, CalledField):
-        called = nodes.why
-    else:
-        _check_nodes(x, nodes, spec, grid, training)
-    plan = select(
-        Problem(
-            op="conv_solve",
-            device=x.device.type,
-            dtype=x.dtype,
-            compute_dtype=_compute_dtype(x),
-            shape=tuple(x.shape),
-            stages=grid.n_stages,
-            n_steps=grid.n_steps,
-            scheme=grid.scheme,
-            basis=grid.basis.name,
-            field=(spec.order, spec.norm),
-            batch_statistics=training and spec.norm == "batch",
-            needs_grad=torch.is_grad_enabled(),
-            checkpoint=checkpoint,
-            called=called,
-        ),
-        check_backend(backend),
-    )
-    if plan.level == "none" and not torch.compiler.is_compiling():
-        record("conv_solve", plan.backend, plan.level)
-    if plan.level in ("solve", "stage"):
-        assert not isinstance(nodes, CalledField)
-        return fused_conv_solve(
-            x,
-            nodes,
-            backend=plan.backend,
-            level=plan.level,
-            spec=spec,
-            grid=grid,
-            training=training,
-            checkpoint=plan.problem.checkpoint,
-            return_steps=return_steps,
-            compute_dtype=_compute_dtype(x),
-        )
-    return conv.reference.conv_solve(
-        x,
-        nodes,
-        spec=spec,
-        grid=grid,
-        training=training,
-        checkpoint=plan.problem.checkpoint,
-        return_steps=return_steps,
-        combine=combination(plan),
-    )
-
-
-def _compute_dtype(x: torch.Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
-
-
-def _autocast(x: torch.Tensor) -> bool:
-    device = x.device.type
-    return has_autocast(device) and torch.is_autocast_enabled(device)
-
-
-def _check_vmap(x: torch.Tensor, nodes: ConvNodes) -> None:
-    learned = (nodes.conv1_weight, nodes.conv1_bias, nodes.norm1_weight, nodes.norm1_bias)
-    mean = nodes.norm1_mean
-    if mean is not None and not vmapped(mean) and any(vmapped(t) for t in (x, *learned) if t is not None):
-        raise ValueError(
-            "norm: got 'batch' in training under vmap with one set of running statistics, accepted there: eval(), "
-            "a norm without them ('group', 'layer', 'none'), or statistics that vmap goes over too"
-        )
-
-
-def _check_state(x: torch.Tensor, spec: ConvSpec, training: bool) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x: got {type(x).__name__}, accepted: a torch.Tensor")
-    if not x.is_floating_point():
-        raise TypeError(f"x: got dtype {x.dtype}, accepted: float16, bfloat16, float32, float64")
-    if x.dim() != 4 or x.shape[1] != spec.channels:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, accepted: [batch, {spec.channels}, height, width]")
-    if training and spec.norm == "batch" and x.numel() == spec.channels:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, accepted with batch norm in training: more than one value per channel"
-        )
-
-
-def _check_nodes(x: torch.Tensor, nodes: ConvNodes, spec: ConvSpec, grid: TimeGrid, training: bool) -> None:
-    weight = nodes.conv1_weight
-    if weight.device != x.device:
-        raise ValueError(f"x: got device {x.device}, accepted: that of the parameters, {weight.device}")
-    if weight.dtype != x.dtype and not _autocast(x):
-        raise TypeError(f"x: got dtype {x.dtype}, accepted: that of the parameters, {weight.dtype} (or use autocast)")
-    if spec.norm == "batch":
-        for name in ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var"):
-            if getattr(nodes, name) is None:
-                raise ValueError(f"nodes.{name}: got None, accepted with batch norm: a tensor, the running statistics")
-        if training and in_torch_func():
-            _check_vmap(x, nodes)
-    size, channels = grid.basis.size, spec.channels
-    for name, tensor in zip(nodes._fields, nodes, strict=True):
-        if tensor is None:
-            continue
-        if tensor.device != x.device:
-            raise ValueError(f"nodes.{name}: got device {tensor.device}, accepted: that of x, {x.device}")
-        tail = {"conv1_weight": (channels, channels, 3, 3), "conv2_weight": (channels, channels, 3, 3), "skip": ()}
-        expected = (size, *tail.get(name, (channels,)))
-        if tuple(tensor.shape) != expected:
-            raise ValueError(f"nodes.{name}: got shape {tuple(tensor.shape)}, accepted: {expected}")

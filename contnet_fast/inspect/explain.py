@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..backends import Plan as BlockPlan
 from ..backends import Problem, record_plans
-from ..costmodel.costs import DEVICES, Cost, Device, combine_cost, conv_solve_cost, measured_cpu
+from ..costmodel.costs import DEVICES, Cost, Device, combine_cost, measured_cpu
 from ..errors import choice_error
+from ..fields import FAMILIES
 from ..nn import blocks
 
 ROUNDS = 5
@@ -84,11 +85,9 @@ def _ms(seconds: float | None) -> str:
 
 def unit_cost(problem: Problem) -> Cost | None:
     """The floor of the forward pass; ``None`` for solves of a callable field, whose own cost is unknown."""
-    if problem.op == "conv_solve":
-        return conv_solve_cost(
-            problem.shape, stages=problem.stages, n_steps=problem.n_steps, n_basis=problem.n_steps,
-            dtype=problem.dtype, compute_dtype=problem.compute_dtype,
-        )  # fmt: skip
+    family = FAMILIES.get(problem.family)
+    if family is not None:
+        return None if family.cost is None else family.cost(problem)
     if problem.op.startswith("rk_combine"):
         numel = torch.Size(problem.shape).numel()
         return combine_cost(numel, terms=problem.stages, dtype=problem.dtype, error=problem.op.endswith("error"))

@@ -12,9 +12,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..errors import check_number
+from ..fields import Family
+from ..functional.pytrees import is_rate, rate_error
 from ..schemes.bases import Basis, Matrix, apply_matrix
-from ..schemes.timegrid import FloatWeights
+from ..schemes.timegrid import FloatWeights, TimeGrid
 from ..transforms import followed
+from .calls import why_called
 
 _REMOVE = {
     "WeightNorm": "torch.nn.utils.remove_weight_norm",
@@ -30,6 +33,9 @@ class BasisModule(nn.Module):
     :meth:`rate`; the block calls the module, ``field(t, x, weights=weights)``, at every evaluation.
     """
 
+    family: Family | None = None  # whose solves backends may fuse; such a class also has a ``spec``
+    spec: Any
+
     def __init__(self, basis: Basis) -> None:
         super().__init__()
         self.basis = basis
@@ -38,6 +44,49 @@ class BasisModule(nn.Module):
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
         """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
         raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
+
+    def nodes(self) -> Any:
+        """The nodal tensors of a field of a family, [K, ...] each, as its NamedTuple."""
+        assert self.family is not None
+        return self.family.nodes._make([self.node(name) for name in self.family.nodes._fields])
+
+    def node(self, name: str) -> torch.Tensor | None:
+        """A tensor of the module, found quickly where it is plainly one; else computed (pruned, parametrized)."""
+        if name in self._parameters:
+            return self._parameters[name]
+        if name in self._buffers:
+            return self._buffers[name]
+        return getattr(self, name) if name in self._nodal else None
+
+    def operands(self) -> Any:
+        """The tensors of a field of a family that are no functions of depth, as its NamedTuple."""
+        return () if self.family is None else self.family.operands()
+
+    def why_called(self) -> str:
+        """Why a block must call this module at every evaluation; empty if it may read its tensors once a solve."""
+        base = next(c for c in type(self).__mro__ if "family" in c.__dict__)
+        return why_called(self, base)
+
+    def evaluate(
+        self, t: float, x: torch.Tensor, weights: FloatWeights
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Call the module at a stage: the rate, and the statistics of this evaluation if it takes any.
+
+        Raises:
+            TypeError, ValueError: the rate is not as ``x`` is.
+        """
+        rate = self(t, x, weights=weights)
+        if not is_rate(rate, x):
+            raise rate_error("field", rate, x)
+        return rate, ()
+
+    @property
+    def statistics_of_batch(self) -> bool:
+        """Whether an evaluation takes statistics of the batch."""
+        return False
+
+    def update_statistics(self, batch: Any, grid: TimeGrid) -> None:
+        """Fold the statistics of every evaluation of a solve on ``grid`` into the running ones."""
 
     def forward(self, t: float | Fraction | torch.Tensor, x: Any, *, weights: FloatWeights | None = None) -> Any:
         """The rate at depth ``t`` in [0, 1]. Hooks of the module get ``(t, x)``, with t a Python float in a block.

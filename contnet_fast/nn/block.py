@@ -11,15 +11,13 @@ from torch.fx import Proxy
 
 from ..backends import check_backend
 from ..errors import check_choice, check_count
-from ..fields.conv.reference import CalledField
-from ..fields.conv.spec import ConvNodes
-from ..functional import basis_solve, conv_solve, grid_solve, rk_solve
+from ..fields.reference import CalledField
+from ..functional import basis_solve, field_solve, grid_solve, rk_solve
 from ..reference.rk import CHECKPOINTS, State
 from ..schemes.tableaus import get_tableau
 from ..schemes.timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
-from .calls import compute_tensors, has_hooks, takes_weights, why_called
-from .conv_field import ConvField
+from .calls import compute_tensors, has_hooks, takes_weights
 
 
 class ContinuousBlock(nn.Module):
@@ -98,8 +96,8 @@ class ContinuousBlock(nn.Module):
         """
         if isinstance(x, Proxy):
             return self._as_one_node(x, return_steps=return_steps)
-        if isinstance(self.field, ConvField):
-            return self._solve_conv(self.field, x, return_steps=return_steps)
+        if getattr(self.field, "family", None) is not None:
+            return self._solve_family(self.field, x, return_steps=return_steps)
         if self.grid is not None:
             field, solve = self._call_of_basis()
             return solve(
@@ -151,19 +149,23 @@ class ContinuousBlock(nn.Module):
             )
         return self.field.rate, basis_solve
 
-    def _solve_conv(self, field: ConvField, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+    def _solve_family(self, field: BasisModule, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+        """A field that backends may fuse gives its tensors, unless it must be called at every evaluation."""
         assert self.grid is not None
-        nodes: ConvNodes | CalledField
-        why = why_called(field, ConvField)
+        assert field.family is not None
+        nodes: Any
+        why = field.why_called()
         if why:
             times, weights = self.grid.times, self.grid.weights
             nodes = CalledField(lambda i, s, u: field.evaluate(times[i][s], u, weights[i][s]), why)
         else:
             compute_tensors(field)
             nodes = field.nodes()
-        y, batch = conv_solve(
+        y, statistics = field_solve(
+            field.family,
             x,
             nodes,
+            operands=field.operands(),
             spec=field.spec,
             grid=self.grid,
             training=field.statistics_of_batch,
@@ -171,8 +173,8 @@ class ContinuousBlock(nn.Module):
             return_steps=return_steps,
             backend=self.backend,
         )
-        if batch is not None and x.numel():
-            field.update_statistics(batch, self.grid)
+        if statistics is not None and x.numel():
+            field.update_statistics(statistics, self.grid)
         return y
 
     def extra_repr(self) -> str:

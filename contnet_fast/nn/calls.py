@@ -1,6 +1,6 @@
-"""Whether a block must call its field as a module: hooks, methods of a subclass, norms in different modes.
+"""Whether a block must call its field as a module: hooks, methods of a subclass.
 
-Reading the tensors of a :class:`ConvField` once a solve is what calling it at every evaluation would be, and lets a
+Reading the tensors of a field once a solve is what calling it at every evaluation would be, and lets a
 backend fuse the solve, unless something else wants to see or to change each call. Hooks that only compute a tensor of
 the field from others (pruning, weight norm) are run once a solve.
 """
@@ -8,29 +8,23 @@ the field from others (pruning, weight norm) are run once a solve.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as torch_modules
-
-if TYPE_CHECKING:
-    from .conv_field import ConvField
 
 METHODS = ("forward", "rate", "evaluate")
 COUNTERS = ("torch.utils.module_tracker", "torch.distributed._tools", "torch.distributed.tensor.debug")
 
 
-def why_called(field: ConvField, base: type) -> str:
+def why_called(field: nn.Module, base: type, parts: Sequence[nn.Module] = ()) -> str:
     """Why a block must call ``field`` at every evaluation; empty if it may read the field's tensors instead.
 
     Args:
-        base: the class whose methods a backend fuses.
+        base: the class whose methods a backend fuses. parts: modules of the field that it calls.
     """
-    norms = field.norms
-    if norms and norms[0].of_batch != norms[1].of_batch:
-        return "one norm of the field takes statistics of the batch and the other its running ones"
-    for module in (field, *norms):
+    for module in (field, *parts):
         if has_hooks(module):
             for hook, before in _hooks(module):
                 if not (before and only_computes(hook, field)):
@@ -40,11 +34,11 @@ def why_called(field: ConvField, base: type) -> str:
     for hook in _global_hooks():
         if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
             return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"
-    own = type(field)
-    if own is not base:
+    kind = type(field)
+    if kind is not base:
         for name in METHODS:
-            if getattr(own, name) is not getattr(base, name):
-                return f"{own.__name__} has a method {name} of its own, called at every evaluation"
+            if getattr(kind, name) is not getattr(base, name):
+                return f"{kind.__name__} has a method {name} of its own, called at every evaluation"
     return ""
 
 

@@ -10,14 +10,17 @@ import torch
 from torch import nn
 
 from ..errors import check_choice
+from ..fields import CONV
 from ..fields.conv import reference
-from ..fields.conv.spec import BatchStatistics, ConvNodes, ConvSpec
+from ..fields.conv.spec import BatchStatistics, ConvSpec
 from ..fields.conv.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
+from ..fields.reference import theta_at
 from ..functional.pytrees import is_rate, rate_error
 from ..reference.rk import accumulation_dtype
 from ..schemes.bases import Basis
 from ..schemes.timegrid import FloatWeights, TimeGrid
 from .basis_module import BasisModule
+from .calls import why_called
 from .nodal_norm import NodalBatchNorm, check_momentum
 
 
@@ -48,6 +51,8 @@ class ConvField(BasisModule):
         TypeError, ValueError: naming the argument, what it got and what is accepted.
     """
 
+    family = CONV
+    spec: ConvSpec
     num_batches_tracked: torch.Tensor
     norm1_mean: torch.Tensor
     skip: torch.Tensor
@@ -163,21 +168,16 @@ class ConvField(BasisModule):
         else:
             super().add_module(name, module)
 
-    def nodes(self) -> ConvNodes:
-        """The nodal tensors, [K, ...] each."""
-        return ConvNodes._make([self._node(name) for name in ConvNodes._fields])
-
-    def _node(self, name: str) -> torch.Tensor | None:
-        """A tensor of the module, found quickly where it is plainly one; else computed (pruned, parametrized)."""
-        if name in self._parameters:
-            return self._parameters[name]
-        if name in self._buffers:
-            return self._buffers[name]
-        return getattr(self, name) if name in self._nodal else None
+    def why_called(self) -> str:
+        """As of any field, and where its norms are in different modes."""
+        norms = self.norms
+        if norms and norms[0].of_batch != norms[1].of_batch:
+            return "one norm of the field takes statistics of the batch and the other its running ones"
+        return why_called(self, ConvField, norms)
 
     def rate(self, weights: FloatWeights, x: torch.Tensor) -> torch.Tensor:
         """The rate for basis weights ((k, phi_k(t)), ...): [B, C, H, W] as ``x``. Running statistics are left alone."""
-        theta = reference.theta_at(self.nodes(), weights)
+        theta = theta_at(self.nodes(), weights)
         training = self.statistics_of_batch
         own = [norm.evaluate for norm in self.norms]
         rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=own)

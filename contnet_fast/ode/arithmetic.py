@@ -35,7 +35,7 @@ class Arithmetic:
         self._read = len(ys) if read is None else read
         problem = Problem(
             op="odeint",
-            device=ys[0].device.type,
+            device=ys[0].device,
             dtype=ys[0].dtype,
             compute_dtype=ys[0].dtype,
             shape=state_shape(ys),

@@ -1,27 +1,50 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
-from ..backends import REGISTRY
+from ..backends import REGISTRY, Backend
+from ..fields import FAMILIES, Family
 from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
-from .conv import ConvSolve, fused_conv_solve
 from .flops import register_flop_formulas
-from .schemas import define, implement, lookup
-
-for _backend in REGISTRY.values():
-    for _op, (_function, _key) in _backend.implementations().items():
-        if _function is None:
-            define(_op, _backend.name)
-        else:
-            implement(_op, _backend.name, _function, _key)
-register_flop_formulas([(op, backend.name) for backend in REGISTRY.values() for op in backend.implementations()])
+from .schemas import define, define_solve, lookup
+from .solve import FieldSolve, fused_solve
 
 __all__ = [
     "OWN_DERIVATIVE",
-    "ConvSolve",
+    "FieldSolve",
     "combine",
     "combine_compensated",
     "combine_error",
-    "define",
-    "fused_conv_solve",
-    "implement",
+    "fused_solve",
     "lookup",
+    "register_backend",
+    "register_family",
 ]
+
+
+def register_family(family: Family) -> None:
+    """Define the ops of a field family on every backend that has an implementation of it and can be there."""
+    for backend in REGISTRY.values():
+        _define_solve(family, backend, backend.dispatch_key())
+
+
+def register_backend(backend: Backend, key: str | None) -> None:
+    """Define the ops of a backend: stage combinations, and the solves of the families that it has kernels for.
+
+    Args:
+        key: the dispatch key of its ops; ``None``: it can have none here.
+    """
+    if key is not None:
+        for op, function in backend.combinations().items():
+            define(op, backend.name, function, key)
+        register_flop_formulas({(op, backend.name): None for op in backend.combinations()})
+    for family in FAMILIES.values():
+        _define_solve(family, backend, key)
+
+
+def _define_solve(family: Family, backend: Backend, key: str | None) -> None:
+    if key is not None and backend.name in family.implementations:
+        define_solve(family, backend, key)
+        register_flop_formulas({(f"{family.op}{end}", backend.name): family for end in ("", "_backward")})
+
+
+for _backend in REGISTRY.values():
+    register_backend(_backend, _backend.dispatch_key())

@@ -1,37 +1,44 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts for our ops: what it counts for the reference.
 
-It counts convolutions and matrix products alone. So a stage combination counts nothing, and a solve what its
-convolutions count. The backward pass depends on which gradients are wanted and on what is recomputed: the reference
-is run on the meta device, where nothing is computed, and counted.
+It counts convolutions and matrix products alone. So a stage combination counts nothing. For a solve the reference is
+run on the meta device, where nothing is computed, and counted: the backward pass depends on which gradients are wanted
+and on what is recomputed.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 
-from ..fields.conv import reference
-from ..fields.conv.spec import ConvNodes, ConvSpec
+from ..fields import Call, Family
+from ..fields.family import ARGUMENTS
+from ..fields.reference import field_solve
 from .schemas import lookup
 
 _MODULE = "torch.utils.flop_counter"
 
 
-def register_flop_formulas(ops: Sequence[tuple[str, str]]) -> None:
-    """Give every (op, backend) its formula, as soon as something imports FlopCounterMode (0.2 s, so not here)."""
+def register_flop_formulas(ops: Mapping[tuple[str, str], Family | None]) -> None:
+    """Give every (op, backend) its formula, as soon as something imports FlopCounterMode (0.2 s, so not here).
+
+    Args:
+        ops: the field family of each, ``None`` for combinations.
+    """
 
     def register() -> None:
         from torch.utils.flop_counter import register_flop_formula
 
-        for op, backend in ops:
-            register_flop_formula(lookup(op, backend), get_raw=True)(FORMULAS[op])
+        for (op, backend), family in ops.items():
+            count = solve_backward_flop if op.endswith("_backward") else solve_flop
+            formula = combine_flop if family is None else partial(count, family)
+            register_flop_formula(lookup(op, backend), get_raw=True)(formula)
 
     if _MODULE in sys.modules:
         register()
@@ -67,99 +74,65 @@ def combine_flop(*args: Any, **kwargs: Any) -> int:
     return 0
 
 
-def conv_solve_flop(x: torch.Tensor, nodes: Sequence[torch.Tensor | None], *rest: Any, **kwargs: Any) -> int:
-    """Of a solve: two 3x3 convolutions an evaluation, two operations a product."""
-    evaluations = len(rest[6])  # counts of the time grid, one for each
-    return evaluations * 2 * 2 * 9 * x.shape[1] * x.numel()
+def solve_flop(family: Family, *arguments: Any, **kwargs: Any) -> int:
+    """Of a solve: what the convolutions and matrix products of the reference count."""
+    return _count(Call.of_arguments(family, *arguments[:ARGUMENTS]), None)
 
 
-def conv_solve_backward_flop(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    nodes: Sequence[torch.Tensor | None],
-    order: str,
-    norm: str,
-    groups: int,
-    eps: float,
-    norm_eps: float,
-    training: bool,
-    counts: Sequence[int],
-    cells: Sequence[int],
-    weights: Sequence[float],
-    rows: Sequence[float],
-    update: Sequence[float],
-    n_steps: int,
-    keep: str,
-    level: str,
-    moments: torch.Tensor,
-    kept: torch.Tensor,
-    wanted: Sequence[int],
-    **kwargs: Any,
-) -> int:
+def solve_backward_flop(family: Family, grad: torch.Tensor, *arguments: Any, **kwargs: Any) -> int:
     """Of the gradient of a solve, with the recomputation that ``keep`` asks for."""
-    names = ConvNodes._fields
-    present = tuple(
-        name for name, node in zip(names, nodes, strict=True) if node is not None or name.endswith(("mean", "var"))
-    )
+    return _count(Call.of_arguments(family, *arguments[:ARGUMENTS]), tuple(arguments[-1]))
+
+
+def _count(call: Call, wanted: tuple[int, ...] | None) -> int:
+    def description(tensor: torch.Tensor | None) -> tuple[tuple[int, ...], torch.dtype] | None:
+        return None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+
+    nodes = [description(node) for node in call.nodes]
+    for i in call.family.running_places:  # that the backward pass is not given
+        if nodes[i] is None and call.facts.couples_batch:
+            nodes[i] = ((0, call.facts.width), call.x.dtype)
+    settings = (call.spec.pack(), call.training, call.grid, call.keep or "none")
     # in a thread of its own, since a dispatch mode, which counts, is beneath automatic differentiation
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(
-            _counted,
-            tuple(x.shape),
-            ConvSpec(x.shape[1], order, norm, "conv1_bias" in present, "skip" in present, eps, norm_eps, groups),
-            tuple(name for name in present if norm == "batch" or not name.endswith(("mean", "var"))),
-            tuple(names[i] for i in wanted),
-            x.requires_grad,
-            training,
-            tuple(rows),
-            tuple(update),
-            n_steps,
-            keep,
-        ).result()
+        shapes = description(call.x), tuple(nodes), tuple(map(description, call.operands))
+        return thread.submit(_counted, call.family, shapes, settings, wanted, call.x.requires_grad).result()
 
 
 @lru_cache(maxsize=256)
 def _counted(
-    shape: tuple[int, ...],
-    spec: ConvSpec,
-    present: tuple[str, ...],
-    wanted: tuple[str, ...],
-    x_wanted: bool,
-    training: bool,
-    rows: tuple[float, ...],
-    update: tuple[float, ...],
-    n_steps: int,
-    keep: str,
+    family: Family, shapes: tuple[Any, ...], settings: tuple[Any, ...], wanted: tuple[int, ...] | None, x_wanted: bool
 ) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    stages, channels = len(update), spec.channels
-    sizes = {"conv1_weight": (channels, channels, 3, 3), "conv2_weight": (channels, channels, 3, 3), "skip": ()}
+    packed, training, flat, keep = settings
+    stages = len(flat.update)
 
-    def node(name: str) -> torch.Tensor | None:
-        if name not in present:
+    def tensor(described: Any, place: int, *, nodal: bool) -> torch.Tensor | None:
+        if described is None:
             return None
-        return torch.empty(1, *sizes.get(name, (channels,)), device="meta", requires_grad=name in wanted)
+        shape, dtype = described
+        needs = wanted is not None and place in wanted
+        return torch.empty((1, *shape[1:]) if nodal else shape, dtype=dtype, device="meta", requires_grad=needs)
 
-    # one cell for all: which cell a stage reads, or how many it combines, changes no convolution
+    # one node for all: which nodes a stage reads, or how many it combines, changes no product
     grid: Any = SimpleNamespace(
-        weights=((((0, 1.0),),) * stages,) * n_steps,
-        stage_rows=tuple(rows[s * stages : s * stages + s] for s in range(stages)),
-        update=update,
-        n_steps=n_steps,
+        weights=((((0, 1.0),),) * stages,) * flat.n_steps,
+        stage_rows=tuple(flat.rows[s * stages : s * stages + s] for s in range(stages)),
+        update=flat.update,
+        n_steps=flat.n_steps,
     )
-    x = torch.empty(shape, device="meta", requires_grad=x_wanted)
-    nodes = ConvNodes._make(map(node, ConvNodes._fields))
-    y, _ = reference.conv_solve(x, nodes, spec=spec, grid=grid, training=training, checkpoint=keep)
-    with FlopCounterMode(display=False) as counter:
+    x_described, nodes_described, operands_described = shapes
+    x = torch.empty(x_described[0], dtype=x_described[1], device="meta", requires_grad=wanted is not None and x_wanted)
+    nodes = family.nodes._make(tensor(d, i, nodal=True) for i, d in enumerate(nodes_described))
+    operands = [tensor(d, len(nodes) + i, nodal=False) for i, d in enumerate(operands_described)]
+    spec = family.spec.unpack(packed)
+    with FlopCounterMode(display=False) as forward, torch.set_grad_enabled(wanted is not None):
+        y, _ = field_solve(
+            family, x, nodes, operands=operands, spec=spec, grid=grid, training=training, checkpoint=keep
+        )
+    if wanted is None:
+        return forward.get_total_flops()
+    with FlopCounterMode(display=False) as backward:
         y.backward(torch.empty_like(y))
-    return counter.get_total_flops()
-
-
-FORMULAS: dict[str, Callable[..., int]] = {
-    "rk_combine": combine_flop,
-    "rk_combine_error": combine_flop,
-    "rk_combine_compensated": combine_flop,
-    "conv_solve": conv_solve_flop,
-    "conv_solve_backward": conv_solve_backward_flop,
-}
+    return backward.get_total_flops()

@@ -1,4 +1,4 @@
-"""Schemas and fakes of the registered ops, ``contnet_fast::<op>_<backend>``: one table for every backend.
+"""Schemas and fakes of the registered ops, ``contnet_fast::<op>_<backend>``: one table for every backend and family.
 
 Each backend has an op name of its own, so profiler traces and captured graphs show what ran.
 
@@ -15,16 +15,22 @@ from typing import Any
 
 import torch
 
+from ..backends import Backend
+from ..fields import Call, Family, Implementation
 from ..reference.rk import accumulation_dtype, norm_dtype
 from .batching import older_one_by_one, one_by_one
 
 LIBRARY = torch.library.Library("contnet_fast", "DEF")
 
-# what both passes of a solve of the convolutional field share: the field, the time grid, what is kept, the level
+# what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
+# is kept for backward, and the level
 _SOLVE = (
-    "Tensor x, Tensor?[] nodes, str order, str norm, int groups, float eps, float norm_eps, bool training, "
+    "Tensor x, Tensor?[] nodes, Tensor[] operands, str[] words, int[] integers, float[] numbers, bool training, "
     "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level"
 )
+# of every field family: contnet_fast::<family>_solve_<backend>
+SOLVE = f"({_SOLVE}, bool return_steps) -> (Tensor y, Tensor statistics, Tensor[] saved)"
+SOLVE_BACKWARD = f"(Tensor grad, {_SOLVE}, Tensor[] saved, int[] wanted) -> Tensor[]"
 
 SCHEMAS = {
     "rk_combine": "(Tensor[] ys, Tensor[] ks, float[] coefficients) -> Tensor[]",
@@ -33,8 +39,6 @@ SCHEMAS = {
         " -> (Tensor[], Tensor)"
     ),
     "rk_combine_compensated": ("(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])"),
-    "conv_solve": f"({_SOLVE}, bool return_steps) -> (Tensor, Tensor, Tensor, Tensor)",
-    "conv_solve_backward": f"(Tensor grad, {_SOLVE}, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]",
 }
 
 
@@ -64,126 +68,86 @@ def fake_rk_combine_compensated(
     return [torch.empty_like(y) for y in ys], [torch.empty_like(y, dtype=accumulation_dtype(y.dtype)) for y in ys]
 
 
-def padded_channels(channels: int) -> int:
-    """Channels of the maps that a solve on the CPU keeps: 4, 8 or a multiple of 16, as in conv_kernels.h."""
-    return 4 if channels <= 4 else 8 if channels <= 8 else (channels + 15) // 16 * 16
-
-
-def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
-    """How many maps of the batch outlive the forward pass of the cpu backend."""
-    states = n_steps - 1
-    if keep == "step":
-        return states
-    if keep != "none":
-        return 0
-    return states + n_steps * (stages - 1) + n_steps * stages * (2 if order == "post" else 1)
-
-
-def kept_on_cpu(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments of the norms and kept maps, both in the dtype of the sums and with padded channels."""
-    batch, channels, height, width = x.shape
-    dtype, padded = accumulation_dtype(x.dtype), padded_channels(channels)
-    rows = batch if norm in ("group", "layer") else 1 if training and norm == "batch" else 0
+def fake_solve(
+    family: Family, implementation: Implementation, *arguments: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """State or trajectory, statistics of the evaluations, and what the implementation saves."""
+    *given, return_steps = arguments
+    call = Call.of_arguments(family, *given)
+    x, evaluations = call.x, len(call.grid.counts)
     return (
-        x.new_empty((n_steps * stages, 2, 2, rows, padded), dtype=dtype),
-        x.new_empty((kept_maps(order, keep, n_steps, stages), batch, height, width, padded), dtype=dtype),
+        x.new_empty((call.grid.n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x),
+        empty_statistics(call, evaluations),
+        [x.new_empty(shape, dtype=dtype) for shape, dtype in implementation.saved(call)],
     )
 
 
-def kept_by_triton(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments of the norms in float32, and kept maps in the dtype of the state (``fields/conv/triton/forward.py``)."""
-    batch, channels, height, width = x.shape
-    rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
-    maps = n_steps * stages * (3 if order == "post" else 2) if keep == "none" else n_steps - 1 if keep == "step" else 0
-    return (
-        x.new_empty((n_steps * stages, 2, 2, rows, channels), dtype=torch.float32),
-        x.new_empty((maps, batch, height, width, channels)),
-    )
+def empty_statistics(call: Call, evaluations: int) -> torch.Tensor:
+    """[evaluations, statistics, width] in the dtype of the running ones; no evaluations where none are taken."""
+    family, facts = call.family, call.facts
+    running = next((call.nodes[i] for i in family.running_places if call.nodes[i] is not None), call.x)
+    columns = 0 if family.statistics is None else len(family.statistics._fields)
+    return running.new_empty((evaluations if facts.couples_batch else 0, columns, facts.width))
 
 
-def kept_by_cuda(
-    x: torch.Tensor, order: str, norm: str, training: bool, keep: str, n_steps: int, stages: int, level: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Moments of the norms in float32, and maps: at level solve states alone, the rest is made again on the chip."""
-    batch, channels, height, width = x.shape
-    rows = batch if norm in ("group", "layer") else 0 if norm == "none" else 1
-    maps = n_steps - 1 if keep in ("none", "step") else 0
-    if keep == "none" and level == "stage":
-        maps = n_steps * stages * (3 if order == "post" else 2)
-    return (
-        x.new_empty((n_steps * stages, 2, 2, rows, channels), dtype=torch.float32),
-        x.new_empty((maps, batch, height, width, channels)),
-    )
-
-
-KEPT = {"cpu": kept_on_cpu, "triton": kept_by_triton, "cuda": kept_by_cuda}
-
-
-def fake_conv_solve(
-    backend: str,
-    x: torch.Tensor,
-    nodes: Sequence[torch.Tensor | None],
-    order: str,
-    norm: str,
-    groups: int,
-    eps: float,
-    norm_eps: float,
-    training: bool,
-    counts: Sequence[int],
-    cells: Sequence[int],
-    weights: Sequence[float],
-    rows: Sequence[float],
-    update: Sequence[float],
-    n_steps: int,
-    keep: str,
-    level: str,
-    return_steps: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """State or trajectory, batch statistics, moments of the norms, kept maps."""
-    coupled = training and norm == "batch"
-    mean = nodes[6]
-    return (
-        x.new_empty((n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x),
-        (x if mean is None else mean).new_empty((len(counts) if coupled else 0, 4, x.shape[1])),
-        *KEPT[backend](x, order, norm, training, keep, n_steps, len(update), level),
-    )
-
-
-def fake_conv_solve_backward(
-    grad: torch.Tensor, x: torch.Tensor, nodes: Sequence[torch.Tensor | None], *rest: Any
-) -> Any:
-    """The gradient of x, and those of the wanted nodes."""
-    wanted = [nodes[i] for i in rest[-1]]
-    return [torch.empty_like(x), *(node.new_empty(node.shape) for node in wanted if node is not None)]
+def fake_solve_backward(family: Family, grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+    """The gradient of x, and those of the wanted nodes and operands."""
+    x, nodes, operands = arguments[:3]
+    tensors = [*nodes, *operands]
+    return [torch.empty_like(x), *(tensors[i].new_empty(tensors[i].shape) for i in arguments[-1])]
 
 
 FAKES: dict[str, Callable] = {
     "rk_combine": fake_rk_combine,
     "rk_combine_error": fake_rk_combine_error,
     "rk_combine_compensated": fake_rk_combine_compensated,
-    "conv_solve_backward": fake_conv_solve_backward,
 }
 
 
-def define(op: str, backend: str) -> str:
-    """Define ``contnet_fast::<op>_<backend>`` with its fake and batching rule and return its name."""
-    name = f"{op}_{backend}"
-    LIBRARY.define(name + SCHEMAS[op])
-    fake = partial(fake_conv_solve, backend) if op == "conv_solve" else FAKES[op]
+def _define(name: str, schema: str, fake: Callable) -> None:
+    LIBRARY.define(name + schema)
     torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
-    if op == "conv_solve_backward":  # the others never see a batch: under transforms the reference serves
-        torch.library.register_vmap(f"contnet_fast::{name}", one_by_one(lookup(op, backend)), lib=LIBRARY)
-        LIBRARY.impl(name, older_one_by_one(lookup(op, backend)), "Batched")
-    return name
 
 
-def implement(op: str, backend: str, function: Callable, key: str = "CompositeExplicitAutograd") -> None:
-    """Define the op of a backend and give it a Python implementation under a dispatch key."""
-    LIBRARY.impl(define(op, backend), function, key)
+def define(op: str, backend: str, function: Callable | None, key: str = "CompositeExplicitAutograd") -> None:
+    """Define ``contnet_fast::<op>_<backend>``, a combination, with its fake.
+
+    Args:
+        function: what runs under the dispatch key; ``None`` where an extension registers it.
+    """
+    name = f"{op}_{backend}"
+    _define(name, SCHEMAS[op], FAKES[op])
+    if function is not None:
+        LIBRARY.impl(name, function, key)
+
+
+def define_solve(family: Family, backend: Backend, key: str) -> None:
+    """Define the forward and the backward op of a family's solve on a backend, with fakes and batching rules."""
+    implementation = family.implementations[backend.name]
+    forward, backward = f"{family.op}_{backend.name}", f"{family.op}_backward_{backend.name}"
+    _define(forward, SOLVE, partial(fake_solve, family, implementation))
+    _define(backward, SOLVE_BACKWARD, partial(fake_solve_backward, family))
+    # the forward op never sees a batch: under transforms the reference serves
+    call = getattr(torch.ops.contnet_fast, backward)
+    torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
+    LIBRARY.impl(backward, older_one_by_one(call), "Batched")
+    if implementation.native:
+        return
+
+    def run(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        *given, return_steps = arguments
+        solve = Call.of_arguments(family, *given)
+        with backend.running(family.op, solve, return_steps):
+            return implementation.forward(solve, return_steps=return_steps)
+
+    def run_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+        *given, saved, wanted = arguments
+        solve = Call.of_arguments(family, *given)
+        with backend.running(f"{family.op}_backward", solve, *wanted):
+            return implementation.backward(solve, grad, saved, wanted)
+
+    LIBRARY.impl(forward, run, key)
+    LIBRARY.impl(backward, run_backward, key)
 
 
 def lookup(op: str, backend: str) -> Callable:

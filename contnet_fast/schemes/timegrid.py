@@ -32,13 +32,15 @@ class FlatGrid(NamedTuple):
 
     Attributes:
         counts: [evaluation] how many basis functions it reads. cells, weights: theirs, one after another.
-        rows: [stage, stage] h * a_sj.
+        rows: [stage, stage] h * a_sj. update: [stage] h * b_j. n_steps: N.
     """
 
     counts: tuple[int, ...]
     cells: tuple[int, ...]
     weights: tuple[float, ...]
     rows: tuple[float, ...]
+    update: tuple[float, ...]
+    n_steps: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class TimeGrid:
         slots: [step][stage] -> ((k, phi_k(t)), ...) in exact rationals.
         weights: the same in floats, for loops over tensors. times: [step][stage] -> t as a float.
         stage_rows: [stage] -> h * a_sj as floats; update: h * b_j.
-        flat: weights and stage_rows as flat lists.
+        flat: weights, stage_rows and update as flat lists.
     """
 
     tableau: ButcherTableau
@@ -77,6 +79,7 @@ class TimeGrid:
         rows = self.tableau.a[: self.n_stages]
         evaluations = [slot for step in slots for slot in step]
         stage_rows = tuple(tuple(float(h * x) for x in row) for row in rows)
+        update = tuple(float(h * x) for x in self.tableau.b[: self.n_stages])
         values = {
             "slots": slots,
             "weights": tuple(tuple(tuple((k, float(w)) for k, w in s) for s in step) for step in slots),
@@ -87,8 +90,10 @@ class TimeGrid:
                 cells=tuple(k for slot in evaluations for k, _ in slot),
                 weights=tuple(float(w) for slot in evaluations for _, w in slot),
                 rows=tuple((*row, *(0.0,) * self.n_stages)[s] for row in stage_rows for s in range(self.n_stages)),
+                update=update,
+                n_steps=self.n_steps,
             ),
-            "update": tuple(float(h * x) for x in self.tableau.b[: self.n_stages]),
+            "update": update,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -1,7 +1,7 @@
 """Tile shapes as data: which block of pixels and channels a program takes, with how many warps.
 
-``tiles.json`` has them by family of chips, kernel, width of the products' operands and input channels, and says where
-each family's come from: counted (docs/kernels.md) or timed. ``contnet-fast tune`` writes such a file on a machine with
+``tiles.json`` has them by chip architecture, kernel, width of the products' operands and input channels, and says where
+each arch's come from: counted (docs/kernels.md) or timed. ``contnet-fast tune`` writes such a file on a machine with
 a GPU; ``CONTNET_FAST_TILES`` names one to use instead of the shipped one, read when kernels are first imported.
 """
 
@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ class Tile:
     registers: int = 0
 
 
-Key = tuple[str, str, str, int]  # family, kernel, operands, block of input channels
+Key = tuple[str, str, str, int]  # arch, kernel, operands, block of input channels
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Table:
     """All tiles.
 
     Attributes:
-        loads: by (family, operands, block of channels), whether order "post" combines a stage as the next convolution
+        loads: by (arch, operands, block of channels), whether order "post" combines a stage as the next convolution
             loads it, where the tableau allows, or in a pass of its own.
-        sources: by family, where all that comes from.
+        sources: by arch, where all that comes from.
     """
 
     tiles: Mapping[Key, Tile]
@@ -72,16 +71,16 @@ def parse(data: Any, name: object) -> Table:
     tiles: dict[Key, Tile] = {}
     loads: dict[tuple[str, str, int], bool] = {}
     sources: dict[str, str] = {}
-    for family in FAMILIES:
-        sources[family] = str(_part(data, name, family).get("source", "unknown"))
+    for arch in FAMILIES:
+        sources[arch] = str(_part(data, name, arch).get("source", "unknown"))
         for operands, width in product(OPERANDS, WIDTHS):
-            place = (family, "combine_on_load", operands, str(width))
-            loads[family, operands, width] = choice = _part(data, name, *place)
+            place = (arch, "combine_on_load", operands, str(width))
+            loads[arch, operands, width] = choice = _part(data, name, *place)
             if type(choice) is not bool:
                 raise ValueError(f"{name}: {place}: got {choice!r}, accepted: true, false")
         for kernel, operands, width in product(KERNELS, OPERANDS, WIDTHS):
-            place = (family, kernel, operands, str(width))
-            tiles[family, kernel, operands, width] = _tile(_part(data, name, *place), width, f"{name}: {place}")
+            place = (arch, kernel, operands, str(width))
+            tiles[arch, kernel, operands, width] = _tile(_part(data, name, *place), width, f"{name}: {place}")
     return Table(tiles, loads, sources)
 
 
@@ -123,11 +122,11 @@ def read(path: Path) -> Table:
 
 def as_data(table: Table) -> dict[str, Any]:
     """The content of a file: what :func:`parse` takes."""
-    data: dict[str, Any] = {family: {"source": source} for family, source in table.sources.items()}
-    for (family, kernel, operands, width), tile in table.tiles.items():
-        data[family].setdefault(kernel, {}).setdefault(operands, {})[str(width)] = list(astuple(tile))
-    for (family, operands, width), choice in table.loads.items():
-        data[family].setdefault("combine_on_load", {}).setdefault(operands, {})[str(width)] = choice
+    data: dict[str, Any] = {arch: {"source": source} for arch, source in table.sources.items()}
+    for (arch, kernel, operands, width), tile in table.tiles.items():
+        data[arch].setdefault(kernel, {}).setdefault(operands, {})[str(width)] = list(astuple(tile))
+    for (arch, operands, width), choice in table.loads.items():
+        data[arch].setdefault("combine_on_load", {}).setdefault(operands, {})[str(width)] = choice
     return data
 
 
@@ -165,15 +164,6 @@ class Units:
         return -(-self.total // self.per_program)
 
 
-@lru_cache(maxsize=16)
-def family(device: torch.device) -> str:
-    """Whose tiles a device uses. Chips from 12.0 on have the products of sm_80 and no tensor memory."""
-    if device.type != "cuda":
-        return "sm_90"
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
 def power_of_two(n: int) -> int:
     """The smallest power of two from ``n`` on."""
     return 1 << (n - 1).bit_length()
@@ -184,31 +174,31 @@ def block_channels(channels: int) -> int:
     return max(16, power_of_two(channels))
 
 
-def key_of(kernel: str, channels: int, dtype: torch.dtype, family: str) -> Key:
+def key_of(kernel: str, channels: int, dtype: torch.dtype, arch: str) -> Key:
     """Where the tile of ``kernel`` for maps of ``channels`` stands, with products in ``dtype``."""
-    return family, kernel, OPERANDS[dtype == torch.float32], block_channels(channels)
+    return arch, kernel, OPERANDS[dtype == torch.float32], block_channels(channels)
 
 
-def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, family: str) -> Tile:
+def tile(kernel: str, channels: int, pixels: int, dtype: torch.dtype, arch: str) -> Tile:
     """The tile of ``kernel`` for maps of ``channels`` and ``pixels``, with products in ``dtype``."""
-    entry = _table.tiles[key_of(kernel, channels, dtype, family)]
+    entry = _table.tiles[key_of(kernel, channels, dtype, arch)]
     return replace(entry, pixels=min(entry.pixels, max(16, power_of_two(pixels))))
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What is dealt out, and among how many: maps of a batch, products in ``dtype``, on a chip of a family."""
+    """What is dealt out, and among how many: maps of a batch, products in ``dtype``, on a chip of ``arch``."""
 
     batch: int
     channels: int
     pixels: int
     dtype: torch.dtype
-    family: str
+    arch: str
     processors: int
 
     def tiles(self, kernel: str) -> tuple[Tile, int]:
         """The tile of a kernel, and how many an image has."""
-        found = tile(kernel, self.channels, self.pixels, self.dtype, self.family)
+        found = tile(kernel, self.channels, self.pixels, self.dtype, self.arch)
         return found, -(-self.pixels // found.pixels)
 
 
@@ -227,6 +217,6 @@ def weight_units(of: Shared, stages: int) -> Units:
     return Units(t, per_image, total, -(-total // min(wanted, total)))
 
 
-def combines_on_load(channels: int, dtype: torch.dtype, family: str) -> bool:
+def combines_on_load(channels: int, dtype: torch.dtype, arch: str) -> bool:
     """Whether order "post" combines a stage as the next convolution loads it, with products in ``dtype``."""
-    return _table.loads[family, OPERANDS[dtype == torch.float32], block_channels(channels)]
+    return _table.loads[arch, OPERANDS[dtype == torch.float32], block_channels(channels)]

@@ -89,15 +89,30 @@ inline void check_tensors(const char* op, const at::Tensor& x, const OptionalTen
   }
 }
 
+// The settings of a field and of a solve as every field family's ops have them (contnet_fast/ops/schemas.py). Of the
+// convolutional field: words (order, norm), integers (channels, groups, bias, skip), numbers (eps, norm_eps).
+struct SchemaArguments {
+  std::vector<std::string> words;
+  at::IntArrayRef integers;
+  at::ArrayRef<double> numbers;
+  bool training;
+  at::IntArrayRef counts, cells;
+  at::ArrayRef<double> weights, rows, update;
+  int64_t n_steps;
+  std::string keep, level;
+};
+
 inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const OptionalTensors& nodes,
-                                     const std::string& order, const std::string& norm, int64_t groups, double eps,
-                                     double norm_eps, bool training, at::IntArrayRef counts, at::IntArrayRef cells,
-                                     at::ArrayRef<double> weights, at::ArrayRef<double> rows, at::ArrayRef<double> update,
-                                     int64_t n_steps, const std::string& keep, const std::string& level) {
+                                     const SchemaArguments& given) {
+  TORCH_CHECK_VALUE(given.words.size() == 2 && given.integers.size() == 4 && given.numbers.size() == 2, op,
+                    ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
+                    given.numbers.size(), ", accepted: 2, 4, 2");
+  const auto& [words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level] = given;
+  const int64_t groups = integers[1];
   SolveArguments a{};
   a.op = op;
-  a.order = read_word(op, "order", order, kOrders);
-  a.norm = read_word(op, "norm", norm, kNorms);
+  a.order = read_word(op, "order", words[0], kOrders);
+  a.norm = read_word(op, "norm", words[1], kNorms);
   a.keep = read_word(op, "keep", keep, kKeeps);
   a.level = read_word(op, "level", level, kLevels);
   a.level_word = word_of(a.level, kLevels);
@@ -105,8 +120,8 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   check_tensors(op, x, nodes);
   TORCH_CHECK(groups > 0 && x.size(1) % groups == 0, op, ": ", groups, " groups of ", x.size(1), " channels");
   a.groups = a.norm == FieldNorm::layer ? 1 : groups;
-  a.eps = eps;
-  a.norm_eps = norm_eps;
+  a.eps = numbers[0];
+  a.norm_eps = numbers[1];
   a.batch_statistics = training && a.norm == FieldNorm::batch;
   a.n_steps = n_steps;
   a.stages = static_cast<int64_t>(update.size());
@@ -124,37 +139,42 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   return a;
 }
 
-using SolveResults = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;  // y, statistics, moments, kept
-
+struct SolveResults {
+  at::Tensor y, statistics, moments, kept;
+};
 // What a backend implements. `wanted`: the nodes that gradients are asked for.
 using Solve = SolveResults (*)(const at::Tensor& x, const OptionalTensors& nodes, const SolveArguments&, bool return_steps);
 using SolveBackward = std::vector<at::Tensor> (*)(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
                                                   const SolveArguments&, const at::Tensor& moments,
                                                   const at::Tensor& kept, at::IntArrayRef wanted);
 
+using OpResults = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;  // y, statistics, saved: moments, kept
+
 // The ops as their schemas have them (contnet_fast/ops/schemas.py). `Backend` has their name, `solve` and `solve_backward`.
 template <typename Backend>
-SolveResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, std::string order, std::string norm,
-                           int64_t groups, double eps, double norm_eps, bool training, at::IntArrayRef counts,
-                           at::IntArrayRef cells, at::ArrayRef<double> weights, at::ArrayRef<double> rows,
-                           at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level,
-                           bool return_steps) {
-  const SolveArguments a = read_arguments(Backend::op, x, nodes, order, norm, groups, eps, norm_eps, training, counts,
-                                          cells, weights, rows, update, n_steps, keep, level);
-  return Backend::solve(x, nodes, a, return_steps);
+OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, at::TensorList operands,
+                        std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers,
+                        bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
+                        at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep,
+                        std::string level, bool return_steps) {
+  const SchemaArguments given{words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level};
+  const SolveArguments a = read_arguments(Backend::op, x, nodes, given);
+  SolveResults r = Backend::solve(x, nodes, a, return_steps);
+  return {r.y, r.statistics, {r.moments, r.kept}};
 }
 
 template <typename Backend>
 std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
-                                               std::string order, std::string norm, int64_t groups, double eps,
-                                               double norm_eps, bool training, at::IntArrayRef counts,
-                                               at::IntArrayRef cells, at::ArrayRef<double> weights,
-                                               at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-                                               std::string keep, std::string level, const at::Tensor& moments,
-                                               const at::Tensor& kept, at::IntArrayRef wanted) {
-  const SolveArguments a = read_arguments(Backend::backward_op, x, nodes, order, norm, groups, eps, norm_eps, training,
-                                          counts, cells, weights, rows, update, n_steps, keep, level);
-  return Backend::solve_backward(grad, x, nodes, a, moments, kept, wanted);
+                                               at::TensorList operands, std::vector<std::string> words,
+                                               at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
+                                               at::IntArrayRef counts, at::IntArrayRef cells,
+                                               at::ArrayRef<double> weights, at::ArrayRef<double> rows,
+                                               at::ArrayRef<double> update, int64_t n_steps, std::string keep,
+                                               std::string level, at::TensorList saved, at::IntArrayRef wanted) {
+  const SchemaArguments given{words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level};
+  const SolveArguments a = read_arguments(Backend::backward_op, x, nodes, given);
+  TORCH_CHECK(saved.size() == 2, Backend::backward_op, ": ", saved.size(), " saved tensors, accepted: 2");
+  return Backend::solve_backward(grad, x, nodes, a, saved[0], saved[1], wanted);
 }
 
 }  // namespace contnet_fast

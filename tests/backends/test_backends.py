@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import problems
 import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import REGISTRY, Problem, registry, select
+from contnet_fast.backends import REGISTRY, Backend, registry, select
 from contnet_fast.nn import ContinuousBlock, ConvField
 
 
@@ -23,7 +24,7 @@ def x():
     return torch.randn(2, 4, 5, 5)
 
 
-class Picky:
+class Picky(Backend):
     """A backend that serves float64 only, and says why not otherwise."""
 
     name = "picky"
@@ -37,20 +38,8 @@ class Picky:
             reasons.append("solve is not built")
         return tuple(reasons)
 
-    def unavailable(self):
-        return None
-
-    def discourage(self, problem, level):
-        return None
-
     def why(self, problem, level):
         return "the pickiest"
-
-    def native_log(self):
-        return None
-
-    def implementations(self):
-        return {}
 
 
 @pytest.fixture
@@ -65,15 +54,7 @@ def picky(monkeypatch):
 
 
 def problem(**change):
-    facts = {
-        "op": "conv_solve",
-        "device": "cpu",
-        "dtype": torch.float32,
-        "compute_dtype": torch.float32,
-        "shape": (1, 4, 5, 5),
-        "stages": 4,
-    }
-    return Problem(**{**facts, **change})
+    return problems.problem(**{"op": "conv_solve", "shape": (1, 4, 5, 5), "stages": 4, **change})
 
 
 def test_the_reference_is_always_there():
@@ -115,8 +96,8 @@ def test_a_failing_implementation_is_not_replaced(block, x, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("kernel failed")
 
-    monkeypatch.setattr(cf.fields.conv.reference, "conv_solve", broken)
-    monkeypatch.setattr(cf.functional.solves, "fused_conv_solve", broken)
+    monkeypatch.setattr(cf.fields.reference, "field_solve", broken)
+    monkeypatch.setattr(cf.functional.fields, "fused_solve", broken)
     with pytest.raises(RuntimeError, match="kernel failed"):
         block(x)
 

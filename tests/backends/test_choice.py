@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
+import problems
 import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import REGISTRY, Problem, check_backend, cpu, cuda, select, triton
+from contnet_fast import chips
+from contnet_fast.backends import REGISTRY, check_backend, cpu, cuda, select, triton
 from contnet_fast.costmodel import choice
+from contnet_fast.fields.conv import cpu as conv_cpu
 from contnet_fast.inspect.explain import Plan as ExplainedPlan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -33,16 +35,14 @@ def rows():
 
 def problem(row):
     dtype = getattr(torch, row["dtype"])
-    return Problem(
+    return problems.problem(
         op="conv_solve",
-        device="cpu",
         dtype=dtype,
         compute_dtype=dtype,
         shape=(row["batch"], row["channels"], row["side"], row["side"]),
         stages=1,
         n_steps=2,
-        field=("pre", "batch"),
-        batch_statistics=row["training"],
+        coupled=row["training"],
         needs_grad=row["training"],
     )
 
@@ -53,8 +53,8 @@ def sorted_rows():
     taken, left = [], []
     with pytest.MonkeyPatch.context() as patch:
         for isa, row in rows():
-            patch.setattr(cpu, "AVX512", isa == "avx512")
-            patch.setattr(cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
+            patch.setattr(conv_cpu, "AVX512", isa == "avx512")
+            patch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
             ratio = min(row["nchw"], row["channels_last"])
             (left if cpu.CpuBackend().discourage(problem(row), "stage") else taken).append((ratio, isa, row))
     return taken, left
@@ -87,8 +87,8 @@ def test_auto_leaves_what_is_not(sorted_rows):
     ],
 )
 def test_the_choice_is_explained(monkeypatch, change, words):
-    monkeypatch.setattr(cpu, "AVX512", True)
-    monkeypatch.setattr(cpu, "NATIVE_BFLOAT16", True)
+    monkeypatch.setattr(conv_cpu, "AVX512", True)
+    monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", True)
     row = {"channels": 16, "side": 32, "batch": 32, "dtype": "float32", "training": False, **change}
     plan = select(problem(row))
     if words is None:
@@ -101,12 +101,11 @@ def test_the_choice_is_explained(monkeypatch, change, words):
 
 
 def case(shape, *, training=False, **change):
-    problem = Problem(
-        op="conv_solve", device="cuda", dtype=torch.bfloat16, compute_dtype=torch.bfloat16, shape=shape, stages=4,
-        n_steps=8, scheme="rk4_classic", field=("pre", "batch"), batch_statistics=training, needs_grad=training,
-        checkpoint="step",
-    )  # fmt: skip
-    return replace(problem, **change)
+    bfloat16 = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
+    settings = {"stages": 4, "n_steps": 8, "scheme": "rk4_classic", "needs_grad": training, "checkpoint": "step"}
+    return problems.problem(
+        **{"op": "conv_solve", "device": "cuda", "coupled": training, **bfloat16, "shape": shape, **settings, **change}
+    )
 
 
 @pytest.fixture
@@ -115,14 +114,14 @@ def gpu(monkeypatch):
     monkeypatch.setattr(triton, "INSTALLED", True)
     monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(cuda, "_reason", None)
-    monkeypatch.setattr(cuda, "CHIPS", ("9.0a",))
-    monkeypatch.setattr(cuda, "capability", lambda: (9, 0))
+    monkeypatch.setattr(chips, "CHIPS", ("9.0a",))
+    monkeypatch.setattr(chips, "capability", lambda device=None: (9, 0))
     choice._ranked.cache_clear()
 
-    def measure(problem, ms, family="sm_90"):
+    def measure(problem, ms, arch="sm_90"):
         batch, _, height, width = problem.shape
         row = {**choice.describe(problem), "batch": batch, "height": height, "width": width, "ms": ms}
-        monkeypatch.setattr(choice, "measured", lambda: {family: {"source": "some GPU", "rows": [row]}})
+        monkeypatch.setattr(choice, "measured", lambda: {arch: {"source": "some GPU", "rows": [row]}})
         choice._ranked.cache_clear()
 
     yield measure
@@ -147,7 +146,7 @@ class TestGpu:
             (case(IMAGE, training=True), "triton:stage"),
             (case((128, 12, 32, 32)), "triton:solve"),  # whose channels cuda refuses
         ],
-        ids=lambda v: v if isinstance(v, str) else f"{v.shape} {v.needs_grad} {v.batch_statistics}",
+        ids=lambda v: v if isinstance(v, str) else f"{v.shape} {v.needs_grad} {v.facts.couples_batch}",
     )
     def test_the_fastest_by_prediction_is_taken(self, gpu, problem, chosen):
         plan = select(problem)
@@ -199,8 +198,8 @@ class TestGpu:
             case(IMAGE, training=True),
             case(IMAGE, needs_grad=True),
             case(IMAGE, compute_dtype=torch.float16, dtype=torch.float16),
-            case(IMAGE, field=("post", "batch")),
-            case(IMAGE, field=("pre", "none")),
+            case(IMAGE, order="post"),
+            case(IMAGE, norm="none"),
         ],
         ids=range(7),
     )
@@ -209,7 +208,7 @@ class TestGpu:
         assert select(other).why.startswith("predicted for H100: ")
 
     def test_a_measurement_speaks_for_its_own_chips_alone(self, gpu):
-        gpu(case(IMAGE), {"triton:stage": 1.0, "cuda:solve": 2.0, "reference:none": 3.0}, family="sm_80")
+        gpu(case(IMAGE), {"triton:stage": 1.0, "cuda:solve": 2.0, "reference:none": 3.0}, arch="sm_80")
         assert select(case(IMAGE)).why.startswith("predicted for H100: ")
 
     def test_pytorch_where_it_is_fastest(self, gpu, monkeypatch):
@@ -280,9 +279,9 @@ REQUEST = (
     ("table", "words"),
     [
         ({"sm_90": {"source": "x", "rows": [{"ms": {"cuda:solv": 1.0}}]}}, REQUEST),
-        ({"sm_91": {"source": "x", "rows": []}}, r"family: got 'sm_91', accepted: sm_80, sm_90, sm_100"),
+        ({"sm_91": {"source": "x", "rows": []}}, r"arch: got 'sm_91', accepted: sm_80, sm_90, sm_100"),
     ],
-    ids=["request", "family"],
+    ids=["request", "arch"],
 )
 def test_unknown_names_in_the_table_are_errors(tmp_path, table, words):
     path = tmp_path / "choice-gpu.json"

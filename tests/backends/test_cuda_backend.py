@@ -5,27 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import problems
 import pytest
 import torch
 
 import contnet_fast as cf
-from contnet_fast.backends import Problem, cuda, select
-from contnet_fast.backends.chips import has_code
+from contnet_fast import chips
+from contnet_fast.backends import cuda, select
+from contnet_fast.chips import has_code
 from contnet_fast.extension import INTERFACE
 from tools.nvcc import architectures, flags
 
 
 def facts(**change):
-    base = {"op": "rk_combine", "device": "cuda", "dtype": torch.float32, "compute_dtype": torch.float32}
-    return Problem(**{**base, "shape": (3,), "stages": 6, **change})
+    return problems.problem(**{"op": "rk_combine", "device": "cuda", **change})
 
 
 @pytest.fixture
 def there(monkeypatch):
     """An extension with CUDA code, and a device of capability 9.0."""
     monkeypatch.setattr(cuda, "_reason", None)
-    monkeypatch.setattr(cuda, "CHIPS", ("8.0", "9.0a", "10.0a", "10.0+PTX"))
-    monkeypatch.setattr(cuda, "capability", lambda: (9, 0))
+    monkeypatch.setattr(chips, "CHIPS", ("8.0", "9.0a", "10.0a", "10.0+PTX"))
+    monkeypatch.setattr(chips, "capability", lambda device=None: (9, 0))
 
 
 def reasons(**change):
@@ -43,7 +44,7 @@ def test_it_serves_what_its_kernels_can(there):
 
 def conv(**change):
     base = {"op": "conv_solve", "dtype": torch.bfloat16, "compute_dtype": torch.bfloat16, "shape": (8, 16, 32, 32)}
-    return {**base, "field": ("pre", "batch"), "n_steps": 8, **change}
+    return {**base, "n_steps": 8, **change}
 
 
 @pytest.mark.parametrize("shape", [(128, 16, 32, 32), (1, 32, 16, 16), (3, 64, 8, 8), (2, 24, 7, 5)])
@@ -58,7 +59,7 @@ def test_a_backward_pass_holds_more_of_an_image(there, monkeypatch):
     problem = conv(dtype=torch.float32, compute_dtype=torch.float32)
     assert select(facts(**problem), "cuda").level == "solve"
     assert select(facts(**problem, needs_grad=True), "cuda").level == "solve"
-    monkeypatch.setattr(cuda, "capability", lambda: (8, 0))
+    monkeypatch.setattr(chips, "capability", lambda device=None: (8, 0))
     with pytest.raises(cf.BackendUnavailable, match="operand and gradient of the backward pass take"):
         select(facts(**problem, needs_grad=True), "cuda:solve")
 
@@ -69,26 +70,26 @@ def test_it_serves_whole_solves_of_wide_maps(there, shape, dtype):
     problem = conv(shape=shape, dtype=dtype, compute_dtype=dtype)
     assert select(facts(**problem), "cuda").level == "solve"
     assert select(facts(**problem, needs_grad=True), "cuda").level == "solve"
-    problem["field"] = ("post", "group")
+    problem |= {"order": "post", "norm": "group"}
     assert select(facts(**problem), "cuda").level == "solve"
     with pytest.raises(cf.BackendUnavailable, match="no backward pass of wide maps has norms within an image"):
         select(facts(**problem, needs_grad=True), "cuda:solve")
 
 
 def test_wide_maps_take_clusters_of_blocks(there, monkeypatch):
-    for chips, of, limit in ((("9.0a",), (9, 0), 8), (("8.0+PTX",), (9, 0), 1), (("8.0", "10.0+PTX"), (12, 0), 8)):
-        monkeypatch.setattr(cuda, "CHIPS", chips)
-        monkeypatch.setattr(cuda, "capability", lambda of=of: of)
-        assert cuda.clusters() == limit
-    monkeypatch.setattr(cuda, "CHIPS", ("8.0",))
-    monkeypatch.setattr(cuda, "capability", lambda: (8, 0))
+    for built, of, limit in ((("9.0a",), (9, 0), 8), (("8.0+PTX",), (9, 0), 1), (("8.0", "10.0+PTX"), (12, 0), 8)):
+        monkeypatch.setattr(chips, "CHIPS", built)
+        monkeypatch.setattr(chips, "capability", lambda device=None, of=of: of)
+        assert chips.clusters(None, 8) == limit
+    monkeypatch.setattr(chips, "CHIPS", ("8.0",))
+    monkeypatch.setattr(chips, "capability", lambda device=None: (8, 0))
     assert select(facts(**conv(shape=(8, 256, 8, 8))), "cuda").level == "solve"
     with pytest.raises(cf.BackendUnavailable, match="256 pixels of 64 channels; clusters of blocks take compute cap"):
         select(facts(**conv(shape=(8, 64, 32, 32))), "cuda:solve")
 
 
 @pytest.mark.parametrize(
-    "change", [{"shape": (8, 64, 64, 64)}, {"shape": (2, 256, 16, 40)}, {"batch_statistics": True, "needs_grad": True}]
+    "change", [{"shape": (8, 64, 64, 64)}, {"shape": (2, 256, 16, 40)}, {"coupled": True, "needs_grad": True}]
 )
 def test_it_serves_wider_maps_and_training_statistics_stage_by_stage(there, change):
     plan = select(facts(**conv(**change)), "cuda")
@@ -98,7 +99,7 @@ def test_it_serves_wider_maps_and_training_statistics_stage_by_stage(there, chan
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"field": ("pre", "group")}, "statistics are taken within an image: level solve serves that"),
+        ({"norm": "group"}, "statistics are taken within an image: level solve serves that"),
         ({"shape": (8, 264, 4, 4)}, "264 channels: level stage takes a multiple of 8 up to 256"),
     ],
 )
@@ -115,13 +116,13 @@ def test_stages_it_refuses(there, change, words):
             {"needs_grad": True, "dtype": torch.float32, "compute_dtype": torch.float32},
             "maps of 32x32: an operand takes",
         ),
-        ({"batch_statistics": True}, "batch statistics couple the images of a batch: level stage serves that"),
+        ({"coupled": True}, "batch statistics couple the images of a batch: level stage serves that"),
         ({"shape": (8, 12, 4, 4)}, "12 channels: a whole solve takes a multiple of 8 up to 256"),
         ({"shape": (8, 264, 4, 4)}, "264 channels: a whole solve takes a multiple of 8 up to 256"),
         ({"shape": (8, 64, 32, 32)}, "maps of 32x32: registers of a block hold 256 pixels of 64 channels; clusters"),
         ({"shape": (8, 16, 33, 33)}, "maps of 33x33: registers of a block hold 1024 pixels of 16 channels"),
         (
-            {"shape": (8, 64, 12, 12), "needs_grad": True, "field": ("pre", "group")},
+            {"shape": (8, 64, 12, 12), "needs_grad": True, "norm": "group"},
             "maps of 12x12: no backward pass of wide maps has norms within an image",
         ),
         ({"shape": (8, 8, 1, 900), "dtype": torch.float32, "compute_dtype": torch.float32}, "KiB of shared memory of"),
@@ -132,8 +133,8 @@ def test_stages_it_refuses(there, change, words):
     ids=str,
 )
 def test_solves_it_refuses(there, monkeypatch, change, words):
-    monkeypatch.setattr(cuda, "capability", lambda: (8, 6))
-    monkeypatch.setattr(cuda, "CHIPS", ("8.0",))
+    monkeypatch.setattr(chips, "capability", lambda device=None: (8, 6))
+    monkeypatch.setattr(chips, "CHIPS", ("8.0",))
     with pytest.raises(cf.BackendUnavailable, match="cuda:solve") as caught:
         select(facts(**conv(**change)), "cuda:solve")
     assert words in str(caught.value)
@@ -161,8 +162,8 @@ def test_problems_it_refuses(there, change, words):
     ],
 )
 def test_devices_it_refuses(there, monkeypatch, of, words):
-    monkeypatch.setattr(cuda, "capability", lambda: of)
-    monkeypatch.setattr(cuda, "CHIPS", ("9.0a",))
+    monkeypatch.setattr(chips, "capability", lambda device=None: of)
+    monkeypatch.setattr(chips, "CHIPS", ("9.0a",))
     assert words in reasons()
 
 

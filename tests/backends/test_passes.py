@@ -10,7 +10,7 @@ import torch
 
 from contnet_fast.backends import triton as backend_triton
 from contnet_fast.costmodel import cuda_pass, triton_pass
-from contnet_fast.costmodel.costs import BY_FAMILY, DEVICES
+from contnet_fast.costmodel.costs import BY_ARCH, DEVICES
 from contnet_fast.costmodel.passes import ConvPass, seconds
 from tools import predictions
 
@@ -38,7 +38,7 @@ def of_block(block, state: str = "") -> ConvPass:
 
 
 @pytest.mark.skipif(not backend_triton.INSTALLED, reason="needs triton")
-@pytest.mark.parametrize("chip", BY_FAMILY)
+@pytest.mark.parametrize("chip", BY_ARCH)
 @pytest.mark.parametrize("state", ["", "float32"])
 def test_launches_of_triton_are_those_of_its_host_code(chip, state):
     from contnet_fast.fields.conv.triton import manifest
@@ -56,7 +56,7 @@ def test_launches_of_triton_are_those_of_its_host_code(chip, state):
     ]
     blocks = [*(block for block in manifest.BLOCKS if isinstance(block, manifest.Block)), *others]
     for block in blocks:
-        one, p, device = manifest.Pass(block, chip, torch.device("meta")), of_block(block, state), BY_FAMILY[chip]
+        one, p, device = manifest.Pass(block, chip, torch.device("meta")), of_block(block, state), BY_ARCH[chip]
         one.x = one.x.to(p.dtype)
         with collect_launches() as made:
             one.run()

@@ -9,9 +9,10 @@ import torchdiffeq
 from conv_cases import SOLVE, STAGE, Case, built, draw
 
 import contnet_fast as cf
+from contnet_fast.fields import CONV
 from contnet_fast.fields.conv.spec import ConvNodes
 from contnet_fast.functional import conv_solve
-from contnet_fast.ops import fused_conv_solve, lookup
+from contnet_fast.ops import fused_solve, lookup
 from contnet_fast.schemes.tableaus import SCHEMES
 
 STEPS, SIZE = 2000, 1 / 64
@@ -135,8 +136,9 @@ def test_fused_solves_of_convolutions_do_too(order, norm, training, scheme):
         return
     emulator.binding()
     for request in levels["cuda"]:
-        found, _ = fused_conv_solve(
-            x, nodes, backend="cuda", level=request.split(":")[1], spec=case.spec, grid=case.grid, training=training,
+        found, _ = fused_solve(
+            CONV,
+        x, nodes, backend="cuda", level=request.split(":")[1], spec=case.spec, grid=case.grid, training=training,
             checkpoint="step", return_steps=False, compute_dtype=torch.float32,
         )  # fmt: skip
         assert torch.equal(found, x + EPS), request

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from contnet_fast import reference, rk_solve
+from contnet_fast.fields import CONV
 from contnet_fast.fields.conv import reference as conv_reference
 from contnet_fast.fields.conv.spec import ConvNodes, ConvSpec
 from contnet_fast.fields.conv.statistics import statistics_map, update_statistics
+from contnet_fast.fields.reference import field_solve
 from contnet_fast.schemes.bases import Basis
 from contnet_fast.schemes.timegrid import time_grid
 
@@ -158,7 +160,7 @@ def test_gradients_once_and_twice(order, norm, skip, basis, k, checkpoint):
 
     def solve(x, *values):
         theta = nodes._replace(**dict(zip(names, values, strict=True)))
-        return conv_reference.conv_solve(x, theta, spec=spec, grid=grid, training=True, checkpoint=checkpoint)[0]
+        return field_solve(CONV, x, theta, spec=spec, grid=grid, training=True, checkpoint=checkpoint)[0]
 
     inputs = (x, *(getattr(nodes, n) for n in names))
     assert torch.autograd.gradcheck(solve, inputs, fast_mode=True)
@@ -174,8 +176,8 @@ def test_checkpoint_policies_change_memory_only(checkpoint, training):
     results = []
     for policy in ("none", checkpoint):
         nodes = random_nodes(spec, 4, requires_grad=True)
-        y, stats = conv_reference.conv_solve(
-            x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("hat", 4)), training=training, checkpoint=policy
+        y, stats = field_solve(
+            CONV, x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("hat", 4)), training=training, checkpoint=policy
         )
         y.square().sum().backward()
         results.append((y, stats or (), [t.grad for t in nodes if t is not None and t.requires_grad]))
@@ -198,8 +200,8 @@ def test_step_checkpoints_hold_less_for_backward():
 
         nodes = random_nodes(spec, 4, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            conv_reference.conv_solve(
-                x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("piecewise_constant", 4)), checkpoint=policy
+            field_solve(
+                CONV, x, nodes, spec=spec, grid=time_grid("rk4", 4, Basis("piecewise_constant", 4)), checkpoint=policy
             )
         held[policy] = sum(sizes.values())
     assert held["step"] < held["none"] / 4
@@ -222,10 +224,10 @@ def test_every_dtype_and_layout(dtype):
     exact = random_nodes(spec, 2)
     x = torch.randn(3, 4, 7, 5, dtype=torch.float64)
     grid = time_grid("rk4_classic", 2, Basis("piecewise_constant", 2))
-    truth, _ = conv_reference.conv_solve(x, exact, spec=spec, grid=grid)
+    truth, _ = field_solve(CONV, x, exact, spec=spec, grid=grid)
     nodes = ConvNodes(*(None if t is None else t.to(dtype) for t in exact))
     for layout in (torch.contiguous_format, torch.channels_last):
-        y, _ = conv_reference.conv_solve(x.to(dtype).contiguous(memory_format=layout), nodes, spec=spec, grid=grid)
+        y, _ = field_solve(CONV, x.to(dtype).contiguous(memory_format=layout), nodes, spec=spec, grid=grid)
         assert y.dtype == dtype
         assert y.is_contiguous(memory_format=layout)
         error = (y.double() - truth).abs().max() / truth.abs().max()
@@ -238,7 +240,7 @@ def test_empty_and_tiny_maps(shape, order):
     spec = ConvSpec(4, order, "batch")
     grid = time_grid("rk4", 2, Basis("piecewise_constant", 2))
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    y, _ = conv_reference.conv_solve(x, random_nodes(spec, 2), spec=spec, grid=grid)
+    y, _ = field_solve(CONV, x, random_nodes(spec, 2), spec=spec, grid=grid)
     y.sum().backward()
     assert y.shape == x.shape
     assert x.grad.shape == x.shape
@@ -248,9 +250,7 @@ def test_empty_batch_in_training():
     spec = ConvSpec(4, "pre", "batch")
     nodes = random_nodes(spec, 2, requires_grad=True)
     grid = time_grid("rk4", 2, Basis("piecewise_constant", 2))
-    y, _ = conv_reference.conv_solve(
-        torch.zeros(0, 4, 5, 5, dtype=torch.float64), nodes, spec=spec, grid=grid, training=True
-    )
+    y, _ = field_solve(CONV, torch.zeros(0, 4, 5, 5, dtype=torch.float64), nodes, spec=spec, grid=grid, training=True)
     y.sum().backward()
     assert torch.all(nodes.conv1_weight.grad == 0)
 

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import numpy as np
+import problems
 import pytest
 import torch
 
 import contnet_fast as cf
 from contnet_fast import reference
-from contnet_fast.backends import REGISTRY, Problem, cpu, select
+from contnet_fast.backends import REGISTRY, cpu, select
 from contnet_fast.ops import lookup
 from contnet_fast.schemes.tableaus import SCHEMES
 
@@ -226,8 +227,7 @@ def test_wide_rates_beside_a_narrow_state_are_not_rounded_to_it(dtype):
 
 
 def facts(**change):
-    base = {"op": "rk_combine", "device": "cpu", "dtype": torch.float32, "compute_dtype": torch.float32}
-    return Problem(**{**base, "shape": (3,), "stages": 6, **change})
+    return problems.problem(**{"op": "rk_combine", **change})
 
 
 @built
@@ -237,7 +237,7 @@ def test_auto_takes_it_where_it_was_measured_faster_and_says_why_not_elsewhere()
     assert select(facts(op="rk_solve")).backend == "cpu"
     conv = {"op": "conv_solve", "shape": (2, 4, 5, 5)}
     assert select(facts(**conv)).level == "solve"
-    assert select(facts(**conv, batch_statistics=True)).level == "stage"
+    assert select(facts(**conv, coupled=True)).level == "stage"
     for change in ({"op": "rk_solve", "stages": 2}, {"op": "rk_solve", "needs_grad": True}):
         plan = select(facts(**change))
         assert plan.backend == "reference"

@@ -11,16 +11,19 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.backends import cpu
+from contnet_fast.fields import CONV, Call
+from contnet_fast.fields.conv.cpu import kept_maps, padded_channels
+from contnet_fast.fields.conv.spec import ConvNodes
+from contnet_fast.fields.family import NoOperands
 from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
-from contnet_fast.ops.conv import DIFFERENTIABLE
-from contnet_fast.ops.schemas import kept_maps, padded_channels
 from contnet_fast.schemes.timegrid import time_grid
 
 pytestmark = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = 5
+DIFFERENTIABLE = [i for i in range(len(ConvNodes._fields)) if i not in CONV.running_places]
 CASES = [
     ("pre", "batch", True, "step", "stage"),
     ("post", "batch", True, "none", "stage"),
@@ -36,11 +39,9 @@ def arguments(order, norm, training, keep, level, dtype=torch.float32):
     with torch.no_grad():
         field.skip.fill_(0.7)
     grid = time_grid("midpoint", 2, field.basis)
-    flat, spec = grid.flat, field.spec
-    settings = (spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, training)
-    settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
-    nodes = [None if t is None else t.detach() for t in field.nodes()]
-    return nodes, (*settings, keep, level)
+    nodes = ConvNodes._make(None if t is None else t.detach() for t in field.nodes())
+    call = Call(CONV, image(), nodes, NoOperands(), field.spec, training, grid.flat, keep, level)
+    return call.arguments[1:]
 
 
 def image(layout="contiguous", dtype=torch.float32):
@@ -55,39 +56,39 @@ def image(layout="contiguous", dtype=torch.float32):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice", "empty"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_opcheck(case, layout):
-    nodes, rest = arguments(*case)
+    rest = arguments(*case)
     for return_steps in (False, True):
-        torch.library.opcheck(lookup("conv_solve", "cpu"), (image(layout), nodes, *rest, return_steps))
+        torch.library.opcheck(lookup("conv_solve", "cpu"), (image(layout), *rest, return_steps))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES[:4], ids=lambda case: "-".join(map(str, case)))
 def test_opcheck_of_the_backward_pass(case, layout, dtype):
-    nodes, rest = arguments(*case, dtype=dtype)
+    rest = arguments(*case, dtype=dtype)
     x = image(layout, dtype)
-    y, _, moments, kept = lookup("conv_solve", "cpu")(x, nodes, *rest, False)
-    wanted = [i for i in DIFFERENTIABLE if nodes[i] is not None]
+    y, _, saved = lookup("conv_solve", "cpu")(x, *rest, False)
+    wanted = [i for i in DIFFERENTIABLE if rest[0][i] is not None]
     grad = torch.randn(y.shape, dtype=dtype)
-    torch.library.opcheck(lookup("conv_solve_backward", "cpu"), (grad, x, nodes, *rest, moments, kept, wanted))
+    torch.library.opcheck(lookup("conv_solve_backward", "cpu"), (grad, x, *rest, saved, wanted))
 
 
 WORDS = {"order": "Pre", "norm": "Batch", "keep": "steps", "level": "Solve"}
-PLACES = {"order": 0, "norm": 1, "keep": 12, "level": 13}  # in what the schemas have after the nodes
 
 
 @pytest.mark.parametrize("argument", WORDS)
 def test_words_that_no_backend_knows_are_refused(argument):
-    nodes, rest = arguments(*CASES[1])
+    rest = arguments(*CASES[1])
     x = image()
-    y, _, moments, kept = lookup("conv_solve", "cpu")(x, nodes, *rest, False)
-    wrong = [*rest]
-    wrong[PLACES[argument]] = WORDS[argument]
+    y, _, saved = lookup("conv_solve", "cpu")(x, *rest, False)
+    given = dict(zip(("order", "norm"), rest[2], strict=True)) | {"keep": rest[-2], "level": rest[-1]}
+    order, norm, keep, level = (given | {argument: WORDS[argument]}).values()
+    wrong = (*rest[:2], [order, norm], *rest[3:-2], keep, level)
     message = rf"conv_solve_cpu: {argument}: got '{WORDS[argument]}', accepted: '.*'"
     with pytest.raises(ValueError, match=message):
-        lookup("conv_solve", "cpu")(x, nodes, *wrong, False)
+        lookup("conv_solve", "cpu")(x, *wrong, False)
     with pytest.raises(ValueError, match=message.replace("solve_cpu", "solve_backward_cpu")):
-        lookup("conv_solve_backward", "cpu")(y, x, nodes, *wrong, moments, kept, [0])
+        lookup("conv_solve_backward", "cpu")(y, x, *wrong, saved, [0])
 
 
 def test_what_is_saved_for_backward_is_read_only_to_the_kernels():
@@ -102,10 +103,10 @@ def test_what_is_saved_for_backward_is_read_only_to_the_kernels():
 def test_python_knows_the_maps_that_are_kept(channels, order, keep):
     field = ConvField(channels, n_basis=1, order=order, norm="none")
     grid = time_grid("rk4", 3, field.basis)
-    settings = (order, "none", 1, 1.0, 1e-5, False, grid.flat.counts, grid.flat.cells, grid.flat.weights)
-    settings += (grid.flat.rows, grid.update, grid.n_steps, keep, "solve", False)
-    nodes = [None if t is None else t.detach() for t in field.nodes()]
-    kept = lookup("conv_solve", "cpu")(torch.zeros(1, channels, 2, 3), nodes, *settings)[3]
+    nodes = ConvNodes._make(None if t is None else t.detach() for t in field.nodes())
+    x = torch.zeros(1, channels, 2, 3)
+    call = Call(CONV, x, nodes, NoOperands(), field.spec, False, grid.flat, keep, "solve")
+    _, kept = lookup("conv_solve", "cpu")(*call.arguments, False)[2]
     assert kept.shape == (kept_maps(order, keep, 3, 4), 1, 2, 3, padded_channels(channels))
 
 

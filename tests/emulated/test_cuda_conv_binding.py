@@ -9,7 +9,8 @@ import pytest
 import torch
 from conv_cases import HALVES, Case, away_from_kinks, draw, judge, truth, wanted
 
-from contnet_fast.ops import fused_conv_solve
+from contnet_fast.fields import CONV
+from contnet_fast.ops import fused_solve
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 BASE = Case(channels=16, size=(5, 7), norm="batch", basis="piecewise_linear", n_basis=4, scheme="rk4_38", skip=True)
@@ -31,7 +32,8 @@ def solve(case, *, x=None, nodes=None, state=None, level="solve"):
     start, drawn, _ = draw(case)
     start = start.to(state or case.dtype) if x is None else x
     nodes = drawn._make(None if n is None else n.to(case.dtype) for n in drawn) if nodes is None else nodes
-    return fused_conv_solve(
+    return fused_solve(
+        CONV,
         start, nodes, backend="cuda", level=level, spec=case.spec, grid=case.grid, training=case.training,
         checkpoint="step", return_steps=case.return_steps, compute_dtype=case.dtype,
     )  # fmt: skip
@@ -148,7 +150,8 @@ def gradients(case, *, level="solve"):
     names = wanted(case, nodes)
     for name in names:
         leaves[name].requires_grad_()
-    y, _ = fused_conv_solve(
+    y, _ = fused_solve(
+        CONV,
         leaves["x"], nodes._replace(**{n: t for n, t in leaves.items() if n != "x"}), backend="cuda", level=level,
         spec=case.spec, grid=case.grid, training=case.training, checkpoint=case.checkpoint,
         return_steps=case.return_steps, compute_dtype=case.dtype,
@@ -261,7 +264,8 @@ def test_words_that_no_backend_knows_are_refused(launches, argument, words):
     x, nodes, _ = draw(BASE)
     spec, grid = BASE.spec, BASE.grid
     given = {"order": spec.order, "norm": spec.norm, "keep": "", "level": "solve", argument: "Pre"}
-    settings = (given["order"], given["norm"], spec.groups, spec.eps, spec.norm_eps, False, *grid.flat[:4])
+    tensors = (x.float(), list(nodes), [])
+    settings = ([given["order"], given["norm"]], *spec.pack()[1:], False, *grid.flat, given["keep"], given["level"])
     op = torch.ops.contnet_fast.conv_solve_cuda
     with pytest.raises(ValueError, match=f"conv_solve_cuda: {words}"):
-        op(x.float(), list(nodes), *settings, grid.update, grid.n_steps, given["keep"], given["level"], False)
+        op(*tensors, *settings, False)

@@ -17,7 +17,7 @@ from structs import ConvPrepare, ConvSolve, ConvSolveBackward, ConvStages, ConvS
 from whole_solves import gradients, plan
 
 from contnet_fast.costmodel import cuda_pass
-from contnet_fast.costmodel.costs import BY_FAMILY
+from contnet_fast.costmodel.costs import BY_ARCH
 from contnet_fast.costmodel.cuda_counts import refusals
 from contnet_fast.costmodel.passes import ConvPass
 
@@ -34,7 +34,7 @@ def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = 
                 n_basis=p.slots, scheme=SCHEMES[p.stages], n_steps=p.n_steps, dtype=p.compute)  # fmt: skip
     found = emulator.problem(
         case, kind, state=p.dtype, limit=cuda_pass.SHARED[family], clusters=cuda_pass.CLUSTERS[family],
-        processors=BY_FAMILY[family].multiprocessors,
+        processors=BY_ARCH[family].multiprocessors,
     )  # fmt: skip
     for place, (name, of) in enumerate(kind._fields_, 1):
         if of is ctypes.c_void_p and name not in without:
@@ -87,7 +87,7 @@ def noted(p: ConvPass, level: str, family: str) -> Counter:
 
 def counted(p: ConvPass, level: str, family: str) -> Counter:
     found: Counter = Counter()
-    for one in cuda_pass.launches(p, level, family, BY_FAMILY[family]):
+    for one in cuda_pass.launches(p, level, family, BY_ARCH[family]):
         found[one.kernel, one.blocks, one.threads, one.shared] += one.times
     return +found
 
@@ -109,7 +109,7 @@ SIZES = ((128, 16, 32, 32), (128, 32, 16, 16), (1, 64, 8, 8), (512, 64, 8, 8), (
          (128, 256, 8, 8), (3, 24, 7, 5), (2, 8, 1, 9), (5, 48, 11, 12), (2, 72, 40, 70))  # fmt: skip
 
 
-@pytest.mark.parametrize("family", BY_FAMILY)
+@pytest.mark.parametrize("family", BY_ARCH)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_launches_are_those_of_the_launchers(shape, family):
     for norm in NORMS:
@@ -140,7 +140,7 @@ def test_bytes_are_those_that_the_kernels_move(channels, side, batch, post):
     case = Case(channels, (side, side), batch, "post" if post else "pre", "batch", scheme="midpoint", n_steps=1,
                 n_basis=1, dtype=torch.bfloat16, grads="all")  # fmt: skip
     training = replace(case, training=True)
-    device = replace(BY_FAMILY["sm_90"], multiprocessors=1)
+    device = replace(BY_ARCH["sm_90"], multiprocessors=1)
     kernels = [
         ("solve", "known", lambda: gradients(case, processors=1)),
         ("stage", "batch", lambda: backward(training, processors=1)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cuda_emulator as emulator
+import problems
 import pytest
 import staged_solves as staged
 import torch
@@ -12,7 +13,8 @@ import whole_solves as whole
 from conv_cases import Case
 from structs import ConvSolve, ConvStages, ConvStagesBackward
 
-from contnet_fast.backends import Problem, cuda
+from contnet_fast import chips
+from contnet_fast.backends import cuda
 from contnet_fast.costmodel import cuda_counts
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
@@ -31,11 +33,12 @@ def limits(chip):
 def answered(case, chip, level, monkeypatch, *, state=None):
     """By the backend, on a device of this capability."""
     monkeypatch.setattr(cuda, "_reason", None)
-    monkeypatch.setattr(cuda, "CHIPS", ("8.0", "9.0a"))
-    monkeypatch.setattr(cuda, "capability", lambda: chip)
-    problem = Problem(
-        "conv_solve", "cuda", state or case.dtype, case.dtype, case.shape, len(case.grid.update), case.n_steps,
-        field=(case.order, case.norm), batch_statistics=case.batch_statistics, needs_grad=bool(case.grads),
+    monkeypatch.setattr(chips, "CHIPS", ("8.0", "9.0a"))
+    monkeypatch.setattr(chips, "capability", lambda device=None: chip)
+    problem = problems.problem(
+        op="conv_solve", device="cuda", dtype=state or case.dtype, compute_dtype=case.dtype, shape=case.shape,
+        stages=len(case.grid.update), n_steps=case.n_steps, order=case.order, norm=case.norm,
+        coupled=case.batch_statistics, needs_grad=bool(case.grads),
     )  # fmt: skip
     return cuda.CudaBackend().check(problem, level)
 

@@ -10,9 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import contnet_fast as cf
+from contnet_fast.fields import CONV
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import ContinuousBlock, ConvField
-from contnet_fast.ops import fused_conv_solve
+from contnet_fast.ops import fused_solve
 
 X = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
 
@@ -88,7 +89,7 @@ def test_the_op_of_every_backend_counts_as_the_reference(order, norm, level, bac
     def solve(x):
         settings = {"spec": net.field.spec, "grid": net.grid, "training": True, "checkpoint": "step"}
         fixed = {"backend": backend, "level": level, "return_steps": False, "compute_dtype": x.dtype}
-        return fused_conv_solve(x, net.field.nodes(), **settings, **fixed)[0]  # on the meta device nothing runs
+        return fused_solve(CONV, x, net.field.nodes(), **settings, **fixed)[0]  # on the meta device nothing runs
 
     assert counts(solve, X.to("meta"), "auto") == expected
 

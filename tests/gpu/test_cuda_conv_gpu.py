@@ -9,7 +9,8 @@ import torch
 from conv_cases import Case, judge, solve
 
 import contnet_fast as cf
-from contnet_fast.backends import cuda
+from contnet_fast import chips
+from contnet_fast.costmodel.cuda_counts import MOST_CLUSTER
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +41,7 @@ def check(case, backend):
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 @pytest.mark.parametrize(("channels", "size"), [*NARROW, *WIDE])
 def test_whole_solves(channels, size, norm, order, dtype):
-    if (channels, size) in WIDE[:2] and cuda.clusters() == 1:
+    if (channels, size) in WIDE[:2] and chips.clusters(None, MOST_CLUSTER) == 1:
         pytest.skip("needs clusters of blocks")
     check(replace(BASE, channels=channels, size=size, norm=norm, order=order, dtype=dtype), "cuda:solve")
 
@@ -97,7 +98,7 @@ def test_small_set():
                 solve(replace(case, channels=channels, training=True), "cuda:stage", device="cuda")
             for channels in (32, 64):
                 solve(replace(case, channels=channels), "cuda:solve", device="cuda")
-            if cuda.clusters() > 1:
+            if chips.clusters(None, MOST_CLUSTER) > 1:
                 for norm in ("batch", "group"):
                     solve(replace(case, channels=64, size=(5, 53), norm=norm, grads=""), "cuda:solve", device="cuda")
     torch.cuda.synchronize()

@@ -14,10 +14,12 @@ from conv_cases import SMALL, Case, away_from_kinks, draw, judge, solve, truth
 
 import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
+from contnet_fast.fields import CONV, Call
+from contnet_fast.fields.conv.spec import ConvNodes
+from contnet_fast.fields.family import NoOperands
 from contnet_fast.functional import conv_solve
 from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
-from contnet_fast.ops.conv import DIFFERENTIABLE
 
 pytestmark = pytest.mark.skipif(
     "triton" not in cf.available_backends(), reason="needs triton, and a GPU or its interpreter"
@@ -224,13 +226,14 @@ def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written
     assert all((block[:64] == 7).all() and (block[-64:] == 7).all() for block in whole)
 
 
-def arguments(case: Case, keep: str, level: str, return_steps: bool = False):
+DIFFERENTIABLE = [i for i in range(len(ConvNodes._fields)) if i not in CONV.running_places]
+
+
+def call_of(case: Case, keep: str, level: str, device: str = DEVICE) -> Call:
     x, nodes, _ = draw(case)
-    flat, spec = case.grid.flat, case.spec
-    settings = (spec.order, spec.norm, spec.groups, spec.eps, spec.norm_eps, case.training)
-    settings += (flat.counts, flat.cells, flat.weights, flat.rows, case.grid.update, case.n_steps)
-    values = [None if t is None else t.to(DEVICE, case.dtype) for t in nodes]
-    return x.to(DEVICE, case.dtype), values, settings, (keep, level)
+    values = ConvNodes._make(None if t is None else t.to(device, case.dtype) for t in nodes)
+    x = x.to(device, case.dtype)
+    return Call(CONV, x, values, NoOperands(), case.spec, case.training, case.grid.flat, keep, level)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -239,17 +242,16 @@ def arguments(case: Case, keep: str, level: str, return_steps: bool = False):
 )
 def test_opcheck(norm, keep, level, layout):
     case = Case(norm=norm, training=True, n_steps=2, scheme="euler", size=(3, 4))
-    x, nodes, settings, rest = arguments(case, keep, level)
-    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+    call = call_of(case, keep, level)
+    if layout == "channels_last":
+        call = replace(call, x=call.x.to(memory_format=torch.channels_last))
     tests = ("test_schema", "test_faketensor")
     for return_steps in (False, True):
-        torch.library.opcheck(
-            lookup("conv_solve", "triton"), (x, nodes, *settings, *rest, return_steps), test_utils=tests
-        )
+        torch.library.opcheck(lookup("conv_solve", "triton"), (*call.arguments, return_steps), test_utils=tests)
     if keep:
-        y, _, moments, kept = lookup("conv_solve", "triton")(x, nodes, *settings, *rest, False)
-        wanted_nodes = [i for i in DIFFERENTIABLE if nodes[i] is not None]
-        arguments_back = (torch.randn_like(y), x, nodes, *settings, *rest, moments, kept, wanted_nodes)
+        y, _, saved = lookup("conv_solve", "triton")(*call.arguments, False)
+        wanted = [i for i in DIFFERENTIABLE if call.nodes[i] is not None]
+        arguments_back = (torch.randn_like(y), *call.arguments, saved, wanted)
         torch.library.opcheck(lookup("conv_solve_backward", "triton"), arguments_back, test_utils=tests)
 
 
@@ -288,9 +290,8 @@ def collected(case: Case, level: str) -> tuple[list[str], list[str]]:
     from contnet_fast.fields.conv.triton import backward, forward, plan
     from contnet_fast.triton.launch import collect_launches
 
-    x, nodes, settings, (keep, _) = arguments(case, "step", level)
-    x, nodes = x.to("meta"), [None if t is None else t.to("meta") for t in nodes]
-    s = plan.describe(x, nodes, settings)
+    call = call_of(case, "step", level, "meta")
+    x, nodes, keep, s = call.x, call.nodes, call.keep, plan.describe(call)
     with collect_launches() as first:
         _, _, moments, kept = forward.conv_solve_forward(x, nodes, s, keep=keep, level=level, return_steps=False)
     with collect_launches() as second:

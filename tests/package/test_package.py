@@ -51,6 +51,7 @@ print("ok")
 
 LAYERS = [  # each may import itself and what stands before it
     {"_C", "errors", "_version", "files", "testing", "transforms", "problem", "extension"},
+    {"chips"},
     {"carried", "schemes"},
     {"reference"},
     {"triton"},

@@ -15,17 +15,16 @@ from conv_cases import Case
 from filelock import FileLock
 from structs import ConvProblem, check_sizes
 
-from contnet_fast.backends.cuda import CHIPS
+from contnet_fast.backends import REGISTRY
+from contnet_fast.chips import CHIPS
 from contnet_fast.files import write_atomically
-from contnet_fast.ops import define
-from contnet_fast.ops.flops import register_flop_formulas
+from contnet_fast.ops import register_backend
 from tools import cuda_build
 
 MISSING = "" if cuda_build.host_compiler() else "needs a C++ compiler"
 SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 EXTRA = sorted(TESTS.glob("*.cu"))
-OPS = ("rk_combine", "rk_combine_error", "rk_combine_compensated", "conv_solve", "conv_solve_backward")
 
 SM_80, SM_90 = 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
 NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
@@ -75,9 +74,7 @@ def binding() -> ctypes.CDLL:
         ]  # fmt: skip
         write_atomically(made, lambda path: subprocess.run([*command, "-o", str(path)], check=True))
     if not CHIPS:  # else the extension has the schemas
-        for op in OPS:
-            define(op, "cuda")
-        register_flop_formulas([(op, "cuda") for op in OPS])
+        register_backend(REGISTRY["cuda"], "CUDA")
     torch.ops.load_library(str(made))
     return ctypes.CDLL(str(made))
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ...errors import check_choice, check_count, check_number
+from ..family import Settings
 
 ORDERS = ("pre", "post")
 NORMS = ("batch", "group", "layer", "none")
@@ -46,6 +47,24 @@ class ConvSpec:
         check_count("groups", self.groups)
         if self.channels % self.groups:
             raise ValueError(f"groups: got {self.groups}, accepted: a divisor of channels={self.channels}")
+
+    def pack(self) -> Settings:
+        """Words (order, norm), counts (channels, groups, bias, skip_init) and numbers (eps, norm_eps)."""
+        return Settings(
+            (self.order, self.norm),
+            (self.channels, self.groups, int(self.bias), int(self.skip_init)),
+            (self.eps, self.norm_eps),
+        )
+
+    @classmethod
+    def unpack(cls, settings: Settings) -> ConvSpec:
+        """The inverse of :meth:`pack`.
+
+        Raises:
+            TypeError, ValueError: naming what is not accepted.
+        """
+        (order, norm), (channels, groups, bias, skip), (eps, norm_eps) = settings
+        return cls(channels, order, norm, bool(bias), bool(skip), eps, norm_eps, groups)
 
 
 class ConvNodes(NamedTuple):

@@ -179,7 +179,7 @@ def unbiased(s: Solve) -> float:
 def combined_on_load(s: Solve, stage: int) -> bool:
     """Whether the input of a stage is combined as its first convolution loads it: state and one rate make it up."""
     alone = not any(s.grid.rows[stage][: stage - 1])
-    return alone and combines_on_load(s.channels, s.compute, s.family)
+    return alone and combines_on_load(s.channels, s.compute, s.arch)
 
 
 def run_stages(

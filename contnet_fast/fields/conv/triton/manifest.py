@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,9 @@ from ....schemes.bases import Basis
 from ....schemes.timegrid import time_grid
 from ....triton.combine import combine, combine_compensated
 from ....triton.launch import Launch, collect_launches
-from ..spec import ConvNodes
+from ...family import Call, NoOperands
+from .. import CONV
+from ..spec import ConvNodes, ConvSpec
 from . import backward, forward, plan
 
 
@@ -108,18 +109,17 @@ class Pass:
     def run(self) -> list[torch.Tensor]:
         """The result, and the gradients if the block has a backward pass."""
         block, x, nodes = self.block, self.x, self.nodes
-        flat = (grid := time_grid(block.scheme, block.n_steps, Basis("piecewise_constant", block.n_steps))).flat
-        groups = 8 if block.norm == "group" else 1
-        settings: tuple[Any, ...] = (block.order, block.norm, groups, 1.0, 1e-5, block.level == "stage")
-        settings += (flat.counts, flat.cells, flat.weights, flat.rows, grid.update, grid.n_steps)
+        grid = time_grid(block.scheme, block.n_steps, Basis("piecewise_constant", block.n_steps))
+        spec = ConvSpec(block.channels, block.order, block.norm, groups=8 if block.norm == "group" else 1)
+        keep = "step" if block.backward else ""
+        call = Call(CONV, x, nodes, NoOperands(), spec, block.level == "stage", grid.flat, keep, block.level)
         switch = torch.backends.cudnn.conv  # type: ignore[attr-defined]
         before = switch.fp32_precision
         switch.fp32_precision = block.precision
         try:
-            solve = replace(plan.describe(x, nodes, settings), family=self.chip)
+            solve = replace(plan.describe(call), arch=self.chip)
         finally:
             switch.fp32_precision = before
-        keep = "step" if block.backward else ""
         y, _, moments, kept = forward.conv_solve_forward(
             x, nodes, solve, keep=keep, level=block.level, return_steps=False
         )

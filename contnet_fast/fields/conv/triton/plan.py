@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
-from ....costmodel.costs import BY_FAMILY
+from ....chips import arch
+from ....costmodel.costs import BY_ARCH
+from ....schemes.timegrid import FlatGrid
 from ....triton.launch import INTERPRETED, allocate
-from ....triton.tiles import Shared, Tile, Units, block_channels, family, tile, units, weight_units
+from ....triton.tiles import Shared, Tile, Units, block_channels, tile, units, weight_units
+from ...family import Call
 
 PARAMETER_ROWS = 7  # of maps.py
 
@@ -38,16 +40,9 @@ class Grid:
 
 
 @lru_cache(maxsize=256)
-def host_grid(
-    counts: tuple[int, ...],
-    cells: tuple[int, ...],
-    weights: tuple[float, ...],
-    rows: tuple[float, ...],
-    update: tuple[float, ...],
-    n_steps: int,
-    size: int,
-) -> Grid:
-    """The grid from the flat lists of an op (:class:`contnet_fast.schemes.timegrid.FlatGrid`)."""
+def host_grid(flat: FlatGrid, size: int) -> Grid:
+    """The grid from the flat lists of an op."""
+    counts, cells, weights, rows, update, n_steps = flat
     slots: dict[tuple[float, ...], int] = {}
     slot_of, place = [], 0
     for count in counts:
@@ -132,10 +127,10 @@ def _tables(grid: Grid, eps: float, device: torch.device) -> Tables:
 
 
 @lru_cache(maxsize=16)
-def processors(device: torch.device, family: str) -> int:
+def processors(device: torch.device, arch: str) -> int:
     """Multiprocessors of a device; two in the interpreter, where each program costs a millisecond."""
     if device.type == "meta":
-        return BY_FAMILY[family].multiprocessors
+        return BY_ARCH[arch].multiprocessors
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -160,7 +155,7 @@ class Solve:
     device: torch.device
     bias: bool
     skip: bool
-    family: str
+    arch: str
 
     @property
     def tables(self) -> Tables:
@@ -233,7 +228,7 @@ class Solve:
 
     def tile(self, kernel: str) -> Tile:
         """The tile of one of ``tiles.KERNELS``."""
-        return tile(kernel, self.channels, self.pixels, self.compute, self.family)
+        return tile(kernel, self.channels, self.pixels, self.compute, self.arch)
 
     def units(self, kernel: str, *, by_image: bool = False) -> Units:
         """How ``kernel`` shares the batch; ``by_image``: one unit a program, for sums that are merged by image."""
@@ -245,8 +240,8 @@ class Solve:
 
     @property
     def _shared(self) -> Shared:
-        count = processors(self.device, self.family)
-        return Shared(self.batch, self.channels, self.pixels, self.compute, self.family, count)
+        count = processors(self.device, self.arch)
+        return Shared(self.batch, self.channels, self.pixels, self.compute, self.arch, count)
 
 
 def precision(compute: torch.dtype) -> str:
@@ -255,18 +250,14 @@ def precision(compute: torch.dtype) -> str:
     return "tf32" if compute == torch.float32 and allowed and not INTERPRETED else "ieee"
 
 
-def describe(x: torch.Tensor, nodes: Sequence[torch.Tensor | None], settings: Sequence[Any]) -> Solve:
-    """The solve of an op's arguments; ``settings`` is what its schema has between nodes and keep.
-
-    Products run in the dtype of the convolutions' weights.
-    """
-    order, norm, groups, eps, norm_eps, training, counts, cells, weights, rows, update, n_steps = settings
-    weight = nodes[0]
-    assert weight is not None
-    grid = host_grid(tuple(counts), tuple(cells), tuple(weights), tuple(rows), tuple(update), n_steps, weight.shape[0])
+def describe(call: Call) -> Solve:
+    """The solve of an op's arguments. Products run in the dtype of the convolutions' weights."""
+    x, nodes, spec = call.x, call.nodes, call.spec
+    weight = nodes.conv1_weight
     batch, channels, height, width = x.shape
     return Solve(
-        grid=grid, order=order, norm=norm, groups=groups, eps=eps, norm_eps=norm_eps, training=training,
-        batch=batch, height=height, width=width, channels=channels, dtype=x.dtype, compute=weight.dtype,
-        precision=precision(weight.dtype), device=x.device, bias=nodes[1] is not None, skip=nodes[12] is not None, family=family(x.device),
+        grid=host_grid(call.grid, weight.shape[0]), order=spec.order, norm=spec.norm, groups=spec.groups, eps=spec.eps,
+        norm_eps=spec.norm_eps, training=call.training, batch=batch, height=height, width=width, channels=channels,
+        dtype=x.dtype, compute=weight.dtype, precision=precision(weight.dtype), device=x.device,
+        bias=nodes.conv1_bias is not None, skip=nodes.skip is not None, arch=arch(x.device),
     )  # fmt: skip

@@ -41,12 +41,12 @@ class Trial:
     reason: str = ""
 
 
-def keys(family: str, kernels: Sequence[str], operands: Sequence[str], widths: Sequence[int]) -> Iterator[Key]:
+def keys(arch: str, kernels: Sequence[str], operands: Sequence[str], widths: Sequence[int]) -> Iterator[Key]:
     """What is tuned, in order."""
     for kernel in kernels:
         for operand in operands:
             for width in widths:
-                yield family, kernel, operand, width
+                yield arch, kernel, operand, width
 
 
 def block_of(key: Key, batch: int, *, tiny: bool = False) -> Block:
@@ -105,8 +105,8 @@ def tune_key(
     most: int = 24,
 ) -> Tile:  # fmt: skip
     """The fastest tile found for ``key``, after at most ``most`` trials."""
-    family, _, operands, width = key
-    run = Pass(block, family, device)
+    arch, _, operands, width = key
+    run = Pass(block, arch, device)
     best, best_seconds, expected = table.tiles[key], float("inf"), None
     seen: set[Tile] = set()
     queue = [best]
@@ -143,15 +143,15 @@ def tune_load(
     key: Key, table: Table, timer: Timer, *, device: torch.device, batch: int, tiny: bool, done: Callable[[Trial], None]
 ) -> bool:  # fmt: skip
     """Whether order "post" is faster with stages combined on load: a forward pass at level stage, both ways."""
-    family, _, operands, width = key
-    block = replace(block_of((family, "stage", operands, width), batch, tiny=tiny), order="post", scheme="heun2")
-    run, seconds, results = Pass(block, family, device), {}, []
+    arch, _, operands, width = key
+    block = replace(block_of((arch, "stage", operands, width), batch, tiny=tiny), order="post", scheme="heun2")
+    run, seconds, results = Pass(block, arch, device), {}, []
     for choice in (False, True):
-        with tiles.use(replace(table, loads={**table.loads, (family, operands, width): choice})):
+        with tiles.use(replace(table, loads={**table.loads, (arch, operands, width): choice})):
             results.append(run.run())
             seconds[choice] = timer(run.run)
-        tile = table.tiles[family, "stage", operands, width]
-        done(Trial((family, f"{LOAD}={choice}", operands, width), tile, seconds[choice]))
+        tile = table.tiles[arch, "stage", operands, width]
+        done(Trial((arch, f"{LOAD}={choice}", operands, width), tile, seconds[choice]))
     first, second = results
     if not close(second, first, operands):
         raise RuntimeError(f"tune: order post of {key[2:]} differs between its two ways")

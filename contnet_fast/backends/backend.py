@@ -1,0 +1,72 @@
+"""What a backend is: one way of computing, with what it serves, why, and what it registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..fields import FAMILIES, Call, Implementation
+from ..problem import Problem
+from .runs import record
+
+LEVELS = ("solve", "stage", "accumulate", "none")  # most fused first
+COMBINATIONS = ("rk_combine", "rk_combine_error", "rk_combine_compensated")
+FUSED = LEVELS[:2]  # that only an implementation of the field's family serves
+
+
+class Backend:
+    """One way of computing. ``levels`` are those it knows, most preferred first."""
+
+    name = ""
+    levels: tuple[str, ...] = ()
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason why ``problem`` cannot be served at ``level``, in sentences; empty if it can."""
+        raise NotImplementedError
+
+    def unavailable(self) -> str | None:
+        """Why nothing at all can run here, or ``None``."""
+        return None
+
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """Reason for ``auto`` to skip this backend although it is eligible, or ``None``.
+
+        Solves on a GPU are also ranked by time, where the family can.
+        """
+        return None
+
+    def why(self, problem: Problem, level: str) -> str:
+        """What speaks for it, where ``auto`` chooses it: shown by ``explain``."""
+        raise NotImplementedError
+
+    def dispatch_key(self) -> str | None:
+        """The dispatch key of its ops; ``None`` where it has none, because the extension is missing."""
+        raise NotImplementedError
+
+    def combinations(self) -> dict[str, Callable | None]:
+        """The stage combinations: op name -> function, ``None`` where an extension registers it."""
+        return {}
+
+    @contextmanager
+    def running(self, op: str, call: Call, *rest: Any) -> Iterator[None]:
+        """Around a pass of a solve that Python launches: records what ran.
+
+        Args:
+            rest: what this pass depends on beside ``call``.
+        """
+        yield
+        record(op, self.name, call.level)
+
+    def implementation(self, problem: Problem) -> Implementation | None:
+        """This backend's kernels for the field of ``problem``."""
+        family = FAMILIES.get(problem.family)
+        return None if family is None else family.implementations.get(self.name)
+
+    def against_field(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Reasons of the field against level solve or stage."""
+        found = self.implementation(problem)
+        if found is None or level not in found.levels:
+            served = [f.op for f in FAMILIES.values() if self.name in f.implementations]
+            return (f"level {level} serves {', '.join(served) or 'no field'}, not {problem.op}",)
+        return found.check(problem, level)

@@ -1,0 +1,70 @@
+"""The Triton kernels of the convolutional field as an implementation; it imports them at the first pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ....problem import Problem
+from ...family import Call, Implementation, TensorSpec
+
+MOST_CHANNELS = 256  # triton/tiles.py
+OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class TritonConv(Implementation):
+    """``solve``: a launch a convolution with statistics within an image. ``stage``: for batch statistics."""
+
+    levels = ("solve", "stage")
+    casts_products = True
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason against."""
+        reasons, facts = [], problem.facts
+        if problem.compute_dtype not in OPERANDS:
+            reasons.append(f"products in {problem.compute_dtype} are not served")
+        if facts.width > MOST_CHANNELS:
+            reasons.append(f"{facts.width} channels: a program holds at most {MOST_CHANNELS} of a pixel")
+        if level == "solve" and facts.couples_batch:
+            reasons.append("batch statistics couple the images of a batch: level stage serves that")
+        if level == "stage" and facts.couples_sites:
+            reasons.append("statistics are taken within an image: level solve serves that")
+        return tuple(reasons)
+
+    def saved(self, call: Call) -> tuple[TensorSpec, ...]:
+        """Moments of the norms in float32, and maps in the dtype of the state."""
+        batch, channels, height, width = call.x.shape
+        n, stages = call.grid.n_steps, len(call.grid.update)
+        kinds = 3 if call.spec.order == "post" else 2
+        maps = n * kinds * stages if call.keep == "none" else n - 1 if call.keep == "step" else 0
+        return (
+            TensorSpec((n * stages, 2, 2, moment_rows(call), channels), torch.float32),
+            TensorSpec((maps, batch, height, width, channels), call.x.dtype),
+        )
+
+    def forward(self, call: Call, *, return_steps: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """``contnet_fast::conv_solve_triton``."""
+        from . import forward, plan
+
+        y, statistics, *saved = forward.conv_solve_forward(
+            call.x, call.nodes, plan.describe(call), keep=call.keep, level=call.level, return_steps=return_steps
+        )
+        return y, statistics, saved
+
+    def backward(
+        self, call: Call, grad: torch.Tensor, saved: list[torch.Tensor], wanted: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """``contnet_fast::conv_solve_backward_triton``."""
+        from . import backward, plan
+
+        moments, kept = saved
+        return backward.conv_solve_backward(
+            grad, call.x, call.nodes, plan.describe(call), keep=call.keep, level=call.level, moments=moments, kept=kept,
+            wanted=wanted,
+        )  # fmt: skip
+
+
+def moment_rows(call: Call) -> int:
+    """Sets of statistics for each norm of each evaluation: of each image, or one for all."""
+    return call.x.shape[0] if call.facts.couples_sites else 0 if call.spec.norm == "none" else 1

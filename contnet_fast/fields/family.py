@@ -1,0 +1,197 @@
+"""What a field family is: one kind of vector field R(x, theta(t)) that backends can fuse into a whole solve.
+
+A family has a folder of its own: its spec and nodal tensors, its rate in plain PyTorch, and an
+:class:`Implementation` for each backend that has kernels for it. Everything else is written once for all families: the
+schema of the ops (``contnet_fast/ops/schemas.py``), their derivative (``ops/solve.py``), the choice of a backend, the
+solve of the stateless API (``functional/fields.py``) and the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ..problem import Facts, Problem
+from ..schemes.timegrid import FlatGrid
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+class Settings(NamedTuple):
+    """A spec as arguments of an op."""
+
+    words: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    numbers: tuple[float, ...] = ()
+
+
+class Spec(Protocol):
+    """A frozen dataclass that says what a field is; it checks its values when it is made."""
+
+    def pack(self) -> Settings:
+        """All of it, in the order that :meth:`unpack` reads."""
+
+    @classmethod
+    def unpack(cls, settings: Settings) -> Any:
+        """The inverse of :meth:`pack`. ValueError: a word or a number is not accepted."""
+
+
+class TensorSpec(NamedTuple):
+    """Shape and dtype of a tensor that a forward pass keeps for backward."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class NoOperands(NamedTuple):
+    """Of a field whose tensors are all nodal values."""
+
+
+class Example(NamedTuple):
+    """A seeded field and state: what tests, ``validate`` and tools run a family on."""
+
+    x: torch.Tensor
+    nodes: Any
+    operands: Any
+    spec: Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that the forward and the backward op of a solve share.
+
+    Attributes:
+        x: the state at t = 0. nodes: nodal values of theta(t), a NamedTuple of the family, dimension 0 being the basis
+            function. operands: tensors that are no functions of depth, such as the edges of a graph.
+        keep: what outlives the forward pass: ``"none"`` (everything is kept), ``"step"`` (the state of each step),
+            ``"block"`` (nothing, x is enough) or ``""`` (there is no backward pass).
+        level: ``"solve"`` or ``"stage"``.
+    """
+
+    family: Family
+    x: torch.Tensor
+    nodes: Any
+    operands: Any
+    spec: Any
+    training: bool
+    grid: FlatGrid
+    keep: str
+    level: str
+
+    @property
+    def facts(self) -> Facts:
+        """About the field of this call."""
+        return self.family.facts(self.spec, training=self.training)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """As the schema of an op has them, from x on."""
+        tensors = (self.x, list(self.nodes), list(self.operands))
+        return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level)
+
+    @classmethod
+    def of_arguments(
+        cls, family: Family, x: torch.Tensor, nodes: Tensors, operands: Sequence[torch.Tensor], words: Sequence[str],
+        counts: Sequence[int], numbers: Sequence[float], training: bool, *grid_keep_level: Any,
+    ) -> Call:  # fmt: skip
+        """The inverse of :attr:`arguments`."""
+        *grid, keep, level = grid_keep_level
+        grid = [tuple(part) if isinstance(part, (list, tuple)) else part for part in grid]
+        settings = Settings(tuple(words), tuple(counts), tuple(numbers))
+        tensors = (x, family.nodes._make(nodes), family.operands._make(operands))
+        return cls(family, *tensors, family.spec.unpack(settings), training, FlatGrid._make(grid), keep, level)
+
+
+ARGUMENTS = 15  # of a call: x, nodes, operands, 3 of the spec, training, 6 of the grid, keep, level
+
+
+class Implementation:
+    """The kernels that a backend has for a family. A backend checks devices and dtypes, this what is of the field.
+
+    Attributes:
+        levels: those it serves, most fused first. casts_products: under autocast the nodes that
+            :attr:`Family.products` names come in the compute dtype.
+    """
+
+    levels: tuple[str, ...] = ()
+    casts_products = False
+
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason why ``problem`` cannot be served at ``level``; empty if it can."""
+        return ()
+
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """Why ``auto`` leaves this although it serves; it is asked about level accumulate too."""
+        return None
+
+    def why(self, problem: Problem, level: str) -> str:
+        """What speaks for it where ``auto`` takes it."""
+        return f"the backend has kernels for the field {problem.family}"
+
+    def saved(self, call: Call) -> tuple[TensorSpec, ...]:
+        """What the forward pass of ``call`` keeps for backward, for the op without data and for the pass itself."""
+        raise NotImplementedError
+
+    def forward(self, call: Call, *, return_steps: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """State or trajectory, statistics (:attr:`Family.statistics`), and what :meth:`saved` describes."""
+        raise NotImplementedError
+
+    def backward(
+        self, call: Call, grad: torch.Tensor, saved: list[torch.Tensor], wanted: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """The gradient of x, then those of the ``wanted`` places in nodes and operands."""
+        raise NotImplementedError
+
+    native = False  # the extension registers forward and backward itself
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One kind of vector field.
+
+    Attributes:
+        name: its ops are ``contnet_fast::<name>_solve_<backend>`` and ``<name>_solve_backward_<backend>``.
+        spec: what a field is, as data. nodes: NamedTuple of the nodal tensors, ``None`` for absent ones. operands:
+            NamedTuple of the other tensors.
+        rate: ``rate(u, theta, operands, spec=, training=) -> (dx/dt, statistics)`` in plain PyTorch: the definition.
+        check: ``check(x, nodes, operands, spec=, grid=, training=)`` refuses arguments by name.
+        facts: ``facts(spec, training=)``: what backends may ask.
+        present: ``present(nodes, spec) -> nodes`` without those that the spec leaves unread.
+        running: names of the nodes that are running statistics: no gradient, and they move between passes.
+        products: names of the nodes that autocast casts, where the implementation wants it.
+        statistics: NamedTuple of the statistics of every evaluation, [evaluations, width] each; ``None`` if there are
+            none.
+        implementations: by backend.
+        cost: the floor of a solve, for ``explain``; ``None``: it shows none.
+        rank: what serves a solve on a GPU by time, fastest first; ``None``: the order of registration.
+        draw: ``draw(seed, dtype=) -> Example``.
+    """
+
+    name: str
+    spec: Any
+    nodes: Any
+    rate: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
+    check: Callable[..., None]
+    facts: Callable[..., Facts]
+    draw: Callable[..., Example]
+    operands: Any = NoOperands
+    present: Callable[[Any, Any], Any] = lambda nodes, spec: nodes
+    running: tuple[str, ...] = ()
+    products: tuple[str, ...] = ()
+    statistics: Any = None
+    implementations: Mapping[str, Implementation] = field(default_factory=dict)
+    cost: Callable[[Problem], Any] | None = None
+    rank: Callable[[Problem, tuple[str, ...]], tuple[str, tuple[tuple[str, str], ...]]] | None = None
+
+    @property
+    def op(self) -> str:
+        """The op of a solve, without its backend."""
+        return f"{self.name}_solve"
+
+    @property
+    def running_places(self) -> tuple[int, ...]:
+        """Places of the running statistics among the nodes."""
+        return tuple(self.nodes._fields.index(name) for name in self.running)
