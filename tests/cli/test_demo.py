@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from contnet_fast.analysis.crossed import findings, study_effects
-from contnet_fast.cli.demo import SCHEDULES, run_demo
+from contnet_fast.cli.digits import SCHEDULES, run_demo
 from contnet_fast.study import DESIGNS, SCHEMES
 
 TINY = replace(
