@@ -17,6 +17,7 @@ from .nn import (
     parameter_groups,
     project,
     refine,
+    set_discretization,
     set_manifestation,
 )
 from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -55,6 +56,7 @@ __all__ = [
     "rk_combine",
     "rk_combine_error",
     "rk_solve",
+    "set_discretization",
     "set_manifestation",
     "strict",
     "time_grid",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .analysis.manifestation import halvings, sweep
+from .analysis.discretizations import halvings, sweep
 from .errors import check_choice
 from .files import writable_folder, write_text
 from .inspect.info import info

@@ -5,10 +5,10 @@
 
 from .accuracy import Score, evaluate
 from .convergence import convergence, observed_order
-from .manifestation import Manifestation, compression_table, halvings, measure, refinement_table, sweep
+from .discretizations import DiscretizationScore, compression_table, halvings, measure, refinement_table, sweep
 
 __all__ = [
-    "Manifestation",
+    "DiscretizationScore",
     "Score",
     "compression_table",
     "convergence",

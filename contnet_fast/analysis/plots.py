@@ -15,8 +15,8 @@ from matplotlib.ticker import PercentFormatter
 
 from ..files import write_atomically
 from .accuracy import Score
+from .discretizations import DiscretizationScore
 from .integrators import StudyResult
-from .manifestation import Manifestation
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -24,7 +24,7 @@ SPAN = 10.0  # least ratio of the errors at the two ends of a scale
 TICKS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9)  # errors
 
 
-def heatmap(path: Path, rows: Sequence[Manifestation], *, title: str) -> None:
+def heatmap(path: Path, rows: Sequence[DiscretizationScore], *, title: str) -> None:
     """Draw accuracy by scheme (rows) and N (columns), with the value in each cell.
 
     Colours follow the logarithm of the share of wrong answers, from the least to the largest: 88 % and 99 %, which are

@@ -1,11 +1,11 @@
-"""Modules: vector fields, ODE blocks, stitches, and their changes of basis and graph."""
+"""Modules: vector fields, ODE blocks, stitches, and their changes of basis and discretization."""
 
 from .basis_module import BasisModule, no_weight_decay, parameter_groups
 from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
 from .stitch import Stitch
-from .transform import blocks, interpolate, project, refine, set_manifestation
+from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
 __all__ = [
     "BasisModule",
@@ -19,5 +19,6 @@ __all__ = [
     "parameter_groups",
     "project",
     "refine",
+    "set_discretization",
     "set_manifestation",
 ]

@@ -66,12 +66,12 @@ class ContinuousBlock(nn.Module):
         self.field: Any = field
         self.checkpoint = check_choice("checkpoint", checkpoint, CHECKPOINTS)
         self.backend = check_backend(backend)
-        self.set_manifestation(scheme=scheme, n_steps=n_steps, edge=edge)
+        self.set_discretization(scheme=scheme, n_steps=n_steps, edge=edge)
 
-    def set_manifestation(
+    def set_discretization(
         self, *, scheme: str | None = None, n_steps: int | None = None, edge: str | None = None
     ) -> None:
-        """Choose another graph of the same function of depth; what is ``None`` stays. Parameters are untouched."""
+        """Choose another scheme or number of steps; what is ``None`` stays. Parameters are untouched."""
         name = self.scheme if scheme is None else get_tableau(scheme).name
         count = self.n_steps if n_steps is None else check_count("n_steps", n_steps)
         rule = self.edge if edge is None else check_choice("edge", edge, EDGES)
@@ -80,9 +80,13 @@ class ContinuousBlock(nn.Module):
         self.grid: TimeGrid | None = grid
         self._takes_weights = grid is not None and takes_weights(type(self.field))
 
+    def set_manifestation(self, **options: Any) -> None:
+        """:meth:`set_discretization` by the paper's word for it (arXiv 2008.02389, section 5)."""
+        self.set_discretization(**options)
+
     def refresh(self) -> None:
         """Resolve the time grid anew after the field changed its basis."""
-        self.set_manifestation()
+        self.set_discretization()
 
     @property
     def _has_basis(self) -> bool:

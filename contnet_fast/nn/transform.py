@@ -1,4 +1,4 @@
-"""Another basis or another graph for every block of a model: refine, project, interpolate, set_manifestation."""
+"""Another basis or discretization for every block of a model: refine, project, interpolate, set_discretization."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refine(net: Net, *, variance: float = 0.0) -> Net:
     """A new model with the next finer basis everywhere: K -> 2K, for ``hat`` 2K - 1; theta(t) is unchanged.
 
     At the same ``n_steps`` the function is the same (bit for bit with piecewise constants). Double ``n_steps`` with
-    :func:`set_manifestation` to refine in depth as arXiv 2008.02389 does. Running statistics go along.
+    :func:`set_discretization` to refine in depth as arXiv 2008.02389 does. Running statistics go along.
 
     Args:
         variance: v > 0 multiplies nodal weights and biases (not norms or skips) by 1 + v * randn, as the published
@@ -60,7 +60,7 @@ def interpolate(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
     return _rebase(net, lambda old: Basis(old.name if basis is None else basis, n_basis), interpolation_matrix)
 
 
-def set_manifestation(
+def set_discretization(
     net: Net, *, scheme: str | None = None, n_steps: int | None = None, edge: str | None = None
 ) -> Net:
     """Give every block another scheme, step count or edge rule, in place; parameters are untouched.
@@ -74,10 +74,10 @@ def set_manifestation(
     before = [(block.scheme, block.n_steps, block.edge) for block in found]
     try:
         for block in found:
-            block.set_manifestation(scheme=scheme, n_steps=n_steps, edge=edge)
+            block.set_discretization(scheme=scheme, n_steps=n_steps, edge=edge)
     except (TypeError, ValueError):
         for block, (old_scheme, old_steps, old_edge) in zip(found, before, strict=True):
-            block.set_manifestation(scheme=old_scheme, n_steps=old_steps, edge=old_edge)
+            block.set_discretization(scheme=old_scheme, n_steps=old_steps, edge=old_edge)
         raise
     return net
 
@@ -107,3 +107,6 @@ def _rebase(net: Net, target: Callable[[Basis], Basis], matrix: Callable[[Basis,
     for block in blocks(new):
         block.refresh()
     return new
+
+
+set_manifestation = set_discretization  # the word of arXiv 2008.02389

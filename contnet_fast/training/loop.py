@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..analysis.accuracy import Score, evaluate
-from ..analysis.manifestation import kept_discretization
+from ..analysis.discretizations import kept_discretization
 from ..files import writable_folder, write_text
-from ..nn import set_manifestation
+from ..nn import set_discretization
 from .build import amp_dtype, pick_device
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import Config
@@ -134,9 +134,9 @@ def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
         doubled = session.depth()["n_steps"] * 2
         session.refine()
         after = score_split(session.net, data, data.valid, config)
-        same = set_manifestation(session.net, n_steps=doubled // 2)
+        same = set_discretization(session.net, n_steps=doubled // 2)
         kept = score_split(same, data, data.valid, config)
-        set_manifestation(session.net, n_steps=doubled)
+        set_discretization(session.net, n_steps=doubled)
         record = {
             "event": "refine",
             "epoch": session.epoch,
@@ -207,7 +207,7 @@ def train_epoch(
             seed = _seed(config, session.epoch, session.batch)
             torch.manual_seed(seed)
             if drawn := drawn_discretization(config, session.epoch, session.batch):
-                set_manifestation(session.net, scheme=drawn[0], n_steps=drawn[1])
+                set_discretization(session.net, scheme=drawn[0], n_steps=drawn[1])
             generator.manual_seed(seed)
             images, labels = data.train.images[index], data.train.labels[index]
             if config.augment:

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from ..analysis.accuracy import Score
-from ..analysis.manifestation import Manifestation, measure, sweep
+from ..analysis.discretizations import DiscretizationScore, measure, sweep
 from ..analysis.plots import heatmap
 from ..files import writable_folder, write_text
 from ..nn import blocks, project
@@ -45,8 +45,8 @@ def scorer(config: Config, data: Data, split: str, batch_size: int = 512) -> Cal
     return lambda net: score_split(net, data, getattr(data, split), config, batch_size)
 
 
-def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestation]:
-    """Sweep schemes and steps, print the table, and write ``manifestation.json`` and ``.png`` into ``out``.
+def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[DiscretizationScore]:
+    """Sweep schemes and steps, print the table, and write ``discretizations.json`` and ``.png`` into ``out``.
 
     Raises:
         ValueError, TypeError: a wrong argument, which the message names, before anything is computed or written.
@@ -73,10 +73,10 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Manifestatio
         task = bar.add_task("discretizations", total=len(request.schemes) * len(steps))
         rows = sweep(compressed, score, schemes=request.schemes, steps=steps, done=lambda _: bar.advance(task))
     title = f"{request.split} accuracy, {config.data}, weights of epoch {record['epoch']}, K = {rows[0].n_basis}"
-    print_table(console, f"{title}: %", manifestation_grid(rows))
-    print_table(console, "Time: µs per image", manifestation_grid(rows, times=True))
-    write_text(out / "manifestation.json", json.dumps([asdict(row) for row in rows], indent=1))
-    heatmap(out / "manifestation.png", rows, title=title)
+    print_table(console, f"{title}: %", discretization_grid(rows))
+    print_table(console, "Time: µs per image", discretization_grid(rows, times=True))
+    write_text(out / "discretizations.json", json.dumps([asdict(row) for row in rows], indent=1))
+    heatmap(out / "discretizations.png", rows, title=title)
     console.print(f"table and heatmap in {out}")
     return rows
 
@@ -87,7 +87,7 @@ def print_table(console: Console, title: str, table: Table) -> None:
     console.print(table)
 
 
-def manifestation_grid(rows: Sequence[Manifestation], *, times: bool = False) -> Table:
+def discretization_grid(rows: Sequence[DiscretizationScore], *, times: bool = False) -> Table:
     """Return accuracy in %, or microseconds an image, by scheme and N, as a table for the console."""
     table = Table(padding=(0, 0))
     table.add_column("scheme", no_wrap=True)
@@ -103,7 +103,7 @@ def manifestation_grid(rows: Sequence[Manifestation], *, times: bool = False) ->
     return table
 
 
-def compression_grid(rows: Sequence[Manifestation]) -> Table:
+def compression_grid(rows: Sequence[DiscretizationScore]) -> Table:
     """Return K, N, parameters and accuracy as a table for the console."""
     table = Table()
     for name in ("K", "N", "scheme", "parameters", "accuracy %"):

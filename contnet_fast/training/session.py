@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn import blocks, carry_optimizer, refine, set_manifestation
+from ..nn import blocks, carry_optimizer, refine, set_discretization
 from .build import build_on, build_optimizer
 from .config import Config
 from .data import Data
@@ -126,7 +126,7 @@ class Session:
 def deepened(net: nn.Module, *, variance: float = 0.0) -> nn.Module:
     """Return :func:`contnet_fast.refine` with twice the steps: a refinement in depth of arXiv 2008.02389."""
     finer = refine(net, variance=variance)
-    return set_manifestation(finer, n_steps=2 * blocks(net)[0].n_steps)
+    return set_discretization(finer, n_steps=2 * blocks(net)[0].n_steps)
 
 
 def load_part(net: nn.Module, part: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 
 import contnet_fast as cf
 from contnet_fast.analysis import (
-    Manifestation,
+    DiscretizationScore,
     Score,
     compression_table,
     evaluate,
@@ -73,7 +73,7 @@ def test_a_sweep_scores_every_graph_and_gives_the_net_back(net, score):
         ("rk4", 2, 8),
         ("rk4", 4, 16),
     ]
-    cf.set_manifestation(other := copy.deepcopy(net), scheme="euler", n_steps=2)
+    cf.set_discretization(other := copy.deepcopy(net), scheme="euler", n_steps=2)
     assert rows[0].score.loss == score(other).loss
     assert {(b.scheme, b.n_steps) for b in cf.blocks(net)} == {("rk4_classic", 4)}
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
@@ -125,7 +125,7 @@ def test_a_heatmap_tells_accuracies_apart_and_prints_them(tmp_path, monkeypatch)
         figures = []
         monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
         scores = [Score(accuracy=a / 100, loss=0.0, n_images=1000, seconds_per_image=1e-4) for a in accuracies]
-        rows = [Manifestation("euler", n, n, 1, 1, score) for n, score in enumerate(scores, 1)]
+        rows = [DiscretizationScore("euler", n, n, 1, 1, score) for n, score in enumerate(scores, 1)]
         plots.heatmap(tmp_path / "a.png", rows, title="a")
         figure = figures[0]
         figure.draw_without_rendering()

@@ -75,10 +75,10 @@ def test_eval_prints_the_table_and_draws_it(finished, capsys, tmp_path):
     assert "N=3" in text
     assert "rk4" in text
     assert "µs per image" in text
-    rows = json.loads((tmp_path / "manifestation.json").read_text())
+    rows = json.loads((tmp_path / "discretizations.json").read_text())
     assert [(r["scheme"], r["n_steps"]) for r in rows] == [("euler", 1), ("euler", 3), ("rk4", 1), ("rk4", 3)]
     assert all(r["score"]["n_images"] == 256 for r in rows)
-    assert (tmp_path / "manifestation.png").stat().st_size > 5000
+    assert (tmp_path / "discretizations.png").stat().st_size > 5000
 
 
 def test_eval_compresses_first(finished, capsys, tmp_path):
@@ -86,7 +86,7 @@ def test_eval_compresses_first(finished, capsys, tmp_path):
     assert cli.main([*command, "--split", "valid", "--checkpoint", "last", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "Compression without retraining" in text
-    assert json.loads((tmp_path / "manifestation.json").read_text())[0]["n_basis"] == 1
+    assert json.loads((tmp_path / "discretizations.json").read_text())[0]["n_basis"] == 1
 
 
 def test_explain_info_and_recipes(finished, capsys):

@@ -86,5 +86,5 @@ def test_another_graph_recompiles_to_the_right_one():
     call, x = compiled(block), torch.randn(2, 4, 5, 5)
     with torch.no_grad():
         torch.testing.assert_close(call(x), block(x))
-        block.set_manifestation(scheme="rk4", n_steps=4)
+        block.set_discretization(scheme="rk4", n_steps=4)
         torch.testing.assert_close(call(x), block(x))

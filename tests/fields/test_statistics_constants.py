@@ -203,7 +203,7 @@ def test_a_published_grid_can_be_made_for_a_block_on_meta():
     time_grid.__globals__["_cached_grid"].cache_clear()
     with torch.device("meta"):
         block = make_block()
-        block.set_manifestation(edge="reference_fp32", n_steps=3)
+        block.set_discretization(edge="reference_fp32", n_steps=3)
     assert block.grid.edge == "reference_fp32"
 
 

@@ -212,7 +212,7 @@ def test_the_block_moves_between_dtypes():
     y = block(torch.randn(2, 4, 5, 5, dtype=torch.float64))
     assert y.dtype == torch.float64
     assert block.field.norm1_mean.dtype == torch.float64
-    block.float().set_manifestation(n_steps=2)
+    block.float().set_discretization(n_steps=2)
     block(torch.randn(2, 4, 5, 5))
 
 

@@ -137,7 +137,7 @@ OTHERS = {
     "refine": lambda: cf.refine(net()),
     "project": lambda: cf.project(net(), n_basis=1, basis="piecewise_constant"),
     "interpolate": lambda: cf.interpolate(net(), n_basis=4, basis="piecewise_constant"),
-    "set_manifestation": lambda: cf.set_manifestation(net(), scheme="midpoint", n_steps=4),
+    "set_discretization": lambda: cf.set_discretization(net(), scheme="midpoint", n_steps=4),
     "carry_optimizer": carried,
     "explain": lambda: str(cf.explain(net(), image(3))),
     "explain, measured": lambda: str(cf.explain(net(), image(3), measure=True)),

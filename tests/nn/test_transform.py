@@ -1,4 +1,4 @@
-"""Refinement, projection, interpolation and other graphs of whole models."""
+"""Refinement, projection, interpolation and other discretizations of whole models."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_refinement_keeps_the_function_in_every_basis(basis, sizes):
 def test_doubling_the_steps_moves_rk4_much_less_than_euler():
     def change(scheme):
         net = trained(scheme=scheme)[0].double().eval()
-        finer = cf.set_manifestation(cf.refine(net), n_steps=16)
-        y = cf.set_manifestation(net, n_steps=8)(X.double())
+        finer = cf.set_discretization(cf.refine(net), n_steps=16)
+        y = cf.set_discretization(net, n_steps=8)(X.double())
         return ((finer(X.double()) - y).norm() / y.norm()).item()
 
     assert change("rk4_classic") < 0.1 * change("euler")
@@ -129,29 +129,38 @@ def test_refinement_noise_touches_convolutions_only():
     assert 0.08 < ratio < 0.12
 
 
-def test_set_manifestation_changes_the_graph_alone():
+def test_set_discretization_changes_no_tensor():
     net, _ = trained()
     before = copy.deepcopy(net.state_dict())
-    assert cf.set_manifestation(net, scheme="midpoint", n_steps=7) is net
+    assert cf.set_discretization(net, scheme="midpoint", n_steps=7) is net
     assert {(b.scheme, b.n_steps) for b in cf.blocks(net)} == {("midpoint", 7)}
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     net.train()(X)
 
 
-def test_a_refused_graph_leaves_every_block_as_it_was():
+def test_the_paper_calls_it_a_manifestation():
+    net, _ = trained()
+    assert cf.set_manifestation is cf.set_discretization
+    block = cf.blocks(cf.set_manifestation(net, scheme="euler", n_steps=3))[0]
+    assert (block.scheme, block.n_steps) == ("euler", 3)
+    block.set_manifestation(n_steps=2)
+    assert block.n_steps == 2
+
+
+def test_a_refused_discretization_leaves_every_block_as_it_was():
     net, _ = trained(basis="hat", n_basis=3)
     with pytest.raises(ValueError, match="accepted: piecewise_constant"):
-        cf.set_manifestation(net, scheme="euler", edge="reference_fp32")
+        cf.set_discretization(net, scheme="euler", edge="reference_fp32")
     assert {(b.scheme, b.n_steps, b.edge) for b in cf.blocks(net)} == {("rk4_classic", 4, "left")}
     with pytest.raises(ValueError, match="n_steps: got 0"):
-        cf.set_manifestation(net, n_steps=0)
+        cf.set_discretization(net, n_steps=0)
 
 
 def test_blocks_before_the_one_that_refuses_are_set_back():
     fields = [cf.nn.ConvField(4, n_basis=2, basis=basis) for basis in ("piecewise_constant", "hat")]
     net = torch.nn.Sequential(*(cf.nn.ContinuousBlock(field, scheme="rk4", n_steps=2) for field in fields))
     with pytest.raises(ValueError, match="accepted: piecewise_constant"):
-        cf.set_manifestation(net, scheme="euler", n_steps=4, edge="reference_fp32")
+        cf.set_discretization(net, scheme="euler", n_steps=4, edge="reference_fp32")
     assert [(b.scheme, b.n_steps, b.edge) for b in cf.blocks(net)] == [("rk4", 2, "left")] * 2
 
 
@@ -161,7 +170,7 @@ def test_blocks_before_the_one_that_refuses_are_set_back():
         cf.refine,
         lambda n: cf.project(n, n_basis=2),
         lambda n: cf.interpolate(n, n_basis=2),
-        lambda n: cf.set_manifestation(n, n_steps=2),
+        lambda n: cf.set_discretization(n, n_steps=2),
     ],
 )
 def test_a_model_without_blocks_is_refused(call):

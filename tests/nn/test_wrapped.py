@@ -68,9 +68,9 @@ def test_wrappers_that_hold_no_parameters_of_their_own_go_along(wrapper, change)
     wrapped = TRANSPARENT[wrapper](network()).eval()
     before = wrapped(X)
     new = REBASE[change](wrapped)
-    expected = cf.set_manifestation(REBASE[change](network()), scheme="midpoint", n_steps=3).eval()
+    expected = cf.set_discretization(REBASE[change](network()), scheme="midpoint", n_steps=3).eval()
     assert type(new) is type(wrapped)
-    assert torch.equal(cf.set_manifestation(new, scheme="midpoint", n_steps=3)(X), expected(X))
+    assert torch.equal(cf.set_discretization(new, scheme="midpoint", n_steps=3)(X), expected(X))
     assert torch.equal(wrapped(X), before)
 
 
@@ -79,8 +79,8 @@ def test_another_graph_inside_a_wrapper_is_that_of_the_model(wrapper):
     torch.compiler.reset()
     wrapped = TRANSPARENT[wrapper](network()).eval()
     wrapped(X)
-    expected = cf.set_manifestation(network(), scheme="midpoint", n_steps=3).eval()(X)
-    assert torch.equal(cf.set_manifestation(wrapped, scheme="midpoint", n_steps=3)(X), expected)
+    expected = cf.set_discretization(network(), scheme="midpoint", n_steps=3).eval()(X)
+    assert torch.equal(cf.set_discretization(wrapped, scheme="midpoint", n_steps=3)(X), expected)
 
 
 def test_the_average_of_refined_weights_is_the_refined_average():

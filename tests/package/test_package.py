@@ -106,7 +106,7 @@ def test_names_of_the_design_are_public():
         "refine",
         "project",
         "interpolate",
-        "set_manifestation",
+        "set_discretization",
         "use_backend",
         "explain",
         "record_runs",

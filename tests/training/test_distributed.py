@@ -41,7 +41,7 @@ def refined(wrap, part: slice) -> list[torch.Tensor]:
             optimizer = cf.carry_optimizer(optimizer, net, finer)
             net, wrapped = finer, wrap(finer)
         elif change == "graph":
-            cf.set_manifestation(wrapped, scheme="midpoint", n_steps=3)
+            cf.set_discretization(wrapped, scheme="midpoint", n_steps=3)
         optimizer.zero_grad()
         gradients(wrapped, part)
         optimizer.step()
@@ -66,7 +66,7 @@ def sharded(where: str, part: slice) -> list[torch.Tensor]:
     net = Path()
     fully_shard(net.block.field if where == "field" else net.block)
     fully_shard(net)
-    cf.set_manifestation(net, n_steps=3)
+    cf.set_discretization(net, n_steps=3)
     found = [net(batch()[part]).detach()]
     return found + [grad.full_tensor() for grad in gradients(net, part)]
 
@@ -111,7 +111,7 @@ def test_gradients_are_averaged_over_processes_before_and_after_refinement(name,
 @pytest.mark.parametrize("where", ["block", "field"])
 def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(where, tmp_path):
     first, second = on_two_processes(where, tmp_path)
-    net = cf.set_manifestation(Path(), n_steps=3)
+    net = cf.set_discretization(Path(), n_steps=3)
     torch.testing.assert_close(torch.cat([first[0], second[0]]), net(batch()).detach(), rtol=1e-9, atol=1e-12)
     for expected, got in zip(gradients(net, slice(0, 4)), first[1:], strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)

@@ -67,7 +67,7 @@ def fails(capsys, *arguments):
 
 
 def rows(folder):
-    content = json.loads((folder / "manifestation.json").read_text())
+    content = json.loads((folder / "discretizations.json").read_text())
     return [(row["scheme"], row["n_steps"], row["score"]["accuracy"], row["score"]["loss"]) for row in content]
 
 

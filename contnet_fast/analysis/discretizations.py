@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..nn import blocks, project, refine, set_manifestation
+from ..nn import blocks, project, refine, set_discretization
 from ..schemes.bases import Basis
 from ..schemes.tableaus import get_tableau
 from .accuracy import Score
@@ -17,7 +17,7 @@ Scorer = Callable[[nn.Module], Score]
 
 
 @dataclass(frozen=True)
-class Manifestation:
+class DiscretizationScore:
     """The score with one discretization; ``evaluations`` counts the calls of the field in a block."""
 
     scheme: str
@@ -28,12 +28,14 @@ class Manifestation:
     score: Score
 
 
-def measure(net: nn.Module, score: Scorer) -> Manifestation:
+def measure(net: nn.Module, score: Scorer) -> DiscretizationScore:
     """Return the score of ``net`` with its present discretization."""
     block = blocks(net)[0]
     stages = get_tableau(block.scheme).n_solution_stages
     size = sum(p.numel() for p in net.parameters())
-    return Manifestation(block.scheme, block.n_steps, stages * block.n_steps, block.field.basis.size, size, score(net))
+    return DiscretizationScore(
+        block.scheme, block.n_steps, stages * block.n_steps, block.field.basis.size, size, score(net)
+    )
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def kept_discretization(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         for block, scheme, n in before:
-            block.set_manifestation(scheme=scheme, n_steps=n)
+            block.set_discretization(scheme=scheme, n_steps=n)
 
 
 def sweep(
@@ -53,8 +55,8 @@ def sweep(
     *,
     schemes: Sequence[str],
     steps: Sequence[int],
-    done: Callable[[Manifestation], object] = lambda _: None,
-) -> list[Manifestation]:
+    done: Callable[[DiscretizationScore], object] = lambda _: None,
+) -> list[DiscretizationScore]:
     """Score ``net`` with every discretization of ``schemes`` x ``steps``; weights and running statistics do not change.
 
     Args:
@@ -71,14 +73,14 @@ def sweep(
     discretizations = [(get_tableau(scheme).name, n) for scheme in schemes for n in steps]
     with kept_discretization(net):
         for scheme, n in discretizations:
-            set_manifestation(net, scheme=scheme, n_steps=n)
+            set_discretization(net, scheme=scheme, n_steps=n)
         for scheme, n in discretizations:
-            rows.append(measure(set_manifestation(net, scheme=scheme, n_steps=n), score))
+            rows.append(measure(set_discretization(net, scheme=scheme, n_steps=n), score))
             done(rows[-1])
     return rows
 
 
-def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) -> list[Manifestation]:
+def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) -> list[DiscretizationScore]:
     """Score the projections of ``net`` onto fewer basis functions, at its N and at N = K, without retraining.
 
     The first row is ``net`` itself (arXiv 2106.10820, section 5).
@@ -88,17 +90,17 @@ def compression_table(net: nn.Module, score: Scorer, *, sizes: Sequence[int]) ->
     for size in sizes:
         smaller = project(net, n_basis=size)
         for n in sorted({n_steps, min(size, n_steps)}, reverse=True):
-            rows.append(measure(set_manifestation(smaller, n_steps=n), score))
+            rows.append(measure(set_discretization(smaller, n_steps=n), score))
     return rows
 
 
-def refinement_table(net: nn.Module, score: Scorer) -> list[Manifestation]:
+def refinement_table(net: nn.Module, score: Scorer) -> list[DiscretizationScore]:
     """Score ``net``, its refinement at the same N, which is the same function, and its refinement at 2N."""
     finer = refine(net)
     n_steps = blocks(net)[0].n_steps
     rows = [measure(net, score)]
     for n in (n_steps, 2 * n_steps):
-        rows.append(measure(set_manifestation(finer, n_steps=n), score))
+        rows.append(measure(set_discretization(finer, n_steps=n), score))
     return rows
 
 
