@@ -59,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{result.best['epoch']}, chosen by validation {100 * result.best['valid_accuracy']:.2f} %); "
         f"last weights {100 * result.last_test.accuracy:.2f} %"
     )
-    console.print(f"run in {out}" + (f"; other schemes and steps: contnet-fast eval {out}" if config.is_continuous else ""))
+    others = f"; other schemes and steps: contnet-fast eval {out}" if config.is_continuous else ""
+    console.print(f"run in {out}{others}")
     return 0
 
 
