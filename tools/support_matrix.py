@@ -142,7 +142,8 @@ def sizes(reasons: Reasons) -> list[str]:
                 row = [f"{channels} channels, {side}x{side}"]
                 for backend in ("triton", "cuda"):
                     for (level, _), asked in described.items():
-                        shaped = replace(asked, shape=(SHAPE[0], channels, side, side))
+                        facts = asked.facts._replace(width=channels)
+                        shaped = replace(asked, shape=(SHAPE[0], channels, side, side), facts=facts)
                         by_dtype = []
                         for words in ("bfloat16", "float32"):
                             dtype, compute = STATES[words]

@@ -100,7 +100,7 @@ class ContinuousBlock(nn.Module):
         """
         if isinstance(x, Proxy):
             return self._as_one_node(x, return_steps=return_steps)
-        if getattr(self.field, "family", None) is not None:
+        if isinstance(self.field, BasisModule) and self.field.family is not None:
             return self._solve_family(self.field, x, return_steps=return_steps)
         if self.grid is not None:
             field, solve = self._call_of_basis()
