@@ -96,6 +96,14 @@ def test_arrows_point_one_way():
             assert name == own or place[name] < place[own], f"{path.name} in {own} imports {name}"
 
 
+def test_the_page_of_rooms_names_what_there_is():
+    named = set(
+        re.findall(r"`((?:contnet_fast|csrc|tests|benchmarks|tools)/[\w/.]*)`", (ROOT / "docs/layout.md").read_text())
+    )
+    assert len(named) > 30
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 def test_files_stay_readable():
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
