@@ -28,10 +28,10 @@ import setuptools
 CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CUDA_BINDING = sorted(glob("csrc/bind/cuda_*.cpp"))
-HOST = [path for room in ("bind", "runtime", "cpu") for path in glob(f"csrc/{room}/**/*.cpp", recursive=True)]
+HOST = [path for room in ("bind", "runtime", "cpu", "cuda") for path in glob(f"csrc/{room}/**/*.cpp", recursive=True)]
 SOURCES = sorted(set(HOST) - set(CUDA_BINDING))
 KERNELS = sorted(glob("csrc/cuda/**/*.cu", recursive=True))  # of different names, which are those of their objects
-HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
+HEADERS = [*sorted(glob("csrc/**/*.h", recursive=True)), "contnet_fast/limits.h"]
 ABOUT = Path("build", "temp", "contnet_fast_build.h")  # what the extension says of itself
 RELATED = ["setup.py", *HEADERS, *KERNELS, str(ABOUT)]  # a change of these builds it anew
 

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 
 from contnet_fast.costmodel.costs import BY_ARCH as DEVICE
 from contnet_fast.costmodel.costs import Cost
+from contnet_fast.costmodel.cuda_pass import SHARED
 from contnet_fast.costmodel.passes import Work
 from contnet_fast.costmodel.traffic import work
 from contnet_fast.errors import check_choice
@@ -32,7 +33,6 @@ from tools import pages
 from tools.sass import disassembly, instruction, mix, registers_of
 
 CHIPS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes a block may have
 SHARED_SM = {"sm_80": 164 * 1024, "sm_90": 228 * 1024, "sm_100": 228 * 1024}
 REGISTERS, WARPS, BLOCKS_SM = 65536, 64, 32  # of a multiprocessor, on all three
 
@@ -87,8 +87,8 @@ class Report:
         """Why it must not ship, or nothing."""
         if self.spills:
             return f"{self.spills} spills"
-        if self.shared > SHARED_LIMIT[self.chip]:
-            return f"{self.shared} bytes of shared memory, {SHARED_LIMIT[self.chip]} allowed"
+        if self.shared > SHARED[self.chip]:
+            return f"{self.shared} bytes of shared memory, {SHARED[self.chip]} allowed"
         return ""
 
 

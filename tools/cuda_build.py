@@ -63,7 +63,7 @@ def kernels() -> list[Path]:
 
 def digest() -> str:
     """Of all that kernels are compiled from: sources, headers, flags."""
-    files = sorted([*kernels(), *SOURCES.glob("cuda/**/*.h")])
+    files = sorted([*kernels(), *SOURCES.glob("cuda/**/*.h"), *SOURCES.glob("runtime/*.h")])
     named = (part for p in files for part in (str(p.relative_to(SOURCES)).encode(), p.read_bytes()))
     return _digest(" ".join(COMPILE).encode(), *named)
 
@@ -85,7 +85,7 @@ def emulated(extra: Sequence[Path] = ()) -> Path:
     compiler = host_compiler()
     if compiler is None:
         raise RuntimeError("the emulator needs a C++ compiler (CXX, or g++)")
-    sources = [*kernels(), *sorted(SOURCES.glob("emulate/*.cpp")), *extra]
+    sources = [*kernels(), *sorted([*SOURCES.glob("cuda/**/*.cpp"), *SOURCES.glob("emulate/*.cpp")]), *extra]
     objects = [_object(compiler, source) for source in sources]
     library = BUILD / f"emulated-{_digest(*(path.name.encode() for path in objects))}.so"
     if not library.exists():

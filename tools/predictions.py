@@ -13,7 +13,7 @@ from pathlib import Path
 
 from contnet_fast.costmodel import cuda_pass, triton_pass
 from contnet_fast.costmodel.costs import BY_ARCH, DEVICES, Device
-from contnet_fast.costmodel.cuda_counts import SolveCount, refusals
+from contnet_fast.costmodel.cuda_plans import SolveBlock, refusals, solve_block
 from contnet_fast.costmodel.passes import ConvPass, seconds
 from tools import pages
 
@@ -80,9 +80,16 @@ def launches() -> list[str]:
     return lines
 
 
+def _block() -> SolveBlock:
+    """A block with an image of 64@8x8."""
+    one = solve_block(64, 8, 8, size=2, sample=False, limit=cuda_pass.SHARED["sm_90"])
+    assert one is not None
+    return one
+
+
 def together(images: int, m: int) -> float:
     """Bytes through shared memory for a convolution of an image of 64@8x8, ``images`` a block, m x 4 tiles a warp."""
-    one = SolveCount(64, 8, 8)
+    one = _block()
     warps = images * one.pixels // (16 * m) * 2
     fragments = warps * (9 * one.channels * one.size // 32) * (512 * m + 256 * 4)
     weights = 9 * one.channels**2 * one.size
@@ -90,7 +97,7 @@ def together(images: int, m: int) -> float:
 
 
 def _together_seconds(device: Device, batch: int, images: int, m: int) -> float:
-    blocks, one = -(-batch // images), SolveCount(64, 8, 8)
+    blocks, one = -(-batch // images), _block()
     products = 2 * 9 * one.channels**2 * one.pixels / (device.flops["bfloat16"] / device.multiprocessors / device.clock)
     clocks = max(together(images, m) / 128, products) * images * 64  # convolutions of 8 steps of rk4_classic
     return 2 * device.launch + -(-blocks // device.multiprocessors) * clocks / device.clock

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from .. import chips, extension
+from ..limits import MOST_STAGES
 from ..problem import Problem
 from .backend import COMBINATIONS, FUSED, Backend
 
-MOST_STAGES = 13  # of dopri8; csrc/cuda/combine/combine_launch.h
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERANDS = STATES[:3]  # of whole solves
 _reason = extension.missing("cuda")
@@ -43,7 +43,7 @@ class CudaBackend(Backend):
         reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
-        if level in FUSED:
+        if level in FUSED and not (reasons and torch.compiler.is_compiling()):  # its sizes would become constants
             reasons += self.against_field(problem, level)
         return tuple(reasons)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..fields import Call
+from ..limits import MOST_STAGES
 from ..problem import Problem
 from ..reference.rk import norm_dtype
 from .backend import FUSED, Backend
@@ -30,7 +31,6 @@ def _installed() -> bool:
 
 INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-MOST_STAGES = 13  # of dopri8
 STATES = (torch.float16, torch.bfloat16, torch.float32)  # of solves; combinations take float64 too
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..limits import clusters, shared_memory
 from .costs import Cost, Device
-from .cuda_counts import MOST_CLUSTER, solve_count
-from .cuda_tiles import GRADIENT_BYTES, Band, band, column_scratch, up, weight_tiles
+from .cuda_plans import Band, band, column_scratch, solve_block, up, weight_tiles
 from .passes import ConvPass, Work
 
-SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}  # bytes that a block may have
-CLUSTERS = {"sm_80": 1, "sm_90": MOST_CLUSTER, "sm_100": MOST_CLUSTER}  # the most blocks of one
+CAPABILITY = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
+SHARED = {chip: shared_memory(of) for chip, of in CAPABILITY.items()}  # bytes that a block may have
+CLUSTERS = {chip: clusters(of) for chip, of in CAPABILITY.items()}  # the most blocks of one
 THREADS = 256  # of pointwise kernels
 VECTORS = 5 * 4  # bytes of vectors of channels in shared memory that a value's way back through a norm reads
 
@@ -85,14 +86,16 @@ class _Solve(_Launches):
 
     def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
         super().__init__(p, arch, processors)
-        self.count = solve_count(
+        block = solve_block(
             p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", limit=self.limit,
-            clusters=CLUSTERS[arch],
+            clusters=CLUSTERS[arch], stages=p.stages,
         )  # fmt: skip
+        assert block is not None, "who asks for the launches of a solve knows that there are some"
+        self.block = block
 
     def convolutions(self, count: int) -> Cost:
         """``count`` of each image, with operands and weights."""
-        of = self.count
+        of = self.block
         blocks = self.p.batch * of.cluster
         flops = 2.0 * 9 * of.channels**2 * of.pixels * count * blocks
         weights = float(blocks * count * self.matrix * self.p.operand)
@@ -100,7 +103,7 @@ class _Solve(_Launches):
 
     def forward(self) -> Iterator[Launched]:
         """All steps in one launch."""
-        p, of = self.p, self.count
+        p, of = self.p, self.block
         kept = p.n_steps - 1 if p.backward else 0
         cost = self.convolutions(2 * p.evaluations) + Cost(0.0, (2 + kept) * p.elements * p.state, 1)
         yield Launched(
@@ -110,7 +113,7 @@ class _Solve(_Launches):
 
     def backward(self) -> Iterator[Launched]:
         """A launch a step, sums of blocks after each; of wide maps that of level stage from states."""
-        p, of = self.p, self.count
+        p, of = self.p, self.block
         if of.wide:
             states = replace(p, keep="step" if p.keep == "none" else p.keep)
             yield from _Stages(states, self.arch, self.processors).backward()
@@ -126,14 +129,14 @@ class _Solve(_Launches):
         cost += Cost(0.0, added, 1, inner=added)
         yield Launched(
             "conv_solve_backward", p.n_steps, blocks, cost, max(self.resident, one * p.step_slots * blocks), p.batch,
-            up(p.batch, blocks), threads=32 * of.warps, shared=of.shared_backward(p.stages),
+            up(p.batch, blocks), threads=32 * of.warps, shared=of.shared_backward,
         )  # fmt: skip
         yield self.add_up(p.step_slots, blocks)
         yield from self.nodes([((6 if p.post else 7) * p.evaluations, blocks, p.channels)])
 
     def products(self) -> Cost:
         """Gradients by the weights of a step, and the second operand that they take (``multiply_pixels``)."""
-        p, of = self.p, self.count
+        p, of = self.p, self.block
         out = min(of.channels, 32)
         runs = 3 * (of.channels // 16) * (of.channels // out) * up(of.pixels, 16)
         each = runs * (3 * 512 + 256 * out // 8) * p.operand // 2 + of.pixels * of.channels * p.operand
@@ -142,7 +145,7 @@ class _Solve(_Launches):
 
     def kept(self) -> Cost:
         """Maps that threads keep in memory through a step; with 16 channels also where steps begin, in float32."""
-        p, of = self.p, self.count
+        p, of = self.p, self.block
         operands = (3 if p.post else 2) * p.stages  # written once
         operands += 2 * p.stages * (3 if p.norm == "sample" else 2)  # read for the operand, and through norms
         wide = 2 if of.channels > 16 else 2 + 1 + p.stages + 2 + p.stages + 2 * p.stages + 1
@@ -173,7 +176,7 @@ class _Stages(_Launches):
         inner = of.inner(p, source) + moved - p.elements * source + (VECTORS * p.elements if back else 0)
         cost = Cost(of.flops, moved + self.matrix * p.operand, 1, inner=inner)
         cost += Cost(again=of.weights(p) + 4.0 * rows * (2 * p.channels + 4) * blocks)
-        shared = of.end + (GRADIENT_BYTES if back else 8 * of.depth)
+        shared = of.shared
         return Launched(
             "conv_gradient" if back else "conv_stage", times, blocks, cost, self.resident, of.bands * of.blocks_n, of.each,
             threads=of.threads, shared=shared,
@@ -292,7 +295,7 @@ class _Stages(_Launches):
         cost = Cost(flops, convs * p.elements * float(p.state + p.operand) + sums, 1, inner=inner)
         yield Launched(
             "weight_gradient", p.n_steps, blocks, cost, self.resident, of.units * convs * of.blocks, of.each,
-            threads=6 * 32, shared=of.shared,
+            threads=of.threads, shared=of.shared,
         )  # fmt: skip
         yield self.add_up(p.stages, of.splits)
         rows = (self.back.blocks, self.pointwise_blocks() if p.post else self.back.blocks)

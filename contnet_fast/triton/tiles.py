@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-MOST_CHANNELS = 256  # a program holds all input channels of its pixels
 MOST_REGISTERS = 65536  # of a program
 FAMILIES = ("sm_80", "sm_90", "sm_100")
 KERNELS = ("solve", "stage", "gradient", "weights", "pointwise")

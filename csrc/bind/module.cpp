@@ -13,6 +13,7 @@
 #include "contnet_fast_build.h"
 #include "cpu/conv/conv_solve.h"
 #include "bind/leaves.h"
+#include "bind/plans.h"
 #include "runtime/pool.h"
 #include "cpu/combine/rk_combine.h"
 #include "runtime/isa.h"
@@ -207,7 +208,7 @@ TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 6; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 7; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def("cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },
@@ -222,4 +223,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Give that memory back to the system, and that of transformed weights.");
   m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
   m.def("take_runs", &contnet_fast::take_runs, "(op, backend, level, launches) of the runs since the last call, in order.");
+  contnet_fast::register_plans(m);
 }

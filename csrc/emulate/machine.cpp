@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "emulate/threads.h"
+#include "runtime/limits.h"
 
 namespace contnet_fast::cuda::emulate {
 
@@ -18,7 +19,7 @@ namespace {
 
 constexpr size_t kStack = 256 * 1024, kGuard = 16 * 1024;
 constexpr int kMostThreads = 1024, kMostCluster = 16;
-constexpr int64_t kMostShared = 227 * 1024;
+constexpr int64_t kMostShared = 1024 * limits::most_shared();
 
 enum class State { ready, waiting, returned };
 
@@ -249,7 +250,7 @@ void check(const Grid& grid) {
   const std::string name = std::string(grid.name) + ": ";
   if (grid.threads < 32 || grid.threads > kMostThreads || grid.threads % 32 != 0)
     throw Fault(name + "blocks have 32 to 1024 threads in whole warps, not " + std::to_string(grid.threads));
-  if (grid.shared > kMostShared) throw Fault(name + "a block has at most 227 KiB of shared memory");
+  if (grid.shared > kMostShared) throw Fault(name + "a block has at most " + std::to_string(kMostShared / 1024) + " KiB of shared memory");
   if (grid.cluster < 1 || grid.cluster > kMostCluster || grid.blocks % grid.cluster != 0)
     throw Fault(name + "a grid is made of whole clusters of 1 to 16 blocks");
 }

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "emulate/machine.h"
+#include "runtime/limits.h"
 
 #define KERNEL(THREADS) void
 #define KERNEL_MIN_BLOCKS(THREADS, BLOCKS) void
@@ -395,7 +396,7 @@ inline uint32_t to_tf32(float x) {  // to nearest, ties away from zero
 
 // ---- launch
 
-inline DeviceFacts device_facts(void (*)()) { return {2, 8, 227 * 1024}; }  // as on an H100, but for its multiprocessors
+inline DeviceFacts device_facts(void (*)()) { return {2, limits::MOST_CLUSTER, 1024 * limits::most_shared()}; }  // as on an H100, but for its multiprocessors
 
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {

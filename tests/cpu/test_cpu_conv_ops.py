@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import contnet_fast as cf
+from contnet_fast import extension
 from contnet_fast.backends import cpu
 from contnet_fast.fields import CONV, Call
 from contnet_fast.fields.conv.cpu import kept_maps, padded_channels
 from contnet_fast.fields.conv.spec import ConvNodes
+from contnet_fast.fields.conv.triton.plan import host_grid
 from contnet_fast.fields.family import NoOperands
 from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
@@ -89,6 +91,31 @@ def test_words_that_no_backend_knows_are_refused(argument):
         lookup("conv_solve", "cpu")(x, *wrong, False)
     with pytest.raises(ValueError, match=message.replace("solve_cpu", "solve_backward_cpu")):
         lookup("conv_solve_backward", "cpu")(y, x, *wrong, saved, [0])
+
+
+GRIDS = {
+    "shared": ([1, 2, 1], [0, 0, 1, 0], [1.0, 0.5, 0.5, 1.0]),
+    "equal in float32 alone": ([1, 1], [0, 0], [1.0, 1.0 + 2.0**-40]),
+    "zeros": ([2, 1, 2], [0, 2, 0, 1, 0], [1.0, 0.0, 1.0, -0.0, 1.0]),
+    "twice the same": ([2, 1], [1, 1, 1], [0.25, 0.75, 1.0]),
+    "another order": ([2, 2], [0, 2, 2, 0], [0.1, 0.9, 0.9, 0.1]),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_evaluations_share_slots_as_in_python(grid):
+    counts, cells, weights = GRIDS[grid]
+    slot_of, slots = extension.module.slots_of(counts, cells, weights, 3)
+    expected = host_grid(tuple(counts), tuple(cells), tuple(weights), (0.0,), (1.0,), len(counts), 3)
+    assert tuple(slot_of) == expected.slot_of
+    dense = [[dict(slot).get(k, 0.0) for k in range(3)] for slot in slots]
+    assert dense == [list(mix) for mix in expected.mix]
+
+
+@pytest.mark.parametrize("wrong", [([1], [3], [1.0]), ([2], [0], [1.0]), ([1], [0, 1], [1.0, 1.0]), ([1], [-1], [1.0])])
+def test_a_time_grid_that_does_not_fit_the_nodes_is_refused(wrong):
+    with pytest.raises(IndexError, match="outside the nodes|of other sizes"):
+        extension.module.slots_of(*wrong, 3)
 
 
 def test_what_is_saved_for_backward_is_read_only_to_the_kernels():

@@ -18,7 +18,7 @@ from whole_solves import gradients, plan
 
 from contnet_fast.costmodel import cuda_pass
 from contnet_fast.costmodel.costs import BY_ARCH
-from contnet_fast.costmodel.cuda_counts import refusals
+from contnet_fast.costmodel.cuda_plans import refusals
 from contnet_fast.costmodel.passes import ConvPass
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)

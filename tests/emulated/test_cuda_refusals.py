@@ -14,8 +14,9 @@ from conv_cases import Case
 from structs import ConvSolve, ConvStages, ConvStagesBackward
 
 from contnet_fast import chips
+from contnet_fast import limits as shared_limits
 from contnet_fast.backends import cuda
-from contnet_fast.costmodel import cuda_counts
+from contnet_fast.costmodel.cuda_plans import solve_block
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 CHIPS = ((8, 0), (8, 6), (9, 0))
@@ -26,8 +27,7 @@ BASE = Case(norm="batch", scheme="rk4_classic")
 
 def limits(chip):
     """Of a block's shared memory and of a cluster's blocks."""
-    limit = 1024 * cuda_counts.SHARED.get(chip, cuda_counts.LEAST_SHARED)
-    return {"limit": limit, "clusters": cuda_counts.MOST_CLUSTER if chip >= (9, 0) else 1}
+    return {"limit": shared_limits.shared_memory(chip), "clusters": shared_limits.clusters(chip)}
 
 
 def answered(case, chip, level, monkeypatch, *, state=None):
@@ -64,8 +64,11 @@ def test_whole_solves(scheme, dtype, monkeypatch):
                     both = forward.refusal is not None or back
                     assert bool(reasons) == both, (case, chip, reasons)
                     if backward.shared:
-                        count = cuda_counts.SolveCount(backward.channels, *size, dtype.itemsize)
-                        assert count.shared_backward(len(case.grid.update)) == backward.shared
+                        block = solve_block(
+                            channels, *size, size=dtype.itemsize, sample=norm == "layer", stages=len(case.grid.update),
+                            **limits(chip),
+                        )  # fmt: skip
+                        assert block.shared_backward == backward.shared
     assert refused > 0  # by the backward pass alone
 
 

@@ -11,7 +11,7 @@ from conv_cases import HALVES, Case, draw, truth
 from cuda_emulator import SM_80, SM_90, KernelFault
 from whole_solves import NORMS, assert_planned, check, described, plan, solve
 
-from contnet_fast.costmodel import cuda_counts
+from contnet_fast.costmodel import cuda_plans
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
@@ -134,7 +134,7 @@ def test_refusals(change, words):
 def refusals(case, capability, clusters):
     sample = case.norm in ("group", "layer")
     size = case.dtype.itemsize
-    return cuda_counts.refusals(
+    return cuda_plans.refusals(
         case.channels, *case.size, size=size, sample=sample, capability=capability, clusters=clusters
     )
 
@@ -154,7 +154,7 @@ def test_what_is_counted_in_python_is_what_is_planned(capability, limit, cluster
 
 
 def test_narrow_blocks_fit_and_the_counts_are_those_of_the_plan():
-    for channels, side in cuda_counts.NARROW:
+    for channels, side in ((16, 32), (32, 16), (64, 8)):
         case = replace(BASE, channels=channels, size=(side, side), dtype=torch.bfloat16)
         found = plan(described(case, limit=SM_80))
         assert (found.refusal, found.tiles, found.wide) == (None, 2, 0)

@@ -15,6 +15,7 @@ from conv_cases import Case
 from filelock import FileLock
 from structs import ConvProblem, check_sizes
 
+from contnet_fast import limits
 from contnet_fast.backends import REGISTRY
 from contnet_fast.chips import CHIPS
 from contnet_fast.files import write_atomically
@@ -26,7 +27,7 @@ SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 EXTRA = sorted(TESTS.glob("*.cu"))
 
-SM_80, SM_90 = 163 * 1024, 227 * 1024  # bytes of shared memory that a block may have
+SM_80, SM_90 = limits.shared_memory((8, 0)), limits.shared_memory((9, 0))  # bytes of shared memory that a block may have
 NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
 BATCH = 3  # the norm of statistics of the batch
 

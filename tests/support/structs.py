@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 from ctypes import Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 
-STAGES, NODES = 13, 13  # the most of a scheme; of a field: kMostStages, kNodes
-LEAVES, TERMS = 8, 13  # the most of one combination: kMostLeaves, kMostTerms
-ROWS = 7  # of the parameters of a slot, kParameterRows: two biases; weight and bias of two norms; skip
+from contnet_fast import limits
+
+STAGES, NODES = limits.MOST_STAGES, 13  # the most of a scheme; of a field: kMostStages, kNodes
+LEAVES, TERMS = 8, limits.MOST_STAGES  # the most of one combination: kMostLeaves, kMostTerms
+ROWS = limits.PARAMETER_ROWS  # of the parameters of a slot, kParameterRows: two biases; weight and bias of two norms; skip
 
 
 def each(kind: type, names: str) -> tuple[tuple[str, type], ...]:

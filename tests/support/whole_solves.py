@@ -13,7 +13,7 @@ from cuda_emulator import buffers, call
 from preparation import operands, slots
 from structs import ConvSolve, ConvSolveBackward, SolveBackwardPlan, SolvePlan
 
-from contnet_fast.costmodel import cuda_counts
+from contnet_fast.costmodel import cuda_plans
 
 NORMS = ("none", "batch", "group", "layer")
 
@@ -64,7 +64,7 @@ def check(case: Case, *, factor: float = SMALL, **settings: Any) -> tuple[torch.
 def assert_planned(found: SolvePlan, case: Case, limit: int, clusters: int) -> None:
     """Every number of the plan is the one counted."""
     sample = case.norm in ("group", "layer")
-    count = cuda_counts.solve_count(
+    count = cuda_plans.solve_block(
         case.channels, *case.size, size=case.dtype.itemsize, sample=sample, limit=limit, clusters=clusters
     )
     assert (found.channels, found.wide, found.cluster, found.rows) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ... import extension
+from ...limits import MOST_STAGES
 from ...problem import Problem
 from ...reference.rk import accumulation_dtype
 from ..family import Call, Implementation, TensorSpec
@@ -12,7 +13,6 @@ from ..family import Call, Implementation, TensorSpec
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 AVX512 = extension.module is not None and extension.module.instruction_set() == "avx512"
-MOST_STAGES = 13  # of dopri8; csrc/cpu/conv/conv.h
 
 
 class CpuConv(Implementation):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ... import chips
-from ...costmodel.cuda_counts import MOST_CLUSTER, refusals
+from ... import chips, extension
+from ...costmodel.cuda_plans import refusals
+from ...limits import MOST_CHANNELS, MOST_CLUSTER
 from ...problem import Problem
+from ...transforms import constant
 from ..family import Call, Implementation, TensorSpec
 from .triton.implementation import moment_rows
 
-MOST_CHANNELS, MOST_PIXELS = 256, 2**31  # at level stage; csrc/cuda/conv/stage/stages.cu
+MOST_PIXELS = 2**31  # at level stage; csrc/cuda/conv/plan/band_plan.cpp
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -39,8 +41,10 @@ class CudaConv(Implementation):
             return tuple(reasons)
         if facts.couples_batch:
             reasons.append("batch statistics couple the images of a batch: level stage serves that")
+        if extension.module is None:  # which is a reason already
+            return tuple(reasons)
         return (*reasons, *refusals(
-            channels, height, width, size=problem.compute_dtype.itemsize, sample=facts.couples_sites,
+            constant(channels), constant(height), constant(width), size=problem.compute_dtype.itemsize, sample=facts.couples_sites,
             capability=chips.capability(problem.device) or chips.OLDEST,
             clusters=chips.clusters(problem.device, MOST_CLUSTER), backward=problem.stages if problem.needs_grad else 0,
         ))  # fmt: skip

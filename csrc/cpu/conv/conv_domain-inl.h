@@ -192,17 +192,20 @@ struct Domain : Vectors<T, L> {
                            int64_t b_next, int depth, int panel, T* c, int64_t c_step, int64_t c_next) {
     constexpr int M = rows_at_once<N>();
     int m = 0;
-    auto some = [&](auto count, int least) {  // and then nothing, or at least so many rows left
-      constexpr int kCount = decltype(count)::value;
-      for (int left = rows - m; left >= kCount && (left == kCount || left - kCount >= least); left -= kCount, m += kCount)
+    // so many rows at a time, as long as none are left over or at least `least`
+    auto take = [&](auto rows_at_a_time, int least) {
+      constexpr int kCount = decltype(rows_at_a_time)::value;
+      while (rows - m == kCount || rows - m >= kCount + least) {
         product<kCount, N, A, kAdd>(a + m * A, a_step, a_panel, b, b_step, b_next, depth, panel, c + m * c_step,
                                     c_step, c_next);
+        m += kCount;
+      }
     };
-    some(std::integral_constant<int, M>{}, M > 4 ? 4 : 0);
-    if constexpr (M > 8) some(std::integral_constant<int, 8>{}, 0);
-    if constexpr (M > 4) some(std::integral_constant<int, 4>{}, 0);
-    some(std::integral_constant<int, 2>{}, 0);
-    some(std::integral_constant<int, 1>{}, 0);
+    take(std::integral_constant<int, M>{}, M > 4 ? 4 : 0);
+    if constexpr (M > 8) take(std::integral_constant<int, 8>{}, 0);
+    if constexpr (M > 4) take(std::integral_constant<int, 4>{}, 0);
+    take(std::integral_constant<int, 2>{}, 0);
+    take(std::integral_constant<int, 1>{}, 0);
   }
 
   // frequencies of the output from those of the input, in place: m[t][co] = sum_ci v[t][ci] u[ci][co]

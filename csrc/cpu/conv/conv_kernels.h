@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "runtime/limits.h"
+
 namespace contnet_fast {
 
 struct Geometry {
@@ -59,7 +61,7 @@ struct Term {
   T coefficient;
 };
 
-constexpr int kTerms = 14;  // the state and the stages of the largest tableau
+constexpr int kTerms = 1 + limits::MOST_STAGES;  // the state and the stages
 
 // out = own * value + sum of terms
 template <typename T>

@@ -295,35 +295,35 @@ class Pass {
   // next input, running update, and the rate where it is needed later. `k` where the rate is a map already. The state is
   // the last term. After the last stage it may lie where `out` is: at most four terms are read before that is written.
   int destinations(const Places<T>& at, int i, int s, int64_t b, const T* k, Destination<T>* d) {
-    Destination<T>* const start = d;
     const T* y = at.state[i](b);
     const T b_s = static_cast<T>(spec.update[s]);
     bool begun = false;
     for (int r = 0; r < s; ++r) begun = begun || moves(spec.update[r]);
-    auto begin = [&](T* out, T coefficient) {
-      d->out = out;
-      d->own = k ? T(0) : coefficient;
-      if (k && coefficient != T(0)) d->add(k, coefficient);
+    int count = 0;
+    auto next = [&](T* out, T coefficient) -> Destination<T>& {  // begins with this rate
+      Destination<T>& one = d[count++];
+      one.out = out;
+      one.own = k ? T(0) : coefficient;
+      if (k && coefficient != T(0)) one.add(k, coefficient);
+      return one;
     };
     if (s + 1 == spec.stages) {
-      begin(at.state[i + 1].writable(b), b_s);
-      if (begun) d->add(at.total(b), T(1));
-      d->add(y, T(1));
-      return 1;
+      Destination<T>& state = next(at.state[i + 1].writable(b), b_s);
+      if (begun) state.add(at.total(b), T(1));
+      state.add(y, T(1));
+      return count;
     }
     const auto& row = spec.rows[s + 1];
-    begin(at.input[evaluation(i, s + 1)].writable(b), static_cast<T>(row[s]));
+    Destination<T>& input = next(at.input[evaluation(i, s + 1)].writable(b), static_cast<T>(row[s]));
     for (int r = 0; r < s; ++r)
-      if (moves(row[r])) d->add(at.rate[r](b), static_cast<T>(row[r]));
-    d->add(y, T(1));
-    ++d;
+      if (moves(row[r])) input.add(at.rate[r](b), static_cast<T>(row[r]));
+    input.add(y, T(1));
     if (b_s != T(0) && !replay_) {
-      begin(at.total.writable(b), b_s);
-      if (begun) d->add(at.total(b), T(1));
-      ++d;
+      Destination<T>& total = next(at.total.writable(b), b_s);
+      if (begun) total.add(at.total(b), T(1));
     }
-    if (keeps_rate(s) && k == nullptr) (d++)->out = at.rate[s].writable(b);
-    return static_cast<int>(d - start);
+    if (keeps_rate(s) && k == nullptr) next(at.rate[s].writable(b), T(1));
+    return count;
   }
 
   void convolve(const ConvJob<T>& job, int from, int to) {

@@ -4,10 +4,11 @@
 #include <cstdint>
 
 #include "cuda/lib/types.h"
+#include "runtime/limits.h"
 
 namespace contnet_fast::cuda {
 
-constexpr int kMostTerms = 13, kMostLeaves = 8;
+constexpr int kMostTerms = limits::MOST_STAGES, kMostLeaves = 8;
 
 // y + sum_j c_j k_j of up to eight leaves of one dtype in one launch; with `partials` also the sums of squares of
 // e / (atol + rtol max(|y|, |out|)), e = sum_j error_j k_j, one a block (`combine_blocks`). Compensated: out + after =

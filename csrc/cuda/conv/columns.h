@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cuda/conv/conv_launch.h"
+#include "cuda/conv/plan/budgets.h"
 #include "cuda/lib/reduce.h"
 
 namespace contnet_fast::cuda {
@@ -85,11 +86,6 @@ struct Columns {
       : groups(groups), group(thread_index() % groups), row(thread_index() / groups), rows(thread_count() / groups) {}
   DEVICE bool active() const { return row < rows; }
 };
-
-// floats of scratch that column_sums takes
-HOST_DEVICE constexpr int column_scratch(int threads, int groups, int values) {
-  return threads / groups * groups * values + (threads > groups * values ? threads : groups * values);
-}
 
 // scratch[r * groups * V + channel] <- sum over the threads of a column of sums[r], in one order. It begins and ends with a
 // barrier of the block.

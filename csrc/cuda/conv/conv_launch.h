@@ -6,10 +6,19 @@
 
 #include "cuda/lib/types.h"
 #include "runtime/conv_field.h"
+#include "runtime/limits.h"
 
 namespace contnet_fast::cuda {
 
-constexpr int kMostStages = 13, kParameterRows = 7, kMostChannels = 256;
+constexpr int kMostStages = limits::MOST_STAGES, kMostChannels = limits::MOST_CHANNELS;
+
+// Rows of the parameters of a slot.
+enum ParameterRow { kRowBias1, kRowBias2, kRowGamma1, kRowBeta1, kRowGamma2, kRowBeta2, kRowSkip, kParameterRows };
+constexpr int kNodeOfRow[kParameterRows] = {kBias1, kBias2, kGamma1, kBeta1, kGamma2, kBeta2, kSkip};
+static_assert(kParameterRows == limits::PARAMETER_ROWS, "Python knows as many");
+
+// Row of the weight of a norm; that of its bias is the next.
+HOST_DEVICE constexpr int weight_row(int norm) { return kRowGamma1 + (kRowGamma2 - kRowGamma1) * norm; }
 
 // known: statistics that the input does not change; sample: of an image, over groups of channels; batch: of the batch
 enum class Norm : int32_t { none, known, sample, batch };
@@ -87,7 +96,7 @@ struct ConvSolveBackward : ConvProblem {  // of norm batch: refused
   const void* states;       // state after each step but the last [steps - 1, ...]
   const void* packed;       // as ConvPrepare
   const float* parameters;  // as ConvPrepare
-  const float* moments;     // [evaluation, norm, (mean, variance), images or 1, channel], of the forward pass; null: no norm
+  const float* moments;     // as ConvSolve, of the forward pass; null: no norm
   const void* grad;         // upstream gradient, [steps + 1, ...] or of the last state alone
   void* grad_x;             // dtype of the state
   float* grads[kNodes];     // contiguous, as the nodes; null: not asked for, as those of known statistics must be

@@ -5,35 +5,11 @@
 // lane's through the whole solve, so state and sums stay in its registers.
 #pragma once
 
+#include "cuda/conv/plan/conv_layout.h"
+#include "cuda/lib/fragments.h"
 #include "cuda/lib/reduce.h"
 
 namespace contnet_fast::cuda {
-
-// What depends on the padded number of channels and the bytes of an operand. Lengths are in values. `wide`: a warp has twice
-// the pixels, so that its products read a quarter less.
-struct ConvLayout {
-  int channels, bytes;
-  bool wide = false;
-
-  constexpr int n() const { return channels == 16 ? 2 : 4; }
-  constexpr int m() const { return channels == 16 ? 8 : wide ? 4 : 2; }
-  constexpr int values() const { return m() * n() * 4; }  // a lane
-  constexpr int warps_n() const { return channels / (8 * n()); }  // warps beside one another along channels
-  // from a pixel to the next, and from a row of weights to the next: eight of them begin in different banks
-  constexpr int pixel() const { return channels + 16 / bytes; }
-  constexpr int row() const { return channels + 8; }
-  constexpr int taps() const {  // that arrive together
-    const int tap = channels * row() * bytes, most = 28 * 1024;
-    return 9 * tap <= most ? 9 : 3 * tap <= most ? 3 : 1;
-  }
-  constexpr int depth() const {  // input channels that arrive together: all of them, or of one tap as many as 36 KiB hold
-    int depth = channels;
-    while (depth * row() * bytes > 36 * 1024) depth /= 2;
-    return depth;
-  }
-  constexpr int chunks() const { return 9 / taps() * (channels / depth()); }
-  constexpr int chunk_bytes() const { return taps() * depth() * row() * bytes; }
-};
 
 template <int C, int BYTES, bool WIDE = false>
 struct ConvSizes {
@@ -41,9 +17,6 @@ struct ConvSizes {
   static constexpr int kM = of.m(), kN = of.n(), kWarpsN = of.warps_n(), kPixel = of.pixel(), kRow = of.row();
   static constexpr int kTaps = of.taps(), kDepth = of.depth(), kChunks = of.chunks(), kChunk = of.chunk_bytes() / BYTES;
 };
-
-template <int M, int N>
-using Fragments = float[M][N][4];
 
 namespace {
 
@@ -88,12 +61,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         for (int m = 0; m < M; ++m) {
           UNROLL
           for (int half = 0; half < 2; ++half) {
-            const float a = tile[pixel[m][half] + shift + k];
-            UNROLL
-            for (int n = 0; n < N; ++n) {
-              v[m][n][2 * half] += a * b[n][0];
-              v[m][n][2 * half + 1] += a * b[n][1];
-            }
+            multiply_half<N>(v[m], half, tile[pixel[m][half] + shift + k], b);
           }
         }
       }
@@ -117,8 +85,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         for (int m = 0; m < M; ++m) {
           uint32_t a[4];
           ldmatrix<4>(a, tile + (place[m] + shift + k));
-          UNROLL
-          for (int n = 0; n < N; ++n) mma_m16n8k16<T>(v[m][n], a, b[n]);
+          multiply_row<T>(v[m], a, b);
         }
       }
     } else {
@@ -137,8 +104,7 @@ DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights,
         for (int m = 0; m < M; ++m) {
           uint32_t a[4];
           ldmatrix<4>(a, tile + (place[m] + shift + k));
-          UNROLL
-          for (int n = 0; n < N; ++n) mma_m16n8k8(v[m][n], a, b[n]);
+          multiply_row<T>(v[m], a, b);
         }
       }
     }

@@ -54,7 +54,7 @@ DEVICE void pack_weights(const Operands<T>& p, int block) {
     const int o = e / (9 * kInputs), rest = e % (9 * kInputs);
     if (output + o < c)
       tile[o * kLine + rest] =
-          mixed_from<T>(p, 2 * conv, slot, int64_t{9} * c * c, (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
+          mixed_from<T>(p, kWeight1 + conv * (kWeight2 - kWeight1), slot, int64_t{9} * c * c, (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
   }
   sync_threads();
   const Global<T> to = p.packed + static_cast<int64_t>(which) * 9 * c * c;
@@ -66,10 +66,10 @@ DEVICE void pack_weights(const Operands<T>& p, int block) {
 
 template <typename T>
 DEVICE void write_parameters(const Operands<T>& p, int slot) {
-  constexpr int node[kParameterRows] = {1, 3, 4, 5, 8, 9, kNodes - 1};
+  constexpr int node[kParameterRows] = {kBias1, kBias2, kGamma1, kBeta1, kGamma2, kBeta2, kSkip};  // as kNodeOfRow
   for (int e = thread_index(); e < kParameterRows * p.channels; e += kThreads) {
     const int row = e / p.channels, c = e % p.channels;
-    const bool skip = row == kParameterRows - 1;
+    const bool skip = row == kRowSkip;
     float value = skip ? 1.f : 0.f;
     UNROLL
     for (int r = 0; r < kParameterRows; ++r)
@@ -84,7 +84,7 @@ DEVICE void write_moments(const Operands<T>& p, int evaluation) {
   for (int e = thread_index(); e < 4 * p.channels; e += kThreads) {
     const int row = e / p.channels;
     p.moments[int64_t{4} * evaluation * p.channels + e] =
-        mixed(p, 6 + row % 2 + row / 2 * 4, slot, p.channels, e % p.channels);
+        mixed(p, kMean1 + row % 2 + row / 2 * (kMean2 - kMean1), slot, p.channels, e % p.channels);
   }
 }
 
@@ -143,7 +143,7 @@ void prepare(const ConvPrepare& p) {
   a.each = pixels_each(p);
   a.statistics = p.partials == nullptr ? 0 : static_cast<int>(input_rows(p));
   a.weights = 2 * p.slots * (p.channels / kInputs) * ((p.channels + kOutputs - 1) / kOutputs);
-  const bool known = p.norm == Norm::known && p.moments != nullptr && p.nodes[6] != nullptr;
+  const bool known = p.norm == Norm::known && p.moments != nullptr && p.nodes[kMean1] != nullptr;
   int64_t shared = int64_t{4} * kOutputs * kLine;
   if (a.statistics > 0) shared = std::max<int64_t>(shared, 4 * column_scratch(kThreads, p.channels / 8, 16));
   const int64_t blocks = a.statistics + a.weights + p.slots + (known ? p.stages * p.steps : 0);

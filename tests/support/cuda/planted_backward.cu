@@ -3,10 +3,8 @@
 #include "planted.h"
 
 #define conv_solve_backward planted_solve_backward
-#define plan_solve_backward planted_plan_backward
 #include "cuda/conv/solve/conv_solve_backward.cu"
 #undef conv_solve_backward
-#undef plan_solve_backward
 
 #include "emulate/entries.h"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from ....limits import MOST_CHANNELS
 from ....problem import Problem
 from ...family import Call, Implementation, TensorSpec
 
-MOST_CHANNELS = 256  # triton/tiles.py
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
 
 

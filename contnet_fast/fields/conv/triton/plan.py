@@ -11,12 +11,11 @@ import torch
 
 from ....chips import arch
 from ....costmodel.costs import BY_ARCH
+from ....limits import PARAMETER_ROWS as PARAMETER_ROWS
 from ....schemes.timegrid import FlatGrid
 from ....triton.launch import INTERPRETED, allocate
 from ....triton.tiles import Shared, Tile, Units, block_channels, tile, units, weight_units
 from ...family import Call
-
-PARAMETER_ROWS = 7  # of maps.py
 
 
 @dataclass(frozen=True)

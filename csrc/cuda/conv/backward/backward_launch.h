@@ -79,7 +79,7 @@ void rate_gradient(const Pass&, const RateGradient&);
 // Gradients by the weights and biases of both convolutions of one step, split over pixels.
 struct WeightGradient {
   int32_t first, splits;  // first: evaluation of the step
-  const void* tape;       // [kind, stage, ...] in the dtype of the state: what comes before the norm and relu of convolutions
+  const void* tape;       // [kind, stage, ...], dtype of the state: what comes before norm and relu of convolutions
   const void* grads;      // [convolution, stage, ...] in that of the operands: by their results
   float* weight_sums;     // [stage, convolution, split, tap, input, output]
   float* bias_sums;       // [stage, convolution, split, channel]
@@ -111,10 +111,8 @@ struct NodeGradients {
   const float* biases;   // by the results of the convolutions [evaluation, convolution, channel], or null
   const float* sums[2];  // of norm 0 and norm 1 [evaluation, 3, channel], as NormSums
   int32_t bias_distance, distance;  // values of `biases`, of `sums` from an evaluation to the next
-  float* grads[kParameterRows];     // by rows of the parameters [node, channel], of the skip scalar [node]; null: not asked for
+  float* grads[kParameterRows];     // [node, channel], of the skip scalar [node]; null: not asked for
 };
 void node_gradients(const Pass&, const NodeGradients&);
-
-constexpr int kNodeOfRow[kParameterRows] = {1, 3, 4, 5, 8, 9, kNodes - 1};  // rows of the parameters among the nodes
 
 }  // namespace contnet_fast::cuda

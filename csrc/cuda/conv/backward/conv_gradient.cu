@@ -13,13 +13,13 @@ void conv_gradient_half(const ConvGradient& p, Scalar operand, void* stream) {
   return operand == Scalar::bf16 ? launch_gradient<bf16, true>(p, stream) : launch_gradient<f16, true>(p, stream);
 }
 
-int32_t gradient_blocks(const Pass& p) { return plan_band(p, true, kGradientBytes).blocks; }
+int32_t gradient_blocks(const Pass& p) { return plan_data_gradient(p).blocks; }
 
 void data_gradient(const Pass& p, const DataGradient& g) {
   const int64_t c = p.channels, matrix = 9 * c * c * (p.operand == Scalar::f32 ? 4 : 2);
   const int slot = p.slot_list[g.evaluation];
   ConvGradient a{};
-  a.band = plan_band(p, true, kGradientBytes);
+  a.band = plan_data_gradient(p);
   a.packed = bytes(g.packed) + (int64_t{g.conv} * p.slots + slot) * matrix;
   a.source = bytes(g.grad);
   a.value = bytes(g.value);

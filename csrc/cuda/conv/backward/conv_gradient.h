@@ -28,7 +28,7 @@ namespace {
 // By output channel of the block in shared memory.
 enum GradientRow { kMean, kDeviation, kScale, kShift, kFactor, kGradientRows };
 
-constexpr int64_t kGradientBytes = 4 * kGradientRows * 128;  // a block has at most 128 output channels
+static_assert(kGradientRows == kGradientVectors, "as the plan counts them");
 
 template <typename T, bool TENSOR, int M, int N>
 KERNEL(kBandThreads)
@@ -42,7 +42,7 @@ conv_gradient(GRID_CONSTANT ConvGradient p) {
   for (int i = thread_index(); i < width; i += thread_count()) {
     const int channel = band.output() + i;
     const bool exists = channel < c, normed = exists && p.norm >= 0;
-    const Global<const float> row = p.parameters + ((2 + 2 * (p.norm < 0 ? 0 : p.norm)) * c + channel);
+    const Global<const float> row = p.parameters + (weight_row(p.norm < 0 ? 0 : p.norm) * c + channel);
     const float mean = normed ? float(p.moments[channel]) : 0.f;
     const float deviation = normed ? reciprocal_deviation(p.moments[c + channel], p.norm_eps) : 1.f;
     const float scale = normed ? row[0] * deviation : 1.f;
@@ -50,7 +50,7 @@ conv_gradient(GRID_CONSTANT ConvGradient p) {
     vectors[kDeviation * width + i] = deviation;
     vectors[kScale * width + i] = scale;
     vectors[kShift * width + i] = normed ? row[c] - mean * scale : 0.f;
-    vectors[kFactor * width + i] = exists && p.scaled ? float(p.parameters[(kParameterRows - 1) * c + channel]) : 1.f;
+    vectors[kFactor * width + i] = exists && p.scaled ? float(p.parameters[kRowSkip * c + channel]) : 1.f;
   }
   float sums[3][V] = {};
   for (band.first(); band.more(); band.next()) {

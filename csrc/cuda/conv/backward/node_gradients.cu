@@ -10,7 +10,7 @@
 namespace contnet_fast::cuda {
 namespace {
 
-constexpr int kThreads = 256, kNorm2 = 4, kSkip = kParameterRows - 1;  // rows of the parameters
+constexpr int kThreads = 256;
 constexpr int kStrip = 64, kSome = 32;  // elements of a block of add_up_step; nodes that it takes at a time
 
 struct AddUpArguments {
@@ -32,7 +32,7 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
   for (int s = 0; s < p.count; ++s) {
     const int64_t row = static_cast<int64_t>(s * 2 + conv) * p.splits;
     float factor = 1.f;
-    if (p.scaled && conv == 1) factor = p.parameters[(p.slots[s] * kParameterRows + kSkip) * c];
+    if (p.scaled && conv == 1) factor = p.parameters[(p.slots[s] * kParameterRows + kRowSkip) * c];
     add_rows(p.weight_sums + (row * size + begin), p.splits, size, of, scratch);
     if (thread_index() < kStrip) sums[s * kStrip + thread_index()] = factor * scratch[thread_index()];
   }
@@ -96,28 +96,28 @@ DEVICE void add_evaluation(float (&total)[kParameterRows], const VectorArguments
   const float share = p.mix[slot * p.nodes + node];
   if (share == 0.f) return;
   const Global<const float> of = p.parameters + (slot * kParameterRows * c + channel);
-  const float factor = p.skipped ? float(of[kSkip * c]) : 1.f;
+  const float factor = p.skipped ? float(of[kRowSkip * c]) : 1.f;
   const Global<const float> bias = p.biases + (static_cast<int64_t>(e) * p.bias_distance + channel);
   if (p.biases) {
-    total[0] += share * bias[0];
-    total[1] += share * (p.post ? 1.f : factor) * bias[c];
+    total[kRowBias1] += share * bias[0];
+    total[kRowBias2] += share * (p.post ? 1.f : factor) * bias[c];
   }
   const int64_t at = static_cast<int64_t>(e) * p.distance + channel;
   UNROLL
   for (int n = 0; n < 2; ++n) {
     if (!p.normed) continue;
     const float scale = share * (p.post && n == 1 ? factor : 1.f);
-    total[2 + 2 * n] += scale * p.sums[n][at + c];
-    total[3 + 2 * n] += scale * p.sums[n][at];
+    total[weight_row(n)] += scale * p.sums[n][at + c];
+    total[weight_row(n) + 1] += scale * p.sums[n][at];
   }
-  if (!p.grads[kSkip]) return;
+  if (!p.grads[kRowSkip]) return;
   const Global<const float> last = p.sums[1] + at;
   if (!p.post) {
-    total[kSkip] += share * (last[2 * c] + of[c] * bias[c]);
+    total[kRowSkip] += share * (last[2 * c] + of[c] * bias[c]);
   } else if (p.normed) {
-    total[kSkip] += share * (last[c] * of[kNorm2 * c] + last[0] * of[(kNorm2 + 1) * c]);
+    total[kRowSkip] += share * (last[c] * of[kRowGamma2 * c] + last[0] * of[(kRowGamma2 + 1) * c]);
   } else {
-    total[kSkip] += share * last[c];
+    total[kRowSkip] += share * last[c];
   }
 }
 
@@ -140,14 +140,14 @@ node_vectors(GRID_CONSTANT VectorArguments p) {
     float sum = 0.f;
     UNROLL
     for (int w = 0; w < kThreads / 32; ++w) sum += parts[row * kThreads + 32 * w + lane];
-    if (row == kSkip) {
+    if (row == kRowSkip) {
       by_skip += sum;
     } else {
       p.grads[row][node * p.channels + channel] = sum;
     }
   }
   by_skip = warp_sum(by_skip);
-  if (p.grads[kSkip] && row == kSkip && lane == 0) p.grads[kSkip][node] = by_skip;
+  if (p.grads[kRowSkip] && row == kRowSkip && lane == 0) p.grads[kRowSkip][node] = by_skip;
 }
 
 }  // namespace

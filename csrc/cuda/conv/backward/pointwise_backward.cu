@@ -72,7 +72,7 @@ KERNEL_MIN_BLOCKS(kThreads, 3)
 through_norm(GRID_CONSTANT NormGradientArguments p) {
   const NormTerms terms{p.pixels.channels};
   if (p.norm.norm >= 0) terms.fill(p.norm);
-  const float factor = p.scaled ? float(p.norm.parameters[(p.norm.slot * kParameterRows + 6) * p.pixels.channels]) : 1.f;
+  const float factor = p.scaled ? float(p.norm.parameters[(p.norm.slot * kParameterRows + kRowSkip) * p.pixels.channels]) : 1.f;
   p.pixels.each_eight([&](int64_t at, int c) {
     float grad[8], value[8];
     load_values<8>(grad, p.grad, p.grad_type, at);

@@ -13,13 +13,11 @@
 namespace contnet_fast::cuda {
 namespace {
 
-enum Node { kWeight1, kWeight2 = 2, kBias2, kSkipNode = kNodes - 1 };
-
 class Backward {
  public:
   explicit Backward(const ConvStagesBackward& p) : p(p), arena(p.workspace) {
     static_cast<ConvProblem&>(pass) = p;
-    pass.skip = p.nodes[kSkipNode] != nullptr;
+    pass.skip = p.nodes[kSkip] != nullptr;
     pass.nodes = static_cast<int32_t>(p.basis);
     pass.moments = p.moments;
     pass.mix = p.mix;
@@ -65,7 +63,7 @@ class Backward {
   bool pre() const { return p.post == 0; }
   bool weights() const {
     return std::any_of(p.grads, p.grads + kBias2 + 1, [](const float* g) { return g != nullptr; }) ||
-           p.grads[kSkipNode] != nullptr;
+           p.grads[kSkip] != nullptr;
   }
 
   void lay_out_maps() {

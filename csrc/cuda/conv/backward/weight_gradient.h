@@ -8,20 +8,11 @@
 
 #include "cuda/conv/backward/backward_launch.h"
 #include "cuda/conv/columns.h"
+#include "cuda/conv/plan/weight_plan.h"
+#include "cuda/lib/fragments.h"
 
 namespace contnet_fast::cuda {
 namespace {
-
-struct WeightTile {  // of an operand of I x O channels
-  int i, o;
-  constexpr int taps() const { return i == 16 ? 9 : 3; }  // of a warp
-  constexpr int m() const { return i == 16 ? 1 : 2; }     // tiles of 16 input channels of a warp
-  constexpr int n() const { return i == 16 ? 2 : 4; }     // tiles of 8 output channels
-  constexpr int shares() const { return i == 16 ? 6 : i == 32 ? 2 : 1; }  // warps that share the pixels of a tile
-  constexpr int warps() const { return 9 / taps() * (i / (16 * m())) * (o / (8 * n())) * shares(); }
-  constexpr int pixel() const { return i + 8; }  // values from a pixel to the next: eight begin in different banks
-  constexpr int row() const { return o + 8; }
-};
 
 template <typename T>
 struct WeightArguments {
@@ -84,7 +75,7 @@ struct WeightBlock {
     float scale = 1.f, shift = 0.f;
     if (n >= 0 && channel < p.channels) {
       const int evaluation = p.first + stage, slot = p.slot_of[evaluation];
-      const Global<const float> row = p.parameters + ((slot * kParameterRows + 2 + 2 * n) * p.channels + channel);
+      const Global<const float> row = p.parameters + ((slot * kParameterRows + weight_row(n)) * p.channels + channel);
       const Global<const float> moments = p.moments + ((evaluation * 2 + n) * 2 * p.channels + channel);
       scale = row[0] * reciprocal_deviation(moments[p.channels], p.norm_eps);
       shift = row[p.channels] - moments[0] * scale;
@@ -146,12 +137,7 @@ struct WeightBlock {
       each_tap([&](int tap, int shift) {
         UNROLL
         for (int r = 0; r < 2 * M; ++r) {
-          const float a = tile()[at + shift + 8 * r];
-          UNROLL
-          for (int n = 0; n < N; ++n) {
-            v[tap][r / 2][n][r % 2 * 2] += a * b[n][0];
-            v[tap][r / 2][n][r % 2 * 2 + 1] += a * b[n][1];
-          }
+          multiply_half<N>(v[tap][r / 2], r % 2, tile()[at + shift + 8 * r], b);
         }
       });
     } else if constexpr (sizeof(T) == 2) {
@@ -169,8 +155,7 @@ struct WeightBlock {
         for (int m = 0; m < M; ++m) {
           uint32_t a[4];
           ldmatrix_trans<4>(a, tile() + (at + shift + 16 * m));
-          UNROLL
-          for (int n = 0; n < N; ++n) mma_m16n8k16<T>(v[tap][m][n], a, b[n]);
+          multiply_row<T>(v[tap][m], a, b);
         }
       });
     } else {
@@ -187,8 +172,7 @@ struct WeightBlock {
           uint32_t a[4];
           UNROLL
           for (int j = 0; j < 4; ++j) a[j] = bit_cast<uint32_t>(float(tile()[at[j / 2] + shift + 16 * m + j % 2 * 8]));
-          UNROLL
-          for (int n = 0; n < N; ++n) mma_m16n8k8(v[tap][m][n], a, b[n]);
+          multiply_row<T>(v[tap][m], a, b);
         }
       });
     }
@@ -221,15 +205,9 @@ struct WeightBlock {
     const int g = lane_index() / 4, t = lane_index() % 4;
     UNROLL
     for (int tap = 0; tap < kTaps; ++tap) {
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int n = 0; n < N; ++n) {
-          UNROLL
-          for (int j = 0; j < 4; ++j)
-            f(v[tap][m][n][j], ((first_tap() + tap) * I + warp_i() + 16 * m + g + j / 2 * 8) * O + 8 * n + 2 * t + j % 2);
-        }
-      }
+      for_each_value<M, N>([&](int m, int n, int j) {
+        f(v[tap][m][n][j], ((first_tap() + tap) * I + warp_i() + 16 * m + g + j / 2 * 8) * O + 8 * n + 2 * t + j % 2);
+      });
     }
   }
 
@@ -270,14 +248,7 @@ struct WeightBlock {
     Totals v;
     UNROLL
     for (int tap = 0; tap < kTaps; ++tap) {
-      UNROLL
-      for (int m = 0; m < M; ++m) {
-        UNROLL
-        for (int n = 0; n < N; ++n) {
-          UNROLL
-          for (int j = 0; j < 4; ++j) v[tap][m][n][j] = 0.f;
-        }
-      }
+      for_each_value<M, N>([&](int m, int n, int j) { v[tap][m][n][j] = 0.f; });
     }
     begin();
     const int split = block_index(), last = (split + 1) * p.units_per_split;
@@ -307,46 +278,25 @@ weight_products(GRID_CONSTANT WeightArguments<T> p) {
 
 // ---- launch
 
-WeightTile weight_tile(int channels) {
-  return channels <= 16 ? WeightTile{16, 16} : channels <= 32 ? WeightTile{32, 32} : WeightTile{64, 32};
-}
-
-constexpr int64_t kTwoBlocks = 80 * 1024;  // of shared memory, so that a multiprocessor of sm_80 has two
-
-// tiles of pixels, blocks of channels and shared memory; splits follow from them
-template <typename T>
-int64_t lay_out(WeightArguments<T>& a, const Pass& p) {
-  const WeightTile tile = weight_tile(p.channels);
-  const auto bytes = static_cast<int>(sizeof(T));
-  const auto up = [](int x, int y) { return (x + y - 1) / y; };
-  a.height = p.height;
-  a.width = p.width;
-  a.channels = p.channels;
-  a.blocks_i = up(p.channels, tile.i);
-  a.blocks_o = up(p.channels, tile.o);
-  a.tiles_x = up(p.width, 32);
-  a.cols = up(p.width, a.tiles_x);
-  const int fixed = 4 * (2 * tile.i + 8 * 32 * tile.warps()) + 2 * 16, line = (a.cols + 2) * tile.pixel() * bytes;
-  const int row = line + a.cols * (tile.row() * bytes + 4), most = static_cast<int>(kTwoBlocks);
-  const int padding = 16 * (tile.row() * bytes + 4);
-  const int fit = (most - fixed - padding - 2 * line) / row;
-  a.tiles_y = up(p.height, fit < 1 ? 1 : fit < p.height ? fit : p.height);
-  a.rows = up(p.height, a.tiles_y);
-  a.depth = up(a.rows * a.cols, 16) * 16;
-  a.units = p.images * a.tiles_x * a.tiles_y;
-  a.biases = 4 * 2 * tile.i;
-  a.places = a.biases + 4 * 8 * 32 * tile.warps();
-  a.tile = up(a.places + 4 * a.depth, 16) * 16;
-  a.gradient = up(a.tile + (a.rows + 2) * line, 16) * 16;
-  const int64_t end = a.gradient + a.depth * tile.row() * bytes;
-  const int64_t parts = tile.shares() > 1 ? a.tile + 4 * 9 * tile.i * tile.o : 0;
-  return end > parts ? end : parts;
-}
-
 template <typename T, bool TENSOR>
 void launch_weights(const Pass& p, const WeightGradient& w) {
   WeightArguments<T> a{};
-  const int64_t shared = lay_out(a, p);
+  const WeightPlan plan = plan_weights(p);
+  a.height = p.height;
+  a.width = p.width;
+  a.channels = p.channels;
+  a.rows = plan.rows;
+  a.cols = plan.columns;
+  a.tiles_x = plan.tiles_x;
+  a.tiles_y = plan.tiles_y;
+  a.depth = plan.depth;
+  a.units = plan.units;
+  a.blocks_i = plan.blocks_i;
+  a.blocks_o = plan.blocks_o;
+  a.biases = plan.biases;
+  a.places = plan.places;
+  a.tile = plan.operand;
+  a.gradient = plan.gradient;
   a.tape = static_cast<const unsigned char*>(w.tape);
   a.grads = static_cast<const unsigned char*>(w.grads);
   a.parameters = p.parameters;
@@ -365,11 +315,10 @@ void launch_weights(const Pass& p, const WeightGradient& w) {
   a.plane = static_cast<int64_t>(p.images) * p.height * p.width * p.channels;
   a.kind_distance = p.stages * a.plane;
   a.norm_eps = p.norm_eps;
-  const WeightTile tile = weight_tile(p.channels);
-  const Grid grid{"weight_gradient", w.splits, 32 * tile.warps(), shared, 1, p.stream,
+  const Grid grid{"weight_gradient", w.splits, 32 * plan.tile.warps(), plan.shared, 1, p.stream,
                   static_cast<int64_t>(p.stages) * 2 * a.blocks_i * a.blocks_o};
-  if (tile.i == 16) return launch(grid, weight_products<T, TENSOR, 16, 16>, a);
-  if (tile.i == 32) return launch(grid, weight_products<T, TENSOR, 32, 32>, a);
+  if (plan.tile.i == 16) return launch(grid, weight_products<T, TENSOR, 16, 16>, a);
+  if (plan.tile.i == 32) return launch(grid, weight_products<T, TENSOR, 32, 32>, a);
   return launch(grid, weight_products<T, TENSOR, 64, 32>, a);
 }
 

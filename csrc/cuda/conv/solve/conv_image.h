@@ -7,9 +7,6 @@
 namespace contnet_fast::cuda {
 namespace {
 
-constexpr int kMostThreads = 256;  // so that a thread may have 255 registers
-constexpr int kMostCluster = 8;    // blocks, which every chip with clusters has
-
 template <typename T>
 struct ImageArguments {
   using Operand = T;
@@ -142,14 +139,7 @@ struct Image {
 
   template <typename F>
   DEVICE void each(Map& v, F f) const {  // f(value, n, i): value i % 2 of the lane's channels of tile n
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i) f(v[m][n][i], n, i);
-      }
-    }
+    for_each_value<M, N>([&](int m, int n, int i) { f(v[m][n][i], n, i); });
   }
 
   // f(m, half, n, offset of two values in the image) for what of the map exists

@@ -16,9 +16,6 @@
 namespace contnet_fast::cuda {
 namespace {
 
-constexpr int kVectors = 7;  // of an evaluation: two biases, scale and shift of two norms, skip scalar times eps
-constexpr int kMoments = 4;  // of known norms: mean and variance of each
-
 // Those of ImageArguments and more, in an order in which sm_100a has registers enough: of a derived structure 16 channels spill.
 template <typename T>
 struct SolveArguments {
@@ -257,18 +254,11 @@ struct ImageSolve : Image<P, TENSOR, C> {
     }
     const bool last = stage == p.stages - 1;
     const float b = p.update[stage], own = last ? 0.f : p.rows[stage + 1][stage];
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i) {
-          const float rate = v[m][n][i];
-          next[m][n][i] += b * (b != 0.f ? rate : 0.f);
-          v[m][n][i] = own * (own != 0.f ? rate : 0.f);
-        }
-      }
-    }
+    for_each_value<M, N>([&](int m, int n, int i) {
+      const float rate = v[m][n][i];
+      next[m][n][i] += b * (b != 0.f ? rate : 0.f);
+      v[m][n][i] = own * (own != 0.f ? rate : 0.f);
+    });
     if (last) {
       UNROLL
       for (int m = 0; m < M; ++m) {

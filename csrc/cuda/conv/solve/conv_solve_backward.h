@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "cuda/conv/plan/solve_backward_plan.h"
 #include "cuda/conv/solve/conv_solve_norms.h"
 
 namespace contnet_fast::cuda {
@@ -289,18 +290,6 @@ solve_image_back(GRID_CONSTANT BackwardArguments<T> p) {
 }
 
 // ---- launch
-
-struct BackwardArrays {  // bytes of shared memory before each, and of all
-  int partial, spare, end;
-};
-
-inline BackwardArrays backward_arrays(int vectors, int channels, int stages, int warps_m) {
-  BackwardArrays a{};
-  a.partial = vectors + 4 * kStageRows * channels * stages;
-  a.spare = a.partial + 4 * (4 + 7 * warps_m) * channels;
-  a.end = a.spare + (channels == 16 ? 4 * 9 * 16 * 16 : 0);
-  return a;
-}
 
 template <typename T, bool TENSOR>
 void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan, const StepBack& step) {

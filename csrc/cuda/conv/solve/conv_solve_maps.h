@@ -106,15 +106,9 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
 
   // v <- scale * v + weight * y, or v + weight * what was kept. Weight zero adds nothing, not even NaN.
   DEVICE void combine(Map& v, float scale, float weight, Map& y) const {
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i)
-          v[m][n][i] = scale * (scale != 0.f ? v[m][n][i] : 0.f) + weight * (weight != 0.f ? y[m][n][i] : 0.f);
-      }
-    }
+    for_each_value<M, N>([&](int m, int n, int i) {
+      v[m][n][i] = scale * (scale != 0.f ? v[m][n][i] : 0.f) + weight * (weight != 0.f ? y[m][n][i] : 0.f);
+    });
   }
   DEVICE void add_kept(Map& v, float weight, Global<float> from) const {
     if (weight == 0.f) return;

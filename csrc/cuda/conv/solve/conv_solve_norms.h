@@ -3,17 +3,13 @@
 
 #include <cmath>
 
+#include "cuda/conv/plan/solve_backward_plan.h"
 #include "cuda/conv/solve/conv_solve_maps.h"
 
 namespace contnet_fast::cuda {
 namespace {
 
-constexpr int kStageRows = 11;  // of a stage's channels: two biases; weight, bias, mean, 1/deviation of two norms; skip
 constexpr int kScale = 2, kSkipRow = 10;
-
-// Of a channel over pixels: gradients by the results of the convolutions; by that of each norm, plain and times the normalised
-// value; in order pre also by the second operand, times it.
-HOST_DEVICE constexpr int channel_kinds(bool post) { return post ? 6 : 7; }
 
 template <typename T, bool TENSOR, int C>
 struct NormsBack : KeptMaps<T, TENSOR, C> {

@@ -21,72 +21,11 @@
 // which exist, and every thread keeps its channels.
 #pragma once
 
-#include <algorithm>
-
 #include "cuda/conv/columns.h"
+#include "cuda/conv/plan/band_plan.h"
+#include "cuda/lib/fragments.h"
 
 namespace contnet_fast::cuda {
-
-constexpr int kBandThreads = 256;  // at most
-
-// What a block takes, and where its shared memory lies (bytes).
-struct BandPlan {
-  int32_t m, n, warps_m, warps_n;       // tiles of 16 pixels and 8 channels of a warp; warps
-  int32_t height, width, channels;      // of an image
-  int32_t rows, columns;                // of a band
-  int32_t down, across, bands;          // bands of an image, and of the batch
-  int32_t each, blocks, blocks_n;       // bands of a block; blocks along bands and along output channels
-  int32_t depth, piece, taps, pieces;   // input channels, padded; of a piece; taps of a piece
-  int32_t line, pixel, row;             // values from a line, a pixel, a row of weights to the next
-  int32_t weights, piece_bytes, end;    // the tile and the sums begin at 0
-  int32_t threads() const { return 32 * warps_m * warps_n; }
-};
-
-// The plan in shared memory of at most p.shared_limit bytes, `rest` of which the kernel wants behind `end`; bands 0: none.
-inline BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
-  BandPlan b{};
-  const int bytes = p.operand == Scalar::f32 ? 4 : 2, c = p.channels;
-  // 16 channels: 64 pixels a warp. Wide and 16-bit: 64 x 32, whose fragments are the fewest bytes a product; else 32 x 32
-  b.m = c <= 16 || (c > 64 && bytes == 2) ? 4 : 2;
-  b.n = c <= 16 ? 2 : 4;
-  b.warps_n = c <= 32 ? 1 : c <= 64 || bytes == 4 ? 2 : 4;
-  const int width = b.warps_n * 8 * b.n, piece = b.n == 2 ? 16 : 32, most = kBandThreads / 32 / b.warps_n * 16 * b.m;
-  b.height = p.height;
-  b.width = p.width;
-  b.channels = c;
-  b.blocks_n = (c + width - 1) / width;
-  b.piece = piece;
-  b.depth = (c + piece - 1) / piece * piece;
-  b.pixel = b.depth + 16 / bytes;
-  b.row = back ? piece + 16 / bytes : width + 8;
-  const int tap = (back ? width : piece) * b.row * bytes, whole = 24 * 1024;
-  b.taps = b.depth == piece && 9 * tap <= whole ? 9 : 3 * tap <= whole ? 3 : 1;
-  b.pieces = b.depth / piece * 9 / b.taps;
-  b.piece_bytes = b.taps * tap;
-  b.columns = std::min(p.width, most);
-  b.rows = std::max(1, std::min(p.height, most / b.columns));
-  for (;;) {
-    b.down = (p.height + b.rows - 1) / b.rows;
-    b.rows = (p.height + b.down - 1) / b.down;
-    b.across = (p.width + b.columns - 1) / b.columns;
-    b.columns = (p.width + b.across - 1) / b.across;
-    b.warps_m = (b.rows * b.columns + 16 * b.m - 1) / (16 * b.m);
-    b.line = (b.columns + 2) * b.pixel;
-    const int tile = (b.rows + 2) * b.line * bytes, sums = 4 * b.warps_m * 32 * (width + 8);
-    const int columns = 4 * std::max(column_scratch(b.threads(), width * bytes / 16, 3 * 16 / bytes),
-                                     column_scratch(b.threads(), c / 4, 8));
-    b.weights = std::max({tile, sums, columns});
-    b.end = b.weights + std::min(b.pieces, 2) * b.piece_bytes;
-    if (b.end + rest <= p.shared_limit) break;
-    if (b.rows == 1 && b.columns == 1) return BandPlan{};
-    (b.rows > 1 ? b.rows : b.columns) = ((b.rows > 1 ? b.rows : b.columns) + 1) / 2;
-  }
-  b.bands = p.images * b.down * b.across;
-  const int at_most = std::max(1, 2 * p.processors);  // rows of partials, which every block of the next launch reads
-  b.each = (b.bands + at_most - 1) / at_most;
-  b.blocks = (b.bands + b.each - 1) / b.each;
-  return b;
-}
 
 namespace {
 
@@ -205,12 +144,7 @@ struct Band {
         for (int m = 0; m < M; ++m) {
           UNROLL
           for (int half = 0; half < 2; ++half) {
-            const float a = a_tile[pixel[m][half] + k];
-            UNROLL
-            for (int n = 0; n < N; ++n) {
-              v[m][n][2 * half] += a * b[n][0];
-              v[m][n][2 * half + 1] += a * b[n][1];
-            }
+            multiply_half<N>(v[m], half, a_tile[pixel[m][half] + k], b);
           }
         }
       } else {
@@ -238,28 +172,14 @@ struct Band {
         for (int m = 0; m < M; ++m) {
           uint32_t a[4];
           ldmatrix<4>(a, a_tile + (place[m] + k));
-          UNROLL
-          for (int n = 0; n < N; ++n) {
-            if constexpr (sizeof(T) == 2) {
-              mma_m16n8k16<T>(v[m][n], a, b[n]);
-            } else {
-              mma_m16n8k8(v[m][n], a, b[n]);
-            }
-          }
+          multiply_row<T>(v[m], a, b);
         }
       }
     }
   }
 
   DEVICE void multiply() {
-    UNROLL
-    for (int m = 0; m < M; ++m) {
-      UNROLL
-      for (int n = 0; n < N; ++n) {
-        UNROLL
-        for (int i = 0; i < 4; ++i) v[m][n][i] = 0.f;
-      }
-    }
+    for_each_value<M, N>([&](int m, int n, int i) { v[m][n][i] = 0.f; });
     for (int piece = 0; piece < p.pieces; ++piece) {
       copy_async_wait<0>();
       if (!FAULT_POINT(1)) sync_threads();  // operand and weights are there, and the other buffer of weights is free

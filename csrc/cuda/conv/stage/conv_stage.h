@@ -68,12 +68,12 @@ conv_stage(GRID_CONSTANT ConvStage p) {
     scale[j] = p.normed ? vectors[input + j] : 1.f;
     shift[j] = p.normed ? vectors[depth + input + j] : 0.f;
     if (p.combine_first && input < c) {
-      const float rate = p.norm.parameters[(kParameterRows - 1) * c + input + j] * p.eps;
+      const float rate = p.norm.parameters[kRowSkip * c + input + j] * p.eps;
       scale[j] *= rate;
       shift[j] *= rate;
     }
     bias[j] = output < c ? p.parameters[p.conv * c + output + j] : 0.f;
-    factor[j] = p.combine && output < c ? p.parameters[(kParameterRows - 1) * c + output + j] * p.eps : 1.f;
+    factor[j] = p.combine && output < c ? p.parameters[kRowSkip * c + output + j] * p.eps : 1.f;
   }
   Moments<V> found;
   float count = 0.f;
@@ -110,7 +110,7 @@ conv_stage(GRID_CONSTANT ConvStage p) {
 
 template <typename T, bool TENSOR, int M, int N>
 void launch_stage(const ConvStage& p, void* stream) {
-  const int64_t shared = p.band.end + int64_t{8} * p.band.depth;
+  const int64_t shared = p.band.end + stage_vectors(p.band);
   launch(Grid{"conv_stage", p.band.blocks, p.band.threads(), shared, 1, stream, p.band.blocks_n},
          conv_stage<T, TENSOR, M, N>, p);
 }

@@ -1,5 +1,7 @@
 // Level stage: the launches of a solve in order, and the pointwise ones among them.
 
+#include <algorithm>
+
 #include "cuda/conv/stage/conv_stage.h"
 #include "cuda/conv/workspace.h"
 
@@ -22,7 +24,7 @@ post_combine(GRID_CONSTANT ConvStage p, int64_t pixels, int64_t each) {
   UNROLL
   for (int j = 0; j < V; ++j) {
     const int channel = of.group * V + j;
-    const float factor = p.parameters[(kParameterRows - 1) * c + channel] * p.eps;
+    const float factor = p.parameters[kRowSkip * c + channel] * p.eps;
     scale[j] = (p.normed ? static_cast<float>(vectors[channel]) : 1.f) * factor;
     shift[j] = p.normed ? vectors[c + channel] * factor : 0.f;
   }
@@ -44,24 +46,12 @@ copy_map(Global<const unsigned char> from, Global<unsigned char> to, int64_t byt
   if (i < bytes) store(pointer_cast<uint32_t>(to), i / 4, load<4>(pointer_cast<const uint32_t>(from), i / 4));
 }
 
-const char* refusal(const ConvProblem& p) {
-  if (p.channels % 8 != 0 || p.channels < 8 || p.channels > kMostChannels)
-    return "channels must be a multiple of 8 up to 256";
-  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
-  if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
-  if (p.state != p.operand && p.state != Scalar::f32) return "the state has the dtype of the operands, or float32";
-  if (p.norm == Norm::sample) return "statistics are taken within an image: level solve serves that";
-  if (pixels_of(p) * p.channels >= int64_t{1} << 40 || p.images * (int64_t{1} * p.height * p.width) >= int64_t{1} << 31)
-    return "a map of the batch has fewer than 2^31 pixels";
-  return nullptr;
-}
-
 // ---- a run of steps: what it needs, and its launches
 
 class Run {
  public:
   explicit Run(const ConvSteps& p)
-      : p(p), plan(plan_band(p, false, vectors(p))), arena(p.workspace), map_bytes(pixels_of(p) * p.channels * width(p.state)) {
+      : p(p), plan(plan_convolution(p)), arena(p.workspace), map_bytes(pixels_of(p) * p.channels * width(p.state)) {
     rates = arena.take(map_bytes * (keeps_any() ? p.stages : 0));
     for (int i = 0; i < 2; ++i) {
       spare[i] = p.states == nullptr && p.tape == nullptr && p.count > 1 ? arena.take(map_bytes) : nullptr;
@@ -71,7 +61,6 @@ class Run {
     for (int i = p.post; i < 3; ++i) scratch[i] = p.tape == nullptr && i < kinds(p) ? arena.take(map_bytes) : nullptr;
   }
 
-  static int64_t vectors(const ConvProblem& p) { return int64_t{8} * (p.channels + 31); }
   int64_t workspace() const { return arena.taken(); }
   bool fits() const { return plan.bands > 0; }
 
@@ -262,7 +251,7 @@ struct Forward {
 
 StepsPlan plan_steps(const ConvSteps& p) {
   StepsPlan plan{};
-  plan.refusal = refusal(p);
+  plan.refusal = stage_refusal(p);
   if (plan.refusal != nullptr) return plan;
   const Run run(p);
   if (!run.fits()) plan.refusal = "the operand of one pixel exceeds the shared memory of a block";
@@ -278,7 +267,7 @@ void conv_steps(const ConvSteps& p) {
 
 StepsPlan plan_stages(const ConvStages& p) {
   StepsPlan plan{};
-  plan.refusal = refusal(p);
+  plan.refusal = stage_refusal(p);
   if (plan.refusal != nullptr) return plan;
   const Forward forward(p);
   plan = plan_steps(forward.steps);
