@@ -17,13 +17,16 @@ ARGS ?=
 ifeq ($(VENV),)
 RUN := $(PYTHON)
 READY :=
+CLANG_FORMAT ?= clang-format
 else
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+CLANG_FORMAT ?= $(VENV)/bin/clang-format
 endif
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-quick matrix lint bench report docs aot aot-cuda cuda-extension gpu sanitize sdist wheel clean FORCE
+.PHONY: help demo test test-quick matrix lint format bench report docs aot aot-cuda cuda-extension gpu sanitize sdist wheel clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -31,7 +34,7 @@ help:
 	@echo "make test      run the tests                       make test ARGS='-k refine'"
 	@echo "make test-quick  the part of them that takes under two minutes"
 	@echo "make matrix    parts of them beside other releases of torch, triton, numpy, setuptools: ARGS=2.11-newest"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy and clang-format; make format rewrites"
 	@echo "make bench     the benchmark suite on this machine     make bench ARGS=--quick takes a minute"
 	@echo "make report    tables and charts of the committed results into README and docs/"
 	@echo "make docs      the documentation as a site in build/site, every link checked"
@@ -64,6 +67,11 @@ lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(CLANG_FORMAT) --dry-run --Werror $(CPP)
+
+format: $(READY)
+	$(RUN) -m ruff format .
+	$(CLANG_FORMAT) -i $(CPP)
 
 # appends to benchmarks/results/suite-<device>.jsonl; the machine should be idle
 bench: $(READY)

@@ -32,9 +32,7 @@ const ConvKernels<T>& choose_kernels(int padded) {
     return portable::conv_f64(padded);
 }
 
-at::ScalarType compute_type(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
@@ -110,8 +108,7 @@ template <typename T>
 std::vector<ImageBatch<const T>> grid_points(const at::Tensor& t) {
   std::vector<ImageBatch<const T>> all;
   if (t.dim() == 4) all.push_back(images<const T>(t, t.const_data_ptr<T>()));
-  for (int64_t i = 0; t.dim() == 5 && i < t.size(0); ++i)
-    all.push_back(images<const T>(t, t.const_data_ptr<T>(), i));
+  for (int64_t i = 0; t.dim() == 5 && i < t.size(0); ++i) all.push_back(images<const T>(t, t.const_data_ptr<T>(), i));
   return all;
 }
 
@@ -155,8 +152,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                                        at::IntArrayRef wanted) {
   record("conv_solve_backward", "cpu", "stage");
   const SolveSpec spec = describe(x, a);
-  TORCH_CHECK(kept.size(0) == spec.kept_maps(), a.op, ": ", kept.size(0), " maps kept, expected ",
-              spec.kept_maps());
+  TORCH_CHECK(kept.size(0) == spec.kept_maps(), a.op, ": ", kept.size(0), " maps kept, expected ", spec.kept_maps());
   const at::ScalarType type = compute_type(x);
   const at::Tensor input = x.to(type), upstream = grad.to(type);
   const Nodes params(nodes, type);

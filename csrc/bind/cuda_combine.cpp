@@ -1,4 +1,5 @@
-// Registers the CUDA implementations of the ops: checks, the device and stream of the tensors, calls of cuda/combine/combine_launch.h.
+// Registers the CUDA implementations of the ops: checks, the device and stream of the tensors, calls of
+// cuda/combine/combine_launch.h.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -78,7 +79,8 @@ class Launches {
     launch.out[place] = out.mutable_data_ptr();
     launch.size[place] = y.numel();
     if (rests_ != nullptr) launch.after[place] = rests_->back().mutable_data_ptr();
-    if (!cs_.empty()) launch.before[place] = held_.emplace_back(in_storage_order(cs_[leaf], out, rest)).const_data_ptr();
+    if (!cs_.empty())
+      launch.before[place] = held_.emplace_back(in_storage_order(cs_[leaf], out, rest)).const_data_ptr();
     for (size_t j = 0; j < rates.size(); ++j)
       launch.k[place][j] = held_.emplace_back(in_storage_order(rates[j], out, type)).const_data_ptr();
   }

@@ -1,4 +1,5 @@
-// Registers the CUDA implementation of whole solves of the convolutional field: tensors in, cuda/conv/conv_launch.h called.
+// Registers the CUDA implementation of whole solves of the convolutional field: tensors in, cuda/conv/conv_launch.h
+// called.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -39,8 +40,15 @@ DeviceGrid to_device(const TimeGrid& host, at::Device device) {
   return grid;
 }
 
-// Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator may
-// be gone by then.
+// What `make` returns, made on a thread of its own: the memory pool that this one may allocate from (torch.compile's
+// CUDA graphs) is given back.
+template <typename Make>
+auto outside_of_graph_pool(Make make) {
+  return std::async(std::launch::async, make).get();
+}
+
+// Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator
+// may be gone by then.
 const DeviceGrid& grid_of(const TimeGrid& host, at::Device device) {
   static std::mutex guard;
   static auto& grids = *new std::map<GridKey, DeviceGrid>;
@@ -51,8 +59,7 @@ const DeviceGrid& grid_of(const TimeGrid& host, at::Device device) {
   TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
               "conv_solve on backend 'cuda' is used for the first time with this time grid while a CUDA graph is "
               "captured, which cannot copy its table; run the same call once before the capture");
-  // on a thread of its own: the memory pool that this one may allocate from (torch.compile's graphs) is given back
-  return grids.emplace(key, std::async(std::launch::async, to_device, host, device).get()).first->second;
+  return grids.emplace(key, outside_of_graph_pool([&] { return to_device(host, device); })).first->second;
 }
 
 cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
@@ -60,7 +67,8 @@ cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
     case at::kFloat: return cuda::Scalar::f32;
     case at::kBFloat16: return cuda::Scalar::bf16;
     case at::kHalf: return cuda::Scalar::f16;
-    default: TORCH_CHECK(false, "conv_solve_cuda: ", what, " of dtype ", type, ": accepted are float16, bfloat16, float32");
+    default:
+      TORCH_CHECK(false, "conv_solve_cuda: ", what, " of dtype ", type, ": accepted are float16, bfloat16, float32");
   }
 }
 
@@ -85,7 +93,8 @@ struct Nodes {
   const void* data(int i) const { return tensors[i].defined() ? tensors[i].const_data_ptr() : nullptr; }
 };
 
-// [..., C, H, W] as dense [..., H, W, C] where vectors of 16 bytes can be read, and back with the strides of empty_like(x)
+// [..., C, H, W] as dense [..., H, W, C] where vectors of 16 bytes can be read, and back with the strides of
+// empty_like(x)
 at::Tensor dense(const at::Tensor& x) {
   const at::Tensor result = x.resolve_neg().movedim(-3, -1).contiguous();
   return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
@@ -150,7 +159,9 @@ struct Call {
 
   int64_t evaluations() const { return int64_t{1} * problem.steps * problem.stages; }
   int64_t moment_rows() const { return sample ? x.size(0) : problem.norm == cuda::Norm::none ? 0 : 1; }
-  at::Tensor maps(int64_t count) const { return at::empty({count, x.size(0), x.size(2), x.size(3), x.size(1)}, x.options()); }
+  at::Tensor maps(int64_t count) const {
+    return at::empty({count, x.size(0), x.size(2), x.size(3), x.size(1)}, x.options());
+  }
   at::Tensor floats(at::IntArrayRef sizes) const { return at::empty(sizes, x.options().dtype(at::kFloat)); }
   at::Tensor bytes(int64_t count) const { return at::empty({count}, x.options().dtype(at::kByte)); }
 
@@ -173,12 +184,14 @@ struct Prepared {
   at::Tensor packed, parameters;
   // `moments` are written if the norm is known and they are there
   Prepared(const Call& call, const at::Tensor& moments = {})
-      : packed(at::empty({2, call.grid.count, 9, call.x.size(1), call.x.size(1)}, call.x.options().dtype(call.nodes.operand))),
+      : packed(at::empty({2, call.grid.count, 9, call.x.size(1), call.x.size(1)},
+                         call.x.options().dtype(call.nodes.operand))),
         parameters(call.floats({call.grid.count, cuda::kParameterRows, call.x.size(1)})) {
     auto p = call.with_nodes<cuda::ConvPrepare>();
     p.packed = packed.mutable_data_ptr();
     p.parameters = parameters.mutable_data_ptr<float>();
-    p.moments = call.problem.norm == cuda::Norm::known && moments.defined() ? moments.mutable_data_ptr<float>() : nullptr;
+    p.moments =
+        call.problem.norm == cuda::Norm::known && moments.defined() ? moments.mutable_data_ptr<float>() : nullptr;
     cuda::conv_prepare(p);
   }
 };
@@ -227,8 +240,8 @@ void solve_back(const Call& call, const at::Tensor& upstream, const at::Tensor& 
   cuda::conv_solve_backward(p);
 }
 
-void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape, const at::Tensor& moments,
-                const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
+void stages_back(const Call& call, const at::Tensor& upstream, const at::Tensor& kept, bool tape,
+                 const at::Tensor& moments, const at::Tensor& x_grad, const std::vector<at::Tensor>& grads) {
   auto p = call.with_nodes<cuda::ConvStagesBackward>();
   p.x = call.start.const_data_ptr();
   p.moments = static_cast<float*>(mutable_or_null(moments));
@@ -274,16 +287,17 @@ SolveResults solve(const at::Tensor& x, const OptionalTensors& given, const Solv
   const std::optional<at::Tensor> mean = given.get(kMean1);
   const at::ScalarType type = mean.has_value() ? mean->scalar_type() : x.scalar_type();
   const at::Tensor moments = call.floats({call.evaluations(), 2, 2, call.moment_rows(), x.size(1)});
-  const at::Tensor statistics =
-      at::empty({coupled ? call.evaluations() : 0, 4, x.size(1)}, x.options().dtype(coupled ? call.nodes.vectors : type));
+  const at::Tensor statistics = at::empty({coupled ? call.evaluations() : 0, 4, x.size(1)},
+                                          x.options().dtype(coupled ? call.nodes.vectors : type));
   const bool tape = a.keep == Keep::everything && call.stage;
   const int64_t states = a.keep == Keep::everything || a.keep == Keep::steps ? n_steps - 1 : 0;
   const at::Tensor kept = call.maps(tape ? call.evaluations() * cuda::kinds(call.problem) : states);
   if (x.numel() == 0) {
     record("conv_solve", "cuda", a.level_word, 0);
     if (coupled) running_statistics(call, statistics);
-    const at::Tensor nothing = return_steps ? at::empty({n_steps + 1, x.size(0), x.size(1), x.size(2), x.size(3)}, x.options())
-                                            : at::empty_like(x);
+    const at::Tensor nothing = return_steps
+                                   ? at::empty({n_steps + 1, x.size(0), x.size(1), x.size(2), x.size(3)}, x.options())
+                                   : at::empty_like(x);
     return {nothing, statistics.to(type), moments.zero_(), kept};
   }
   const at::Tensor steps = return_steps ? call.maps(n_steps) : at::Tensor();

@@ -8,7 +8,8 @@
 namespace contnet_fast {
 
 inline void check_leaves(const char* op, at::TensorList ys, at::TensorList ks, size_t terms) {
-  TORCH_CHECK(ks.size() == ys.size() * terms, op, ": ", terms, " coefficients for ", ks.size(), " ks and ", ys.size(), " ys");
+  TORCH_CHECK(ks.size() == ys.size() * terms, op, ": ", terms, " coefficients for ", ks.size(), " ks and ", ys.size(),
+              " ys");
   for (size_t i = 0; i < ks.size(); ++i) {
     const at::Tensor &k = ks[i], &y = ys[i % ys.size()];
     TORCH_CHECK(k.sizes() == y.sizes(), op, ": a rate of shape ", k.sizes(), " for a state of ", y.sizes());
@@ -21,8 +22,8 @@ inline void check_leaves(const char* op, at::TensorList ys, at::TensorList ks, s
 inline void check_compensations(const char* op, at::TensorList ys, at::TensorList cs) {
   TORCH_CHECK(cs.empty() || cs.size() == ys.size(), op, ": ", cs.size(), " cs for ", ys.size(), " ys");
   for (size_t i = 0; i < cs.size(); ++i)
-    TORCH_CHECK(cs[i].sizes() == ys[i].sizes() && cs[i].device() == ys[i].device(), op, ": a c of shape ", cs[i].sizes(),
-                " on ", cs[i].device(), " for a state of ", ys[i].sizes(), " on ", ys[i].device());
+    TORCH_CHECK(cs[i].sizes() == ys[i].sizes() && cs[i].device() == ys[i].device(), op, ": a c of shape ",
+                cs[i].sizes(), " on ", cs[i].device(), " for a state of ", ys[i].sizes(), " on ", ys[i].device());
 }
 
 // The dtype of sums: float for 16-bit floats, else that of the state.
@@ -30,8 +31,8 @@ inline at::ScalarType sum_type(at::ScalarType type) {
   return type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
 }
 
-// The one dtype in which the rates of `y` are read: their own where that is a 16-bit float or float32 beside a float sum,
-// else float32, or that of `y` where it is wider.
+// The one dtype in which the rates of `y` are read: their own where that is a 16-bit float or float32 beside a float
+// sum, else float32, or that of `y` where it is wider.
 inline at::ScalarType rate_type(const at::Tensor& y, const std::vector<at::Tensor>& rates) {
   if (rates.empty() || y.scalar_type() == at::kDouble || y.is_complex()) return y.scalar_type();
   const at::ScalarType type = rates.front().scalar_type();

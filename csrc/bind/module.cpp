@@ -80,7 +80,7 @@ Leaf prepare(const at::Tensor& y, at::TensorList ks, at::ArrayRef<double> coeffi
     o.pointers.push_back(k.const_data_ptr());
   }
   o.scalars = y.numel() * (y.is_complex() ? 2 : 1);
-  o.combination = {scalar_of(y.scalar_type()), scalar_of(type),   o.y.const_data_ptr(),
+  o.combination = {scalar_of(y.scalar_type()), scalar_of(type),     o.y.const_data_ptr(),
                    o.pointers.data(),          coefficients.data(), static_cast<int>(coefficients.size()),
                    o.out.mutable_data_ptr()};
   return o;
@@ -157,8 +157,8 @@ std::tuple<std::vector<at::Tensor>, at::Tensor> rk_combine_error(at::TensorList 
                                                                  at::ArrayRef<double> errors, double rtol,
                                                                  double atol) {
   record("rk_combine_error", "cpu", "accumulate");
-  TORCH_CHECK(errors.size() == coefficients.size(), "rk_combine_error_cpu: ", errors.size(),
-              " error coefficients for ", coefficients.size(), " coefficients");
+  TORCH_CHECK(errors.size() == coefficients.size(), "rk_combine_error_cpu: ", errors.size(), " error coefficients for ",
+              coefficients.size(), " coefficients");
   std::vector<Leaf> leaves = prepare(ys, ks, coefficients);
   const ErrorNorm norm{errors.data(), rtol, atol, false};
   const double total = combine(leaves, &norm);
@@ -211,17 +211,22 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("interface", [] { return 7; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
-  m.def("cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },
-        "Compute capabilities of the CUDA code in it, \"+PTX\" for PTX; empty without CUDA.");
+  m.def(
+      "cuda_chips", [] { return std::vector<std::string> CONTNET_FAST_CHIPS; },
+      "Compute capabilities of the CUDA code in it, \"+PTX\" for PTX; empty without CUDA.");
   m.def("cuda_release", [] { return std::string(CONTNET_FAST_NVCC); }, "The release of nvcc that made that code.");
   m.def("without_cuda", [] { return std::string(CONTNET_FAST_WITHOUT_CUDA); }, "Why it was built without CUDA.");
-  m.def("instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); }, "The instruction set in use.");
+  m.def(
+      "instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); },
+      "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
   m.def("pooled_bytes", &contnet_fast::pooled_bytes, "Bytes of working memory held for the next call.");
-  m.def("release_pool", [] { contnet_fast::forget_packed_weights(), contnet_fast::release_pool(); },
-        "Give that memory back to the system, and that of transformed weights.");
+  m.def(
+      "release_pool", [] { contnet_fast::forget_packed_weights(), contnet_fast::release_pool(); },
+      "Give that memory back to the system, and that of transformed weights.");
   m.def("record", &contnet_fast::start_recording, "Start or stop logging runs.");
-  m.def("take_runs", &contnet_fast::take_runs, "(op, backend, level, launches) of the runs since the last call, in order.");
+  m.def("take_runs", &contnet_fast::take_runs,
+        "(op, backend, level, launches) of the runs since the last call, in order.");
   contnet_fast::register_plans(m);
 }

@@ -32,8 +32,8 @@ cuda::ConvProblem problem(int batch, int channels, int height, int width, int op
   return p;
 }
 
-py::dict plan_solve(int channels, int height, int width, int operand_bytes, bool sample, int stages, int64_t shared_limit,
-                    int cluster_limit) {
+py::dict plan_solve(int channels, int height, int width, int operand_bytes, bool sample, int stages,
+                    int64_t shared_limit, int cluster_limit) {
   cuda::ConvProblem p = problem(1, channels, height, width, operand_bytes, stages);
   if (sample) p.norm = cuda::Norm::sample;
   p.shared_limit = shared_limit;
@@ -65,15 +65,15 @@ py::dict plan_solve(int channels, int height, int width, int operand_bytes, bool
   return found;
 }
 
-py::dict plan_convolution(int batch, int channels, int height, int width, int operand_bytes, bool back, int64_t shared_limit,
-                          int processors) {
+py::dict plan_convolution(int batch, int channels, int height, int width, int operand_bytes, bool back,
+                          int64_t shared_limit, int processors) {
   cuda::ConvProblem p = problem(batch, channels, height, width, operand_bytes, 1);
   p.shared_limit = shared_limit;
   p.processors = processors;
   const cuda::BandPlan b = back ? cuda::plan_data_gradient(p) : cuda::plan_convolution(p);
-  return py::dict("rows"_a = b.rows, "columns"_a = b.columns, "bands"_a = b.bands, "each"_a = b.each, "blocks"_a = b.blocks,
-                  "blocks_n"_a = b.blocks_n, "m"_a = b.m, "n"_a = b.n, "warps_m"_a = b.warps_m, "warps_n"_a = b.warps_n,
-                  "depth"_a = b.depth, "pieces"_a = b.pieces, "end"_a = b.end,
+  return py::dict("rows"_a = b.rows, "columns"_a = b.columns, "bands"_a = b.bands, "each"_a = b.each,
+                  "blocks"_a = b.blocks, "blocks_n"_a = b.blocks_n, "m"_a = b.m, "n"_a = b.n, "warps_m"_a = b.warps_m,
+                  "warps_n"_a = b.warps_n, "depth"_a = b.depth, "pieces"_a = b.pieces, "end"_a = b.end,
                   "shared"_a = b.end + (back ? cuda::kGradientBytes : cuda::stage_vectors(b)));
 }
 
@@ -81,9 +81,10 @@ py::dict plan_weights(int batch, int channels, int height, int width, int operan
   cuda::ConvProblem p = problem(batch, channels, height, width, operand_bytes, stages);
   p.processors = processors;
   const cuda::WeightPlan w = cuda::plan_weights(p);
-  return py::dict("inputs"_a = w.tile.i, "outputs"_a = w.tile.o, "rows"_a = w.rows, "columns"_a = w.columns, "depth"_a = w.depth,
-                  "units"_a = w.units, "each"_a = (w.units + w.splits - 1) / w.splits, "splits"_a = w.splits,
-                  "blocks"_a = w.blocks_i * w.blocks_o, "threads"_a = 32 * w.tile.warps(), "shared"_a = w.shared);
+  return py::dict("inputs"_a = w.tile.i, "outputs"_a = w.tile.o, "rows"_a = w.rows, "columns"_a = w.columns,
+                  "depth"_a = w.depth, "units"_a = w.units, "each"_a = (w.units + w.splits - 1) / w.splits,
+                  "splits"_a = w.splits, "blocks"_a = w.blocks_i * w.blocks_o, "threads"_a = 32 * w.tile.warps(),
+                  "shared"_a = w.shared);
 }
 
 py::object stage_refusal(int batch, int channels, int height, int width, bool sample) {
@@ -104,8 +105,9 @@ std::pair<std::vector<int32_t>, std::vector<BasisWeights>> slots_of(const std::v
 }  // namespace
 
 void register_plans(py::module_& m) {
-  m.def("plan_solve", &plan_solve, "What a block of a whole solve takes, forward and backward.", py::kw_only(), "channels"_a,
-        "height"_a, "width"_a, "operand_bytes"_a, "sample"_a, "stages"_a, "shared_limit"_a, "cluster_limit"_a);
+  m.def("plan_solve", &plan_solve, "What a block of a whole solve takes, forward and backward.", py::kw_only(),
+        "channels"_a, "height"_a, "width"_a, "operand_bytes"_a, "sample"_a, "stages"_a, "shared_limit"_a,
+        "cluster_limit"_a);
   m.def("plan_convolution", &plan_convolution, "What a convolution of level stage takes, or its gradient by the input.",
         py::kw_only(), "batch"_a, "channels"_a, "height"_a, "width"_a, "operand_bytes"_a, "back"_a, "shared_limit"_a,
         "processors"_a);
@@ -115,8 +117,8 @@ void register_plans(py::module_& m) {
         "channels"_a, "height"_a, "width"_a, "sample"_a);
   m.def("column_scratch", &cuda::column_scratch, "Floats of shared memory that sums over the threads of a column take.",
         "threads"_a, "groups"_a, "values"_a);
-  m.def("slots_of", &slots_of, "(slot of each evaluation, basis weights of each slot) of a time grid.", "counts"_a, "cells"_a,
-        "weights"_a, "basis"_a);
+  m.def("slots_of", &slots_of, "(slot of each evaluation, basis weights of each slot) of a time grid.", "counts"_a,
+        "cells"_a, "weights"_a, "basis"_a);
 }
 
 }  // namespace contnet_fast

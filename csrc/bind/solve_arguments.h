@@ -143,35 +143,41 @@ struct SolveResults {
   at::Tensor y, statistics, moments, kept;
 };
 // What a backend implements. `wanted`: the nodes that gradients are asked for.
-using Solve = SolveResults (*)(const at::Tensor& x, const OptionalTensors& nodes, const SolveArguments&, bool return_steps);
-using SolveBackward = std::vector<at::Tensor> (*)(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
-                                                  const SolveArguments&, const at::Tensor& moments,
-                                                  const at::Tensor& kept, at::IntArrayRef wanted);
+using Solve = SolveResults (*)(const at::Tensor& x, const OptionalTensors& nodes, const SolveArguments&,
+                               bool return_steps);
+using SolveBackward = std::vector<at::Tensor> (*)(const at::Tensor& grad, const at::Tensor& x,
+                                                  const OptionalTensors& nodes, const SolveArguments&,
+                                                  const at::Tensor& moments, const at::Tensor& kept,
+                                                  at::IntArrayRef wanted);
 
 using OpResults = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;  // y, statistics, saved: moments, kept
 
-// The ops as their schemas have them (contnet_fast/ops/schemas.py). `Backend` has their name, `solve` and `solve_backward`.
+// The ops as their schemas have them (contnet_fast/ops/schemas.py). `Backend` has their name, `solve` and
+// `solve_backward`.
 template <typename Backend>
 OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, at::TensorList operands,
                         std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers,
                         bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                         at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep,
                         std::string level, bool return_steps) {
-  const SchemaArguments given{words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level};
+  const SchemaArguments given{words,   integers, numbers, training, counts, cells,
+                              weights, rows,     update,  n_steps,  keep,   level};
   const SolveArguments a = read_arguments(Backend::op, x, nodes, given);
   SolveResults r = Backend::solve(x, nodes, a, return_steps);
   return {r.y, r.statistics, {r.moments, r.kept}};
 }
 
 template <typename Backend>
-std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
-                                               at::TensorList operands, std::vector<std::string> words,
-                                               at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
-                                               at::IntArrayRef counts, at::IntArrayRef cells,
-                                               at::ArrayRef<double> weights, at::ArrayRef<double> rows,
-                                               at::ArrayRef<double> update, int64_t n_steps, std::string keep,
-                                               std::string level, at::TensorList saved, at::IntArrayRef wanted) {
-  const SchemaArguments given{words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level};
+std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at::Tensor& x,
+                                               const OptionalTensors& nodes, at::TensorList operands,
+                                               std::vector<std::string> words, at::IntArrayRef integers,
+                                               at::ArrayRef<double> numbers, bool training, at::IntArrayRef counts,
+                                               at::IntArrayRef cells, at::ArrayRef<double> weights,
+                                               at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
+                                               std::string keep, std::string level, at::TensorList saved,
+                                               at::IntArrayRef wanted) {
+  const SchemaArguments given{words,   integers, numbers, training, counts, cells,
+                              weights, rows,     update,  n_steps,  keep,   level};
   const SolveArguments a = read_arguments(Backend::backward_op, x, nodes, given);
   TORCH_CHECK(saved.size() == 2, Backend::backward_op, ": ", saved.size(), " saved tensors, accepted: 2");
   return Backend::solve_backward(grad, x, nodes, a, saved[0], saved[1], wanted);

@@ -42,7 +42,9 @@ const char* emulated_conv_solve(const ConvSolve* p) {
   return guarded([&] { conv_solve(*p); });
 }
 
-void emulated_plan_solve_backward(const ConvSolveBackward* p, SolveBackwardPlan* plan) { *plan = plan_solve_backward(*p); }
+void emulated_plan_solve_backward(const ConvSolveBackward* p, SolveBackwardPlan* plan) {
+  *plan = plan_solve_backward(*p);
+}
 const char* emulated_conv_solve_backward(const ConvSolveBackward* p) {
   return guarded([&] { conv_solve_backward(*p); });
 }

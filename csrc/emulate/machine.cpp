@@ -70,7 +70,8 @@ class Stacks {
  public:
   std::byte* of(size_t thread) {
     while (stacks_.size() <= thread) {
-      void* p = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* p =
+          mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED) throw Fault("no memory for the stack of an emulated thread");
       mprotect(p, kGuard, PROT_NONE);
       stacks_.push_back(static_cast<std::byte*>(p) + kGuard);
@@ -98,7 +99,7 @@ struct Machine {
 
 Machine machine;
 std::mutex running;
-int launches = 0;  // since somebody asked
+int launches = 0;                    // since somebody asked
 std::unique_ptr<std::string> noted;  // launches, a line each, that are not run; null: they are run
 
 __attribute__((noinline)) void suspend() {
@@ -121,7 +122,8 @@ void body() {
     for (const Copy& copy : machine.current->copies)
       fault("returns before it waited for its cp.async to byte " + std::to_string(copy.offset), Place{nullptr, 0});
     const Block& block = *machine.current->block;
-    if (machine.grid->cluster > 1 && block.returned + 1 == machine.grid->threads) block.shared->leave(machine.cluster.passed);
+    if (machine.grid->cluster > 1 && block.returned + 1 == machine.grid->threads)
+      block.shared->leave(machine.cluster.passed);
   } catch (const std::exception& error) {
     machine.fault = error.what();
   }
@@ -214,9 +216,15 @@ void prepare(int64_t first, int64_t row) {
     Thread& thread = machine.threads[i];
     thread.block = &machine.blocks[i / threads];
     thread.warp = &machine.warps[i / 32];
-    thread.here = Here{static_cast<int>(i % threads), grid.threads,       thread.block->index, static_cast<int>(grid.blocks),
-                       thread.block->row,             thread.block->rank, grid.cluster};
-    for (Meeting* meeting : {thread.warp, &thread.block->meeting, &machine.cluster}) meeting->members.push_back(&thread);
+    thread.here = Here{static_cast<int>(i % threads),
+                       grid.threads,
+                       thread.block->index,
+                       static_cast<int>(grid.blocks),
+                       thread.block->row,
+                       thread.block->rank,
+                       grid.cluster};
+    for (Meeting* meeting : {thread.warp, &thread.block->meeting, &machine.cluster})
+      meeting->members.push_back(&thread);
     getcontext(&thread.start);
     thread.start.uc_stack.ss_sp = machine.stacks.of(i);
     thread.start.uc_stack.ss_size = kStack;
@@ -250,7 +258,8 @@ void check(const Grid& grid) {
   const std::string name = std::string(grid.name) + ": ";
   if (grid.threads < 32 || grid.threads > kMostThreads || grid.threads % 32 != 0)
     throw Fault(name + "blocks have 32 to 1024 threads in whole warps, not " + std::to_string(grid.threads));
-  if (grid.shared > kMostShared) throw Fault(name + "a block has at most " + std::to_string(kMostShared / 1024) + " KiB of shared memory");
+  if (grid.shared > kMostShared)
+    throw Fault(name + "a block has at most " + std::to_string(kMostShared / 1024) + " KiB of shared memory");
   if (grid.cluster < 1 || grid.cluster > kMostCluster || grid.blocks % grid.cluster != 0)
     throw Fault(name + "a grid is made of whole clusters of 1 to 16 blocks");
 }
@@ -267,8 +276,13 @@ Access access(uint32_t era, Place place) {
   const Thread& thread = *machine.current;
   const auto linear = static_cast<uint32_t>(thread.here.row) * static_cast<uint32_t>(thread.here.blocks) +
                       static_cast<uint32_t>(thread.here.block);
-  return Access{era, linear, static_cast<uint16_t>(thread.here.thread), machine.cluster.passed,
-                thread.block->meeting.passed, thread.warp->passed, place};
+  return Access{era,
+                linear,
+                static_cast<uint16_t>(thread.here.thread),
+                machine.cluster.passed,
+                thread.block->meeting.passed,
+                thread.warp->passed,
+                place};
 }
 
 int cluster_size() { return machine.grid->cluster; }

@@ -1,6 +1,6 @@
 // A grid of thread blocks on the CPU. Threads are fibers that switch at barriers and warp instructions only; memory
-// remembers, byte by byte, what was written, by whom and when, so that faults of a kernel are found whatever the order of
-// threads. docs/cuda.md says what this shows and what it cannot.
+// remembers, byte by byte, what was written, by whom and when, so that faults of a kernel are found whatever the order
+// of threads. docs/cuda.md says what this shows and what it cannot.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ class Memory {
   void write(ptrdiff_t offset, size_t bytes, Place place, Content content = kWritten);
   void land(ptrdiff_t offset, size_t bytes, const std::byte* from, Place place);  // of cp.async, at its wait
   void leave(uint32_t barriers) const;  // its block returns, after so many barriers of the cluster
-  ptrdiff_t first_unwritten() const;  // -1: none
+  ptrdiff_t first_unwritten() const;    // -1: none
 
   std::string name;
   std::byte* data;

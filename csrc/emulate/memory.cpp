@@ -35,8 +35,12 @@ int64_t moved = 0;  // bytes read and written since they were last asked for
 }  // namespace
 
 Memory::Memory(std::string name, std::byte* data, size_t size, bool written, bool writable)
-    : name(std::move(name)), data(data), size(size), writable(writable),
-      content_(size, written ? kWritten : kUnwritten), shadow_(size) {}
+    : name(std::move(name)),
+      data(data),
+      size(size),
+      writable(writable),
+      content_(size, written ? kWritten : kUnwritten),
+      shadow_(size) {}
 
 void Memory::inside(ptrdiff_t offset, size_t bytes, const char* verb, Place place) const {
   if (!alive) fault(std::string(verb) + " " + name + " of a block that has returned", place);
@@ -120,8 +124,8 @@ void Memory::leave(uint32_t barriers) const {
     for (const Access& other : {shadow_[i].writer, shadow_[i].reader, shadow_[i].other}) {
       if (other.era == era && other.block != now.block && other.cluster_barriers == barriers)
         fault("returns with no barrier after the access of block " + std::to_string(other.block) + " thread " +
-                  std::to_string(other.thread) + " at " + describe(other.place) + " to byte " + std::to_string(i) + " of its " +
-                  name,
+                  std::to_string(other.thread) + " at " + describe(other.place) + " to byte " + std::to_string(i) +
+                  " of its " + name,
               now.place);
     }
   }

@@ -1,9 +1,10 @@
-// The primitives as the emulator has them. Included by ../primitives.h alone.
+// The primitives as the emulator has them. Included by cuda/lib/primitives.h alone.
 #pragma once
 
 #include <cmath>
 #include <tuple>
 
+#include "emulate/floats.h"
 #include "emulate/machine.h"
 #include "runtime/limits.h"
 
@@ -17,30 +18,6 @@
 namespace contnet_fast::cuda {
 
 using emulate::Place;
-
-inline float float_of_half(uint16_t h) {
-  const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fff) << 13, sign = static_cast<uint32_t>(h & 0x8000) << 16;
-  if (magnitude >= 0x0f800000u) return bit_cast<float>(sign | 0x70000000u | magnitude);  // infinite or NaN
-  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude) * 0x1p112f));
-}
-
-inline uint16_t half_of_float(float x) {  // to nearest, ties to even
-  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
-  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-  if (magnitude > 0x7f800000u) return 0x7fff;
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00;
-  if (magnitude < 0x38800000u)  // subnormal: the sum rounds to multiples of 2^-24
-    return static_cast<uint16_t>(sign | (bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u));
-  return static_cast<uint16_t>(sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000u) >> 13));
-}
-
-inline float float_of_bfloat(uint16_t b) { return bit_cast<float>(static_cast<uint32_t>(b) << 16); }
-
-inline uint16_t bfloat_of_float(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 // ---- pointers that know their bounds
 
@@ -123,21 +100,21 @@ class Reference {
   Index i_;
 };
 
-#define POINTER_ARITHMETIC(NAME)                                                                                 \
-  template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>>                                      \
-  friend NAME operator+(NAME p, I n) {                                                                           \
-    p.offset_ += static_cast<ptrdiff_t>(n) * static_cast<ptrdiff_t>(sizeof(T));                                  \
-    return p;                                                                                                    \
-  }                                                                                                              \
-  template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>>                                      \
-  friend NAME operator-(NAME p, I n) {                                                                           \
-    return p + -static_cast<ptrdiff_t>(n);                                                                       \
-  }                                                                                                              \
-  template <typename I>                                                                                          \
-  NAME& operator+=(I n) {                                                                                        \
-    return *this = *this + n;                                                                                    \
-  }                                                                                                              \
-  template <typename U, typename = std::enable_if_t<std::is_same_v<const U, T> && !std::is_same_v<U, T>>>        \
+#define POINTER_ARITHMETIC(NAME)                                                                          \
+  template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>>                               \
+  friend NAME operator+(NAME p, I n) {                                                                    \
+    p.offset_ += static_cast<ptrdiff_t>(n) * static_cast<ptrdiff_t>(sizeof(T));                           \
+    return p;                                                                                             \
+  }                                                                                                       \
+  template <typename I, typename = std::enable_if_t<std::is_integral_v<I>>>                               \
+  friend NAME operator-(NAME p, I n) {                                                                    \
+    return p + -static_cast<ptrdiff_t>(n);                                                                \
+  }                                                                                                       \
+  template <typename I>                                                                                   \
+  NAME& operator+=(I n) {                                                                                 \
+    return *this = *this + n;                                                                             \
+  }                                                                                                       \
+  template <typename U, typename = std::enable_if_t<std::is_same_v<const U, T> && !std::is_same_v<U, T>>> \
   NAME(const NAME<U>& p) : Pointer<T>(p.memory_, p.offset_, p.begin_, p.end_) {}
 
 template <typename T>
@@ -246,12 +223,15 @@ T shuffle(T value, int lane, Place place = Place::here()) {
     int from;
     T got;
   } mine{value, lane & 31, value};
-  emulate::meet("a shuffle", &mine, [](void* const* all) {
-    for (int i = 0; i < 32; ++i) {
-      auto* one = static_cast<Lane*>(all[i]);
-      one->got = static_cast<Lane*>(all[one->from])->value;
-    }
-  }, place);
+  emulate::meet(
+      "a shuffle", &mine,
+      [](void* const* all) {
+        for (int i = 0; i < 32; ++i) {
+          auto* one = static_cast<Lane*>(all[i]);
+          one->got = static_cast<Lane*>(all[one->from])->value;
+        }
+      },
+      place);
   return mine.got;
 }
 template <typename T>
@@ -396,7 +376,9 @@ inline uint32_t to_tf32(float x) {  // to nearest, ties away from zero
 
 // ---- launch
 
-inline DeviceFacts device_facts(void (*)()) { return {2, limits::MOST_CLUSTER, 1024 * limits::most_shared()}; }  // as on an H100, but for its multiprocessors
+inline DeviceFacts device_facts(void (*)()) {
+  return {2, limits::MOST_CLUSTER, 1024 * limits::most_shared()};
+}  // as on an H100, but for its multiprocessors
 
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {

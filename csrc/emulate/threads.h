@@ -9,6 +9,6 @@ Access access(uint32_t era, Place place);
 int cluster_size();
 std::string describe(Place place);
 void begin_era(uint32_t era);  // of every registered buffer
-bool noting();  // launches are listed instead of run
+bool noting();                 // launches are listed instead of run
 
 }  // namespace contnet_fast::cuda::emulate

@@ -24,9 +24,7 @@ std::atomic<Isa> in_use{widest()};
 
 Isa instruction_set() { return in_use; }
 
-std::string name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
-}
+std::string name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable"; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

@@ -23,8 +23,8 @@ struct TimeGrid {
 // From flat lists: how many basis functions each evaluation reads, then theirs and their weights, one after another.
 //
 // Throws std::out_of_range: a basis function outside `basis`, or lists of different lengths.
-inline TimeGrid resolve_time_grid(const int64_t* counts, std::size_t evaluations, const int64_t* cells, const double* weights,
-                                  std::size_t terms, int64_t basis) {
+inline TimeGrid resolve_time_grid(const int64_t* counts, std::size_t evaluations, const int64_t* cells,
+                                  const double* weights, std::size_t terms, int64_t basis) {
   TimeGrid grid{basis, {}, {}};
   std::map<BasisWeights, int32_t> known;
   std::size_t next = 0;

@@ -114,7 +114,7 @@ def test_evaluations_share_slots_as_in_python(grid):
 
 @pytest.mark.parametrize("wrong", [([1], [3], [1.0]), ([2], [0], [1.0]), ([1], [0, 1], [1.0, 1.0]), ([1], [-1], [1.0])])
 def test_a_time_grid_that_does_not_fit_the_nodes_is_refused(wrong):
-    with pytest.raises(IndexError, match="outside the nodes|of other sizes"):
+    with pytest.raises(IndexError, match=r"outside the nodes|of other sizes"):
         extension.module.slots_of(*wrong, 3)
 
 

@@ -27,7 +27,8 @@ SCALARS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 TESTS, SOURCES = Path(__file__).parent / "cuda", cuda_build.ROOT / "csrc"
 EXTRA = sorted(TESTS.glob("*.cu"))
 
-SM_80, SM_90 = limits.shared_memory((8, 0)), limits.shared_memory((9, 0))  # bytes of shared memory that a block may have
+# bytes of shared memory that a block may have
+SM_80, SM_90 = limits.shared_memory((8, 0)), limits.shared_memory((9, 0))
 NORMS = {"none": 0, "batch": 1}  # of known statistics; else within an image
 BATCH = 3  # the norm of statistics of the batch
 

@@ -13,7 +13,7 @@ from contnet_fast import limits
 
 STAGES, NODES = limits.MOST_STAGES, 13  # the most of a scheme; of a field: kMostStages, kNodes
 LEAVES, TERMS = 8, limits.MOST_STAGES  # the most of one combination: kMostLeaves, kMostTerms
-ROWS = limits.PARAMETER_ROWS  # of the parameters of a slot, kParameterRows: two biases; weight and bias of two norms; skip
+ROWS = limits.PARAMETER_ROWS  # of a slot, kParameterRows: two biases; weight and bias of two norms; skip
 
 
 def each(kind: type, names: str) -> tuple[tuple[str, type], ...]:

@@ -44,8 +44,8 @@ class CudaConv(Implementation):
         if extension.module is None:  # which is a reason already
             return tuple(reasons)
         return (*reasons, *refusals(
-            constant(channels), constant(height), constant(width), size=problem.compute_dtype.itemsize, sample=facts.couples_sites,
-            capability=chips.capability(problem.device) or chips.OLDEST,
+            constant(channels), constant(height), constant(width), size=problem.compute_dtype.itemsize,
+            sample=facts.couples_sites, capability=chips.capability(problem.device) or chips.OLDEST,
             clusters=chips.clusters(problem.device, MOST_CLUSTER), backward=problem.stages if problem.needs_grad else 0,
         ))  # fmt: skip
 

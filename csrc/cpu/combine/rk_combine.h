@@ -30,8 +30,8 @@ struct ErrorNorm {
 // Scalars in a block. A block is the unit of work of a thread and of a partial sum, whatever the number of threads.
 constexpr int64_t kBlock = 2048;
 
-// Combine scalars [begin, begin + count), count <= kBlock. Returns the sum of squares of e / (atol + rtol max(|y|, |y1|)),
-// 0 without `norm`.
+// Combine scalars [begin, begin + count), count <= kBlock. Returns the sum of squares of e / (atol + rtol max(|y|,
+// |y1|)), 0 without `norm`.
 using CombineBlock = double (*)(const Combination&, const ErrorNorm* norm, int64_t begin, int64_t count);
 
 // What rounding loses of a state: of the step before (null: nothing), and of this one; float, for f64 double.
@@ -40,8 +40,8 @@ struct Compensation {
   void* after;
 };
 
-// Combine scalars with what the step before lost: out + after = y + before + sum_j c_j k_j, whose sum runs in double, of
-// 16-bit states in float.
+// Combine scalars with what the step before lost: out + after = y + before + sum_j c_j k_j, whose sum runs in double,
+// of 16-bit states in float.
 using CompensateBlock = void (*)(const Combination&, const Compensation&, int64_t begin, int64_t count);
 
 namespace portable {

@@ -39,8 +39,8 @@ void add_terms(const K* const* ks, const A* c, const A* y, A* dst, bool go_on, b
   add_terms<T, false, false>(ks, c, y, dst, begin, count);
 }
 
-// dst = y + sum of all terms, y null: the sum alone. Four terms at a time, so that the running sum stays in registers for
-// four of them.
+// dst = y + sum of all terms, y null: the sum alone. Four terms at a time, so that the running sum stays in registers
+// for four of them.
 template <typename K, typename A>
 void add_all(const A* y, const void* const* ks, const double* coefficients, int terms, A* dst, int64_t begin,
              int64_t count) {

@@ -99,7 +99,8 @@ void compensate(const Combination& p, const Compensation& kept, int64_t begin, i
       round_off(y, before, increment, out, after, size);
       keep_finite(after, size);
     };
-    end - begin >= kChunk ? chunk(kChunk) : chunk(static_cast<int>(end - begin));  // loops of a constant length are shorter
+    end - begin >= kChunk ? chunk(kChunk)
+                          : chunk(static_cast<int>(end - begin));  // loops of a constant length are shorter
   }
 }
 

@@ -1,7 +1,7 @@
 // The backward pass: gradients of the discrete solve, the batch through one convolution at a time, steps in reverse.
 //
-// Adjoint of a step: g_s = h b_s y' + sum_{r > s} h a_rs u'_r is the gradient of rate s, u'_s what the field makes of it,
-// and y' + sum_s u'_s the gradient of the state before the step.
+// Adjoint of a step: g_s = h b_s y' + sum_{r > s} h a_rs u'_r is the gradient of rate s, u'_s what the field makes of
+// it, and y' + sum_s u'_s the gradient of the state before the step.
 #include "cpu/conv/conv_pass.h"
 #include "cpu/conv/conv_weight_sums.h"
 
@@ -292,7 +292,8 @@ class Backward {
   }
 
   void add_skip(double value) {
-    for (const auto& [k, w] : spec_.grid.slots[slot_]) call_.node_grads[kSkip][k] += static_cast<T>(w * spec_.eps * value);
+    for (const auto& [k, w] : spec_.grid.slots[slot_])
+      call_.node_grads[kSkip][k] += static_cast<T>(w * spec_.eps * value);
   }
 
   // The sums of the slot so far, to the nodes.

@@ -6,9 +6,9 @@ namespace {
 template <typename T, int L>
 struct Domain : Vectors<T, L> {
   using Base = Vectors<T, L>;
-  using typename Base::V;
   using Base::all, Base::clip, Base::load, Base::load_block, Base::store, Base::store_block, Base::transpose,
       Base::transpose_matrix;
+  using typename Base::V;
 
   static constexpr int kWidest = 24;  // tiles side by side that are transformed together
 
@@ -44,8 +44,7 @@ struct Domain : Vectors<T, L> {
     const int64_t padded = g.padded;
     over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const int64_t start = 2 * first * padded + channel;
-      const Rows rows{row[2 * r] + start, row[2 * r + 1] + start, row[2 * r + 2] + start,
-                      row[2 * r + 3] + start};
+      const Rows rows{row[2 * r] + start, row[2 * r + 1] + start, row[2 * r + 2] + start, row[2 * r + 3] + start};
       T* out = dst + place + L;
       int64_t x = 0;
       V a[4], b[4], e[4], f[4];
@@ -67,7 +66,8 @@ struct Domain : Vectors<T, L> {
   }
 
   // A^T m A: the 2x2 pixels of each tile
-  static __attribute__((noinline)) void transform_output(const Geometry& g, const T* src, int first, int count, T* dst) {
+  static __attribute__((noinline)) void transform_output(const Geometry& g, const T* src, int first, int count,
+                                                         T* dst) {
     const int64_t length = Domain::row_length(g), padded = g.padded;
     over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* in = src + place;
@@ -117,8 +117,9 @@ struct Domain : Vectors<T, L> {
   // c[m][n] (+)= sum_k a[m][k] b[k][n], with N vectors n; rows of a lie A apart and one k is `a_step` on. Rows of c lie
   // A apart too where they are not added to.
   template <int M, int N, int A, bool kAdd>
-  static __attribute__((noinline)) void product(const T* a, int64_t a_step, int64_t a_panel, const T* b, int64_t b_step, int64_t b_next,
-                      int depth, int panel, T* c, int64_t c_rows, int64_t c_next) {
+  static __attribute__((noinline)) void product(const T* a, int64_t a_step, int64_t a_panel, const T* b, int64_t b_step,
+                                                int64_t b_next, int depth, int panel, T* c, int64_t c_rows,
+                                                int64_t c_next) {
     const int64_t c_step = kAdd ? c_rows : A;
     V sum[M][N];
 #pragma GCC unroll 16
@@ -196,8 +197,8 @@ struct Domain : Vectors<T, L> {
     auto take = [&](auto rows_at_a_time, int least) {
       constexpr int kCount = decltype(rows_at_a_time)::value;
       while (rows - m == kCount || rows - m >= kCount + least) {
-        product<kCount, N, A, kAdd>(a + m * A, a_step, a_panel, b, b_step, b_next, depth, panel, c + m * c_step,
-                                    c_step, c_next);
+        product<kCount, N, A, kAdd>(a + m * A, a_step, a_panel, b, b_step, b_next, depth, panel, c + m * c_step, c_step,
+                                    c_next);
         m += kCount;
       }
     };
@@ -241,8 +242,8 @@ struct Domain : Vectors<T, L> {
         auto lines = [&](auto width) {
           constexpr int N = decltype(width)::value;
           for (; c + N * L <= g.padded; c += N * L)
-            product_rows<N, 1, true>(rows, v + ci / L * panel + f * L, kTile, 0, d + c / L * panel + f * L, kTile, panel,
-                                     n, n, du + int64_t(ci) * g.padded + c, g.padded, L);
+            product_rows<N, 1, true>(rows, v + ci / L * panel + f * L, kTile, 0, d + c / L * panel + f * L, kTile,
+                                     panel, n, n, du + int64_t(ci) * g.padded + c, g.padded, L);
         };
         lines(std::integral_constant<int, kLines>{});
         if constexpr (kLines > 2) lines(std::integral_constant<int, 2>{});

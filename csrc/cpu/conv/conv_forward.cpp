@@ -26,7 +26,8 @@ class Work {
       kept += batch;
       return maps;
     };
-    const Maps<T> state = work(), input = work(), first = work(), second = pass.combines_later() && !all ? work() : state;
+    const Maps<T> state = work(), input = work(), first = work(),
+                  second = pass.combines_later() && !all ? work() : state;
     places.total = work();
     for (int s = 0; s < spec.stages; ++s) places.rate.push_back(pass.keeps_rate(s) ? work() : Maps<T>{});
     places.state.push_back(state);
@@ -49,11 +50,11 @@ void run(Pass<T>& pass, const Places<T>& at, const Range& range, const ForwardCa
   const size_t outs = call.out.size();
   range.over_images([&](int64_t b) { pass.kernels.load(pass.g, call.x.at(b), at.state[0].writable(b)); });
   for (int i = 0; i < spec.n_steps; ++i) {
-    if (outs > 1)
-      range.over_images([&](int64_t b) { pass.kernels.store(pass.g, at.state[i](b), call.out[i].at(b)); });
+    if (outs > 1) range.over_images([&](int64_t b) { pass.kernels.store(pass.g, at.state[i](b), call.out[i].at(b)); });
     for (int s = 0; s < spec.stages; ++s) pass.evaluate(range, at, i, s, call.statistics);
   }
-  range.over_images([&](int64_t b) { pass.kernels.store(pass.g, at.state[spec.n_steps](b), call.out[outs - 1].at(b)); });
+  range.over_images(
+      [&](int64_t b) { pass.kernels.store(pass.g, at.state[spec.n_steps](b), call.out[outs - 1].at(b)); });
 }
 
 }  // namespace

@@ -7,10 +7,10 @@ namespace {
 template <typename T, int L>
 struct Conv : Domain<T, L> {
   using Base = Domain<T, L>;
-  using typename Base::V;
   using Base::accumulate, Base::all, Base::blocks, Base::domain, Base::load, Base::load_or, Base::multiply, Base::pack,
       Base::over_pixels, Base::row_length, Base::store, Base::transform_gradient, Base::transform_input,
       Base::transform_output, Base::transpose_matrix, Base::unpack;
+  using typename Base::V;
 
   // Scratch of a unit: a ring of padded rows for each operand, tiles in the domain of frequencies, result rows.
   struct Scratch {
@@ -173,9 +173,8 @@ struct Conv : Domain<T, L> {
       } else {
         const T* with = r.with + start + c;
         const V center = load_or(r.center ? r.center + c : nullptr, T(0));
-        second = over_pixels(pixels, [&](int64_t i) {
-          return load(p + i * g.padded) * (load(with + i * g.padded) - center);
-        });
+        second = over_pixels(pixels,
+                             [&](int64_t i) { return load(p + i * g.padded) * (load(with + i * g.padded) - center); });
       }
       store(partial + c, total);
       store(partial + g.padded + c, second);

@@ -13,10 +13,10 @@ namespace contnet_fast {
 
 struct Geometry {
   int height, width, channels;
-  int padded;      // channels of a map: 4, 8 or a multiple of 16
-  int tiles_x;     // tiles in a row
-  int group;       // rows of tiles in a unit
-  int units;       // units in an image
+  int padded;   // channels of a map: 4, 8 or a multiple of 16
+  int tiles_x;  // tiles in a row
+  int group;    // rows of tiles in a unit
+  int units;    // units in an image
   int64_t map() const { return int64_t(height) * width * padded; }
   int64_t weights() const { return int64_t(16) * channels * padded; }
   int rows(int unit) const {  // image rows of a unit
@@ -25,9 +25,7 @@ struct Geometry {
   }
 };
 
-inline int padded_channels(int channels) {
-  return channels <= 4 ? 4 : channels <= 8 ? 8 : (channels + 15) / 16 * 16;
-}
+inline int padded_channels(int channels) { return channels <= 4 ? 4 : channels <= 8 ? 8 : (channels + 15) / 16 * 16; }
 
 constexpr int kMostRows = 16;  // of tiles in a unit
 
@@ -136,10 +134,10 @@ struct ConvKernels {
 };
 
 // The kernels of each instruction set, for maps of so many padded channels.
-#define CONTNET_FAST_DECLARE(isa)              \
-  namespace isa {                              \
-  const ConvKernels<float>& conv_f32(int);     \
-  const ConvKernels<double>& conv_f64(int);    \
+#define CONTNET_FAST_DECLARE(isa)           \
+  namespace isa {                           \
+  const ConvKernels<float>& conv_f32(int);  \
+  const ConvKernels<double>& conv_f64(int); \
   }
 CONTNET_FAST_DECLARE(portable)
 #ifdef CONTNET_FAST_X86

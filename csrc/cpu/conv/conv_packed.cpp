@@ -17,9 +17,9 @@ namespace {
 constexpr std::size_t kEntries = 32;
 constexpr int64_t kCacheBytes = int64_t(64) << 20;
 
-// What the weights were. The storage is known by a reference that does not keep it alive, so that another one at the same
-// address is told apart. Version counters miss writes through `.data`: values are compared too, all of them in smaller
-// weights and four thousand in even steps of larger ones.
+// What the weights were. The storage is known by a reference that does not keep it alive, so that another one at the
+// same address is told apart. Version counters miss writes through `.data`: values are compared too, all of them in
+// smaller weights and four thousand in even steps of larger ones.
 template <typename T>
 struct Key {
   static constexpr int64_t kAll = 65536, kSome = 4096;
@@ -102,8 +102,8 @@ Cache<T>& cache() {
 }  // namespace
 
 template <typename T>
-void pack_slot(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* nodes, int64_t slot, const Packed<T>& packed,
-               int64_t place) {
+void pack_slot(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* nodes, int64_t slot,
+               const Packed<T>& packed, int64_t place) {
   const int64_t size = int64_t(9) * spec.map.channels * spec.map.channels;
   T* scratch = thread_scratch<T>(size + int64_t(9) * spec.map.channels * spec.map.padded + 16);
   const T* weights = combine_nodes(spec.grid.slots[slot], nodes, size, scratch);
@@ -147,12 +147,13 @@ void forget_packed_weights() {
   cache<double>().clear();
 }
 
-template void pack_slot(const SolveSpec&, const ConvKernels<float>&, const float*, int64_t, const Packed<float>&, int64_t);
+template void pack_slot(const SolveSpec&, const ConvKernels<float>&, const float*, int64_t, const Packed<float>&,
+                        int64_t);
 template void pack_slot(const SolveSpec&, const ConvKernels<double>&, const double*, int64_t, const Packed<double>&,
                         int64_t);
 template PackedPair<float> pack_all(const SolveSpec&, const ConvKernels<float>&, const float* const*, const WeightId*,
                                     bool);
-template PackedPair<double> pack_all(const SolveSpec&, const ConvKernels<double>&, const double* const*, const WeightId*,
-                                     bool);
+template PackedPair<double> pack_all(const SolveSpec&, const ConvKernels<double>&, const double* const*,
+                                     const WeightId*, bool);
 
 }  // namespace contnet_fast

@@ -1,4 +1,5 @@
-// Weights of a convolution at every slot, in the domain of frequencies, kept from call to call while they stay the same.
+// Weights of a convolution at every slot, in the domain of frequencies, kept from call to call while they stay the
+// same.
 #pragma once
 
 #include <memory>

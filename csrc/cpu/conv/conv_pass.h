@@ -33,10 +33,10 @@ struct Moments {  // mean and 1 / std
 // Where the maps of the pass are. `input(i, s)` of stage 0 is the state at step i.
 template <typename T>
 struct Places {
-  std::vector<Maps<T>> state;                // [n_steps + 1]
+  std::vector<Maps<T>> state;                 // [n_steps + 1]
   std::vector<Maps<T>> input, first, second;  // [evaluations]
-  std::vector<Maps<T>> rate;                 // [stages], empty where no later stage needs it
-  Maps<T> total;                             // the running update of a step, without its state
+  std::vector<Maps<T>> rate;                  // [stages], empty where no later stage needs it
+  Maps<T> total;                              // the running update of a step, without its state
 };
 
 // All images, the units of the batch spread over threads.
@@ -104,9 +104,7 @@ class Pass {
   }
 
   // Order "post" where the second map is kept, or its norm waits for moments.
-  bool combines_later() const {
-    return spec.post && (spec.dynamic() || spec.keep == Keep::everything || replay_);
-  }
+  bool combines_later() const { return spec.post && (spec.dynamic() || spec.keep == Keep::everything || replay_); }
 
   Moments<T> moments(int j, int norm, const Theta<T>& theta) const {
     if (!spec.dynamic()) return {theta.mean[norm], theta.rstd[norm], 0};
@@ -154,7 +152,12 @@ class Pass {
  private:
   Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, const T* moments, T* new_moments,
        bool replay)
-      : spec(spec), g(spec.map), kernels(kernels), thetas(thetas), replay_(replay), moments_(moments),
+      : spec(spec),
+        g(spec.map),
+        kernels(kernels),
+        thetas(thetas),
+        replay_(replay),
+        moments_(moments),
         new_moments_(new_moments) {
     for (int i = 0; i < 2; ++i) {
       const int64_t rows = std::max<int64_t>(spec.moment_rows(), 1);
@@ -171,7 +174,8 @@ class Pass {
     if (!spec.dynamic()) return;
     if (replay_ && spec.batch_statistics) return set_affine(j, norm, 0);
     if (replay_) return range.over_images([&](int64_t b) { set_affine(j, norm, b); });
-    if (!spec.batch_statistics) return range.over_images([&](int64_t b) { finish_moments(j, norm, b, b + 1, nullptr); });
+    if (!spec.batch_statistics)
+      return range.over_images([&](int64_t b) { finish_moments(j, norm, b, b + 1, nullptr); });
     finish_moments(j, norm, 0, spec.batch, statistics + (int64_t(j) * 4 + 2 * norm) * g.channels);
   }
 
@@ -179,7 +183,8 @@ class Pass {
   void set_affine(int j, int norm, int64_t row) {
     const Theta<T>& theta = thetas.at(j);
     const Moments<T> m = moments(j, norm, theta);
-    T *scale = affine_[norm].scale + row * affine_[norm].stride, *shift = affine_[norm].shift + row * affine_[norm].stride;
+    T *scale = affine_[norm].scale + row * affine_[norm].stride,
+      *shift = affine_[norm].shift + row * affine_[norm].stride;
     thetas.affine(theta, norm, m.mean + row * m.stride, m.rstd + row * m.stride, scale, shift);
     if (!spec.post || norm == 0) return;
     for (int c = 0; c < g.padded; ++c) scale[c] *= theta.gain_value, shift[c] *= theta.gain_value;
@@ -292,8 +297,9 @@ class Pass {
   // Where the scheme moves at all, in the precision that it moves in.
   static bool moves(double coefficient) { return static_cast<T>(coefficient) != T(0); }
 
-  // next input, running update, and the rate where it is needed later. `k` where the rate is a map already. The state is
-  // the last term. After the last stage it may lie where `out` is: at most four terms are read before that is written.
+  // next input, running update, and the rate where it is needed later. `k` where the rate is a map already. The state
+  // is the last term. After the last stage it may lie where `out` is: at most four terms are read before that is
+  // written.
   int destinations(const Places<T>& at, int i, int s, int64_t b, const T* k, Destination<T>* d) {
     const T* y = at.state[i](b);
     const T b_s = static_cast<T>(spec.update[s]);

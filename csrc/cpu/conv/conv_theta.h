@@ -17,8 +17,8 @@ template <typename T>
 struct Theta {
   const T *transformed[2], *backward[2];  // [16][ci][co], [16][co][ci]
   T *bias[2], *gamma[2], *beta[2];
-  T *mean[2], *rstd[2];    // of running statistics
-  T *scale[2], *shift[2];  // gamma / std and beta - mean gamma / std, of running statistics
+  T *mean[2], *rstd[2];               // of running statistics
+  T *scale[2], *shift[2];             // gamma / std and beta - mean gamma / std, of running statistics
   T *gain, *scale_gain, *shift_gain;  // eps * skip everywhere; the second norm's affine function times it
   T gain_value;
 };
@@ -26,7 +26,8 @@ struct Theta {
 template <typename T>
 class Thetas {
  public:
-  Thetas(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids, bool backward)
+  Thetas(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids,
+         bool backward)
       : spec_(spec), kernels_(kernels), nodes_(nodes) {
     const int64_t n = static_cast<int64_t>(spec.grid.slots.size());
     all_ = n * (backward ? 4 : 2) * spec.map.weights() * static_cast<int64_t>(sizeof(T)) <= kAllSlotsBytes;
@@ -74,7 +75,9 @@ class Thetas {
  private:
   static constexpr int64_t kAllSlotsBytes = int64_t(128) << 20;
 
-  int64_t vectors() const { return int64_t(2 * 7 + 3) * spec_.map.padded; }  // of each convolution's norm, and the gain's
+  int64_t vectors() const {
+    return int64_t(2 * 7 + 3) * spec_.map.padded;
+  }  // of each convolution's norm, and the gain's
 
   void vector(int node, int slot, T missing, T* out) const {
     const int channels = spec_.map.channels;

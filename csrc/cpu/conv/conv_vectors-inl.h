@@ -67,7 +67,8 @@ struct Vectors {
   static inline __attribute__((always_inline)) void transpose(V* v) { exchange_all<1>(v); }
 
   // out[j][i] = in[i][j], zeros from `rows` up to `width` columns of out
-  static void transpose_matrix(const T* in, int64_t in_step, int rows, int columns, T* out, int64_t out_step, int width) {
+  static void transpose_matrix(const T* in, int64_t in_step, int rows, int columns, T* out, int64_t out_step,
+                               int width) {
     for (int i = 0; i < width; i += L)
       for (int j = 0; j < columns; j += L) {
         V block[L];

@@ -1,8 +1,8 @@
 // Stage combinations y + sum_j c_j k_j of all leaves of a state, with the error norm or what rounding lost in the same
 // pass.
 //
-// Bound by memory: each operand is read once and the result written once, at most 16 bytes of each a thread, four rates at a
-// time so that their loads are in flight together.
+// Bound by memory: each operand is read once and the result written once, at most 16 bytes of each a thread, four rates
+// at a time so that their loads are in flight together.
 
 #include <algorithm>
 #include <cmath>
@@ -153,7 +153,8 @@ combine_leaves(GRID_CONSTANT Leaves<Y, K, REST> p) {
     UNROLL
     for (int n = 0; n < N; ++n) {
       const A before = std::fabs(widen<A>(start[n])), after = std::fabs(widen<A>(end[n]));
-      const A ratio = error[n] / (p.atol + p.rtol * (before > after ? before : after));  // a NaN state makes `after` NaN
+      const A ratio =
+          error[n] / (p.atol + p.rtol * (before > after ? before : after));  // a NaN state makes `after` NaN
       if (first + n < size) squares += ratio * ratio;
     }
     const A sum = block_sum<kThreads / 32>(squares, shared_array<A>(0, kThreads / 32));

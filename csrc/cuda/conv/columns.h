@@ -1,5 +1,5 @@
-// Maps as matrices [pixel, channel], of which a thread has V neighbouring channels of every so many pixels: their sums by
-// channel, statistics of the batch as partial rows, and norms as one scale and one shift a channel.
+// Maps as matrices [pixel, channel], of which a thread has V neighbouring channels of every so many pixels: their sums
+// by channel, statistics of the batch as partial rows, and norms as one scale and one shift a channel.
 #pragma once
 
 #include <cmath>
@@ -87,8 +87,8 @@ struct Columns {
   DEVICE bool active() const { return row < rows; }
 };
 
-// scratch[r * groups * V + channel] <- sum over the threads of a column of sums[r], in one order. It begins and ends with a
-// barrier of the block.
+// scratch[r * groups * V + channel] <- sum over the threads of a column of sums[r], in one order. It begins and ends
+// with a barrier of the block.
 template <int R, int V>
 DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<float> scratch) {
   const int line = of.groups * V, width = R * line, slices = thread_count() > width ? thread_count() / width : 1;
@@ -116,9 +116,9 @@ DEVICE void column_sums(const float (&sums)[R][V], const Columns& of, Shared<flo
   sync_threads();
 }
 
-// scratch[column] <- the sum over `count` rows, `distance` values apart, of four columns a thread: threads share the rows and have
-// eight loads on their way at a time, if the kernel asks for few blocks a multiprocessor: else ptxas saves the registers and waits
-// for each. Barriers and order are those of column_sums.
+// scratch[column] <- the sum over `count` rows, `distance` values apart, of four columns a thread: threads share the
+// rows and have eight loads on their way at a time, if the kernel asks for few blocks a multiprocessor: else ptxas
+// saves the registers and waits for each. Barriers and order are those of column_sums.
 DEVICE void add_rows(Global<const float> rows, int count, int64_t distance, const Columns& of, Shared<float> scratch) {
   float sum[1][4] = {};
   if (of.active()) {
@@ -156,10 +156,10 @@ struct Moments {
     }
   }
 
-  // A row of partials of `count` pixels of the block, of which its first row of threads has some: their mean first, then
-  // squares about it. `first`: the block's first channel.
-  DEVICE void write(const Columns& of, float count, Shared<float> scratch, Global<float> partials, int64_t row, int first,
-                    int channels) {
+  // A row of partials of `count` pixels of the block, of which its first row of threads has some: their mean first,
+  // then squares about it. `first`: the block's first channel.
+  DEVICE void write(const Columns& of, float count, Shared<float> scratch, Global<float> partials, int64_t row,
+                    int first, int channels) {
     const int own = of.group * V;
     const float share = 1.f / count;
     float sums[1][V], centre[V];
@@ -194,7 +194,8 @@ struct Moments {
   }
 };
 
-// scratch[channel], scratch[channels + channel] <- mean and biased variance over all rows of partials: of `count` pixels
+// scratch[channel], scratch[channels + channel] <- mean and biased variance over all rows of partials: of `count`
+// pixels
 DEVICE void merge_partials(Global<const float> partials, int rows, float count, int channels, Shared<float> scratch) {
   const Columns of(channels / 4);
   const int64_t size = partial_size(channels);
@@ -247,7 +248,8 @@ struct NormSource {
 };
 
 // to[channel], to[padded + channel] <- scale and shift of norm at % 2; 0 from `channels` on. Ends with a barrier.
-DEVICE void fold_norm(const NormSource& p, int channels, int padded, bool first, Shared<float> scratch, Shared<float> to) {
+DEVICE void fold_norm(const NormSource& p, int channels, int padded, bool first, Shared<float> scratch,
+                      Shared<float> to) {
   if (p.partials) merge_partials(p.partials, p.rows, p.count, channels, scratch);
   const int64_t base = static_cast<int64_t>(p.at) * 2 * channels;
   for (int c = thread_index(); c < padded; c += thread_count()) {

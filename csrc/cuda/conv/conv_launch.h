@@ -1,7 +1,9 @@
-// The passes of the convolutional field as plain C++ calls them: sizes, a time grid, pointers, a stream; no torch types.
+// The passes of the convolutional field as plain C++ calls them: sizes, a time grid, pointers, a stream; no torch
+// types.
 //
-// A pass is a structure and functions of it: `plan_*` says how it would run (`refusal`: null, or why it cannot; `workspace`:
-// bytes of device memory that it wants, aligned to 256), the other launches it on the stream. They throw std::runtime_error.
+// A pass is a structure and functions of it: `plan_*` says how it would run (`refusal`: null, or why it cannot;
+// `workspace`: bytes of device memory that it wants, aligned to 256), the other launches it on the stream. They throw
+// std::runtime_error.
 #pragma once
 
 #include "cuda/lib/types.h"
@@ -48,14 +50,15 @@ struct ConvPrepare : ConvProblem {
   const void* nodes[kNodes];  // ConvNodes in order, [basis, ...], contiguous; null if absent
   const float* mix;           // [slot, basis]
   int64_t basis;
-  const void* x;              // the state whose statistics go to `partials`
-  void* packed;               // [conv, slot, tap, input, output] in the dtype of the operands
-  float* parameters;          // [slot, kParameterRows, channel]: biases; weight and bias of norm 0, of norm 1; skip
-  float* moments;             // [evaluation, norm, (mean, variance), 1, channel]: written if norm is known; or null
-  float* partials;            // [input_rows, partial_size], or null
+  const void* x;      // the state whose statistics go to `partials`
+  void* packed;       // [conv, slot, tap, input, output] in the dtype of the operands
+  float* parameters;  // [slot, kParameterRows, channel]: biases; weight and bias of norm 0, of norm 1; skip
+  float* moments;     // [evaluation, norm, (mean, variance), 1, channel]: written if norm is known; or null
+  float* partials;    // [input_rows, partial_size], or null
 };
 
-// A row of partial statistics of a map, one a block: means, centred sums of squares, the count. Of x there are input_rows.
+// A row of partial statistics of a map, one a block: means, centred sums of squares, the count. Of x there are
+// input_rows.
 int64_t input_rows(const ConvProblem&);
 HOST_DEVICE constexpr int64_t partial_size(int64_t channels) { return 2 * channels + 4; }
 
@@ -69,18 +72,18 @@ struct ConvSolve : ConvProblem {  // of norm batch: refused
   void* states;             // state after each step but the last [steps - 1, ...], or null
   const void* packed;       // as ConvPrepare
   const float* parameters;  // as ConvPrepare
-  float* moments;           // [evaluation, norm, (mean, variance), images or 1, channel]: read if known, written if sample
-  void* rates;              // scratch of plan.scratch bytes, or null if there are none
+  float* moments;  // [evaluation, norm, (mean, variance), images or 1, channel]: read if known, written if sample
+  void* rates;     // scratch of plan.scratch bytes, or null if there are none
 };
 
 struct SolvePlan {
   const char* refusal;
-  int32_t channels;  // padded
+  int32_t channels;         // padded
   int32_t threads, values;  // values of the state a thread
   int32_t tiles;            // operands in shared memory: two, or one where only that fits
-  int32_t chunks;           // pieces that the weights of a convolution arrive in; of one piece they stay if slots repeat
-  int32_t wide;             // whether warps have twice the pixels; an image may then be split over a cluster
-  int32_t cluster, rows;    // blocks of an image, and its rows that a block has
+  int32_t chunks;         // pieces that the weights of a convolution arrive in; of one piece they stay if slots repeat
+  int32_t wide;           // whether warps have twice the pixels; an image may then be split over a cluster
+  int32_t cluster, rows;  // blocks of an image, and its rows that a block has
   int64_t shared, scratch;  // bytes: of a block, of the batch
 };
 
@@ -89,8 +92,8 @@ void conv_solve(const ConvSolve&);
 
 // Its backward pass: two launches a step and two at the end.
 struct ConvSolveBackward : ConvProblem {  // of norm batch: refused
-  int32_t skip, return_steps;  // whether there is a skip scalar; whether `grad` has a map for every state
-  const float* mix;            // [slot, basis]
+  int32_t skip, return_steps;             // whether there is a skip scalar; whether `grad` has a map for every state
+  const float* mix;                       // [slot, basis]
   int64_t basis;
   const void* x;
   const void* states;       // state after each step but the last [steps - 1, ...]
@@ -114,21 +117,21 @@ void conv_solve_backward(const ConvSolveBackward&);
 
 // ---- level stage: a launch for each convolution
 
-// Steps `first` .. `first + count - 1` from prepared operands. The backward pass makes a step's maps again so: of norm known,
-// with the moments of the forward pass, count 1, y null.
+// Steps `first` .. `first + count - 1` from prepared operands. The backward pass makes a step's maps again so: of norm
+// known, with the moments of the forward pass, count 1, y null.
 struct ConvSteps : ConvProblem {  // of norm sample: refused
   int64_t first, count;
   const void* x;            // the state before them
   const void* packed;       // as ConvPrepare
   const float* parameters;  // as ConvPrepare
   float* moments;           // [evaluation, norm, (mean, variance), 1, channel]: read if known, written if batch
-  void* statistics;         // of norm batch [evaluation, norm, (mean, unbiased variance), channel], dtype of the vectors
-  const float* partials;    // of x, where `needs_partials`
-  void* y;                  // the state after them, or null: not wanted
-  void* states;             // the state after each of them but the last [count - 1, ...], or null
-  void* tape;               // [step, kind, stage, image, pixel, channel], dtype of the state, or null; kinds: the input of a
-                            // stage, the first convolution's result (post: after relu), post: the second's after relu
-  void* workspace;          // of plan.workspace bytes
+  void* statistics;       // of norm batch [evaluation, norm, (mean, unbiased variance), channel], dtype of the vectors
+  const float* partials;  // of x, where `needs_partials`
+  void* y;                // the state after them, or null: not wanted
+  void* states;           // the state after each of them but the last [count - 1, ...], or null
+  void* tape;       // [step, kind, stage, image, pixel, channel], dtype of the state, or null; kinds: the input of a
+                    // stage, the first convolution's result (post: after relu), post: the second's after relu
+  void* workspace;  // of plan.workspace bytes
 };
 
 struct StepsPlan {
@@ -161,14 +164,14 @@ void conv_stages(const ConvStages&);
 
 // The backward pass, step by step from the last.
 struct ConvStagesBackward : ConvProblem {  // of norm sample: refused
-  const void* nodes[kNodes];  // as ConvPrepare
+  const void* nodes[kNodes];               // as ConvPrepare
   const float* mix;
   int64_t basis;
   const void* x;
-  float* moments;        // as the forward pass wrote them; not written
-  const void* states;    // as the forward pass kept them, or null; of neither these nor a tape they are made again
-  const void* tape;      // likewise
-  const void* grad;      // by y, dtype of the state; by_step: by x and the state after each step [steps + 1, ...]
+  float* moments;      // as the forward pass wrote them; not written
+  const void* states;  // as the forward pass kept them, or null; of neither these nor a tape they are made again
+  const void* tape;    // likewise
+  const void* grad;    // by y, dtype of the state; by_step: by x and the state after each step [steps + 1, ...]
   int32_t by_step;
   void* grad_x;          // dtype of the state
   float* grads[kNodes];  // contiguous, as the nodes; null: not asked for, as those of known statistics must be

@@ -1,8 +1,8 @@
 // The nine products of a 3x3 convolution of one image, from a tile of shared memory with its border of zeros.
 //
-// Rows of the product are pixels, 16 a tile of it; columns are output channels, 8 a tile. A warp has m x n such tiles, of which
-// a lane has four values each (primitives.h): pixels g and g + 8, channels 2t and 2t + 1. The same values of a map are a
-// lane's through the whole solve, so state and sums stay in its registers.
+// Rows of the product are pixels, 16 a tile of it; columns are output channels, 8 a tile. A warp has m x n such tiles,
+// of which a lane has four values each (primitives.h): pixels g and g + 8, channels 2t and 2t + 1. The same values of a
+// map are a lane's through the whole solve, so state and sums stay in its registers.
 #pragma once
 
 #include "cuda/conv/plan/conv_layout.h"
@@ -20,10 +20,10 @@ struct ConvSizes {
 
 namespace {
 
-// v += a piece of the weights: kTaps taps from `first` on, of kDepth input channels, whose first one `tile` and `place` are at.
-// `place`: of each tile of pixels the first value that this lane hands to ldmatrix, at the first tap (lanes from 16 on half a
-// product's depth later); `line`: values from a line of the tile to the next.
-// BACK: the transposed convolution, of the same weights: taps of the tile backwards, input and output channels swapped.
+// v += a piece of the weights: kTaps taps from `first` on, of kDepth input channels, whose first one `tile` and `place`
+// are at. `place`: of each tile of pixels the first value that this lane hands to ldmatrix, at the first tap (lanes
+// from 16 on half a product's depth later); `line`: values from a line of the tile to the next. BACK: the transposed
+// convolution, of the same weights: taps of the tile backwards, input and output channels swapped.
 template <typename T, bool TENSOR, int C, bool BACK, int M, int N>
 DEVICE void multiply_taps(Fragments<M, N>& v, Shared<T> tile, Shared<T> weights, const int (&place)[M], int line,
                           int first) {

@@ -47,14 +47,15 @@ DEVICE float mixed(const Operands<T>& p, int node, int slot, int64_t size, int64
 template <typename T>
 DEVICE void pack_weights(const Operands<T>& p, int block) {
   const int c = p.channels, across = c / kInputs, down = (c + kOutputs - 1) / kOutputs;
-  const int input = block % across * kInputs, output = block / across % down * kOutputs, which = block / (across * down);
+  const int input = block % across * kInputs, output = block / across % down * kOutputs,
+            which = block / (across * down);
   const int slot = which % p.slots, conv = which / p.slots;
   const Shared<float> tile = shared_array<float>(0, kOutputs * kLine);
   for (int e = thread_index(); e < kOutputs * 9 * kInputs; e += kThreads) {
     const int o = e / (9 * kInputs), rest = e % (9 * kInputs);
     if (output + o < c)
-      tile[o * kLine + rest] =
-          mixed_from<T>(p, kWeight1 + conv * (kWeight2 - kWeight1), slot, int64_t{9} * c * c, (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
+      tile[o * kLine + rest] = mixed_from<T>(p, kWeight1 + conv * (kWeight2 - kWeight1), slot, int64_t{9} * c * c,
+                                             (static_cast<int64_t>(output + o) * c + input) * 9 + rest);
   }
   sync_threads();
   const Global<T> to = p.packed + static_cast<int64_t>(which) * 9 * c * c;

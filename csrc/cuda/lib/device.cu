@@ -5,7 +5,8 @@
 namespace contnet_fast::cuda {
 namespace {
 
-KERNEL(32) nothing() {}
+KERNEL(32)
+nothing() {}
 
 }  // namespace
 

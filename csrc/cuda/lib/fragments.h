@@ -42,7 +42,8 @@ DEVICE void multiply_row(float (&v)[N][4], const uint32_t (&a)[4], const uint32_
   }
 }
 
-// The same without them, for the upper or the lower row that a lane has of each tile; B: two neighbouring columns of a tile.
+// The same without them, for the upper or the lower row that a lane has of each tile; B: two neighbouring columns of a
+// tile.
 template <int N, typename B>
 DEVICE void multiply_half(float (&v)[N][4], int half, float a, const B (&b)[N]) {
   UNROLL

@@ -28,7 +28,8 @@ DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 DEVICE int block_count() { return static_cast<int>(gridDim.x); }
 DEVICE int block_row() { return static_cast<int>(blockIdx.y); }
 
-// x, of which the compiler knows nothing: what follows from it is computed again at each use and takes no register between
+// x, of which the compiler knows nothing: what follows from it is computed again at each use and takes no register
+// between
 DEVICE int afresh(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -73,7 +74,8 @@ DEVICE void copy_async(T* to, const S* from) {
   if constexpr (BYTES == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES)
+                 : "memory");
   }
 }
 

@@ -32,15 +32,16 @@ inline int of_device(cudaDeviceAttr attribute) {
 inline DeviceFacts device_facts(void (*kernel)()) {
   cudaFuncAttributes code;
   check(cudaFuncGetAttributes(&code, kernel), "device");
-  return {of_device(cudaDevAttrMultiProcessorCount), of_device(cudaDevAttrClusterLaunch) != 0 && code.ptxVersion >= 90 ? 8 : 1,
+  return {of_device(cudaDevAttrMultiProcessorCount),
+          of_device(cudaDevAttrClusterLaunch) != 0 && code.ptxVersion >= 90 ? 8 : 1,
           of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
 constexpr int64_t kSharedOfAnyKernel = 48 * 1024;  // bytes that a block may have unasked
 constexpr int kPortableCluster = 8;                // blocks, likewise
 
-// What `kernel` may use of the current device, asked for once for each of them: the device's limit of shared memory, whatever
-// the launch, as launches of other threads ask for it too.
+// What `kernel` may use of the current device, asked for once for each of them: the device's limit of shared memory,
+// whatever the launch, as launches of other threads ask for it too.
 inline void allow_large_blocks(const Grid& grid, const void* kernel) {
   static std::mutex guard;
   static std::set<std::tuple<const void*, int, bool>> allowed;

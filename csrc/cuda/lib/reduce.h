@@ -23,7 +23,8 @@ DEVICE T warp_sum(T value) {
   return value;
 }
 
-// The sum of all threads' values, in every thread. `scratch` has WARPS values. Its barriers also order every other access.
+// The sum of all threads' values, in every thread. `scratch` has WARPS values. Its barriers also order every other
+// access.
 template <int WARPS, typename T>
 DEVICE T block_sum(T value, Shared<T> scratch) {
   value = warp_sum(value);

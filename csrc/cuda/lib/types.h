@@ -57,13 +57,13 @@ int64_t& launch_count();
 
 // What a launch needs besides the kernel and its arguments.
 struct Grid {
-  const char* name;       // of the kernel, for messages
-  int64_t blocks;         // along x
-  int threads;            // of a block, a multiple of 32
-  int64_t shared = 0;     // bytes of dynamic shared memory
-  int cluster = 1;        // blocks of a cluster, along x
+  const char* name;        // of the kernel, for messages
+  int64_t blocks;          // along x
+  int threads;             // of a block, a multiple of 32
+  int64_t shared = 0;      // bytes of dynamic shared memory
+  int cluster = 1;         // blocks of a cluster, along x
   void* stream = nullptr;  // cudaStream_t
-  int64_t rows = 1;       // blocks along y
+  int64_t rows = 1;        // blocks along y
 };
 
 }  // namespace contnet_fast::cuda

@@ -19,14 +19,15 @@ struct MapOf {
   Scalar type;
 };
 
-// Sums over the batch for a norm: of the gradient by its result, and of that times the normalised input (two of three columns).
+// Sums over the batch for a norm: of the gradient by its result, and of that times the normalised input (two of three
+// columns).
 struct NormSums {
   int32_t norm, evaluation, slot, rows;  // norm -1: there is none; rows: 0 where the statistics are constants
   const float* sums;                     // [row, 3, channel]
 };
 
-// target <- the gradient by a convolution's input, given that by its result; in order pre also through the relu and skip scalar
-// before and after it, and through a norm of known statistics. `sums` as of ConvGradient.
+// target <- the gradient by a convolution's input, given that by its result; in order pre also through the relu and
+// skip scalar before and after it, and through a norm of known statistics. `sums` as of ConvGradient.
 struct DataGradient {
   int32_t conv, norm, evaluation;  // norm: the one before the convolution, or -1
   const void* packed;              // as ConvPrepare
@@ -34,7 +35,7 @@ struct DataGradient {
   const void* value;               // what came before the norm and relu, in that of the state
   void* target;
   Scalar target_type;
-  float* sums;                     // [gradient_blocks, 3, channel], or null
+  float* sums;  // [gradient_blocks, 3, channel], or null
 };
 int32_t gradient_blocks(const Pass&);  // 0: a pixel's operand exceeds the shared memory of a block
 void data_gradient(const Pass&, const DataGradient&);
@@ -42,8 +43,8 @@ void data_gradient(const Pass&, const DataGradient&);
 // Rows of sums that rate_gradient writes: one a block.
 int32_t pointwise_blocks(const Pass&);
 
-// target <- the gradient by a norm's input (`mask`: by that of the relu before it), given that by its result; `scaled`: times
-// the skip scalar.
+// target <- the gradient by a norm's input (`mask`: by that of the relu before it), given that by its result; `scaled`:
+// times the skip scalar.
 struct NormGradient : NormSums {
   int32_t mask, scaled;
   MapOf grad, value;
@@ -51,9 +52,9 @@ struct NormGradient : NormSums {
 };
 void norm_gradient(const Pass&, const NormGradient&);
 
-// From the gradient by a stage's input (or, with `rows`, by its norm's result) to that by the rate before it, or at stage 0 to
-// the costate of the step: target = sum of own * it, costate_weight * costate, terms * inputs of later stages, and upstream.
-// Kept in inputs[stage] for earlier stages.
+// From the gradient by a stage's input (or, with `rows`, by its norm's result) to that by the rate before it, or at
+// stage 0 to the costate of the step: target = sum of own * it, costate_weight * costate, terms * inputs of later
+// stages, and upstream. Kept in inputs[stage] for earlier stages.
 struct StageGradient : NormSums {
   int32_t stage;
   float own, costate_weight, terms[kMostStages];  // terms: by stage, those up to `stage` unused
@@ -64,8 +65,8 @@ struct StageGradient : NormSums {
 };
 void stage_gradient(const Pass&, const StageGradient&);
 
-// target <- factor * grad; with `sums` a row a block of [3, channel]: the sum of the target, and twice that of the target times
-// the normalised value (of norm 1; norm -1: the value).
+// target <- factor * grad; with `sums` a row a block of [3, channel]: the sum of the target, and twice that of the
+// target times the normalised value (of norm 1; norm -1: the value).
 struct RateGradient {
   int32_t norm, evaluation;
   float factor;
@@ -87,14 +88,14 @@ struct WeightGradient {
 int32_t weight_splits(const Pass&);
 void weight_gradient(const Pass&, const WeightGradient&);
 
-// Those by the weights of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has nothing to
-// add to.
+// Those by the weights of a step, added to the gradients by the nodes; `fresh`: the first step that does, which has
+// nothing to add to.
 struct AddUp {
-  int32_t count;            // up to kMostStages
-  const int32_t* slots;     // [count], on the host
+  int32_t count;         // up to kMostStages
+  const int32_t* slots;  // [count], on the host
   int32_t splits, fresh;
   const float* weight_sums;  // [count, convolution, split, tap, input, output]
-  float* weight_grads[2];  // [node, output, input, tap] of a convolution, or null: not asked for
+  float* weight_grads[2];    // [node, output, input, tap] of a convolution, or null: not asked for
 };
 void add_up(const Pass&, const AddUp&);
 
@@ -108,8 +109,8 @@ struct Fold {
 // The gradients by all other nodes, from sums of the whole batch that the folds make first.
 struct NodeGradients {
   Fold folds[3];
-  const float* biases;   // by the results of the convolutions [evaluation, convolution, channel], or null
-  const float* sums[2];  // of norm 0 and norm 1 [evaluation, 3, channel], as NormSums
+  const float* biases;              // by the results of the convolutions [evaluation, convolution, channel], or null
+  const float* sums[2];             // of norm 0 and norm 1 [evaluation, 3, channel], as NormSums
   int32_t bias_distance, distance;  // values of `biases`, of `sums` from an evaluation to the next
   float* grads[kParameterRows];     // [node, channel], of the skip scalar [node]; null: not asked for
 };

@@ -6,10 +6,11 @@
 
 namespace contnet_fast::cuda {
 
-// target <- the gradient by the input of a convolution, given that by its result, `source`. `value` is what the forward pass
-// fed to the norm (and relu) before that convolution; `mask` applies that relu, `scaled` multiplies by the skip scalar, `fold`
-// goes on to the gradient by `value`, for statistics that are constants. `sums` gets a row a block, [3, channel]: of the
-// gradient by the norm's result, of that times the normalised value, and of the unscaled gradient times the operand.
+// target <- the gradient by the input of a convolution, given that by its result, `source`. `value` is what the forward
+// pass fed to the norm (and relu) before that convolution; `mask` applies that relu, `scaled` multiplies by the skip
+// scalar, `fold` goes on to the gradient by `value`, for statistics that are constants. `sums` gets a row a block, [3,
+// channel]: of the gradient by the norm's result, of that times the normalised value, and of the unscaled gradient
+// times the operand.
 struct ConvGradient {
   BandPlan band;
   Global<const unsigned char> packed, source, value;
@@ -18,7 +19,7 @@ struct ConvGradient {
   Global<const float> moments;     // of the norm: [(mean, variance), channel]
   Global<float> sums;              // or null
   Scalar source_type, value_type, target_type;
-  int norm;                        // -1: there is none
+  int norm;  // -1: there is none
   bool mask, scaled, fold;
   float norm_eps;
 };

@@ -28,7 +28,8 @@ add_up_step(GRID_CONSTANT AddUpArguments p) {
   const Columns of(kStrip / 4);
   const Shared<float> sums = shared_array<float>(0, p.count * kStrip);
   const Shared<float> shares = shared_array<float>(4 * p.count * kStrip, p.count * kSome);
-  const Shared<float> scratch = shared_array<float>(4 * p.count * (kStrip + kSome), column_scratch(kThreads, kStrip / 4, 4));
+  const Shared<float> scratch =
+      shared_array<float>(4 * p.count * (kStrip + kSome), column_scratch(kThreads, kStrip / 4, 4));
   for (int s = 0; s < p.count; ++s) {
     const int64_t row = static_cast<int64_t>(s * 2 + conv) * p.splits;
     float factor = 1.f;
@@ -166,7 +167,8 @@ void add_up(const Pass& p, const AddUp& w) {
   a.scaled = p.skip != 0 && p.post == 0;
   a.fresh = w.fresh != 0;
   const int64_t shared = 4 * (w.count * (kStrip + kSome) + column_scratch(kThreads, kStrip / 4, 4));
-  launch(Grid{"add_up", int64_t{9} * p.channels * p.channels / kStrip, kThreads, shared, 1, p.stream, 2}, add_up_step, a);
+  launch(Grid{"add_up", int64_t{9} * p.channels * p.channels / kStrip, kThreads, shared, 1, p.stream, 2}, add_up_step,
+         a);
 }
 
 void node_gradients(const Pass& p, const NodeGradients& g) {

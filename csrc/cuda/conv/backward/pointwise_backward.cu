@@ -23,13 +23,15 @@ struct Pixels {
   DEVICE void each_eight(F f) const {  // f(index of eight values, first channel)
     const int across = channels / 8, v = thread_index() % across, step = kThreads / across;
     if (thread_index() >= step * across) return;
-    const int64_t first = static_cast<int64_t>(block_index()) * each, last = first + each < count ? first + each : count;
+    const int64_t first = static_cast<int64_t>(block_index()) * each,
+                  last = first + each < count ? first + each : count;
     for (int64_t pixel = first + thread_index() / across; pixel < last; pixel += step)
       f(pixel * channels + 8 * v, 8 * v);
   }
 };
 
-// Per channel in shared memory: weight, mean, 1 / deviation, and the means of g and g * normalised, g = weight * gradient.
+// Per channel in shared memory: weight, mean, 1 / deviation, and the means of g and g * normalised, g = weight *
+// gradient.
 struct NormTerms {
   static constexpr int kRows = 5;
   int channels;
@@ -48,7 +50,8 @@ struct NormTerms {
       row(2)[i] = reciprocal_deviation(moments[c], n.norm_eps);
     }
     add_rows(n.sums, n.rows, 3 * c, Columns(c / 2), scratch());
-    for (int i = thread_index(); i < 2 * c; i += kThreads) row(3 + i / c)[i % c] = row(0)[i % c] * scratch()[i] / n.count;
+    for (int i = thread_index(); i < 2 * c; i += kThreads)
+      row(3 + i / c)[i % c] = row(0)[i % c] * scratch()[i] / n.count;
     sync_threads();
   }
 
@@ -72,7 +75,8 @@ KERNEL_MIN_BLOCKS(kThreads, 3)
 through_norm(GRID_CONSTANT NormGradientArguments p) {
   const NormTerms terms{p.pixels.channels};
   if (p.norm.norm >= 0) terms.fill(p.norm);
-  const float factor = p.scaled ? float(p.norm.parameters[(p.norm.slot * kParameterRows + kRowSkip) * p.pixels.channels]) : 1.f;
+  const float factor =
+      p.scaled ? float(p.norm.parameters[(p.norm.slot * kParameterRows + kRowSkip) * p.pixels.channels]) : 1.f;
   p.pixels.each_eight([&](int64_t at, int c) {
     float grad[8], value[8];
     load_values<8>(grad, p.grad, p.grad_type, at);
@@ -149,7 +153,8 @@ scale_rate(GRID_CONSTANT RateArguments p) {
     UNROLL
     for (int j = 0; p.sums && j < 8; ++j) {
       if (p.norm.norm >= 0) {
-        const Global<const float> moments = p.norm.moments + ((p.norm.evaluation * 2 + p.norm.norm) * 2 * c + channel + j);
+        const Global<const float> moments =
+            p.norm.moments + ((p.norm.evaluation * 2 + p.norm.norm) * 2 * c + channel + j);
         value[j] = (value[j] - moments[0]) * reciprocal_deviation(moments[c], p.norm.norm_eps);
       }
       plain[j] += grad[j];
@@ -198,7 +203,9 @@ Grid grid_of(const Pass& p, const char* name, int64_t shared) {
   return {name, pointwise_blocks(p), kThreads, shared, 1, p.stream};
 }
 
-int64_t term_bytes(const Pass& p) { return 4 * (NormTerms::kRows * p.channels + column_scratch(kThreads, p.channels / 2, 4)); }
+int64_t term_bytes(const Pass& p) {
+  return 4 * (NormTerms::kRows * p.channels + column_scratch(kThreads, p.channels / 2, 4));
+}
 
 const unsigned char* bytes(const void* p) { return static_cast<const unsigned char*>(p); }
 unsigned char* bytes(void* p) { return static_cast<unsigned char*>(p); }
@@ -212,13 +219,14 @@ int32_t pointwise_blocks(const Pass& p) {
 
 void norm_gradient(const Pass& p, const NormGradient& g) {
   const NormGradientArguments a{norm_of(p, g), pixels_of(p), bytes(g.grad.data), bytes(g.value.data), bytes(g.target),
-                                g.grad.type, g.value.type, p.operand, g.mask != 0, g.scaled != 0};
+                                g.grad.type,   g.value.type, p.operand,          g.mask != 0,         g.scaled != 0};
   launch(grid_of(p, "norm_gradient", term_bytes(p)), through_norm, a);
 }
 
 void stage_gradient(const Pass& p, const StageGradient& g) {
-  StageArguments a{norm_of(p, g), pixels_of(p), bytes(g.grad), bytes(g.value), bytes(g.costate), bytes(g.upstream),
-                   bytes(g.inputs), bytes(g.target), p.state, g.target_type, g.stage, p.stages, g.own, g.costate_weight, {}};
+  StageArguments a{norm_of(p, g),     pixels_of(p),    bytes(g.grad),   bytes(g.value),   bytes(g.costate),
+                   bytes(g.upstream), bytes(g.inputs), bytes(g.target), p.state,          g.target_type,
+                   g.stage,           p.stages,        g.own,           g.costate_weight, {}};
   for (int s = 0; s < p.stages; ++s) a.terms[s] = g.terms[s];
   launch(grid_of(p, "stage_gradient", term_bytes(p)), through_stage, a);
 }
@@ -226,7 +234,7 @@ void stage_gradient(const Pass& p, const StageGradient& g) {
 void rate_gradient(const Pass& p, const RateGradient& g) {
   const NormSums none{g.norm, g.evaluation, 0, 0, nullptr};
   const RateArguments a{norm_of(p, none), pixels_of(p), bytes(g.grad.data), bytes(g.value), bytes(g.target), g.sums,
-                        g.grad.type, p.state, p.operand, g.factor};
+                        g.grad.type,      p.state,      p.operand,          g.factor};
   launch(grid_of(p, "rate_gradient", 4 * 16 * kThreads), scale_rate, a);
 }
 

@@ -1,7 +1,7 @@
 // Level stage, backward: the launches of a solve in order, step by step from the last.
 //
-// A step costs its maps made again where no tape was kept, then for each stage two data gradients and the pointwise passes
-// between them, one launch for all weight gradients of the step, and one that adds them up.
+// A step costs its maps made again where no tape was kept, then for each stage two data gradients and the pointwise
+// passes between them, one launch for all weight gradients of the step, and one that adds them up.
 
 #include <algorithm>
 #include <stdexcept>
@@ -91,7 +91,9 @@ class Backward {
     biases = arena.floats(int64_t{2} * evaluations * c);
   }
 
-  const unsigned char* upstream(int i) const { return static_cast<const unsigned char*>(p.grad) + i * map * width(p.state); }
+  const unsigned char* upstream(int i) const {
+    return static_cast<const unsigned char*>(p.grad) + i * map * width(p.state);
+  }
   const unsigned char* state(int i) const {  // before step i
     if (i == 0) return static_cast<const unsigned char*>(p.x);
     const void* states = p.states != nullptr ? p.states : made;
@@ -178,7 +180,8 @@ class Backward {
     data_gradient(pass, {conv, norm, evaluation, packed, from, value, to, type, to_sums});
   }
 
-  // through a field's evaluation: from the gradient by its rate, in grads of the second convolution or `rate`, to `between`
+  // through a field's evaluation: from the gradient by its rate, in grads of the second convolution or `rate`, to
+  // `between`
   void evaluation_pre(int i, int j) const {
     const int e = i * p.stages + j, norms[2] = {normed() ? 0 : -1, normed() ? 1 : -1};
     void *first = grad(0, j), *middle = coupled() ? between : first;

@@ -1,9 +1,9 @@
 // Gradients of 3x3 convolutions by their weights: for each tap the product operand^T x gradient, over pixels.
 //
-// A block takes a run of tiles of pixels, I input and O output channels of one convolution of one stage. The operand lies
-// in shared memory with its border, made from the tape by norm and relu as it is written; the nine taps are shifts of one
-// another. Both operands of the product are stored [pixel][channel] and read by ldmatrix.trans. Sums over the block's
-// pixels stay in registers; warps that share them are added up in order at the end.
+// A block takes a run of tiles of pixels, I input and O output channels of one convolution of one stage. The operand
+// lies in shared memory with its border, made from the tape by norm and relu as it is written; the nine taps are shifts
+// of one another. Both operands of the product are stored [pixel][channel] and read by ldmatrix.trans. Sums over the
+// block's pixels stay in registers; warps that share them are added up in order at the end.
 #pragma once
 
 #include "cuda/conv/backward/backward_launch.h"
@@ -27,7 +27,7 @@ struct WeightArguments {
   int depth;                         // pixels of a tile as the product takes them: whole sixteens
   int blocks_i, blocks_o;
   int biases, places, tile, gradient;  // bytes before an array of shared memory; the first are the norms
-  int64_t plane, kind_distance;             // values
+  int64_t plane, kind_distance;        // values
   float norm_eps;
 };
 
@@ -225,9 +225,10 @@ struct WeightBlock {
           if (i >= c) continue;
           UNROLL
           for (int n = 0; n < N; ++n) {
-            const float(&sums)[4] = v[tap][m][n];
+            const float (&sums)[4] = v[tap][m][n];
             if (o + 8 * n < c)
-              store(to, ((first_tap() + tap) * c + i) * c + o + 8 * n, Vector<float, 2>{{sums[2 * half], sums[2 * half + 1]}});
+              store(to, ((first_tap() + tap) * c + i) * c + o + 8 * n,
+                    Vector<float, 2>{{sums[2 * half], sums[2 * half + 1]}});
           }
         }
       }
@@ -272,9 +273,7 @@ struct WeightBlock {
 
 template <typename T, bool TENSOR, int I, int O>
 KERNEL_MIN_BLOCKS((WeightBlock<T, TENSOR, I, O>::kThreads), 2)
-weight_products(GRID_CONSTANT WeightArguments<T> p) {
-  WeightBlock<T, TENSOR, I, O>(p).run();
-}
+weight_products(GRID_CONSTANT WeightArguments<T> p) { WeightBlock<T, TENSOR, I, O>(p).run(); }
 
 // ---- launch
 
@@ -315,7 +314,12 @@ void launch_weights(const Pass& p, const WeightGradient& w) {
   a.plane = static_cast<int64_t>(p.images) * p.height * p.width * p.channels;
   a.kind_distance = p.stages * a.plane;
   a.norm_eps = p.norm_eps;
-  const Grid grid{"weight_gradient", w.splits, 32 * plan.tile.warps(), plan.shared, 1, p.stream,
+  const Grid grid{"weight_gradient",
+                  w.splits,
+                  32 * plan.tile.warps(),
+                  plan.shared,
+                  1,
+                  p.stream,
                   static_cast<int64_t>(p.stages) * 2 * a.blocks_i * a.blocks_o};
   if (plan.tile.i == 16) return launch(grid, weight_products<T, TENSOR, 16, 16>, a);
   if (plan.tile.i == 32) return launch(grid, weight_products<T, TENSOR, 32, 32>, a);

@@ -9,7 +9,8 @@ namespace contnet_fast::cuda {
 BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
   BandPlan b{};
   const int bytes = p.operand == Scalar::f32 ? 4 : 2, c = p.channels;
-  // 16 channels: 64 pixels a warp. Wide and 16-bit: 64 x 32, whose fragments are the fewest bytes a product; else 32 x 32
+  // 16 channels: 64 pixels a warp. Wide and 16-bit: 64 x 32, whose fragments are the fewest bytes a product; else 32 x
+  // 32
   b.m = c <= 16 || (c > 64 && bytes == 2) ? 4 : 2;
   b.n = c <= 16 ? 2 : 4;
   b.warps_n = c <= 32 ? 1 : c <= 64 || bytes == 4 ? 2 : 4;
@@ -54,7 +55,8 @@ BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest) {
 const char* stage_refusal(const ConvProblem& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > kMostChannels)
     return "channels must be a multiple of 8 up to 256";
-  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
+  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1)
+    return "schemes have 1 to 13 stages, solves 1 step or more";
   if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
   if (p.state != p.operand && p.state != Scalar::f32) return "the state has the dtype of the operands, or float32";
   if (p.norm == Norm::sample) return "statistics are taken within an image: level solve serves that";

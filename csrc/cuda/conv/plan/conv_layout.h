@@ -5,15 +5,15 @@
 
 namespace contnet_fast::cuda {
 
-// What depends on the padded number of channels and the bytes of an operand. Lengths are in values. `wide`: a warp has twice
-// the pixels, so that its products read a quarter less.
+// What depends on the padded number of channels and the bytes of an operand. Lengths are in values. `wide`: a warp has
+// twice the pixels, so that its products read a quarter less.
 struct ConvLayout {
   int channels, bytes;
   bool wide = false;
 
   constexpr int n() const { return channels == 16 ? 2 : 4; }
   constexpr int m() const { return channels == 16 ? 8 : wide ? 4 : 2; }
-  constexpr int values() const { return m() * n() * 4; }  // a lane
+  constexpr int values() const { return m() * n() * 4; }          // a lane
   constexpr int warps_n() const { return channels / (8 * n()); }  // warps beside one another along channels
   // from a pixel to the next, and from a row of weights to the next: eight of them begin in different banks
   constexpr int pixel() const { return channels + 16 / bytes; }

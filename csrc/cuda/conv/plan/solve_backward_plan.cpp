@@ -18,7 +18,8 @@ SolveBackwardPlan plan_solve_backward(const ConvSolveBackward& p) {
   const int tile = (p.height + 2) * (p.width + 2) * layout.pixel() * layout.bytes;
   const int vectors = 2 * tile + 2 * layout.chunk_bytes();
   plan.shared = backward_arrays(vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n())).end;
-  if (plan.shared > p.shared_limit) plan.refusal = "operand and gradient of an image exceed the shared memory of a block";
+  if (plan.shared > p.shared_limit)
+    plan.refusal = "operand and gradient of an image exceed the shared memory of a block";
   Arena arena(nullptr);
   const SolveBackwardPieces counted(p, plan, arena);
   plan.workspace = arena.taken();

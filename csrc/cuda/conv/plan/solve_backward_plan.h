@@ -7,8 +7,8 @@
 
 namespace contnet_fast::cuda {
 
-// Of a channel over pixels: gradients by the results of the convolutions; by that of each norm, plain and times the normalised
-// value; in order pre also by the second operand, times it.
+// Of a channel over pixels: gradients by the results of the convolutions; by that of each norm, plain and times the
+// normalised value; in order pre also by the second operand, times it.
 HOST_DEVICE constexpr int channel_kinds(bool post) { return post ? 6 : 7; }
 
 struct BackwardArrays {  // bytes of shared memory before each, and of all
@@ -29,7 +29,8 @@ struct SolveBackwardPieces {  // of the workspace
 
   SolveBackwardPieces(const ConvSolveBackward& p, const SolveBackwardPlan& plan, Arena& arena) {
     const ConvLayout layout{plan.channels, p.operand == Scalar::f32 ? 4 : 2};
-    const int64_t map = int64_t{1} * layout.values() * plan.threads, blocks = plan.blocks, stages = p.stages, c = p.channels;
+    const int64_t map = int64_t{1} * layout.values() * plan.threads, blocks = plan.blocks, stages = p.stages,
+                  c = p.channels;
     const int64_t sums = stages * p.steps * channel_kinds(p.post != 0) * c;
     tape = arena.take(blocks * stages * kinds(p) * map * layout.bytes);
     rates = arena.floats(blocks * (stages + 1) * map);

@@ -10,7 +10,8 @@ namespace {
 const char* refusal(const ConvProblem& p) {
   if (p.channels % 8 != 0 || p.channels < 8 || p.channels > kMostChannels)
     return "channels must be a multiple of 8 up to 256";
-  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1) return "schemes have 1 to 13 stages, solves 1 step or more";
+  if (p.stages < 1 || p.stages > kMostStages || p.steps < 1)
+    return "schemes have 1 to 13 stages, solves 1 step or more";
   if (p.operand == Scalar::f64) return "operands are bfloat16, float16 or float32";
   if (p.norm == Norm::batch) return "statistics of the batch couple its images";
   if (p.state != p.operand && p.state != Scalar::f32) return "the state has the dtype of the operands, or float32";
@@ -38,9 +39,10 @@ SolvePlan plan_blocks(const ConvProblem& p, int channels, bool wide, int cluster
   plan.values = layout.values();
   plan.chunks = layout.chunks();
   if (threads > kMostThreads) {
-    plan.refusal = cluster == kMostCluster ? "state and running update of an image exceed the registers of 8 multiprocessors"
-                   : wide ? "state and running update of an image exceed the registers of a multiprocessor without clusters"
-                          : "state and running update of an image exceed the registers of a multiprocessor";
+    plan.refusal =
+        cluster == kMostCluster ? "state and running update of an image exceed the registers of 8 multiprocessors"
+        : wide ? "state and running update of an image exceed the registers of a multiprocessor without clusters"
+               : "state and running update of an image exceed the registers of a multiprocessor";
     return plan;
   }
   plan.threads = static_cast<int32_t>(threads);

@@ -5,7 +5,9 @@
 namespace contnet_fast::cuda {
 
 WeightPlan plan_weights(const ConvProblem& p) {
-  const WeightTile tile = p.channels <= 16 ? WeightTile{16, 16} : p.channels <= 32 ? WeightTile{32, 32} : WeightTile{64, 32};
+  const WeightTile tile = p.channels <= 16   ? WeightTile{16, 16}
+                          : p.channels <= 32 ? WeightTile{32, 32}
+                                             : WeightTile{64, 32};
   const int bytes = p.operand == Scalar::f32 ? 4 : 2;
   const auto up = [](int x, int y) { return (x + y - 1) / y; };
   WeightPlan plan{};

@@ -41,8 +41,8 @@ DEVICE void store_state(Global<unsigned char> p, Scalar type, int i, float low, 
   }
 }
 
-// P::kWide: an image's rows may be split over the blocks of a cluster, `share` pixels each, the last ones fewer or none. A tile
-// has its block's rows between one of each neighbour's, or of zeros.
+// P::kWide: an image's rows may be split over the blocks of a cluster, `share` pixels each, the last ones fewer or
+// none. A tile has its block's rows between one of each neighbour's, or of zeros.
 template <typename P, bool TENSOR, int C>
 struct Image {
   using T = typename P::Operand;
@@ -71,7 +71,9 @@ struct Image {
     const int i = afresh(thread_index());
     return i / 32 % L::kWarpsN * (8 * N) + i % 4 * 2;
   }
-  DEVICE bool inside(int first_pixel, int m, int half, int pixels) const { return first_pixel + 16 * m + 8 * half < pixels; }
+  DEVICE bool inside(int first_pixel, int m, int half, int pixels) const {
+    return first_pixel + 16 * m + 8 * half < pixels;
+  }
   DEVICE bool inside(int first_pixel, int m, int half) const { return inside(first_pixel, m, half, pixels()); }
 
   // ---- the block's part of its image
@@ -123,8 +125,8 @@ struct Image {
     for (int i = thread_index() * V; i < size; i += thread_count() * V) store(all, i, zeros);
   }
 
-  // a piece of the weights of a convolution, its input channels from `first` on, asynchronously; `from`: at its first tap;
-  // zeros for channels that only the padding has
+  // a piece of the weights of a convolution, its input channels from `first` on, asynchronously; `from`: at its first
+  // tap; zeros for channels that only the padding has
   DEVICE void fetch_weights(Global<const T> from, Shared<T> to, int first = 0) const {
     constexpr int V = 16 / sizeof(T), kAcross = C / V, D = L::kDepth;
     const int c = p.channels;
@@ -207,8 +209,9 @@ struct Image {
     }
   }
 
-  // The operand of a convolution: the block's pixels to its own tile, those of its first and last row to its neighbours' too.
-  // A block that has a next one has all of its rows, so `halo` values lie between a row's places in the two tiles.
+  // The operand of a convolution: the block's pixels to its own tile, those of its first and last row to its
+  // neighbours' too. A block that has a next one has all of its rows, so `halo` values lie between a row's places in
+  // the two tiles.
   DEVICE void write_operand(Map& v, Shared<T> tile) const {
     const int pixel = first_pixel(), inner = p.line + L::kPixel + first_channel(), count = pixels();
     UNROLL
@@ -236,7 +239,8 @@ struct Image {
   }
 };
 
-// what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory, each of `rows` rows or all
+// what a launch says of its images, `channels` after padding, with `tiles` operands in shared memory, each of `rows`
+// rows or all
 template <typename A>
 void describe_image(A& a, const ConvProblem& p, int channels, int tiles, int rows = 0) {
   using T = typename A::Operand;

@@ -4,55 +4,29 @@
 // convolution lies in shared memory with its border of zeros; the border is written once, so it is zero after
 // normalisation. Rates that a later row of the tableau needs go through memory that their own thread alone touches.
 //
-// Blocks of a cluster have some rows of the image each and write their first and last one into their neighbours' tiles too.
-// One barrier of the cluster a convolution, before it, is enough where two tiles alternate: whoever writes a tile has passed
-// the barrier before the other tile's convolution, at which all had read this one. Of one tile it takes another, after it.
+// Blocks of a cluster have some rows of the image each and write their first and last one into their neighbours' tiles
+// too. One barrier of the cluster a convolution, before it, is enough where two tiles alternate: whoever writes a tile
+// has passed the barrier before the other tile's convolution, at which all had read this one. Of one tile it takes
+// another, after it.
 #pragma once
 
 #include <cmath>
 
-#include "cuda/conv/solve/conv_image.h"
+#include "cuda/conv/solve/conv_solve_arguments.h"
 
 namespace contnet_fast::cuda {
 namespace {
 
-// Those of ImageArguments and more, in an order in which sm_100a has registers enough: of a derived structure 16 channels spill.
-template <typename T>
-struct SolveArguments {
-  using Operand = T;
-  static constexpr bool kWide = false;
-  Global<const T> packed;
-  Global<const float> parameters, known;
-  Global<float> moments, rates;
-  Global<const int32_t> slot_of;
-  Global<const unsigned char> x;
-  Global<unsigned char> y, states;
-  Scalar state;
-  Norm norm;
-  bool post;
-  int images, width, channels, group, stages, steps, slots, tiles;
-  int pixels, line, evaluations, tile, weights, vectors, partial;
-  int64_t image_bytes;
-  uint32_t kept;  // bit j: a later row needs rate j
-  float eps, norm_eps, rows[kMostStages][kMostStages], update[kMostStages];
-};
-
-template <typename T>
-struct WideArguments : SolveArguments<T> {
-  static constexpr bool kWide = true;
-  int cluster, share, halo;  // blocks of an image; pixels of a block; values of its rows in a tile
-  int64_t share_bytes;
-};
-
 template <typename P, bool TENSOR, int C, bool SAMPLE>
 struct ImageSolve : Image<P, TENSOR, C> {
   using Base = Image<P, TENSOR, C>;
-  using typename Base::L;
-  using typename Base::T;
-  using typename Base::Map;
+  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::pixels, Base::write_map,
+      Base::write_operand;
   using Base::M, Base::N, Base::Image;
   using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
-  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::pixels, Base::write_map, Base::write_operand;
+  using typename Base::L;
+  using typename Base::Map;
+  using typename Base::T;
 
   DEVICE Shared<float> vectors(int evaluation) const {
     return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
@@ -119,7 +93,8 @@ struct ImageSolve : Image<P, TENSOR, C> {
           scale = from[(2 + 2 * i) * C + c];
           shift = from[(3 + 2 * i) * C + c];
           if (p.norm == Norm::known) {
-            const float variance = from[(kParameterRows + 2 * i + 1) * C + c];  // interpolated in depth it may dip below 0
+            const float variance =
+                from[(kParameterRows + 2 * i + 1) * C + c];  // interpolated in depth it may dip below 0
             scale *= 1.f / std::sqrt((variance < 0.f ? 0.f : variance) + p.norm_eps);
             shift -= from[(kParameterRows + 2 * i) * C + c] * scale;
           }
@@ -134,8 +109,9 @@ struct ImageSolve : Image<P, TENSOR, C> {
 
   // ---- norms
 
-  // `to` <- mean over each channel's group of v, or of its squared distance from `centre`, in one order. The blocks of a cluster
-  // read one another's totals of means and of squares in turn, so that one barrier of the cluster each is enough.
+  // `to` <- mean over each channel's group of v, or of its squared distance from `centre`, in one order. The blocks of
+  // a cluster read one another's totals of means and of squares in turn, so that one barrier of the cluster each is
+  // enough.
   template <bool SQUARES>
   DEVICE void group_means(Map& v, Shared<float> to) const {
     const int pixel = first_pixel(), channel = first_channel();
@@ -196,9 +172,11 @@ struct ImageSolve : Image<P, TENSOR, C> {
       group_means<false>(v, mean());
       group_means<true>(v, fold());
       for (int c = afresh(thread_index()); c < C; c += thread_count()) {
-        const float centre = mean()[c], variance = fold()[c], slope = scale[c] * (1.f / std::sqrt(variance + p.norm_eps));
+        const float centre = mean()[c], variance = fold()[c],
+                    slope = scale[c] * (1.f / std::sqrt(variance + p.norm_eps));
         if (p.moments && c < p.channels && (!P::kWide || cluster_rank() == 0)) {
-          const int64_t at = (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + Base::image()) * p.channels + c;
+          const int64_t at =
+              (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + Base::image()) * p.channels + c;
           p.moments[at] = centre;
           p.moments[at + static_cast<int64_t>(p.images) * p.channels] = variance;
         }
@@ -225,7 +203,8 @@ struct ImageSolve : Image<P, TENSOR, C> {
       if (chunk + 1 < 2 * L::kChunks * p.evaluations) fetch_chunk(chunk + 1);
       if (i == 0 && conv == 1) fetch_vectors(evaluation + 2);
       copy_async_commit();
-      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv) + depth_of(i), weights(chunk), place, p.line, tap_of(i));
+      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv) + depth_of(i), weights(chunk), place, p.line,
+                                               tap_of(i));
     }
     if (p.tiles == 1) sync_image(8);
     each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
@@ -351,44 +330,13 @@ struct ImageSolve : Image<P, TENSOR, C> {
 
 template <typename T, bool TENSOR, int C, bool SAMPLE>
 KERNEL_MIN_BLOCKS(kMostThreads, 1)
-solve_image(GRID_CONSTANT SolveArguments<T> p) {
-  ImageSolve<SolveArguments<T>, TENSOR, C, SAMPLE>(p).run();
-}
+solve_image(GRID_CONSTANT SolveArguments<T> p) { ImageSolve<SolveArguments<T>, TENSOR, C, SAMPLE>(p).run(); }
 
 template <typename T, bool TENSOR, int C, bool SAMPLE>
 KERNEL_MIN_BLOCKS(kMostThreads, 1)
-solve_wide(GRID_CONSTANT WideArguments<T> p) {
-  ImageSolve<WideArguments<T>, TENSOR, C, SAMPLE>(p).run();
-}
+solve_wide(GRID_CONSTANT WideArguments<T> p) { ImageSolve<WideArguments<T>, TENSOR, C, SAMPLE>(p).run(); }
 
 // ---- launch
-
-template <typename A>
-A arguments(const ConvSolve& p, const SolvePlan& plan) {
-  A a{};
-  describe_image(a, p, plan.channels, plan.tiles, plan.rows);
-  a.packed = static_cast<const typename A::Operand*>(p.packed);
-  a.parameters = p.parameters;
-  if (p.norm == Norm::known) a.known = static_cast<const float*>(p.moments);
-  if (p.norm == Norm::sample) a.moments = p.moments;
-  a.rates = static_cast<float*>(p.rates);
-  a.x = static_cast<const unsigned char*>(p.x);
-  a.y = static_cast<unsigned char*>(p.y);
-  a.states = static_cast<unsigned char*>(p.states);
-  a.steps = p.steps;
-  a.evaluations = p.stages * p.steps;
-  a.partial = a.vectors + 4 * (2 * kVectors + kParameterRows + kMoments) * plan.channels;
-  for (int s = 0; s < p.stages; ++s)
-    for (int j = 0; j < s - 1; ++j)
-      if (p.rows[s][j] != 0.f) a.kept |= 1u << j;
-  if constexpr (A::kWide) {
-    a.cluster = plan.cluster;
-    a.share = plan.rows * p.width;
-    a.halo = plan.rows * a.line;
-    a.share_bytes = a.image_bytes / p.height * plan.rows;
-  }
-  return a;
-}
 
 template <typename T, bool TENSOR, int C>
 void launch_solve(const ConvSolve& p, const SolvePlan& plan) {
@@ -410,7 +358,8 @@ void launch_solve(const ConvSolve& p, const SolvePlan& plan) {
 
 template <typename T, bool TENSOR, int C>
 void launch_wide(const ConvSolve& p, const SolvePlan& plan) {
-  const Grid grid{"conv_solve", int64_t{1} * p.images * plan.cluster, plan.threads, plan.shared, plan.cluster, p.stream};
+  const Grid grid{"conv_solve", int64_t{1} * p.images * plan.cluster, plan.threads, plan.shared, plan.cluster,
+                  p.stream};
   const auto a = arguments<WideArguments<T>>(p, plan);
   if (p.norm == Norm::sample) {
     launch(grid, solve_wide<T, TENSOR, C, true>, a);

@@ -1,9 +1,9 @@
 // The backward pass of a step of the whole solve, image by image: one block has an image at a time.
 //
-// A block makes the step's maps again from the state before it, each thread keeping its values of them in memory that it
-// alone touches, then goes through the stages in reverse. The gradient by a convolution's result and its operand lie in
-// shared memory: products over pixels make the gradient by the weights, the nine transposed taps that by the operand.
-// Sums over a block's images go to memory that the block alone touches; `add_up` adds blocks in a fixed order.
+// A block makes the step's maps again from the state before it, each thread keeping its values of them in memory that
+// it alone touches, then goes through the stages in reverse. The gradient by a convolution's result and its operand lie
+// in shared memory: products over pixels make the gradient by the weights, the nine transposed taps that by the
+// operand. Sums over a block's images go to memory that the block alone touches; `add_up` adds blocks in a fixed order.
 #pragma once
 
 #include <algorithm>
@@ -45,11 +45,12 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
   using typename Base::Map;
   static constexpr int O = C < 32 ? C : 32;  // output channels of a warp's sums by weights: more of them would spill
   using Base::Base;
-  using Base::M, Base::N, Base::kInMemory;
-  using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
-  using Base::each, Base::each_channel, Base::each_pair, Base::fill, Base::relu_all, Base::inside, Base::write_operand;
-  using Base::own, Base::kept_map, Base::kept_rate, Base::save, Base::restore, Base::add_to, Base::combine, Base::add_kept;
   using Base::begin, Base::from_begin;
+  using Base::each, Base::each_channel, Base::each_pair, Base::fill, Base::relu_all, Base::inside, Base::write_operand;
+  using Base::M, Base::N, Base::kInMemory;
+  using Base::own, Base::kept_map, Base::kept_rate, Base::save, Base::restore, Base::add_to, Base::combine,
+      Base::add_kept;
+  using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
   using Base::vectors, Base::load_vectors, Base::normalise, Base::put_sums, Base::put_channel_sums;
 
   DEVICE Shared<float> spare() const { return shared_array<float>(p.spare, 9 * C * C); }
@@ -138,17 +139,18 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
     const int warps = thread_count() / 32, splits = C == 16 && warps >= 2 * kUnits ? 2 : 1;
     float sum[3][O / 8][4];
     for (int item = warp_index(); item < kUnits * splits; item += warps) {
-      const int unit = item % kUnits, row = unit % 3, channel = unit / 3 % (C / 16) * 16, column = unit / 3 / (C / 16) * O;
+      const int unit = item % kUnits, row = unit % 3, channel = unit / 3 % (C / 16) * 16,
+                column = unit / 3 / (C / 16) * O;
       UNROLL
       for (int i = 0; i < 3 * O / 2; ++i) sum[i / (O / 2)][i / 4 % (O / 8)][i % 4] = 0.f;
-      multiply_pixels<T, TENSOR, O>(sum, operand(0) + (row * p.line + channel), operand(1) + column, p.of, item / kUnits,
-                                    splits);
+      multiply_pixels<T, TENSOR, O>(sum, operand(0) + (row * p.line + channel), operand(1) + column, p.of,
+                                    item / kUnits, splits);
       if (splits == 1) {
         put_weights(sum, stage, conv, row, channel, column, add);
       } else if (item >= kUnits) {
         UNROLL
         for (int i = 0; i < 3 * O / 8; ++i) {
-          const float(&part)[4] = sum[i / (O / 8)][i % (O / 8)];
+          const float (&part)[4] = sum[i / (O / 8)][i % (O / 8)];
           store(spare(), ((unit * 3 * O / 8 + i) * 32 + lane_index()) * 4,
                 Vector<float, 4>{{part[0], part[1], part[2], part[3]}});
         }
@@ -167,7 +169,8 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
     put_weights(sum, stage, conv, unit % 3, 0, 0, add);
   }
 
-  DEVICE void put_weights(float (&sum)[3][O / 8][4], int stage, int conv, int row, int channel, int column, bool add) const {
+  DEVICE void put_weights(float (&sum)[3][O / 8][4], int stage, int conv, int row, int channel, int column,
+                          bool add) const {
     const int c = p.channels, lane = lane_index();
     const int64_t first = (static_cast<int64_t>(p.sums[stage] * 2 + conv) * block_count() + block_index()) * 9 * c * c;
     UNROLL
@@ -215,7 +218,8 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       normalise(v, stage, 0);
     }
     write_operand(v, operand(0));
-    convolve<true>(v, operand(1), position, [&] { weight_gradient(stage, conv, add || (p.repeats >> stage & 1) != 0); });
+    convolve<true>(v, operand(1), position,
+                   [&] { weight_gradient(stage, conv, add || (p.repeats >> stage & 1) != 0); });
   }
 
   DEVICE void go_back(int image, int position, bool add) const {
@@ -235,7 +239,8 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       combine(total, 0.f, 1.f, v);
     }
     for (int stage = p.stages - 1; stage >= 0; --stage) {
-      const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f, weight = p.update[stage] * p.eps;
+      const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f,
+                  weight = p.update[stage] * p.eps;
       from_begin(v, after, weight, costate);
       for (int j = stage + 2; j < p.stages; ++j) add_kept(v, p.rows[j][stage] * p.eps, kept_rate(j));
       for (int conv = 1; conv >= 0; --conv) {
@@ -285,9 +290,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
 
 template <typename T, bool TENSOR, int C>
 KERNEL_MIN_BLOCKS(kMostThreads, 1)
-solve_image_back(GRID_CONSTANT BackwardArguments<T> p) {
-  ImageBackward<T, TENSOR, C>(p).run();
-}
+solve_image_back(GRID_CONSTANT BackwardArguments<T> p) { ImageBackward<T, TENSOR, C>(p).run(); }
 
 // ---- launch
 
@@ -298,7 +301,8 @@ void launch_step_back(const ConvSolveBackward& p, const SolveBackwardPlan& plan,
   a.packed = static_cast<const T*>(p.packed);
   a.parameters = p.parameters;
   const ConvLayout layout{plan.channels, sizeof(T)};
-  const BackwardArrays arrays = backward_arrays(a.vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n()));
+  const BackwardArrays arrays =
+      backward_arrays(a.vectors, plan.channels, p.stages, plan.threads / (32 * layout.warps_n()));
   a.partial = arrays.partial;
   a.spare = arrays.spare;
   if (p.norm != Norm::none) a.moments = p.moments;

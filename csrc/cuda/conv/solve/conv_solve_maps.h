@@ -10,12 +10,13 @@ namespace {
 template <typename T>
 struct BackwardArguments : ImageArguments<T> {
   Global<const float> moments;
-  Global<const unsigned char> start, upstream, extra;  // upstream: the costate after the last step; extra: added at the end
-  Global<unsigned char> result;                        // the gradient of x, written by the first step
+  Global<const unsigned char> start, upstream,
+      extra;                     // upstream: the costate after the last step; extra: added at the end
+  Global<unsigned char> result;  // the gradient of x, written by the first step
   Global<float> costates, rates, weight_sums, channel_sums;
   Global<T> tape;
   Pixels of;
-  int first, spare;                // evaluation; bytes before an array
+  int first, spare;                 // evaluation; bytes before an array
   uint32_t kept_rates, kept_grads;  // bit j: a row, or a column, of the tableau needs it beyond its own
   uint32_t repeats;                 // bit j: a later stage has the slot of stage j, and its sums of weights
   int sums[kMostStages];            // which those of a stage are
@@ -33,7 +34,8 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
   template <typename E>
   DEVICE Global<E> own(Global<E> maps, int64_t index) const {
     const int i = afresh(thread_index());
-    return maps + (index * (4 * M * N * thread_count()) + i / 32 * (128 * M * N) + i % 32 * (16 / static_cast<int>(sizeof(E))));
+    return maps + (index * (4 * M * N * thread_count()) + i / 32 * (128 * M * N) +
+                   i % 32 * (16 / static_cast<int>(sizeof(E))));
   }
   DEVICE Global<T> kept_map(int kind, int stage) const {
     const int kinds = p.post ? 3 : 2;

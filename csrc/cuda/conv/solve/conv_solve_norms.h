@@ -1,4 +1,5 @@
-// Norms of a solve's backward pass: parameters and moments of channels, sums over an image's pixels, gradients through norms.
+// Norms of a solve's backward pass: parameters and moments of channels, sums over an image's pixels, gradients through
+// norms.
 #pragma once
 
 #include <cmath>
@@ -14,10 +15,10 @@ constexpr int kScale = 2, kSkipRow = 10;
 template <typename T, bool TENSOR, int C>
 struct NormsBack : KeptMaps<T, TENSOR, C> {
   using Base = KeptMaps<T, TENSOR, C>;
-  using typename Base::Map;
   using Base::Base;
   using Base::M, Base::N;
   using Base::p, Base::first_pixel, Base::first_channel, Base::warps_m, Base::inside, Base::each_kept;
+  using typename Base::Map;
 
   DEVICE Shared<float> vectors(int stage) const {
     return shared_array<float>(p.vectors + stage * (4 * kStageRows * C), kStageRows * C);
@@ -33,7 +34,8 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
       const int stage = e / C, channel = e % C, evaluation = p.first + stage;
       const bool exists = channel < c;
       const Shared<float> to = vectors(stage) + channel;
-      const Global<const float> from = p.parameters + (p.slot_of[evaluation] * kParameterRows * c + (exists ? channel : 0));
+      const Global<const float> from =
+          p.parameters + (p.slot_of[evaluation] * kParameterRows * c + (exists ? channel : 0));
       for (int i = 0; i < 2; ++i) {
         float weight = exists ? 1.f : 0.f, bias = 0.f, mean = 0.f, rstd = 1.f;
         if (exists && p.norm != Norm::none) {
@@ -104,8 +106,9 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
     sync_threads();
   }
 
-  // From the gradient by what norm i (in order pre also the relu after it) makes of a kept map to that by the map (in order
-  // post also through the relu before). The second norm comes with the skip scalar. No norm: weight 1, mean 0, deviation 1.
+  // From the gradient by what norm i (in order pre also the relu after it) makes of a kept map to that by the map (in
+  // order post also through the relu before). The second norm comes with the skip scalar. No norm: weight 1, mean 0,
+  // deviation 1.
   template <bool POST>
   DEVICE void through_norm(Map& v, Global<T> map, int stage, int i) const {
     const Shared<float> of = vectors(stage) + (kScale + 4 * i) * C, skips = vectors(stage) + kSkipRow * C;

@@ -5,9 +5,11 @@
 
 namespace contnet_fast::cuda {
 
-// Where pixels lie in a tile: a product and a shift in place of a division, exact for fewer than 1024 pixels and that width.
+// Where pixels lie in a tile: a product and a shift in place of a division, exact for fewer than 1024 pixels and that
+// width.
 struct Pixels {
-  int count, width, line, pixel, reciprocal;  // reciprocal: 2^20 / width, rounded up; line, pixel: values from one to the next
+  int count, width, line, pixel,
+      reciprocal;  // reciprocal: 2^20 / width, rounded up; line, pixel: values from one to the next
 
   DEVICE int place(int i) const {  // of its first tap
     const int row = i * reciprocal >> 20;
@@ -15,11 +17,13 @@ struct Pixels {
   }
 };
 
-// sum[tap][n] += over pixels of `a` at three taps of a row, 16 channels of it, times O channels of `g`. Pixels are taken 16 at
-// a time, from run `first` on each `step`th; those beyond the image read the zeros of the corner of `g`. `a` begins at its first
-// tap and channel, `g` at its first channel. Rows of the product are channels of `a`, columns those of `g`.
+// sum[tap][n] += over pixels of `a` at three taps of a row, 16 channels of it, times O channels of `g`. Pixels are
+// taken 16 at a time, from run `first` on each `step`th; those beyond the image read the zeros of the corner of `g`.
+// `a` begins at its first tap and channel, `g` at its first channel. Rows of the product are channels of `a`, columns
+// those of `g`.
 template <typename T, bool TENSOR, int O>
-DEVICE void multiply_pixels(float (&sum)[3][O / 8][4], Shared<T> a, Shared<T> g, const Pixels& of, int first, int step) {
+DEVICE void multiply_pixels(float (&sum)[3][O / 8][4], Shared<T> a, Shared<T> g, const Pixels& of, int first,
+                            int step) {
   const int lane = lane_index(), row = lane / 4, t = lane % 4, centre = of.line + of.pixel;
   UNROLL_BY(2)
   for (int begin = 16 * first; begin < of.count; begin += 16 * step) {

@@ -1,13 +1,14 @@
 // One 3x3 convolution of a band of an image's rows by one block, as a product of matrices: rows are pixels, columns are
 // output channels, the depth are nine taps of input channels.
 //
-// The band and its halo lie in shared memory in the dtype of the operands, [row][column][channel], zeros outside the image and
-// beyond the channels. Weights come by cp.async, a piece (`kDepth` input channels of `taps` taps) ahead of its use; of one
-// piece they stay for all bands of a block. Sums leave the registers through shared memory, so that what follows has 16 bytes
-// of neighbouring channels of a pixel.
+// The band and its halo lie in shared memory in the dtype of the operands, [row][column][channel], zeros outside the
+// image and beyond the channels. Weights come by cp.async, a piece (`kDepth` input channels of `taps` taps) ahead of
+// its use; of one piece they stay for all bands of a block. Sums leave the registers through shared memory, so that
+// what follows has 16 bytes of neighbouring channels of a pixel.
 //
-// BACK: the gradient by the convolution's input instead, from that by its result: the same packed weights, taps backwards,
-// input and output swapped; weights lie as [output of this product][depth] and need no transposing ldmatrix. A kernel is
+// BACK: the gradient by the convolution's input instead, from that by its result: the same packed weights, taps
+// backwards, input and output swapped; weights lie as [output of this product][depth] and need no transposing ldmatrix.
+// A kernel is
 //
 //   Band<T, TENSOR, M, N, BACK> band(arguments);
 //   band.begin(packed weights of the slot);
@@ -17,8 +18,8 @@
 //     band.each([&](float (&v)[V], int64_t i, int channel) { ... });   // V sums, to be written at value i
 //   }
 //
-// where V = Band::V, `own` says that the pixel is the band's and not of its halo, `channel` is the first of V channels, all of
-// which exist, and every thread keeps its channels.
+// where V = Band::V, `own` says that the pixel is the band's and not of its halo, `channel` is the first of V channels,
+// all of which exist, and every thread keeps its channels.
 #pragma once
 
 #include "cuda/conv/columns.h"
@@ -31,7 +32,8 @@ namespace {
 
 template <typename T, bool TENSOR, int M, int N, bool BACK>
 struct Band {
-  static constexpr int V = 16 / sizeof(T), kDepth = N == 2 ? 16 : 32, kStep = TENSOR ? 32 / static_cast<int>(sizeof(T)) : 1;
+  static constexpr int V = 16 / sizeof(T), kDepth = N == 2 ? 16 : 32,
+                       kStep = TENSOR ? 32 / static_cast<int>(sizeof(T)) : 1;
   static constexpr int kStaged = 2;  // tiles of pixels of a warp whose sums are in shared memory at a time
   const BandPlan& p;
   Global<const T> packed;
@@ -109,7 +111,8 @@ struct Band {
       float value[V] = {};
       if (FAULT_POINT(3)) value[0] = 1.f;
       const bool own = row > 0 && row <= p.rows && column > 0 && column <= p.columns;
-      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width) f(value, value_of(y, x) + channel, own);
+      if (channel < p.channels && y >= 0 && y < p.height && x >= 0 && x < p.width)
+        f(value, value_of(y, x) + channel, own);
       const int at = row * p.line + column * p.pixel + channel;
       store_operands<T, TENSOR>(value, to, at);
     }
@@ -189,7 +192,8 @@ struct Band {
       const int groups = 9 / p.taps, k = piece / groups * kDepth, tap = piece % groups * p.taps;
       for (int i = 0; i < p.taps; ++i) {
         if (FAULT_POINT(4) && tap + i == 5) continue;
-        multiply_tap(weights(filled) + i * (BACK ? width() : kDepth) * p.row, (tap + i) / 3 * p.line + (tap + i) % 3 * p.pixel + k);
+        multiply_tap(weights(filled) + i * (BACK ? width() : kDepth) * p.row,
+                     (tap + i) / 3 * p.line + (tap + i) % 3 * p.pixel + k);
       }
       if (p.pieces > 1) filled ^= 1;
     }

@@ -8,19 +8,19 @@ namespace contnet_fast::cuda {
 // target <- conv(prologue(source)) + bias [relu], or where `combine` the next stage's input (at the last the state):
 // own k + sum of earlier rates + state, k = eps skip conv, which goes to rates[stage] if a later row needs it.
 //
-// `combine_first` (order post): the operand is such an input, k = eps skip norm(source), of the evaluation before, whose
-// parameters are those of the norm. It also goes to `input`.
+// `combine_first` (order post): the operand is such an input, k = eps skip norm(source), of the evaluation before,
+// whose parameters are those of the norm. It also goes to `input`.
 struct ConvStage {
   BandPlan band;
   NormSource norm;
   Global<const unsigned char> packed, source, state;
   Global<unsigned char> target, rates, input;  // input: or null
-  Global<const float> parameters;  // of the slot
-  Global<float> partials;          // statistics of the target, or null
-  Scalar type;                     // of maps
+  Global<const float> parameters;              // of the slot
+  Global<float> partials;                      // statistics of the target, or null
+  Scalar type;                                 // of maps
   bool normed, relu_before, relu_after, combine, combine_first, keep;
   int conv, stage;
-  int64_t map;                     // values of a map of the batch
+  int64_t map;  // values of a map of the batch
   float eps, own, rows[kMostStages];
 };
 
@@ -58,7 +58,8 @@ conv_stage(GRID_CONSTANT ConvStage p) {
   Conv band(p.band);
   band.begin(pointer_cast<const T>(p.packed));
   const int depth = p.band.depth, c = p.band.channels;
-  const Shared<float> vectors = shared_array<float>(p.band.end, 2 * depth), scratch = shared_array<float>(0, p.band.weights / 4);
+  const Shared<float> vectors = shared_array<float>(p.band.end, 2 * depth),
+                      scratch = shared_array<float>(0, p.band.weights / 4);
   if (p.normed) fold_norm(p.norm, c, depth, block_index() == 0 && block_row() == 0, scratch, vectors);
 
   float scale[V], shift[V], bias[V], factor[V];
@@ -104,8 +105,7 @@ conv_stage(GRID_CONSTANT ConvStage p) {
     });
     count += static_cast<float>(band.rows_here() * band.columns_here());
   }
-  if (p.partials)
-    found.write(Columns(band.width() / V), count, scratch, p.partials, block_index(), band.output(), c);
+  if (p.partials) found.write(Columns(band.width() / V), count, scratch, p.partials, block_index(), band.output(), c);
 }
 
 template <typename T, bool TENSOR, int M, int N>
@@ -125,7 +125,7 @@ void launch_stage(const ConvStage& p, void* stream) {
 
 }  // namespace
 
-void conv_stage_f32(const ConvStage&, bool tf32, void* stream);  // conv_stage_f32.cu
+void conv_stage_f32(const ConvStage&, bool tf32, void* stream);        // conv_stage_f32.cu
 void conv_stage_half(const ConvStage&, Scalar operand, void* stream);  // conv_stage.cu
 
 }  // namespace contnet_fast::cuda

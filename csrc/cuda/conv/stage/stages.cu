@@ -55,8 +55,8 @@ class Run {
     rates = arena.take(map_bytes * (keeps_any() ? p.stages : 0));
     for (int i = 0; i < 2; ++i) {
       spare[i] = p.states == nullptr && p.tape == nullptr && p.count > 1 ? arena.take(map_bytes) : nullptr;
-      partials[i] = reinterpret_cast<float*>(
-          arena.take(p.norm == Norm::batch ? 4 * plan.blocks * partial_size(p.channels) : 0));
+      partials[i] =
+          reinterpret_cast<float*>(arena.take(p.norm == Norm::batch ? 4 * plan.blocks * partial_size(p.channels) : 0));
     }
     for (int i = p.post; i < 3; ++i) scratch[i] = p.tape == nullptr && i < kinds(p) ? arena.take(map_bytes) : nullptr;
   }
@@ -100,7 +100,8 @@ class Run {
     return p.tape != nullptr ? tape(i + 1, 0, 0) : spare[i % 2];
   }
 
-  // Order post: the second norm of an evaluation and the combination after it, which the next convolution does as it loads.
+  // Order post: the second norm of an evaluation and the combination after it, which the next convolution does as it
+  // loads.
   struct Pending {
     int evaluation;
     const unsigned char *result, *state;
@@ -128,7 +129,8 @@ class Run {
   }
 
   // from `norm` of an evaluation (-1: none) to, where there is a state, the combination after it
-  ConvStage described(int evaluation, const unsigned char* from, unsigned char* to, const unsigned char* state, int norm) {
+  ConvStage described(int evaluation, const unsigned char* from, unsigned char* to, const unsigned char* state,
+                      int norm) {
     const int stage = evaluation % p.stages;
     ConvStage a{};
     a.band = plan;
@@ -172,7 +174,8 @@ class Run {
     a.combine = state != nullptr;
     a.parameters = parameters(evaluation);
     const int64_t matrix = int64_t{9} * p.channels * p.channels * width(p.operand);
-    a.packed = static_cast<const unsigned char*>(p.packed) + (int64_t{conv} * p.slots + p.slot_list[evaluation]) * matrix;
+    a.packed =
+        static_cast<const unsigned char*>(p.packed) + (int64_t{conv} * p.slots + p.slot_list[evaluation]) * matrix;
     a.conv = conv;
     a.relu_before = p.post == 0;
     a.relu_after = p.post != 0;
@@ -191,7 +194,8 @@ class Run {
 
   void rate(const Pending& of) {
     const int64_t pixels = pixels_of(p), most = 2 * int64_t{p.processors}, blocks = std::min((pixels + 63) / 64, most);
-    const int64_t each = (pixels + blocks - 1) / blocks, shared = 4 * (kVectors + column_scratch(kThreads, p.channels / 4, 8));
+    const int64_t each = (pixels + blocks - 1) / blocks,
+                  shared = 4 * (kVectors + column_scratch(kThreads, p.channels / 4, 8));
     launch(Grid{"post_combine", (pixels + each - 1) / each, kThreads, shared, 1, p.stream}, post_combine,
            described(of.evaluation, of.result, of.target, of.state, 1), pixels, each);
   }
