@@ -27,14 +27,14 @@ NORMS = {"none": ("none", False), "known": ("batch", False), "sample": ("layer",
 SCHEMES = {1: "euler", 2: "midpoint", 4: "rk4_classic"}
 
 
-def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = ()):
+def problem(p: ConvPass, kind: type, arch: str, *, without: tuple[str, ...] = ()):
     """The structure of a pass, with pointers to nowhere but for those ``without``."""
     norm, training = NORMS[p.norm]
     case = Case(p.channels, (p.height, p.width), p.batch, "post" if p.post else "pre", norm, training,
                 n_basis=p.slots, scheme=SCHEMES[p.stages], n_steps=p.n_steps, dtype=p.compute)  # fmt: skip
     found = emulator.problem(
-        case, kind, state=p.dtype, limit=cuda_pass.SHARED[family], clusters=cuda_pass.CLUSTERS[family],
-        processors=BY_ARCH[family].multiprocessors,
+        case, kind, state=p.dtype, limit=cuda_pass.SHARED[arch], clusters=cuda_pass.CLUSTERS[arch],
+        processors=BY_ARCH[arch].multiprocessors,
     )  # fmt: skip
     for place, (name, of) in enumerate(kind._fields_, 1):
         if of is ctypes.c_void_p and name not in without:
@@ -51,25 +51,25 @@ def problem(p: ConvPass, kind: type, family: str, *, without: tuple[str, ...] = 
     return found
 
 
-def noted(p: ConvPass, level: str, family: str) -> Counter:
+def noted(p: ConvPass, level: str, arch: str) -> Counter:
     """(name, blocks, threads, shared) of every launch of the launchers."""
     statistics = () if p.coupled and not p.post else ("partials",)
-    prepare = problem(p, ConvPrepare, family, without=statistics)
-    again = problem(p, ConvPrepare, family, without=("partials", "moments"))
+    prepare = problem(p, ConvPrepare, arch, without=statistics)
+    again = problem(p, ConvPrepare, arch, without=("partials", "moments"))
     calls = []
     unkept = (() if p.backward and p.keep == "none" else ("tape",)) + (() if p.keep == "step" else ("states",))
     if level == "solve":
-        solve, wide = problem(p, ConvSolve, family), ("tape",) + (("states",) if p.keep == "block" else ())
+        solve, wide = problem(p, ConvSolve, arch), ("tape",) + (("states",) if p.keep == "block" else ())
         calls = [("prepare", prepare), ("solve", solve)]
         if p.backward and plan(solve).wide:
-            calls.append(("stages_backward", problem(p, ConvStagesBackward, family, without=wide)))
+            calls.append(("stages_backward", problem(p, ConvStagesBackward, arch, without=wide)))
         elif p.backward:
             calls += calls if p.keep == "block" and p.n_steps > 1 else []
-            calls += [("prepare", again), ("solve_backward", problem(p, ConvSolveBackward, family))]
+            calls += [("prepare", again), ("solve_backward", problem(p, ConvSolveBackward, arch))]
     else:
-        calls = [("stages", problem(p, ConvStages, family, without=unkept))]
+        calls = [("stages", problem(p, ConvStages, arch, without=unkept))]
         if p.backward:
-            calls.append(("stages_backward", problem(p, ConvStagesBackward, family, without=unkept)))
+            calls.append(("stages_backward", problem(p, ConvStagesBackward, arch, without=unkept)))
     library = emulator.library()
     library.emulated_noted_launches.restype = ctypes.c_char_p
     library.emulated_note_launches()
@@ -85,9 +85,9 @@ def noted(p: ConvPass, level: str, family: str) -> Counter:
     return found
 
 
-def counted(p: ConvPass, level: str, family: str) -> Counter:
+def counted(p: ConvPass, level: str, arch: str) -> Counter:
     found: Counter = Counter()
-    for one in cuda_pass.launches(p, level, family, BY_ARCH[family]):
+    for one in cuda_pass.launches(p, level, arch, BY_ARCH[arch]):
         found[one.kernel, one.blocks, one.threads, one.shared] += one.times
     return +found
 
@@ -95,11 +95,11 @@ def counted(p: ConvPass, level: str, family: str) -> Counter:
 CAPABILITY = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 
 
-def levels(p: ConvPass, family: str) -> list[str]:
+def levels(p: ConvPass, arch: str) -> list[str]:
     """That serve."""
     against = refusals(
-        p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[family],
-        clusters=cuda_pass.CLUSTERS[family], backward=p.stages if p.backward else 0,
+        p.channels, p.height, p.width, size=p.operand, sample=p.norm == "sample", capability=CAPABILITY[arch],
+        clusters=cuda_pass.CLUSTERS[arch], backward=p.stages if p.backward else 0,
     )  # fmt: skip
     solve = ["solve"] if not against and p.norm != "batch" else []
     return [*solve, *(["stage"] if p.norm != "sample" else [])]
@@ -109,9 +109,9 @@ SIZES = ((128, 16, 32, 32), (128, 32, 16, 16), (1, 64, 8, 8), (512, 64, 8, 8), (
          (128, 256, 8, 8), (3, 24, 7, 5), (2, 8, 1, 9), (5, 48, 11, 12), (2, 72, 40, 70))  # fmt: skip
 
 
-@pytest.mark.parametrize("family", BY_ARCH)
+@pytest.mark.parametrize("arch", BY_ARCH)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
-def test_launches_are_those_of_the_launchers(shape, family):
+def test_launches_are_those_of_the_launchers(shape, arch):
     for norm in NORMS:
         for post in (False, True):
             for stages, n_steps, keep in ((4, 8, "step"), (2, 1, "none"), (1, 3, "block")):
@@ -120,8 +120,8 @@ def test_launches_are_those_of_the_launchers(shape, family):
                         p = ConvPass(
                             *shape, stages, n_steps, post, norm, torch.float32, compute, "ieee", again, keep, 2
                         )  # fmt: skip
-                        for level in levels(p, family):
-                            assert counted(p, level, family) == noted(p, level, family), (p, level)
+                        for level in levels(p, arch):
+                            assert counted(p, level, arch) == noted(p, level, arch), (p, level)
 
 
 def moved(make) -> int:

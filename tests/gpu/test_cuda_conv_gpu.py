@@ -10,7 +10,7 @@ from conv_cases import Case, judge, solve
 
 import contnet_fast as cf
 from contnet_fast import chips
-from contnet_fast.costmodel.cuda_counts import MOST_CLUSTER
+from contnet_fast.limits import MOST_CLUSTER
 
 pytestmark = [
     pytest.mark.gpu,
