@@ -19,7 +19,7 @@ from contnet_fast.fields.conv.triton.plan import host_grid
 from contnet_fast.fields.family import NoOperands
 from contnet_fast.nn import ContinuousBlock, ConvField
 from contnet_fast.ops import lookup
-from contnet_fast.schemes.timegrid import time_grid
+from contnet_fast.schemes.timegrid import FlatGrid, time_grid
 
 pytestmark = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension to be built")
 
@@ -106,7 +106,8 @@ GRIDS = {
 def test_evaluations_share_slots_as_in_python(grid):
     counts, cells, weights = GRIDS[grid]
     slot_of, slots = extension.module.slots_of(counts, cells, weights, 3)
-    expected = host_grid(tuple(counts), tuple(cells), tuple(weights), (0.0,), (1.0,), len(counts), 3)
+    flat = FlatGrid(tuple(counts), tuple(cells), tuple(weights), (0.0,), (1.0,), len(counts))
+    expected = host_grid(flat, 3)
     assert tuple(slot_of) == expected.slot_of
     dense = [[dict(slot).get(k, 0.0) for k in range(3)] for slot in slots]
     assert dense == [list(mix) for mix in expected.mix]
