@@ -62,7 +62,7 @@ def kernels() -> list[Path]:
 
 
 def digest() -> str:
-    """Of all that kernels are compiled from: sources, headers, flags."""
+    """Digest of all that kernels are compiled from: sources, headers, flags."""
     files = sorted([*kernels(), *SOURCES.glob("cuda/**/*.h"), *SOURCES.glob("runtime/*.h")])
     named = (part for p in files for part in (str(p.relative_to(SOURCES)).encode(), p.read_bytes()))
     return _digest(" ".join(COMPILE).encode(), *named)

@@ -41,7 +41,7 @@ def write(path: Path, command: str, text: str) -> None:
 
 
 def chosen(text: str, names: Sequence[str], column: int = 0) -> str:
-    """Of the table in ``text`` that has the first of ``names`` in a column: its head, and the rows with these names.
+    """Head and rows of the table in ``text`` that has the first of ``names`` in a column: the rows with these names.
 
     Raises:
         ValueError: a name is in no row.

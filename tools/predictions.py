@@ -116,7 +116,7 @@ def several() -> list[str]:
 
 
 def tables() -> dict[str, str]:
-    """By the name of their place in docs/cuda.md; the first is the short one of docs/generated/predictions.md."""
+    """The tables by the name of their place in docs/cuda.md; the first is short for docs/generated/predictions.md."""
     long = passes()
     short = [*long[:2], *(line for line in long[2:] if line.split("|")[2].strip() in SHOWN)]
     return {name: "\n".join(lines) for name, lines in

@@ -184,7 +184,7 @@ def _accept(plan: Plan, name: str) -> Plan:
 
 
 def _warn_of_reference(plan: Plan) -> None:
-    """On a GPU once for each list of reasons; on the CPU once, where a missing extension is all that stands against."""
+    """Warn once for each list of reasons on a GPU; on the CPU once, where the missing extension is the only reason."""
     op, device = plan.problem.op, plan.problem.device.type
     if device == "cuda":
         text = _reasons(f"{op} on cuda runs on the plain PyTorch reference", plan.refused)

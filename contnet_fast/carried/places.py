@@ -231,7 +231,7 @@ def _reached(func: Any) -> Iterator[Any]:
 
 
 def _worth(values: Any, *, objects: bool) -> list[tuple[Any, bool]]:
-    """Those among attributes that may carry something themselves."""
+    """The attributes that may carry something themselves."""
     found = []
     for value in values:
         if type(value) in ATOMS:

@@ -62,7 +62,7 @@ def _title(scheme: str, schedule: str) -> str:
 
 
 def _of(records: Sequence[Record], scheme: str, schedule: str) -> list[Record]:
-    """Those of all seeds."""
+    """The findings over all seeds."""
     return [r for r in records if (r["scheme"], r["schedule"]) == (scheme, schedule)]
 
 

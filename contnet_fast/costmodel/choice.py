@@ -44,7 +44,7 @@ class Choice:
     unmeasured: tuple[str, ...] = ()
 
     def place(self, request: str) -> float:
-        """By which requests are sorted: what was not measured beside others comes last."""
+        """Sort key: seconds; requests that the measured row lacks sort last."""
         return self.seconds.get(request if request in FUSED else PYTORCH, math.inf)
 
     def words(self) -> str:

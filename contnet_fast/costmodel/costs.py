@@ -33,7 +33,7 @@ class Device:
 
     @property
     def l1_bandwidth(self) -> float:
-        """Of loads from first-level caches and shared memory together: 128 bytes a clock and multiprocessor."""
+        """Bytes a second from first-level caches and shared memory together: 128 a clock and multiprocessor."""
         return 128.0 * self.multiprocessors * self.clock
 
     def rate(self, dtype: torch.dtype, precision: str = "ieee") -> float:
@@ -41,7 +41,7 @@ class Device:
         return self.flops["tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")]
 
     def share(self, blocks: int, units: int | None = None, each: int = 1, cluster: int = 1) -> float:
-        """Of its rate that ``blocks`` reach, which take ``units`` in turn, at most ``each``: blocks are not divided.
+        """Fraction of the peak that ``blocks`` reach: work items (``units``) are whole, at most ``each`` for a block.
 
         Blocks of a ``cluster`` run together, each on a multiprocessor.
         """

@@ -22,7 +22,7 @@ VECTORS = 5 * 4  # bytes of vectors of channels in shared memory that a value's 
 
 @dataclass(frozen=True)
 class Launched(Work):
-    """With threads and shared memory of a block."""
+    """A launch, with the threads and the shared memory of a block."""
 
     threads: int = THREADS
     shared: int = 0
@@ -279,7 +279,7 @@ class _Stages(_Launches):
         return Launched("rate_gradient", times, self.pointwise_blocks(), cost, self.resident, shared=4 * 16 * THREADS)
 
     def pointwise_blocks(self) -> int:
-        """Of the pointwise kernels of the backward pass."""
+        """The pointwise kernels of the backward pass."""
         pixels = self.p.batch * self.p.pixels
         return up(pixels, max(THREADS // (self.p.channels // 8), up(pixels, 2 * self.processors)))
 

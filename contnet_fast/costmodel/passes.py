@@ -44,12 +44,12 @@ class ConvPass:
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Pixels of an image."""
         return self.height * self.width
 
     @property
     def elements(self) -> int:
-        """Of a map of the batch."""
+        """Pixels of one map of the whole batch."""
         return self.batch * self.pixels * self.channels
 
     @property
@@ -64,7 +64,7 @@ class ConvPass:
 
     @property
     def evaluations(self) -> int:
-        """Of the field in a forward pass."""
+        """Evaluations of the field in a forward pass."""
         return self.stages * self.n_steps
 
     @property

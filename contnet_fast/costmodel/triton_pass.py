@@ -21,7 +21,7 @@ CONSTANT, BATCH = range(2)  # of adjoint.py
 
 @dataclass(frozen=True)
 class Buffer:
-    """Of a tensor what a count reads."""
+    """Stand-in for a tensor: its size and number of elements."""
 
     size: int
     count: int = 0
@@ -31,12 +31,12 @@ class Buffer:
         return self.size
 
     def numel(self) -> int:
-        """Of values."""
+        """Number of values."""
         return self.count
 
     @property
     def shape(self) -> tuple[int]:
-        """As of a row."""
+        """Size of a dimension."""
         return (self.count,)
 
 
@@ -53,7 +53,7 @@ def launches(p: ConvPass, level: str, arch: str, device: Device) -> Iterator[Wor
 
 
 class _Launches:
-    """Of one pass."""
+    """The launches of one pass."""
 
     def __init__(self, p: ConvPass, arch: str, processors: int) -> None:
         self.p, self.arch = p, arch

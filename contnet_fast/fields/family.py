@@ -47,7 +47,7 @@ class TensorSpec(NamedTuple):
 
 
 class NoOperands(NamedTuple):
-    """Of a field whose tensors are all nodal values."""
+    """The operands of a field whose tensors are all nodal values: none."""
 
 
 class Example(NamedTuple):
@@ -88,7 +88,7 @@ class Call:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """As the schema of an op has them, from x on."""
+        """The arguments in the order of the schema, from x on."""
         tensors = (self.x, list(self.nodes), list(self.operands))
         return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level)
 

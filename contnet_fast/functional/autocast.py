@@ -8,7 +8,7 @@ from ..transforms import has_autocast
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """That of autocast where it is on for the device of ``x``, else that of ``x``."""
+    """The dtype of autocast where it is on for the device of ``x``, else that of ``x``."""
     return torch.get_autocast_dtype(x.device.type) if autocast_enabled(x) else x.dtype
 
 

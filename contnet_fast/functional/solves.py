@@ -138,7 +138,7 @@ def grid_solve(
     checkpoint: str = "none",
     backend: str = "auto",
 ) -> State:
-    """As :func:`basis_solve` for a module: ``field(t, y, weights=weights)``, t a Python float."""
+    """Do what :func:`basis_solve` does for a module: ``field(t, y, weights=weights)``, t a Python float."""
     return _solve(
         lambda i, s, y: field(grid.times[i][s], y, weights=grid.weights[i][s]),
         y0,

@@ -105,7 +105,7 @@ class BasisModule(nn.Module):
         return tuple((k, float(w)) for k, w in self.basis.weights(t))
 
     def _weights_of_tensor(self, t: torch.Tensor) -> Any:
-        """As :meth:`_weights`; where a derivative by ``t`` is asked for, weights that depend on it are 0-d tensors."""
+        """Weights at ``t``; where a derivative by it is asked for, those that depend on it are 0-d tensors."""
         if t.dim():
             raise TypeError(f"t: got a tensor of shape {tuple(t.shape)}, accepted: a number or a 0-d tensor")
         at = min(max(Fraction(t.item()), Fraction(0)), Fraction(1))

@@ -165,7 +165,7 @@ def _for_state(key: str, matrix: Matrix) -> Matrix:
 
 @dataclass(frozen=True)
 class _Carry:
-    """From the state of one parameter to that of its successor; ``matrix`` maps the nodes where the basis changed."""
+    """Turn the state of one parameter into that of its successor; ``matrix`` maps the nodes where the basis changed."""
 
     optimizer: str
     name: str

@@ -161,7 +161,7 @@ class ConvField(BasisModule):
         self._own_norms()
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """As of any module, but for ``SyncBatchNorm.convert_sync_batchnorm``: the norms stay, and remember it."""
+        """Register a module; for ``SyncBatchNorm.convert_sync_batchnorm`` the field's norms stay, and remember it."""
         own = self._modules.get(name)
         if isinstance(own, NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
             own.across_ranks = True
@@ -169,7 +169,7 @@ class ConvField(BasisModule):
             super().add_module(name, module)
 
     def why_called(self) -> str:
-        """As of any field, and where its norms are in different modes."""
+        """Why it must be called: as for any field, or because its norms are in different modes."""
         norms = self.norms
         if norms and norms[0].of_batch != norms[1].of_batch:
             return "one norm of the field takes statistics of the batch and the other its running ones"
@@ -207,7 +207,7 @@ class ConvField(BasisModule):
 
     @property
     def momentum(self) -> float | None:
-        """Of the running statistics of both norms; ``None`` too if the norm is not batch norm."""
+        """Momentum of the running statistics of both norms; ``None`` too if the norm is not batch norm."""
         return self.norms[0].momentum if self.norms else None
 
     @momentum.setter

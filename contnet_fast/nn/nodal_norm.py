@@ -98,7 +98,7 @@ class NodalBatchNorm(nn.BatchNorm2d):
 
     @property
     def momentum(self) -> float | None:
-        """Of the running statistics."""
+        """Momentum of the running statistics."""
         return self._momentum
 
     @momentum.setter

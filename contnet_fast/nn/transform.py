@@ -56,7 +56,7 @@ def project(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
 
 
 def interpolate(net: Net, *, n_basis: int, basis: str | None = None) -> Net:
-    """As :func:`project`, by interpolation at the nodes of the new basis."""
+    """Return what :func:`project` does, by interpolation at the nodes of the new basis."""
     return _rebase(net, lambda old: Basis(old.name if basis is None else basis, n_basis), interpolation_matrix)
 
 

@@ -131,7 +131,7 @@ def _distinct(leaves: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
 def _remember(
     ctx: Any, coefficients: tuple[float, ...], leaves: tuple[torch.Tensor, ...]
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    ctx.set_materialize_grads(False)  # zeros would meet infinite slopes of what nobody asked about
+    ctx.set_materialize_grads(False)  # zero gradients would give 0 * inf = NaN for inputs that need none
     count = len(leaves) // (len(coefficients) + 1)
     ys, ks = leaves[:count], leaves[count:]
     ctx.coefficients = coefficients

@@ -70,17 +70,17 @@ class _AfterImport:
 
 
 def combine_flop(*args: Any, **kwargs: Any) -> int:
-    """Of a stage combination: sums are not counted."""
+    """Count a stage combination as zero: sums are not counted."""
     return 0
 
 
 def solve_flop(family: Family, *arguments: Any, **kwargs: Any) -> int:
-    """Of a solve: what the convolutions and matrix products of the reference count."""
+    """Count the convolutions and matrix products of a solve."""
     return _count(Call.of_arguments(family, *arguments[:ARGUMENTS]), None)
 
 
 def solve_backward_flop(family: Family, grad: torch.Tensor, *arguments: Any, **kwargs: Any) -> int:
-    """Of the gradient of a solve, with the recomputation that ``keep`` asks for."""
+    """Count those of its gradient, with the recomputation that ``keep`` asks for."""
     return _count(Call.of_arguments(family, *arguments[:ARGUMENTS]), tuple(arguments[-1]))
 
 

@@ -92,6 +92,6 @@ def _saves_stay() -> Iterator[None]:
 
 
 def _saving_hooks() -> Any:
-    """Those in force, as PyTorch's own compiler asks for them; no public function tells."""
+    """The modes in force, as PyTorch's own compiler asks for them; no public function tells."""
     ask = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if ask is None else ask(True)

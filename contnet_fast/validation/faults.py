@@ -41,7 +41,7 @@ def after_solve(fault: str, results: Tensors) -> Tensors:
 
 
 def faulty_coefficients(fault: str, coefficients: Sequence[float]) -> list[float]:
-    """Of a stage combination: the last term dropped, or with the wrong sign."""
+    """A stage combination with its last term dropped, or with the wrong sign."""
     *rest, last = coefficients
     return [*rest, {"dropped_tap": 0.0, "flipped_sign": -last}.get(fault, last)]
 

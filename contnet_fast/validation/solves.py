@@ -98,7 +98,7 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the state."""
+        """Shape of the state."""
         return (self.batch, self.channels, *self.size)
 
 

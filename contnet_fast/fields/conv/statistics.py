@@ -44,7 +44,7 @@ def _map(
     stats: str,
     momentum: float | None,
 ) -> np.ndarray:
-    """By NumPy: no default device and no mode of torch reaches these numbers, wherever they are first asked for."""
+    """Computed by NumPy, so that no default device and no mode of torch reaches these numbers."""
     check_choice("stats", stats, STATS)
     ends = np.cumsum(counts)
     rows = [

@@ -109,7 +109,7 @@ class _Backward:
         )  # fmt: skip
 
     def step(self, i: int, tape: torch.Tensor, costate: Any, upstream: torch.Tensor | None, target: Any) -> None:
-        """From the costate after step ``i`` to that before it; ``tape`` [kind, stage, ...] are the step's maps."""
+        """Take the adjoint after step ``i`` to that before it; ``tape`` [kind, stage, ...] are the step's maps."""
         s, stages = self.s, self.s.grid.stages
         free = self.coupling.value == adjoint.CONSTANT.value
         last = (i + 1) * stages - 1

@@ -171,7 +171,7 @@ class _Stages:
 
 
 def unbiased(s: Solve) -> float:
-    """From the biased variance of a batch to the unbiased one."""
+    """The factor from the biased variance of a batch to the unbiased one."""
     n = s.batch * s.pixels
     return n / (n - 1) if n > 1 else 1.0
 

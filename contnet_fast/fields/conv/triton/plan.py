@@ -158,12 +158,12 @@ class Solve:
 
     @property
     def tables(self) -> Tables:
-        """On the device."""
+        """The tables of the time grid on the device."""
         return tables(self.grid, self.eps, self.device)
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Pixels of an image."""
         return self.height * self.width
 
     @property

@@ -115,7 +115,7 @@ def stage_gradient(
     C: tl.constexpr, COUPLING: tl.constexpr, GROUP: tl.constexpr, ADD: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient by a stage's input to that by the rate before it, or at stage 0 to the costate of the step.
+    """Turn the gradient by a stage's input into that by the rate before it, or at stage 0 to the costate of the step.
 
     grad_in is the gradient by the stage's input, or with COUPLING by its norm's result; kept in ``inputs[stage]``.
     target = costate_table[stage] * costate + own_table[stage] * it + gradients of later stages from ``inputs``, by the

@@ -240,7 +240,7 @@ def advance(
     C: tl.constexpr, POST: tl.constexpr, STATS: tl.constexpr, TAPE: tl.constexpr, RECOMPUTE: tl.constexpr,
     LEFT: tl.constexpr, final,
 ):  # fmt: skip
-    """From the second convolution's result to the rate, the next stage's input (or state) and the next operand."""
+    """Turn the second convolution's result into the rate, the next stage's input (or state) and the next operand."""
     mask = (p < pixels)[:, None] & (n < C)[None, :]
     offsets = p[:, None] * C + n[None, :]
     rate = value.to(tl.float32)
