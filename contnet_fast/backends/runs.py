@@ -50,9 +50,9 @@ def record_runs() -> Iterator[list[Run]]:
         _logs[:] = [other for other in _logs if other is not log]
 
 
-def _record_native(on: bool) -> None:
+def _record_native(enabled: bool) -> None:
     if extension.module is not None:
-        extension.module.record(on)
+        extension.module.record(enabled)
 
 
 def _take_native() -> None:

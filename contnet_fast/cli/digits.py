@@ -80,8 +80,10 @@ def _report(console: Console, records: Sequence[Record]) -> None:
             values = [*cell["accuracy"][scheme].values()]
             values += [row[str(cell["n_steps"])] for row in cell["projected"].values()]
             table.add_row(_title(scheme, schedule), *(f"{100 * value:.1f}" for value in values))
-    own = f"N = {first['n_steps']}, K = {first['n_basis']}"
-    print_table(console, f"Test accuracy, %, with the scheme of training (trained with {own}), mean of {seeds}", table)
+    trained = f"N = {first['n_steps']}, K = {first['n_basis']}"
+    print_table(
+        console, f"Test accuracy, %, with the scheme of training (trained with {trained}), mean of {seeds}", table
+    )
     effects = study_effects(records, schemes=SCHEMES, schedules=SCHEDULES)
     table = Table(padding=(0, 1))
     for name in ("accuracy", "refined - fixed", "RK4 - Euler"):

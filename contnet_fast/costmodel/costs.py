@@ -40,12 +40,12 @@ class Device:
         """FLOP/s of products with operands of ``dtype``."""
         return self.flops["tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")]
 
-    def share(self, blocks: int, units: int | None = None, each: int = 1, cluster: int = 1) -> float:
-        """Fraction of the peak that ``blocks`` reach: work items (``units``) are whole, at most ``each`` for a block.
+    def share(self, blocks: int, units: int | None = None, per_block: int = 1, cluster: int = 1) -> float:
+        """Fraction of the peak that ``blocks`` reach: work items (``units``) are whole, at most ``per_block`` for a block.
 
         Blocks of a ``cluster`` run together, each on a multiprocessor.
         """
-        busiest = -(-(blocks // cluster) // (self.multiprocessors // cluster)) * each
+        busiest = -(-(blocks // cluster) // (self.multiprocessors // cluster)) * per_block
         return (blocks if units is None else units) / (self.multiprocessors * busiest)
 
 
@@ -112,7 +112,7 @@ class Cost:
     Attributes:
         flops: of the convolutions; a multiply-add counts two. bytes: each operand read once, each result written once.
         launches: of kernels. saved: bytes kept for a backward pass. inner: bytes through first-level caches and shared
-            memory. again: bytes that every block reads for itself from L2: weights, partial sums of other blocks.
+            memory. reread: bytes that every block reads for itself from L2: weights, partial sums of other blocks.
     """
 
     flops: float = 0.0
@@ -120,12 +120,12 @@ class Cost:
     launches: int = 0
     saved: float = 0.0
     inner: float = 0.0
-    again: float = 0.0
+    reread: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches,
-            self.saved + other.saved, self.inner + other.inner, self.again + other.again,
+            self.saved + other.saved, self.inner + other.inner, self.reread + other.reread,
         )  # fmt: skip
 
     def floor(self, device: Device, dtype: torch.dtype, *, precision: str = "ieee") -> float:
@@ -146,7 +146,7 @@ class Cost:
         parts = {
             "products": self.flops / (device.rate(dtype, precision) * share),
             "memory": 0.0 if resident else self.bytes / device.bandwidth,
-            "L2": (self.again + (self.bytes if resident else 0.0)) / device.l2_bandwidth,
+            "L2": (self.reread + (self.bytes if resident else 0.0)) / device.l2_bandwidth,
             "L1": self.inner / (device.l1_bandwidth * share),
             "launches": self.launches * device.launch,
         }
@@ -183,8 +183,8 @@ def conv_solve_cost(
     if not training:
         return cost
     kept = {"none": 2 * evaluations + 1, "step": n_steps, "block": 1}[checkpoint] * map_bytes
-    again = cost if checkpoint != "none" else Cost()
-    return cost + again + Cost(2 * forward, (3 + 2 * maps) * map_bytes + 2 * weights, max(1, 2 * launches), kept)
+    reread = cost if checkpoint != "none" else Cost()
+    return cost + reread + Cost(2 * forward, (3 + 2 * maps) * map_bytes + 2 * weights, max(1, 2 * launches), kept)
 
 
 def combine_cost(numel: int, *, terms: int, dtype: torch.dtype, error: bool = False) -> Cost:

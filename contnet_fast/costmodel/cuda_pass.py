@@ -14,8 +14,8 @@ from .cuda_plans import Band, band, column_scratch, solve_block, up, weight_tile
 from .passes import ConvPass, Work
 
 CAPABILITY = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
-SHARED = {chip: shared_memory(of) for chip, of in CAPABILITY.items()}  # bytes that a block may have
-CLUSTERS = {chip: clusters(of) for chip, of in CAPABILITY.items()}  # the most blocks of one
+SHARED = {chip: shared_memory(number) for chip, number in CAPABILITY.items()}  # bytes that a block may have
+CLUSTERS = {chip: clusters(number) for chip, number in CAPABILITY.items()}  # the most blocks of one
 THREADS = 256  # of pointwise kernels
 VECTORS = 5 * 4  # bytes of vectors of channels in shared memory that a value's way back through a norm reads
 
@@ -95,26 +95,26 @@ class _Solve(_Launches):
 
     def convolutions(self, count: int) -> Cost:
         """``count`` of each image, with operands and weights."""
-        of = self.block
-        blocks = self.p.batch * of.cluster
-        flops = 2.0 * 9 * of.channels**2 * of.pixels * count * blocks
+        block = self.block
+        blocks = self.p.batch * block.cluster
+        flops = 2.0 * 9 * block.channels**2 * block.pixels * count * blocks
         weights = float(blocks * count * self.matrix * self.p.operand)
-        return Cost(flops, inner=float(of.inner() * count * blocks), again=weights)
+        return Cost(flops, inner=float(block.inner() * count * blocks), reread=weights)
 
     def forward(self) -> Iterator[Launched]:
         """All steps in one launch."""
-        p, of = self.p, self.block
+        p, block = self.p, self.block
         kept = p.n_steps - 1 if p.backward else 0
         cost = self.convolutions(2 * p.evaluations) + Cost(0.0, (2 + kept) * p.elements * p.state, 1)
         yield Launched(
-            "conv_solve", 1, p.batch * of.cluster, cost, self.resident, cluster=of.cluster, threads=32 * of.warps,
-            shared=of.shared,
+            "conv_solve", 1, p.batch * block.cluster, cost, self.resident, cluster=block.cluster, threads=32 * block.warps,
+            shared=block.shared,
         )  # fmt: skip
 
     def backward(self) -> Iterator[Launched]:
         """A launch a step, sums of blocks after each; of wide maps that of level stage from states."""
-        p, of = self.p, self.block
-        if of.wide:
+        p, block = self.p, self.block
+        if block.wide:
             states = replace(p, keep="step" if p.keep == "none" else p.keep)
             yield from _Stages(states, self.arch, self.processors).backward()
             return
@@ -129,28 +129,30 @@ class _Solve(_Launches):
         cost += Cost(0.0, added, 1, inner=added)
         yield Launched(
             "conv_solve_backward", p.n_steps, blocks, cost, max(self.resident, one * p.step_slots * blocks), p.batch,
-            up(p.batch, blocks), threads=32 * of.warps, shared=of.shared_backward,
+            up(p.batch, blocks), threads=32 * block.warps, shared=block.shared_backward,
         )  # fmt: skip
         yield self.add_up(p.step_slots, blocks)
         yield from self.nodes([((6 if p.post else 7) * p.evaluations, blocks, p.channels)])
 
     def products(self) -> Cost:
         """Gradients by the weights of a step, and the second operand that they take (``multiply_pixels``)."""
-        p, of = self.p, self.block
-        out = min(of.channels, 32)
-        runs = 3 * (of.channels // 16) * (of.channels // out) * up(of.pixels, 16)
-        each = runs * (3 * 512 + 256 * out // 8) * p.operand // 2 + of.pixels * of.channels * p.operand
-        flops = 2.0 * 9 * of.channels**2 * 16 * up(of.pixels, 16)
-        return Cost(flops * 2 * p.stages * p.batch, inner=float(each * 2 * p.stages * p.batch))
+        p, block = self.p, self.block
+        out = min(block.channels, 32)
+        runs = 3 * (block.channels // 16) * (block.channels // out) * up(block.pixels, 16)
+        bytes_of_image = runs * (3 * 512 + 256 * out // 8) * p.operand // 2 + block.pixels * block.channels * p.operand
+        flops = 2.0 * 9 * block.channels**2 * 16 * up(block.pixels, 16)
+        return Cost(flops * 2 * p.stages * p.batch, inner=float(bytes_of_image * 2 * p.stages * p.batch))
 
     def kept(self) -> Cost:
         """Maps that threads keep in memory through a step; with 16 channels also where steps begin, in float32."""
-        p, of = self.p, self.block
+        p, block = self.p, self.block
         operands = (3 if p.post else 2) * p.stages  # written once
         operands += 2 * p.stages * (3 if p.norm == "sample" else 2)  # read for the operand, and through norms
-        wide = 2 if of.channels > 16 else 2 + 1 + p.stages + 2 + p.stages + 2 * p.stages + 1
-        each = 32 * of.warps * of.values * (operands * p.operand + 4 * wide) + of.pixels * p.channels * p.state
-        return Cost(0.0, float(each * p.batch), inner=float(each * p.batch))
+        wide = 2 if block.channels > 16 else 2 + 1 + p.stages + 2 + p.stages + 2 * p.stages + 1
+        bytes_of_image = (
+            32 * block.warps * block.values * (operands * p.operand + 4 * wide) + block.pixels * p.channels * p.state
+        )
+        return Cost(0.0, float(bytes_of_image * p.batch), inner=float(bytes_of_image * p.batch))
 
 
 class _Stages(_Launches):
@@ -163,23 +165,23 @@ class _Stages(_Launches):
         )  # fmt: skip
 
     def conv(
-        self, times: int, maps: int, rows: int, *, of: Band | None = None, operands: int = 0, loads: int = 1
+        self, times: int, maps: int, rows: int, *, band: Band | None = None, operands: int = 0, loads: int = 1
     ) -> Launched:
         """Convolutions that move so many maps of the state and ``operands`` of theirs, ``loads`` of them with their halo;
         ``rows`` of statistics to merge.
         """
-        p, back = self.p, of is not None
-        of = of or self.ahead
-        blocks = of.blocks * of.blocks_n
+        p, back = self.p, band is not None
+        band = band or self.ahead
+        blocks = band.blocks * band.blocks_n
         moved = float(p.elements * (maps * p.state + operands * p.operand))
         source = p.operand if back else p.state * loads
-        inner = of.inner(p, source) + moved - p.elements * source + (VECTORS * p.elements if back else 0)
-        cost = Cost(of.flops, moved + self.matrix * p.operand, 1, inner=inner)
-        cost += Cost(again=of.weights(p) + 4.0 * rows * (2 * p.channels + 4) * blocks)
-        shared = of.shared
+        inner = band.inner(p, source) + moved - p.elements * source + (VECTORS * p.elements if back else 0)
+        cost = Cost(band.flops, moved + self.matrix * p.operand, 1, inner=inner)
+        cost += Cost(reread=band.weights(p) + 4.0 * rows * (2 * p.channels + 4) * blocks)
+        shared = band.shared
         return Launched(
-            "conv_gradient" if back else "conv_stage", times, blocks, cost, self.resident, of.bands * of.blocks_n, of.each,
-            threads=of.threads, shared=shared,
+            "conv_gradient" if back else "conv_stage", times, blocks, cost, self.resident, band.bands * band.blocks_n, band.per_block,
+            threads=band.threads, shared=shared,
         )  # fmt: skip
 
     def steps(
@@ -207,7 +209,7 @@ class _Stages(_Launches):
         p = self.p
         pixels = p.batch * p.pixels
         blocks = up(pixels, up(pixels, min(up(pixels, 64), 2 * self.processors)))
-        cost = Cost(0.0, float(maps * p.elements * p.state), 1, again=4.0 * rows * (2 * p.channels + 4) * blocks)
+        cost = Cost(0.0, float(maps * p.elements * p.state), 1, reread=4.0 * rows * (2 * p.channels + 4) * blocks)
         shared = 4 * (512 + column_scratch(THREADS, p.channels // 4, 8))
         return Launched("post_combine", times, blocks, cost, self.resident, shared=shared)
 
@@ -249,10 +251,10 @@ class _Stages(_Launches):
         """Order pre."""
         p = self.p
         yield self.rate_gradient(p.n_steps, p.state + p.operand)
-        yield self.conv(p.evaluations, 1 + p.coupled, 0, of=self.back, operands=2 - p.coupled)
+        yield self.conv(p.evaluations, 1 + p.coupled, 0, band=self.back, operands=2 - p.coupled)
         if p.coupled:
             yield self.pointwise("norm_gradient", p.evaluations, 2 * p.state + p.operand, True)
-        yield self.conv(p.evaluations, 2, 0, of=self.back, operands=1)
+        yield self.conv(p.evaluations, 2, 0, band=self.back, operands=1)
 
     def post_stages(self) -> Iterator[Launched]:
         """Order post."""
@@ -260,16 +262,16 @@ class _Stages(_Launches):
         yield self.rate_gradient(p.n_steps, 2 * p.state + p.operand)
         yield self.rate_gradient(p.n_steps * (p.stages - 1), p.state + 2 * p.operand)
         yield self.pointwise("norm_gradient", p.evaluations, p.state + 2 * p.operand, p.coupled)
-        yield self.conv(p.evaluations, 2, 0, of=self.back, operands=1)
+        yield self.conv(p.evaluations, 2, 0, band=self.back, operands=1)
         yield self.pointwise("norm_gradient", p.evaluations, 2 * p.state + p.operand, p.coupled)
-        yield self.conv(p.evaluations, 2, 0, of=self.back, operands=1)
+        yield self.conv(p.evaluations, 2, 0, band=self.back, operands=1)
 
     def pointwise(self, kernel: str, times: int, value: int, coupled: bool) -> Launched:
         """A pass that moves ``value`` bytes an element, after rows of sums where the norm couples the batch."""
         p, blocks = self.p, self.pointwise_blocks()
-        again = 4.0 * self.back.blocks * 2 * p.channels * blocks if coupled else 0.0
+        reread = 4.0 * self.back.blocks * 2 * p.channels * blocks if coupled else 0.0
         inner = float(VECTORS * p.elements) if kernel == "norm_gradient" or coupled else 0.0
-        cost = Cost(0.0, float(value * p.elements), 1, inner=inner, again=again)
+        cost = Cost(0.0, float(value * p.elements), 1, inner=inner, reread=reread)
         shared = 4 * (5 * p.channels + column_scratch(THREADS, p.channels // 2, 4))
         return Launched(kernel, times, blocks, cost, self.resident, shared=shared)
 
@@ -285,19 +287,21 @@ class _Stages(_Launches):
 
     def weights(self) -> Iterator[Launched]:
         """Gradients by weights and by all other nodes."""
-        p, of = self.p, weight_tiles(self.p, processors=self.processors)
-        convs, blocks = 2 * p.stages, of.splits * 2 * p.stages * of.blocks
-        sums = 4.0 * convs * of.splits * self.matrix
+        p, tiles = self.p, weight_tiles(self.p, processors=self.processors)
+        convs, blocks = 2 * p.stages, tiles.splits * 2 * p.stages * tiles.blocks
+        sums = 4.0 * convs * tiles.splits * self.matrix
         norms = 8 * p.normed * (0.5 if p.post else 1.0)  # scale and shift of a value; in order post of one operand
-        loaded = (of.rows + 2) * (of.columns + 2) * of.inputs * (p.state + norms) + of.depth * of.outputs * p.operand
-        inner = (of.inner * p.operand + loaded) * of.units * convs * of.blocks
-        flops = 2.0 * 9 * of.inputs * of.outputs * of.blocks * of.depth * of.units * convs
+        loaded = (tiles.rows + 2) * (tiles.columns + 2) * tiles.inputs * (
+            p.state + norms
+        ) + tiles.depth * tiles.outputs * p.operand
+        inner = (tiles.inner * p.operand + loaded) * tiles.units * convs * tiles.blocks
+        flops = 2.0 * 9 * tiles.inputs * tiles.outputs * tiles.blocks * tiles.depth * tiles.units * convs
         cost = Cost(flops, convs * p.elements * float(p.state + p.operand) + sums, 1, inner=inner)
         yield Launched(
-            "weight_gradient", p.n_steps, blocks, cost, self.resident, of.units * convs * of.blocks, of.each,
-            threads=of.threads, shared=of.shared,
+            "weight_gradient", p.n_steps, blocks, cost, self.resident, tiles.units * convs * tiles.blocks, tiles.per_block,
+            threads=tiles.threads, shared=tiles.shared,
         )  # fmt: skip
-        yield self.add_up(p.stages, of.splits)
+        yield self.add_up(p.stages, tiles.splits)
         rows = (self.back.blocks, self.pointwise_blocks() if p.post else self.back.blocks)
         folds = [(p.evaluations, rows[n], 3 * p.channels) for n in range(2) if p.normed or (p.post and n == 1)]
-        yield from self.nodes([*folds, (2 * p.evaluations, of.splits, p.channels)])
+        yield from self.nodes([*folds, (2 * p.evaluations, tiles.splits, p.channels)])

@@ -156,7 +156,7 @@ class Band:
     """A convolution of a band of rows of an image by one block.
 
     Attributes:
-        rows, columns: of a band. bands: of the batch. each: bands of a block. blocks, blocks_n: along bands and along
+        rows, columns: of a band. bands: of the batch. per_block: bands of a block. blocks, blocks_n: along bands and along
             output channels. m, n: tiles of 16 pixels and 8 channels of a warp. depth: input channels, padded.
         pieces: that weights come in; of one piece they stay for all bands of a block.
         end: bytes of shared memory, without the vectors of a kernel; shared: with them.
@@ -165,7 +165,7 @@ class Band:
     rows: int
     columns: int
     bands: int
-    each: int
+    per_block: int
     blocks: int
     blocks_n: int
     m: int
@@ -194,8 +194,8 @@ class Band:
         halo, size = (self.rows + 2) * (self.columns + 2), p.operand
         fragments = self.warps_m * self.warps_n * (9 * self.depth * size // 32) * (512 * self.m + 256 * self.n)
         sums = 2 * 4 * 16 * self.m * self.warps_m * self.width
-        each = halo * (self.depth * size + p.channels * source) + fragments + sums
-        return float(self.blocks_n * (self.bands * each + self.fetches * 9 * self.depth * self.width * size))
+        per_block = halo * (self.depth * size + p.channels * source) + fragments + sums
+        return float(self.blocks_n * (self.bands * per_block + self.fetches * 9 * self.depth * self.width * size))
 
     @property
     def fetches(self) -> int:
@@ -230,7 +230,7 @@ class WeightTiles:
     """How gradients by weights are shared: tiles of pixels of ``inputs`` x ``outputs`` channels.
 
     Attributes:
-        rows, columns: of a tile. depth: its pixels as products take them. units: tiles of the batch. each: of a block.
+        rows, columns: of a tile. depth: its pixels as products take them. units: tiles of the batch. per_block: of a block.
         splits: blocks along tiles. blocks: of channels. threads: of a block. shared: bytes.
     """
 
@@ -240,7 +240,7 @@ class WeightTiles:
     columns: int
     depth: int
     units: int
-    each: int
+    per_block: int
     splits: int
     blocks: int
     threads: int

@@ -90,7 +90,7 @@ class Work:
     Attributes:
         times: how many. blocks: of one. cost: of one.
         resident: bytes that stay in use around it.
-        units, each: pieces of work that blocks take in turn, and the most that one takes; None: one a block.
+        units, per_block: pieces of work that blocks take in turn, and the most that one takes; None: one a block.
         cluster: blocks that run together.
     """
 
@@ -100,12 +100,12 @@ class Work:
     cost: Cost
     resident: float
     units: int | None = None
-    each: int = 1
+    per_block: int = 1
     cluster: int = 1
 
     def bound(self, device: Device, dtype: torch.dtype, precision: str = "ieee") -> tuple[float, str]:
         """Seconds of one, with products of operands of ``dtype``, and what bounds them."""
-        share = device.share(self.blocks, self.units, self.each, self.cluster)
+        share = device.share(self.blocks, self.units, self.per_block, self.cluster)
         return self.cost.predicted(device, dtype, precision=precision, working_set=self.resident, share=share)
 
 

@@ -2,7 +2,7 @@
 
 ``inner`` bytes pass through first-level caches and shared memory: every tap of a convolution loads its pixels there
 once, and products read both operands from shared memory once more. What every program reads for itself, weights and the
-rows of partial sums over the batch, comes from L2 once a program (``again``). Other tables of a few kilobytes are left out.
+rows of partial sums over the batch, comes from L2 once a program (``reread``). Other tables of a few kilobytes are left out.
 
 Nothing here needs triton: ``count`` takes a kernel's name and, of its arguments, those that its count reads.
 """
@@ -27,10 +27,10 @@ def count(kernel: str, arguments: Arguments) -> Cost:
 
 def work(kernel: str, blocks: int, a: Arguments, times: int = 1) -> Work:
     """Launches of ``blocks`` programs, which share units of pixels where the kernel has them."""
-    units, each = None, 1
+    units, per_block = None, 1
     if "units_per_program" in a and kernel != "prepare":
-        units, each = blocks // _programs(a) * a["units"], a["units_per_program"]
-    return Work(kernel, times, blocks, count(kernel, a), working_set(kernel, a), units, each)
+        units, per_block = blocks // _programs(a) * a["units"], a["units_per_program"]
+    return Work(kernel, times, blocks, count(kernel, a), working_set(kernel, a), units, per_block)
 
 
 def working_set(kernel: str, a: Arguments) -> float:
@@ -82,17 +82,17 @@ def _conv_stage(a: Arguments) -> Cost:
         inner += 9.0 * images * pixels * a["C"] * a["state"].element_size() * -(-a["C"] // a["BLOCK_N"])
     elements = images * pixels * a["C"]
     rows = a["rows_in"] if a["MERGE"] and a["MODE"] in NORMED else 0
-    return Cost(flops, elements * _maps(a, *names) + _weights(a), 1, inner=inner, again=_again(a, 3 * rows))
+    return Cost(flops, elements * _maps(a, *names) + _weights(a), 1, inner=inner, reread=_reread(a, 3 * rows))
 
 
 def _weights(a: Arguments) -> int:
     return 9 * a["C"] ** 2 * a["packed"].element_size()
 
 
-def _again(a: Arguments, rows: int = 0) -> float:
+def _reread(a: Arguments, rows: int = 0) -> float:
     """What every program of a convolution reads: its weights, and ``rows`` of the channels' partial sums."""
-    each = 9.0 * a["C"] * a["BLOCK_N"] * a["packed"].element_size() + 4.0 * rows * a["C"]
-    return _programs(a) * -(-a["C"] // a["BLOCK_N"]) * each
+    per_block = 9.0 * a["C"] * a["BLOCK_N"] * a["packed"].element_size() + 4.0 * rows * a["C"]
+    return _programs(a) * -(-a["C"] // a["BLOCK_N"]) * per_block
 
 
 def _conv_gradient(a: Arguments) -> Cost:
@@ -100,7 +100,7 @@ def _conv_gradient(a: Arguments) -> Cost:
     flops, inner = _conv(a, images, pixels, a["packed"].element_size())
     read = ("value_in",) if a["MASK"] or a["SUMS"] else ()
     elements = images * pixels * a["C"]
-    return Cost(flops, elements * _maps(a, "source", "target", *read) + _weights(a), 1, inner=inner, again=_again(a))
+    return Cost(flops, elements * _maps(a, "source", "target", *read) + _weights(a), 1, inner=inner, reread=_reread(a))
 
 
 def _conv_solve(a: Arguments) -> Cost:
@@ -114,8 +114,8 @@ def _conv_solve(a: Arguments) -> Cost:
     # both operands are written once an evaluation; the state is read and a rate written or read
     through = n * (2 * operand + 2 * state)
     once = 2 * state + 2 * a["slots"] * 9 * a["C"] ** 2 * operand / elements
-    again = float(images * convolutions * _weights(a))
-    return Cost(flops, elements * (once + tape + through), 1, inner=inner + elements * through, again=again)
+    reread = float(images * convolutions * _weights(a))
+    return Cost(flops, elements * (once + tape + through), 1, inner=inner + elements * through, reread=reread)
 
 
 def _weight_gradient(a: Arguments) -> Cost:
@@ -141,7 +141,7 @@ def _pointwise(*names: str) -> Callable[[Arguments], Cost]:
         elements = _images(a) * a["pixels"] * a["C"]
         named = [n for n in names if n in a and not (n == "upstream" and not a.get("ADD"))]
         rows = 2 * a["rows"] if a.get("COUPLING") == BATCH else 3 * a["rows_in"] if a.get("MERGE") else 0
-        return Cost(0.0, elements * _maps(a, *named), 1, again=4.0 * rows * a["C"] * _programs(a))
+        return Cost(0.0, elements * _maps(a, *named), 1, reread=4.0 * rows * a["C"] * _programs(a))
 
     return count
 

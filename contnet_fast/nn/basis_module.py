@@ -108,10 +108,10 @@ class BasisModule(nn.Module):
         """Weights at ``t``; where a derivative by it is asked for, those that depend on it are 0-d tensors."""
         if t.dim():
             raise TypeError(f"t: got a tensor of shape {tuple(t.shape)}, accepted: a number or a 0-d tensor")
-        at = min(max(Fraction(t.item()), Fraction(0)), Fraction(1))
-        found = self.basis.on_piece(self.basis.piece(at))
+        inside_t = min(max(Fraction(t.item()), Fraction(0)), Fraction(1))
+        found = self.basis.on_piece(self.basis.piece(inside_t))
         if not followed(t) or all(len(polynomial) == 1 for _, polynomial in found):
-            return self._weights(at)
+            return self._weights(inside_t)
         inside = t.clamp(0, 1)
         return tuple((k, sum(float(c) * inside**i for i, c in enumerate(polynomial))) for k, polynomial in found)
 

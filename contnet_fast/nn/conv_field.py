@@ -162,9 +162,9 @@ class ConvField(BasisModule):
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Register a module; for ``SyncBatchNorm.convert_sync_batchnorm`` the field's norms stay, and remember it."""
-        own = self._modules.get(name)
-        if isinstance(own, NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
-            own.across_ranks = True
+        norm = self._modules.get(name)
+        if isinstance(norm, NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
+            norm.across_ranks = True
         else:
             super().add_module(name, module)
 
@@ -179,8 +179,8 @@ class ConvField(BasisModule):
         """The rate for basis weights ((k, phi_k(t)), ...): [B, C, H, W] as ``x``. Running statistics are left alone."""
         theta = theta_at(self.nodes(), weights)
         training = self.statistics_of_batch
-        own = [norm.evaluate for norm in self.norms]
-        rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=own)
+        norms = [norm.evaluate for norm in self.norms]
+        rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=norms)
         if self._evaluated is not None and statistics:
             self._evaluated.append(statistics)
         return rate

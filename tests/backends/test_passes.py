@@ -22,9 +22,9 @@ def test_multiprocessors_get_whole_blocks():
     assert a100.share(108) == 1.0
     assert a100.share(27) == 0.25
     assert a100.share(128) == 128 / 216  # two turns
-    assert a100.share(108, units=128, each=2) == 128 / 216  # blocks that take the images in turn
+    assert a100.share(108, units=128, per_block=2) == 128 / 216  # blocks that take the images in turn
     assert DEVICES["H100"].share(17 * 8, cluster=8) == 136 / 264  # 16 clusters of 8 have room
-    assert a100.share(200, units=1600, each=8) == 1600 / 1728
+    assert a100.share(200, units=1600, per_block=8) == 1600 / 1728
 
 
 def of_block(block, state: str = "") -> ConvPass:
@@ -62,8 +62,8 @@ def test_launches_of_triton_are_those_of_its_host_code(chip, state):
             one.run()
         found: Counter = Counter()
         for work in triton_pass.launches(p, block.level, chip, device):
-            found[work.kernel, work.blocks, work.cost, work.resident, work.units, work.each] += work.times
-        wanted = Counter((w.kernel, w.blocks, w.cost, w.resident, w.units, w.each) for w in map(aot.counted, made))
+            found[work.kernel, work.blocks, work.cost, work.resident, work.units, work.per_block] += work.times
+        wanted = Counter((w.kernel, w.blocks, w.cost, w.resident, w.units, w.per_block) for w in map(aot.counted, made))
         assert +found == wanted, block
         if block.precision == "ieee":  # the interpreter has no other
             by_launch = sum(aot.predicted(launch, chip)[0] for launch in made)

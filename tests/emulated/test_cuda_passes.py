@@ -149,7 +149,7 @@ def test_bytes_are_those_that_the_kernels_move(channels, side, batch, post):
         p = ConvPass(batch, channels, side, side, 2, 1, post, norm, backward=True, slots=1)
         works = [w for w in cuda_pass.launches(p, level, "sm_90", device) if w.kernel != "conv_prepare"]
         counted = sum(
-            w.times * (w.cost.inner + w.cost.again + (w.cost.bytes if not w.cost.inner else 0)) for w in works
+            w.times * (w.cost.inner + w.cost.reread + (w.cost.bytes if not w.cost.inner else 0)) for w in works
         )
         prepared = 0 if level == "solve" else 2 * moved(lambda: prepare(training, processors=1))
         found = moved(make) - prepared

@@ -175,9 +175,9 @@ def over_group(value, channels, GROUP: tl.constexpr):
 
 
 @triton.jit
-def combination(own, last, terms, offsets, mask, table_start, table_index, table_weight, target, distance):
+def combination(own_weight, last, terms, offsets, mask, table_start, table_index, table_weight, target, distance):
     """own + the terms that row ``target`` of a table lists, each ``distance`` elements after the one before, + ``last``."""
-    total = own
+    total = own_weight
     for entry in range(tl.load(table_start + target), tl.load(table_start + target + 1)):
         term = terms + tl.cast(tl.load(table_index + entry), tl.int64) * distance
         total += tl.load(table_weight + entry) * tl.load(term + offsets, mask=mask, other=0.0).to(tl.float32)

@@ -58,7 +58,7 @@ def host_grid(flat: FlatGrid, size: int) -> Grid:
 class Rows:
     """Rows of weights as a kernel reads them: for each target its own term, and the others as a sparse row."""
 
-    own: torch.Tensor
+    own_weight: torch.Tensor
     start: torch.Tensor
     index: torch.Tensor
     weight: torch.Tensor
@@ -81,12 +81,12 @@ class Tables:
     costate: torch.Tensor
 
 
-def _rows(own: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], device: torch.device) -> Rows:
+def _rows(own_weight: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], device: torch.device) -> Rows:
     kept = [[(j, w) for j, w in row if w != 0.0] for row in entries]
     start = [sum(map(len, kept[:i])) for i in range(len(kept) + 1)]
     flat = [entry for row in kept for entry in row] or [(0, 0.0)]
     return Rows(
-        torch.tensor(own, dtype=torch.float32, device=device),
+        torch.tensor(own_weight, dtype=torch.float32, device=device),
         torch.tensor(start, dtype=torch.int32, device=device),
         torch.tensor([j for j, _ in flat], dtype=torch.int32, device=device),
         torch.tensor([w for _, w in flat], dtype=torch.float32, device=device),

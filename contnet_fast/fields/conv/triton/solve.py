@@ -170,7 +170,7 @@ def conv_solve(
         if POST or proceed:
             next_slot = tl.load(slot_of + tl.minimum(evaluation + 1, first + evaluations - 1))
             last = stage == stages - 1
-            own, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+            own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
             if last:
                 if evaluation == first + evaluations - 1:
                     target = y + here
@@ -196,7 +196,7 @@ def conv_solve(
                         advance(
                             value, p, n, k, pixels, state, target, left, rates + here, tape, parameters, moments,
                             start_table, index_table, weight_table,
-                            evaluation, stage, slot, next_slot, step, last, own, keep, plane, tape_step, here,
+                            evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
                             tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32), eps, norm_eps,
                             C, POST, STATS, TAPE, RECOMPUTE, LEFT, first + evaluations - 1,
                         )  # fmt: skip
@@ -214,7 +214,7 @@ def conv_solve(
                     advance(
                         value, p, k, k, pixels, state, target, left, rates + here, tape, parameters, moments,
                         start_table, index_table, weight_table,
-                        evaluation, stage, slot, next_slot, step, last, own, keep, plane, tape_step, here,
+                        evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
                         scale, shift, eps, norm_eps,
                         C, POST, STATS, TAPE, RECOMPUTE, LEFT, first + evaluations - 1,
                     )  # fmt: skip
@@ -235,7 +235,7 @@ def conv_solve(
 def advance(
     value, p, n, k, pixels, state, target, left, rates, tape, parameters, moments,
     start_table, index_table, weight_table,
-    evaluation, stage, slot, next_slot, step, last, own, keep, plane, tape_step, here,
+    evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
     scale, shift, eps, norm_eps,
     C: tl.constexpr, POST: tl.constexpr, STATS: tl.constexpr, TAPE: tl.constexpr, RECOMPUTE: tl.constexpr,
     LEFT: tl.constexpr, final,
@@ -254,7 +254,7 @@ def advance(
         tl.store(rates + tl.cast(stage, tl.int64) * plane + offsets, rate.to(rates.dtype.element_ty), mask=mask)
     before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
     following = combination(
-        own * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
+        own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
     ).to(tape.dtype.element_ty)
     if last or TAPE or (STATS == SAMPLE):
         tl.store(target + offsets, following, mask=mask)

@@ -124,7 +124,7 @@ def conv_stage(
         tl.zeros([BLOCK_N], tl.float32),
     )
     if COMBINE:
-        own, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+        own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
         image = tl.cast(unit // tiles, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -145,7 +145,7 @@ def conv_stage(
                 tl.store(kept, rate.to(rates.dtype.element_ty), mask=mask)
             before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
             value = combination(
-                own * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
+                own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
             )
         if MODE == COMBINED:
             if WRITE or keep != 0:
@@ -161,8 +161,8 @@ def conv_stage(
         rounded = value.to(target.dtype.element_ty)
         tl.store(target + offsets, rounded, mask=mask)
         if STATISTICS:
-            some, centre, spread = tile_moments(rounded.to(tl.float32), valid)
-            count, mean, squares = merge_moments(count, mean, squares, some, centre, spread)
+            added, centre, spread = tile_moments(rounded.to(tl.float32), valid)
+            count, mean, squares = merge_moments(count, mean, squares, added, centre, spread)
     if STATISTICS:
         store_moments(partials_out, pid, count, mean, squares, n, C)
 
@@ -186,7 +186,7 @@ def post_combine(
         )
         scale, shift = scale_and_shift(parameters, slot, 1, mean, variance, norm_eps, c, C)
     factor = vector(parameters + (slot * PARAMETERS + SKIP) * C, c, C) * eps
-    own, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+    own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         offsets = tl.cast(unit // tiles, tl.int64) * pixels * C + p[:, None] * C + c[None, :]
@@ -197,7 +197,7 @@ def post_combine(
             tl.store(rates + tl.cast(stage, tl.int64) * plane + offsets, rate.to(rates.dtype.element_ty), mask=mask)
         before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
         value = combination(
-            own * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
+            own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
         )
         tl.store(target + offsets, value.to(target.dtype.element_ty), mask=mask)
 

@@ -110,11 +110,11 @@ def add_up(
             if SCALED:
                 if conv == 1:
                     share *= tl.load(parameters + (slot * PARAMETERS + SKIP) * C)
-            some = tl.zeros([BLOCK_E], tl.float32)
+            split_sum = tl.zeros([BLOCK_E], tl.float32)
             base = weight_sums + tl.cast((stage * 2 + conv) * splits, tl.int64) * (9 * C * C)
             for split in range(splits):
-                some += tl.load(base + tl.cast(split, tl.int64) * (9 * C * C) + e, mask=mask, other=0.0)
-            total += share * some
+                split_sum += tl.load(base + tl.cast(split, tl.int64) * (9 * C * C) + e, mask=mask, other=0.0)
+            total += share * split_sum
     if touched != 0.0:
         place = weight_grads + tl.cast(conv * size + node, tl.int64) * (9 * C * C) + o * (9 * C) + i * 9 + tap
         tl.store(place, tl.load(place, mask=mask, other=0.0) + total, mask=mask)
@@ -122,8 +122,8 @@ def add_up(
         for stage in range(stages):
             for start in tl.static_range(0, C, BLOCK_E):
                 c = start + tl.arange(0, BLOCK_E)
-                some = tl.zeros([BLOCK_E], tl.float32)
+                split_sum = tl.zeros([BLOCK_E], tl.float32)
                 for split in range(splits):
                     row = tl.cast((stage * 2 + conv) * splits + split, tl.int64) * C
-                    some += tl.load(bias_sums + row + c, mask=c < C, other=0.0)
-                tl.store(bias_grads + ((first + stage) * 2 + conv) * C + c, some, mask=c < C)
+                    split_sum += tl.load(bias_sums + row + c, mask=c < C, other=0.0)
+                tl.store(bias_grads + ((first + stage) * 2 + conv) * C + c, split_sum, mask=c < C)
