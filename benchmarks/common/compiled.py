@@ -37,7 +37,8 @@ class CompiledSteps(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         block, field = self.block, self.block.field
         assert block.grid is not None
-        slices = tuple(None if node is None else node.unbind(0) for node in field.nodes())
+        nodes = field.nodes()
+        slices = nodes._make(None if node is None else node.unbind(0) for node in nodes)
         auxes: list[Any] = []
         for weights in block.grid.weights:
             x, new = self.step(x, [theta_at(slices, w) for w in weights])

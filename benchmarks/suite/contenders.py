@@ -41,7 +41,8 @@ class Odeint(nn.Module):
         from torchdiffeq import odeint
 
         field = self.block.field
-        slices = tuple(None if node is None else node.unbind(0) for node in field.nodes())
+        nodes = field.nodes()
+        slices = nodes._make(None if node is None else node.unbind(0) for node in nodes)
         weights = iter(self.weights)
 
         def rate(t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
