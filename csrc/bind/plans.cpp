@@ -71,7 +71,7 @@ py::dict plan_convolution(int batch, int channels, int height, int width, int op
   p.shared_limit = shared_limit;
   p.processors = processors;
   const cuda::BandPlan b = back ? cuda::plan_data_gradient(p) : cuda::plan_convolution(p);
-  return py::dict("rows"_a = b.rows, "columns"_a = b.columns, "bands"_a = b.bands, "each"_a = b.each,
+  return py::dict("rows"_a = b.rows, "columns"_a = b.columns, "bands"_a = b.bands, "per_block"_a = b.each,
                   "blocks"_a = b.blocks, "blocks_n"_a = b.blocks_n, "m"_a = b.m, "n"_a = b.n, "warps_m"_a = b.warps_m,
                   "warps_n"_a = b.warps_n, "depth"_a = b.depth, "pieces"_a = b.pieces, "end"_a = b.end,
                   "shared"_a = b.end + (back ? cuda::kGradientBytes : cuda::stage_vectors(b)));
@@ -82,7 +82,7 @@ py::dict plan_weights(int batch, int channels, int height, int width, int operan
   p.processors = processors;
   const cuda::WeightPlan w = cuda::plan_weights(p);
   return py::dict("inputs"_a = w.tile.i, "outputs"_a = w.tile.o, "rows"_a = w.rows, "columns"_a = w.columns,
-                  "depth"_a = w.depth, "units"_a = w.units, "each"_a = (w.units + w.splits - 1) / w.splits,
+                  "depth"_a = w.depth, "units"_a = w.units, "per_block"_a = (w.units + w.splits - 1) / w.splits,
                   "splits"_a = w.splits, "blocks"_a = w.blocks_i * w.blocks_o, "threads"_a = 32 * w.tile.warps(),
                   "shared"_a = w.shared);
 }
