@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,15 +16,15 @@ COMBINATIONS = ("rk_combine", "rk_combine_error", "rk_combine_compensated")
 FUSED = LEVELS[:2]  # that only an implementation of the field's family serves
 
 
-class Backend:
+class Backend(ABC):
     """One way of computing. ``levels`` are those it knows, most preferred first."""
 
     name = ""
     levels: tuple[str, ...] = ()
 
+    @abstractmethod
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason why ``problem`` cannot be served at ``level``, in sentences; empty if it can."""
-        raise NotImplementedError
 
     def unavailable(self) -> str | None:
         """Why nothing at all can run here, or ``None``."""
@@ -36,13 +37,13 @@ class Backend:
         """
         return None
 
+    @abstractmethod
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it, where ``auto`` chooses it: shown by ``explain``."""
-        raise NotImplementedError
 
     def dispatch_key(self) -> str | None:
-        """The dispatch key of its ops; ``None`` where it has none, because the extension is missing."""
-        raise NotImplementedError
+        """The dispatch key of its ops; ``None`` where it has none, as where its extension is missing."""
+        return None
 
     def combinations(self) -> dict[str, Callable | None]:
         """The stage combinations: op name -> function, ``None`` where an extension registers it."""
@@ -50,7 +51,7 @@ class Backend:
 
     @contextmanager
     def running(self, op: str, call: Call, *rest: Any) -> Iterator[None]:
-        """Around a pass of a solve that Python launches: records what ran.
+        """A context for a pass of a solve that Python launches; it records what ran.
 
         Args:
             rest: what this pass depends on beside ``call``.
@@ -62,6 +63,16 @@ class Backend:
         """This backend's kernels for the field of ``problem``."""
         family = FAMILIES.get(problem.family)
         return None if family is None else family.implementations.get(self.name)
+
+    def reason_to_skip(self, problem: Problem, level: str) -> str | None:
+        """What the field's kernels or the backend say against ``auto`` taking it, although it serves."""
+        found = self.implementation(problem)
+        return (found and found.discourage(problem, level)) or self.discourage(problem, level)
+
+    def reason_to_take(self, problem: Problem, level: str) -> str:
+        """What speaks for it: of a fused level its kernels for the field, else the backend."""
+        found = self.implementation(problem)
+        return found.why(problem, level) if found is not None and level in FUSED else self.why(problem, level)
 
     def against_field(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Reasons of the field against level solve or stage."""

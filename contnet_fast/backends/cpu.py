@@ -43,10 +43,7 @@ class CpuBackend(Backend):
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
-        """Solves in which it was measured no faster than PyTorch (docs/performance.md)."""
-        implementation = self.implementation(problem)
-        if implementation is not None:
-            return implementation.discourage(problem, level)
+        """Combinations that were measured no faster than PyTorch (docs/performance.md)."""
         few = problem.stages < LEAST_STAGES
         if problem.op == "rk_solve" and not problem.compensated and (problem.needs_grad or few):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
@@ -55,10 +52,7 @@ class CpuBackend(Backend):
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for it."""
-        implementation = self.implementation(problem)
-        if implementation is not None and level in FUSED:
-            return implementation.why(problem, level)
+        """What speaks for its combinations."""
         return "one pass over memory, measured faster than PyTorch's chain (docs/performance.md)"
 
     def unavailable(self) -> str | None:

@@ -120,11 +120,11 @@ def _choose(problem: Problem, request: str) -> Plan:
         backend = REGISTRY[candidate]
         for level in (wanted,) if wanted else backend.levels:
             reasons = _against(backend, problem, level)
-            slower = backend.discourage(problem, level) if name == "auto" and not reasons else None
+            slower = backend.reason_to_skip(problem, level) if name == "auto" and not reasons else None
             if slower is not None:
                 reasons = (slower,)
             if not reasons:
-                why = backend.why(problem, level) if name == "auto" else f"asked for {request!r}"
+                why = backend.reason_to_take(problem, level) if name == "auto" else f"asked for {request!r}"
                 return Plan(problem, candidate, level, why, tuple(refused))
             refused.append(Refusal(candidate, level, reasons))
     raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
@@ -149,7 +149,7 @@ def _fastest(problem: Problem, family: Family) -> Plan:
     for name, backend in REGISTRY.items():
         for level in backend.levels:
             reasons = _against(backend, problem, level)
-            against = None if reasons else backend.discourage(problem, level)
+            against = None if reasons else backend.reason_to_skip(problem, level)
             if reasons or against is not None:
                 refused.append(Refusal(name, level, reasons or (str(against),)))
             else:
@@ -162,7 +162,7 @@ def _fastest(problem: Problem, family: Family) -> Plan:
         refused.append(Refusal(name, level, (reason,)))
     chosen = order[0][0]
     name, _, level = chosen.partition(":")
-    why = words if slower or level in FUSED else REGISTRY[name].why(problem, level)
+    why = words if slower or level in FUSED else REGISTRY[name].reason_to_take(problem, level)
     return Plan(problem, name, level, why, tuple(refused))
 
 
@@ -194,7 +194,7 @@ def _warn_of_reference(plan: Plan) -> None:
     for refusal in plan.refused:
         backend = REGISTRY[refusal.backend]
         absent = backend.unavailable()
-        if absent and refusal.reasons == (absent,) and backend.discourage(plan.problem, refusal.level) is None:
+        if absent and refusal.reasons == (absent,) and backend.reason_to_skip(plan.problem, refusal.level) is None:
             text = f"{op} on the CPU runs in plain PyTorch, without the backend {refusal.backend}: {absent}"
             _warn_once((absent,), f'{text}. contnet_fast.use_backend("reference") asks for PyTorch and says nothing')
 

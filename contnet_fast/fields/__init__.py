@@ -4,8 +4,18 @@
 """
 
 from .conv import CONV
-from .family import Call, Example, Family, Implementation, Settings, TensorSpec
+from .family import Call, Example, Family, Implementation, PythonImplementation, Settings, TensorSpec
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (CONV,)}
 
-__all__ = ["CONV", "FAMILIES", "Call", "Example", "Family", "Implementation", "Settings", "TensorSpec"]
+__all__ = [
+    "CONV",
+    "FAMILIES",
+    "Call",
+    "Example",
+    "Family",
+    "Implementation",
+    "PythonImplementation",
+    "Settings",
+    "TensorSpec",
+]

@@ -8,6 +8,7 @@ solve of the stateless API (``functional/fields.py``) and the block.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +25,7 @@ class Settings(NamedTuple):
     """A spec as arguments of an op."""
 
     words: tuple[str, ...] = ()
-    counts: tuple[int, ...] = ()
+    integers: tuple[int, ...] = ()
     numbers: tuple[float, ...] = ()
 
 
@@ -95,21 +96,24 @@ class Call:
     @classmethod
     def of_arguments(
         cls, family: Family, x: torch.Tensor, nodes: Tensors, operands: Sequence[torch.Tensor], words: Sequence[str],
-        counts: Sequence[int], numbers: Sequence[float], training: bool, *grid_keep_level: Any,
+        integers: Sequence[int], numbers: Sequence[float], training: bool, *grid_keep_level: Any,
     ) -> Call:  # fmt: skip
         """The inverse of :attr:`arguments`."""
         *grid, keep, level = grid_keep_level
         grid = [tuple(part) if isinstance(part, (list, tuple)) else part for part in grid]
-        settings = Settings(tuple(words), tuple(counts), tuple(numbers))
+        settings = Settings(tuple(words), tuple(integers), tuple(numbers))
         tensors = (x, family.nodes._make(nodes), family.operands._make(operands))
         return cls(family, *tensors, family.spec.unpack(settings), training, FlatGrid._make(grid), keep, level)
 
 
-ARGUMENTS = 15  # of a call: x, nodes, operands, 3 of the spec, training, 6 of the grid, keep, level
+# of a call: x, nodes, operands, the spec, training, the grid, keep, level
+ARGUMENTS = 3 + len(Settings._fields) + 1 + len(FlatGrid._fields) + 2
 
 
-class Implementation:
+class Implementation(ABC):
     """The kernels that a backend has for a family. A backend checks devices and dtypes, this what is of the field.
+
+    Forward and backward are registered by an extension; :class:`PythonImplementation` has them in Python.
 
     Attributes:
         levels: those it serves, most fused first. casts_products: under autocast the nodes that
@@ -131,21 +135,23 @@ class Implementation:
         """What speaks for it where ``auto`` takes it."""
         return f"the backend has kernels for the field {problem.family}"
 
+    @abstractmethod
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
-        """What the forward pass of ``call`` keeps for backward, for the op without data and for the pass itself."""
-        raise NotImplementedError
+        """What the forward pass of ``call`` keeps for backward: for the op without data, and for passes in Python."""
 
+
+class PythonImplementation(Implementation):
+    """An implementation whose passes Python launches."""
+
+    @abstractmethod
     def forward(self, call: Call, *, return_steps: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """State or trajectory, statistics (:attr:`Family.statistics`), and what :meth:`saved` describes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(
         self, call: Call, grad: torch.Tensor, saved: list[torch.Tensor], wanted: Sequence[int]
     ) -> list[torch.Tensor]:
         """The gradient of x, then those of the ``wanted`` places in nodes and operands."""
-        raise NotImplementedError
-
-    native = False  # the extension registers forward and backward itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +177,7 @@ class Family:
     """
 
     name: str
-    spec: Any
+    spec: type[Spec]
     nodes: Any
     rate: Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
     check: Callable[..., None]

@@ -54,7 +54,7 @@ def field_solve(
     """
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
     settings = spec.pack()
-    for number in (*settings.counts, *settings.numbers):
+    for number in (*settings.integers, *settings.numbers):
         constant(number)  # read as constants here, they are constants inside of every step
     called = nodes.why if isinstance(nodes, CalledField) else ""
     _check(family, x, None if isinstance(nodes, CalledField) else nodes, operands, spec, grid, training)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..backends import Backend
-from ..fields import Call, Family, Implementation
+from ..fields import Call, Family, Implementation, PythonImplementation
 from ..reference.rk import accumulation_dtype, norm_dtype
 from .batching import older_one_by_one, one_by_one
 
@@ -131,7 +131,7 @@ def define_solve(family: Family, backend: Backend, key: str) -> None:
     call = getattr(torch.ops.contnet_fast, backward)
     torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
     LIBRARY.impl(backward, older_one_by_one(call), "Batched")
-    if implementation.native:
+    if not isinstance(implementation, PythonImplementation):
         return
 
     def run(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:

@@ -56,7 +56,7 @@ def sorted_rows():
             patch.setattr(conv_cpu, "AVX512", isa == "avx512")
             patch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
             ratio = min(row["nchw"], row["channels_last"])
-            (left if cpu.CpuBackend().discourage(problem(row), "stage") else taken).append((ratio, isa, row))
+            (left if cpu.CpuBackend().reason_to_skip(problem(row), "stage") else taken).append((ratio, isa, row))
     return taken, left
 
 

@@ -34,8 +34,8 @@ def parts(module):
 # -- hooks that compute a tensor ---------------------------------------------------------------------------------------
 
 
-def pruned(module):
-    masks = torch.rand(2, 4, 4, 3, 3, generator=torch.Generator().manual_seed(3)).gt(0.5).float()
+def pruned(module, seed=3, share=0.5):
+    masks = torch.rand(2, 4, 4, 3, 3, generator=torch.Generator().manual_seed(seed)).gt(share).float()
     if isinstance(module, ContinuousBlock):
         prune.custom_from_mask(module.field, "conv1_weight", masks)
     else:
@@ -45,12 +45,7 @@ def pruned(module):
 
 def pruned_twice(module):
     pruned(module)
-    masks = torch.rand(2, 4, 4, 3, 3, generator=torch.Generator().manual_seed(4)).gt(0.3).float()
-    if isinstance(module, ContinuousBlock):
-        prune.custom_from_mask(module.field, "conv1_weight", masks)
-    else:
-        for cell, mask in zip(module.cells, masks, strict=True):
-            prune.custom_from_mask(cell.conv1, "weight", mask)
+    pruned(module, seed=4, share=0.3)
 
 
 def weight_normed(module):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from contnet_fast.errors import check_choice, check_number
-from contnet_fast.fields import FAMILIES, Example, Family, Implementation, Settings, TensorSpec
+from contnet_fast.fields import FAMILIES, Example, Family, PythonImplementation, Settings, TensorSpec
 from contnet_fast.fields.reference import theta_at
 from contnet_fast.nn import BasisModule
 from contnet_fast.ops import register_family
@@ -68,7 +68,7 @@ def check(x, nodes, operands, *, spec, grid, training):
         raise ValueError(f"nodes.gain: got {len(nodes.gain)} nodes, accepted: {grid.basis.size}")
 
 
-class OnCpu(Implementation):
+class OnCpu(PythonImplementation):
     """All stages of a solve in one loop without autograd; each step's state is kept, its stages are made again."""
 
     levels = ("solve",)

@@ -18,8 +18,6 @@ from .cuda import CudaConv
 from .spec import BatchStatistics, ConvNodes, ConvSpec
 from .triton.implementation import TritonConv
 
-RUNNING = ("norm1_mean", "norm1_var", "norm2_mean", "norm2_var")
-
 
 def rate(
     u: torch.Tensor, theta: ConvNodes, operands: Any, *, spec: ConvSpec, training: bool
@@ -60,7 +58,7 @@ def check(
     if nodes is None:
         return
     if spec.norm == "batch":
-        for name in RUNNING:
+        for name in BatchStatistics._fields:
             if getattr(nodes, name) is None:
                 raise ValueError(f"nodes.{name}: got None, accepted with batch norm: a tensor, the running statistics")
         if training and in_torch_func():
@@ -116,7 +114,7 @@ CONV = Family(
     facts=facts,
     draw=draw,
     present=present,
-    running=RUNNING,
+    running=BatchStatistics._fields,  # the running ones have the names of those of a batch
     products=("conv1_weight", "conv2_weight"),
     statistics=BatchStatistics,
     implementations={"cpu": CpuConv(), "triton": TritonConv(), "cuda": CudaConv()},

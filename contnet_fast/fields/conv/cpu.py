@@ -19,7 +19,6 @@ class CpuConv(Implementation):
     """``solve``: a whole block, image by image. ``stage``: the batch through a convolution at a time."""
 
     levels = ("solve", "stage")
-    native = True
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""

@@ -10,7 +10,6 @@ from ...limits import MOST_CHANNELS, MOST_CLUSTER
 from ...problem import Problem
 from ...transforms import constant
 from ..family import Call, Implementation, TensorSpec
-from .triton.implementation import moment_rows
 
 MOST_PIXELS = 2**31  # at level stage; csrc/cuda/conv/plan/band_plan.cpp
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
@@ -21,7 +20,6 @@ class CudaConv(Implementation):
 
     levels = ("solve", "stage")
     casts_products = True
-    native = True
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -53,10 +51,11 @@ class CudaConv(Implementation):
         """Moments of the norms in float32, and maps: at level solve states alone, the rest is computed again."""
         batch, channels, height, width = call.x.shape
         n, stages = call.grid.n_steps, len(call.grid.update)
+        rows = batch if call.facts.couples_sites else 0 if call.spec.norm == "none" else 1
         maps = n - 1 if call.keep in ("none", "step") else 0
         if call.keep == "none" and call.level == "stage":
             maps = n * stages * (3 if call.spec.order == "post" else 2)
         return (
-            TensorSpec((n * stages, 2, 2, moment_rows(call), channels), torch.float32),
+            TensorSpec((n * stages, 2, 2, rows, channels), torch.float32),
             TensorSpec((maps, batch, height, width, channels), call.x.dtype),
         )

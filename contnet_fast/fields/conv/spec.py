@@ -49,7 +49,7 @@ class ConvSpec:
             raise ValueError(f"groups: got {self.groups}, accepted: a divisor of channels={self.channels}")
 
     def pack(self) -> Settings:
-        """Words (order, norm), counts (channels, groups, bias, skip_init) and numbers (eps, norm_eps)."""
+        """Words (order, norm), integers (channels, groups, bias, skip_init) and numbers (eps, norm_eps)."""
         return Settings(
             (self.order, self.norm),
             (self.channels, self.groups, int(self.bias), int(self.skip_init)),

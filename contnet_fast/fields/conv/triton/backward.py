@@ -14,8 +14,9 @@ import torch
 
 from ....triton.launch import launch
 from ....triton.tiles import Units
+from ..spec import ConvNodes
 from . import pointwise_backward as adjoint
-from .forward import BLOCK_ELEMENTS, Nodes, dense, like, prepared, run_solve
+from .forward import BLOCK_ELEMENTS, dense, like, prepared, run_solve
 from .plan import PARAMETER_ROWS, Solve
 from .stage import conv_gradient
 from .weights import add_up, weight_gradient
@@ -26,8 +27,8 @@ BIAS2, NORM_WEIGHT2, NORM_BIAS2, SKIP = 1, 4, 5, 6  # rows of the parameter tabl
 class _Backward:
     """One backward pass: its buffers, and one method for each kind of launch."""
 
-    def __init__(self, s: Solve, x: torch.Tensor, nodes: Nodes, moments: torch.Tensor, *, weights: bool) -> None:
-        self.s, self.p = s, prepared(s, x, nodes, moments)
+    def __init__(self, s: Solve, x: torch.Tensor, nodes: ConvNodes, moments: torch.Tensor, *, weights: bool) -> None:
+        self.s, self.p = s, prepared(s, x, nodes, moments, recomputed=True)
         j, c, stages, k = len(s.grid.slot_of), s.channels, s.grid.stages, len(s.grid.mix[0])
         self.coupling = adjoint.SAMPLE if s.sample else adjoint.BATCH if s.coupled else adjoint.CONSTANT
         self.conv_units = s.units("gradient", by_image=s.sample)
@@ -195,7 +196,7 @@ class _Backward:
 
 
 def conv_solve_backward(
-    grad: torch.Tensor, x: torch.Tensor, nodes: Nodes, s: Solve, *, keep: str, level: str, moments: torch.Tensor,
+    grad: torch.Tensor, x: torch.Tensor, nodes: ConvNodes, s: Solve, *, keep: str, level: str, moments: torch.Tensor,
     kept: torch.Tensor, wanted: Sequence[int],
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradient of x and those of the ``wanted`` nodes."""

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ....triton.launch import launch
+from ....triton.launch import allocate, launch
 from ....triton.tiles import combines_on_load
-from ..spec import ConvNodes
+from ..spec import BatchStatistics, ConvNodes
 from . import maps, solve
-from .plan import PARAMETER_ROWS, Solve
+from .plan import PARAMETER_ROWS, Solve, saved
 from .prepare import prepare
 from .solve import conv_solve
 from .stage import conv_stage, post_combine
 
 BLOCK_ELEMENTS = 1024
-
-Nodes = Sequence[torch.Tensor | None]
 
 
 @dataclass
@@ -33,15 +30,15 @@ class Prepared:
     rows: int
 
 
-def prepared(s: Solve, x: torch.Tensor, nodes: Nodes, moments: torch.Tensor | None = None) -> Prepared:
-    """Launch :func:`prepare`; with ``moments`` of a forward pass those are used."""
+def prepared(
+    s: Solve, x: torch.Tensor, nodes: ConvNodes, moments: torch.Tensor, *, recomputed: bool = False
+) -> Prepared:
+    """Launch :func:`prepare`, which writes what is known of ``moments``, unless a forward pass did before."""
     c, slots, evaluations = s.channels, len(s.grid.mix), len(s.grid.slot_of)
     packed = torch.empty(2, slots, 9, c, c, dtype=s.compute, device=s.device)
     parameters = s.floats(slots, PARAMETER_ROWS, c)
-    known = s.norm == "batch" and not s.training and moments is None
-    statistics = s.coupled and not s.post and moments is None
-    if moments is None:
-        moments = s.floats(evaluations, 2, 2, s.moment_rows, c)
+    known = s.norm == "batch" and not s.training and not recomputed
+    statistics = s.coupled and not s.post and not recomputed
     units = s.units("pointwise")
     partials = s.floats(units.programs if statistics else 0, 3, c)
     weight_programs = 2 * slots * -(-9 * c * c // BLOCK_ELEMENTS)
@@ -233,21 +230,23 @@ def like(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def conv_solve_forward(
-    x: torch.Tensor, nodes: Nodes, s: Solve, *, keep: str, level: str, return_steps: bool
+    x: torch.Tensor, nodes: ConvNodes, s: Solve, *, keep: str, level: str, return_steps: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """State or trajectory, batch statistics, moments of the norms, kept maps (shapes: ``ops/schemas.py``)."""
+    """State or trajectory, batch statistics, and what ``plan.saved`` describes: moments, maps."""
     n, stages = s.grid.n_steps, s.grid.stages
-    mean = nodes[6]
+    mean = nodes.norm1_mean
     like_mean = x if mean is None else mean
     statistics = torch.empty(
         (n * stages if s.coupled else 0, 4, s.channels), dtype=like_mean.dtype, device=s.device
     )  # fmt: skip
     start = dense(x)
+    moments, all_maps = (allocate(shape, dtype, s.device) for shape, dtype in saved(s, keep))
     if x.numel() == 0:
-        return _empty(s, x, nodes, statistics, keep=keep, return_steps=return_steps)
-    p = prepared(s, start, nodes)
-    tape = s.maps(n, s.kinds, stages) if keep == "none" else None
-    kept = s.maps(n - 1) if keep == "step" else None
+        result = _empty(s, x, nodes, statistics, return_steps=return_steps)
+        return result, statistics, moments.zero_(), all_maps
+    p = prepared(s, start, nodes, moments)
+    tape = all_maps.view(n, s.kinds, stages, *all_maps.shape[1:]) if keep == "none" else None
+    kept = all_maps if keep == "step" else None
     steps = s.maps(n) if return_steps else None
     y = s.maps() if steps is None else steps[-1]
     if level == "solve":
@@ -265,22 +264,17 @@ def conv_solve_forward(
         result = like(x, y)
         if result.data_ptr() == x.data_ptr():
             result = result.clone()
-    flat = tape.flatten(0, 2) if tape is not None else kept if kept is not None else s.maps(0)
-    return result, statistics, p.moments, flat
+    return result, statistics, moments, all_maps
 
 
 def _empty(
-    s: Solve, x: torch.Tensor, nodes: Nodes, statistics: torch.Tensor, *, keep: str, return_steps: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """An empty batch has no statistics of its own: the running ones stand for them."""
-    n, stages = s.grid.n_steps, s.grid.stages
+    s: Solve, x: torch.Tensor, nodes: ConvNodes, statistics: torch.Tensor, *, return_steps: bool
+) -> torch.Tensor:
+    """The result of an empty batch, which has no statistics of its own: the running ones stand for them."""
     if s.coupled:
         mix = s.tables.mix[s.tables.slot_of.long()].unsqueeze(-1)  # [evaluation, node, 1]
-        for i, place in enumerate((6, 7, 10, 11)):
-            running = nodes[place]
+        for i, name in enumerate(BatchStatistics._fields):
+            running = getattr(nodes, name)
             assert running is not None
             statistics[:, i] = (mix * running).sum(1)
-    moments = torch.zeros(n * stages, 2, 2, s.moment_rows, s.channels, dtype=torch.float32, device=s.device)
-    maps_kept = n * s.kinds * stages if keep == "none" else n - 1 if keep == "step" else 0
-    result = x.new_empty((n + 1, *x.shape)) if return_steps else torch.empty_like(x)
-    return result, statistics, moments, s.maps(maps_kept)
+    return x.new_empty((s.grid.n_steps + 1, *x.shape)) if return_steps else torch.empty_like(x)

@@ -8,13 +8,13 @@ import torch
 
 from ....limits import MOST_CHANNELS
 from ....problem import Problem
-from ...family import Call, Implementation, TensorSpec
+from ...family import Call, PythonImplementation, TensorSpec
 
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class TritonConv(Implementation):
-    """``solve``: a launch a convolution with statistics within an image. ``stage``: for batch statistics."""
+class TritonConv(PythonImplementation):
+    """``solve``: a whole solve in one launch, image by image. ``stage``: a launch a convolution, for batch statistics."""
 
     levels = ("solve", "stage")
     casts_products = True
@@ -33,15 +33,10 @@ class TritonConv(Implementation):
         return tuple(reasons)
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
-        """Moments of the norms in float32, and maps in the dtype of the state."""
-        batch, channels, height, width = call.x.shape
-        n, stages = call.grid.n_steps, len(call.grid.update)
-        kinds = 3 if call.spec.order == "post" else 2
-        maps = n * kinds * stages if call.keep == "none" else n - 1 if call.keep == "step" else 0
-        return (
-            TensorSpec((n * stages, 2, 2, moment_rows(call), channels), torch.float32),
-            TensorSpec((maps, batch, height, width, channels), call.x.dtype),
-        )
+        """Moments of the norms and maps, as the forward pass allocates them."""
+        from . import plan
+
+        return plan.saved(plan.describe(call), call.keep)
 
     def forward(self, call: Call, *, return_steps: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """``contnet_fast::conv_solve_triton``."""
@@ -63,8 +58,3 @@ class TritonConv(Implementation):
             grad, call.x, call.nodes, plan.describe(call), keep=call.keep, level=call.level, moments=moments, kept=kept,
             wanted=wanted,
         )  # fmt: skip
-
-
-def moment_rows(call: Call) -> int:
-    """Sets of statistics for each norm of each evaluation: of each image, or one for all."""
-    return call.x.shape[0] if call.facts.couples_sites else 0 if call.spec.norm == "none" else 1

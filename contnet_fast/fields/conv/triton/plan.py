@@ -15,7 +15,7 @@ from ....limits import PARAMETER_ROWS as PARAMETER_ROWS
 from ....schemes.timegrid import FlatGrid
 from ....triton.launch import INTERPRETED, allocate
 from ....triton.tiles import Shared, Tile, Units, block_channels, tile, units, weight_units
-from ...family import Call
+from ...family import Call, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,16 @@ def precision(compute: torch.dtype) -> str:
     """How products of float32 run: as torch's switch for its own convolutions says."""
     allowed = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return "tf32" if compute == torch.float32 and allowed and not INTERPRETED else "ieee"
+
+
+def saved(s: Solve, keep: str) -> tuple[TensorSpec, TensorSpec]:
+    """Moments of the norms in float32, and maps in the dtype of the state: what a forward pass keeps for backward."""
+    n, stages = s.grid.n_steps, s.grid.stages
+    maps = n * s.kinds * stages if keep == "none" else n - 1 if keep == "step" else 0
+    return (
+        TensorSpec((n * stages, 2, 2, s.moment_rows, s.channels), torch.float32),
+        TensorSpec((maps, s.batch, s.height, s.width, s.channels), s.dtype),
+    )
 
 
 def describe(call: Call) -> Solve:
