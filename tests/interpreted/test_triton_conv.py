@@ -277,12 +277,15 @@ def test_a_block_under_autocast_trains_in_the_compute_dtype():
         torch.testing.assert_close(a, b, rtol=5e-2, atol=5e-2)
 
 
-def test_blocks_compile_as_one_graph():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_blocks_compile_as_one_graph(dynamic):
     torch.manual_seed(0)
     block = ContinuousBlock(ConvField(4, n_basis=1), scheme="euler", n_steps=1, backend="triton").to(DEVICE)
-    x = torch.randn(2, 4, 4, 4, device=DEVICE)
-    expected = block(x)
-    torch.testing.assert_close(torch.compile(block, backend="aot_eager", fullgraph=True)(x), expected)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    for batch in (2, 3):
+        x = torch.randn(batch, 4, 4, 4, device=DEVICE)
+        expected = block(x)
+        torch.testing.assert_close(compiled(x), expected)
 
 
 def collected(case: Case, level: str) -> tuple[list[str], list[str]]:
