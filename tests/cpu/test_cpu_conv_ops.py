@@ -14,7 +14,7 @@ from contnet_fast import extension
 from contnet_fast.backends import cpu
 from contnet_fast.fields import CONV, Call
 from contnet_fast.fields.conv.cpu import kept_maps, padded_channels
-from contnet_fast.fields.conv.spec import ConvNodes
+from contnet_fast.fields.conv.spec import ConvNodes, ConvSpec
 from contnet_fast.fields.conv.triton.plan import host_grid
 from contnet_fast.fields.family import NoOperands
 from contnet_fast.nn import ContinuousBlock, ConvField
@@ -265,3 +265,20 @@ def test_working_memory_is_held_for_the_next_call_and_can_be_released():
     assert 0 < cpu._extension.pooled_bytes() <= 256 << 20
     cpu._extension.release_pool()
     assert cpu._extension.pooled_bytes() == 0
+
+
+def test_norms_that_a_field_without_norm_is_given_are_left_unread_as_by_the_reference():
+    field = ConvField(CHANNELS, n_basis=2, norm="group")
+    leaves = [None if t is None else t.detach().requires_grad_() for t in field.nodes()]
+    nodes = ConvNodes._make(leaves)
+    spec = ConvSpec(CHANNELS, "post", "none")
+    grid, x = time_grid("midpoint", 2, field.basis), image()
+    found = {}
+    for backend in ("cpu:solve", "reference:none"):
+        y, _ = cf.functional.conv_solve(x, nodes, spec=spec, grid=grid, backend=backend)
+        given = [t for t in leaves if t is not None]
+        found[backend] = torch.autograd.grad(y.square().sum(), given, allow_unused=True)
+    assert [t is None for t in found["cpu:solve"]] == [t is None for t in found["reference:none"]]
+    for got, wanted in zip(*found.values(), strict=True):
+        if wanted is not None:
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
