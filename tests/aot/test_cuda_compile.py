@@ -81,7 +81,13 @@ def test_kernels_compile_and_spill_nothing(source, chip):
     [
         *(
             (name, "HMMA LDSM LDGSTS")
-            for name in ("conv_solve", "conv_solve_wide_bf16", "conv_solve_backward", "conv_stage", "conv_gradient")
+            for name in (
+                "conv_solve",
+                "conv_solve_wide_bf16",
+                "conv_solve_backward",
+                "conv_stage_half",
+                "conv_gradient",
+            )
         ),
         ("weight_gradient", "HMMA LDSM"),
     ],

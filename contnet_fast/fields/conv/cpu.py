@@ -58,7 +58,7 @@ class CpuConv(Implementation):
 
 
 def padded_channels(channels: int) -> int:
-    """Channels of the maps that a solve keeps: 4, 8 or a multiple of 16 (``csrc/cpu/conv/conv.h``)."""
+    """Channels of the maps that a solve keeps: 4, 8 or a multiple of 16 (``csrc/cpu/conv/conv_kernels.h``)."""
     return 4 if channels <= 4 else 8 if channels <= 8 else (channels + 15) // 16 * 16
 
 

@@ -125,7 +125,7 @@ void launch_stage(const ConvStage& p, void* stream) {
 
 }  // namespace
 
-void conv_stage_f32(const ConvStage&, bool tf32, void* stream);        // conv_stage_f32.cu
-void conv_stage_half(const ConvStage&, Scalar operand, void* stream);  // conv_stage.cu
+void conv_stage_f32(const ConvStage&, bool tf32, void* stream);        // instances/conv_stage_f32.cu
+void conv_stage_half(const ConvStage&, Scalar operand, void* stream);  // instances/conv_stage_half.cu
 
 }  // namespace contnet_fast::cuda
