@@ -4,7 +4,8 @@ from . import models, nn, torchdiffeq
 from ._version import __version__
 from .backends import available_backends, record_runs, strict, use_backend
 from .errors import BackendUnavailable
-from .functional import rk_combine, rk_combine_error, rk_solve
+from .functional import graph_solve, rk_combine, rk_combine_error, rk_solve
+from .graphs import Graph
 from .inspect.explain import Plan, explain
 from .inspect.info import info
 from .inspect.warmup import warmup
@@ -31,6 +32,7 @@ __all__ = [
     "BackendUnavailable",
     "Basis",
     "ButcherTableau",
+    "Graph",
     "OdeintError",
     "Plan",
     "__version__",
@@ -39,6 +41,7 @@ __all__ = [
     "carry_optimizer",
     "explain",
     "get_tableau",
+    "graph_solve",
     "info",
     "interpolate",
     "load_reference_checkpoint",

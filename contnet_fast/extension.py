@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 8  # of csrc/bind/module.cpp, which has the same number
+INTERFACE = 9  # of csrc/bind/module.cpp, which has the same number
 
 module: Any = None
 _absent = _stale = ""

@@ -4,12 +4,14 @@
 """
 
 from .conv import CONV
+from .diffusion import DIFFUSION
 from .family import Call, Example, Family, Implementation, PythonImplementation, Settings, TensorSpec
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (CONV,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (CONV, DIFFUSION)}
 
 __all__ = [
     "CONV",
+    "DIFFUSION",
     "FAMILIES",
     "Call",
     "Example",

@@ -95,7 +95,7 @@ class Call:
 
     @classmethod
     def of_arguments(
-        cls, family: Family, x: torch.Tensor, nodes: Tensors, operands: Sequence[torch.Tensor], words: Sequence[str],
+        cls, family: Family, x: torch.Tensor, nodes: Tensors, operands: Tensors, words: Sequence[str],
         integers: Sequence[int], numbers: Sequence[float], training: bool, *grid_keep_level: Any,
     ) -> Call:  # fmt: skip
         """The inverse of :attr:`arguments`."""

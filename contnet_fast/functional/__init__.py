@@ -2,14 +2,18 @@
 
 from .combine import rk_combine, rk_combine_error
 from .fields import conv_solve, field_solve
+from .graphs import FORMS, diffusion_nodes, graph_solve
 from .solves import FixedSteps, basis_solve, fixed_steps, grid_solve, rk_solve
 
 __all__ = [
+    "FORMS",
     "FixedSteps",
     "basis_solve",
     "conv_solve",
+    "diffusion_nodes",
     "field_solve",
     "fixed_steps",
+    "graph_solve",
     "grid_solve",
     "rk_combine",
     "rk_combine_error",

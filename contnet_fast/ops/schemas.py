@@ -25,7 +25,7 @@ LIBRARY = torch.library.Library("contnet_fast", "DEF")
 # what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
 # is kept for backward, and the level
 _SOLVE = (
-    "Tensor x, Tensor?[] nodes, Tensor[] operands, str[] words, int[] integers, float[] numbers, bool training, "
+    "Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
     "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level"
 )
 # of every field family: contnet_fast::<family>_solve_<backend>

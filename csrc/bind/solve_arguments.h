@@ -155,7 +155,7 @@ using OpResults = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;  
 // The ops as their schemas have them (contnet_fast/ops/schemas.py). `Backend` has their name, `solve` and
 // `solve_backward`.
 template <typename Backend>
-OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, at::TensorList operands,
+OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, const OptionalTensors& operands,
                         std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers,
                         bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                         at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep,
@@ -169,7 +169,7 @@ OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, at::T
 
 template <typename Backend>
 std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at::Tensor& x,
-                                               const OptionalTensors& nodes, at::TensorList operands,
+                                               const OptionalTensors& nodes, const OptionalTensors& operands,
                                                std::vector<std::string> words, at::IntArrayRef integers,
                                                at::ArrayRef<double> numbers, bool training, at::IntArrayRef counts,
                                                at::IntArrayRef cells, at::ArrayRef<double> weights,

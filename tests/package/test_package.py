@@ -52,7 +52,7 @@ print("ok")
 LAYERS = [  # each may import itself and what stands before it
     {"_C", "errors", "_version", "files", "limits", "testing", "transforms", "problem", "extension"},
     {"chips"},
-    {"carried", "schemes"},
+    {"carried", "schemes", "graphs"},
     {"reference"},
     {"triton"},
     {"costmodel"},

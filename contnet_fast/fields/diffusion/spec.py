@@ -1,0 +1,64 @@
+"""What the diffusion field of a graph is, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ...errors import check_number
+from ...graphs import Graph
+from ..family import Settings
+
+
+@dataclass(frozen=True)
+class DiffusionSpec:
+    """The length of the solve: t in [0, 1] of a block stands for [0, t_end] of the papers.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    t_end: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("t_end", self.t_end)
+
+    def pack(self) -> Settings:
+        """All of it."""
+        return Settings(numbers=(self.t_end,))
+
+    @classmethod
+    def unpack(cls, settings: Settings) -> DiffusionSpec:
+        """The inverse of :meth:`pack`."""
+        return cls(settings.numbers[0])
+
+
+class DiffusionNodes(NamedTuple):
+    """Nodal values [K, n] each: what multiplies the gathered neighbours of a node, and the node itself."""
+
+    scale: torch.Tensor
+    diagonal: torch.Tensor
+
+
+class DiffusionOperands(NamedTuple):
+    """A graph as compressed rows and their transpose, and the source term.
+
+    Attributes:
+        indptr: [n + 1]. indices: [E]. values: [E], the weights. transpose_indptr: [n + 1]. transpose_indices: [E].
+        transpose_places: [E], as :class:`contnet_fast.graphs.graph.Transpose` has them. source: [n, F] or ``None``.
+    """
+
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    values: torch.Tensor
+    transpose_indptr: torch.Tensor
+    transpose_indices: torch.Tensor
+    transpose_places: torch.Tensor
+    source: torch.Tensor | None = None
+
+
+def operands_of(graph: Graph, source: torch.Tensor | None) -> DiffusionOperands:
+    """The operands of a solve on ``graph``."""
+    return DiffusionOperands(graph.indptr, graph.indices, graph.values, *graph.transpose, source)
