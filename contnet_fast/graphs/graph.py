@@ -138,7 +138,7 @@ class Graph:
         return new
 
     def with_values(self, values: torch.Tensor) -> Graph:
-        """The same edges with other weights [E], in the order of ``indices``. It is not asked whether A is symmetric."""
+        """The same edges with other weights [E], in the order of ``indices``; it counts as not symmetric."""
         if values.shape != self.values.shape:
             raise ValueError(f"values: got shape {tuple(values.shape)}, accepted: {tuple(self.values.shape)}")
         new = Graph.__new__(Graph)
@@ -147,7 +147,7 @@ class Graph:
         return new
 
     def symmetrized(self, reduce: str = "max") -> Graph:
-        """Every edge in both directions, equal ones reduced to one (``"max"`` as CGNN's code does, ``"sum"``, ``"mean"``)."""
+        """Every edge in both directions, equal ones reduced to one as :meth:`coalesced` does; CGNN's code has "max"."""
         index = self.edge_index
         both = torch.cat([index, index.flip(0)], 1)
         return self._of(both, torch.cat([self.values, self.values]), kind=None).coalesced(reduce)
