@@ -205,6 +205,11 @@ def test_the_largest_component_keeps_order_rows_edges_and_splits():
     assert (part.train.tolist(), part.valid.tolist(), part.test.tolist()) == ([2], [0], [3])
 
 
+def test_edges_of_one_direction_connect_too():
+    graph = cf.Graph(torch.tensor([[3, 0, 2], [1, 1, 0]]), num_nodes=5)
+    assert datasets.components(graph).tolist() == [0, 0, 0, 0, 4]
+
+
 def test_copies_are_blocks_that_do_not_touch():
     data = two_parts()
     three = datasets.copies(data, 3)
