@@ -4,6 +4,8 @@ from .basis_module import BasisModule, no_weight_decay, parameter_groups
 from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
+from .graph_block import GraphBlock
+from .graph_fields import DiffusionField
 from .stitch import Stitch
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
@@ -11,6 +13,8 @@ __all__ = [
     "BasisModule",
     "ContinuousBlock",
     "ConvField",
+    "DiffusionField",
+    "GraphBlock",
     "Stitch",
     "blocks",
     "carry_optimizer",

@@ -5,53 +5,21 @@
 #include <ATen/ATen.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "bind/schema_arguments.h"
 #include "runtime/conv_field.h"
-#include "runtime/time_grid.h"
 
 namespace contnet_fast {
 
-using OptionalTensors = c10::List<std::optional<at::Tensor>>;
-
 enum class FieldOrder { pre, post };
 enum class FieldNorm { none, batch, group, layer };
-enum class Level { solve, stage };
-
-template <typename Value>
-struct Word {
-  const char* word;
-  Value value;
-};
 
 constexpr Word<FieldOrder> kOrders[] = {{"pre", FieldOrder::pre}, {"post", FieldOrder::post}};
 constexpr Word<FieldNorm> kNorms[] = {
     {"none", FieldNorm::none}, {"batch", FieldNorm::batch}, {"group", FieldNorm::group}, {"layer", FieldNorm::layer}};
-constexpr Word<Level> kLevels[] = {{"solve", Level::solve}, {"stage", Level::stage}};
-constexpr Word<Keep> kKeeps[] = {
-    {"", Keep::nothing}, {"block", Keep::input}, {"step", Keep::steps}, {"none", Keep::everything}};
-
-// The value of a word.
-template <typename Value, size_t N>
-Value read_word(const char* op, const char* argument, const std::string& got, const Word<Value> (&accepted)[N]) {
-  std::string words;
-  for (const Word<Value>& one : accepted) {
-    if (got == one.word) return one.value;
-    words += (words.empty() ? "'" : ", '") + std::string(one.word) + "'";
-  }
-  TORCH_CHECK_VALUE(false, op, ": ", argument, ": got '", got, "', accepted: ", words);
-  return accepted[0].value;
-}
-
-template <typename Value, size_t N>
-const char* word_of(Value value, const Word<Value> (&words)[N]) {
-  for (const Word<Value>& one : words)
-    if (one.value == value) return one.word;
-  return "";
-}
 
 struct SolveArguments {
   const char* op;  // for messages
@@ -89,19 +57,7 @@ inline void check_tensors(const char* op, const at::Tensor& x, const OptionalTen
   }
 }
 
-// The settings of a field and of a solve as every field family's ops have them (contnet_fast/ops/schemas.py). Of the
-// convolutional field: words (order, norm), integers (channels, groups, bias, skip), numbers (eps, norm_eps).
-struct SchemaArguments {
-  std::vector<std::string> words;
-  at::IntArrayRef integers;
-  at::ArrayRef<double> numbers;
-  bool training;
-  at::IntArrayRef counts, cells;
-  at::ArrayRef<double> weights, rows, update;
-  int64_t n_steps;
-  std::string keep, level;
-};
-
+// Words (order, norm), integers (channels, groups, bias, skip), numbers (eps, norm_eps).
 inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const OptionalTensors& nodes,
                                      const SchemaArguments& given) {
   TORCH_CHECK_VALUE(given.words.size() == 2 && given.integers.size() == 4 && given.numbers.size() == 2, op,
@@ -125,17 +81,9 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   a.batch_statistics = training && a.norm == FieldNorm::batch;
   a.n_steps = n_steps;
   a.stages = static_cast<int64_t>(update.size());
-  TORCH_CHECK(a.stages >= 1 && n_steps >= 1 && rows.size() == update.size() * update.size() &&
-                  counts.size() == static_cast<size_t>(a.evaluations()) && cells.size() == weights.size(),
-              op, ": a time grid of other sizes");
   a.rows = rows;
   a.update = update;
-  const int64_t basis = nodes.get(kWeight1)->size(0);
-  try {
-    a.grid = resolve_time_grid(counts.data(), counts.size(), cells.data(), weights.data(), cells.size(), basis);
-  } catch (const std::out_of_range& error) {
-    TORCH_CHECK(false, op, ": ", error.what());
-  }
+  a.grid = given.time_grid(op, nodes.get(kWeight1)->size(0));
   return a;
 }
 

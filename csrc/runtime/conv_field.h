@@ -1,6 +1,8 @@
 // What every backend knows of the convolutional field. No torch types.
 #pragma once
 
+#include "runtime/keep.h"
+
 namespace contnet_fast {
 
 // The nodes (contnet_fast.ConvNodes), in order.
@@ -22,8 +24,5 @@ enum Node {
 };
 
 constexpr bool is_weight(int node) { return node == kWeight1 || node == kWeight2; }
-
-// What the forward pass leaves for backward besides the input; nothing: there is no backward pass.
-enum class Keep { nothing, input, steps, everything };
 
 }  // namespace contnet_fast

@@ -9,7 +9,7 @@
 #ifdef CONTNET_FAST_X86
 #include "cpu/isa/begin_avx512.h"
 namespace contnet_fast::avx512 {
-#include "cpu/conv/conv_vectors-inl.h"
+#include "cpu/vectors-inl.h"
 
 #include "cpu/conv/conv_domain-inl.h"
 

@@ -7,7 +7,7 @@
 #include "cpu/conv/conv_kernels.h"
 
 namespace contnet_fast::portable {
-#include "cpu/conv/conv_vectors-inl.h"
+#include "cpu/vectors-inl.h"
 
 #include "cpu/conv/conv_domain-inl.h"
 

@@ -1,5 +1,5 @@
-// Vectors of L channels: loads, stores, sums over pixels, transposition. Part of the body that each conv_<isa>.cpp
-// compiles for its instruction set; included there after every other header.
+// Vectors of L values: loads, stores, sums over pixels, transposition. Part of the bodies that are compiled for each
+// instruction set; included there after every other header.
 
 namespace {
 

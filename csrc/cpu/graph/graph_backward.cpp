@@ -1,0 +1,192 @@
+// The backward pass over a graph: the exact gradient of the discrete solve, step by step from the last. Inputs and
+// products of a step that were not kept are made again.
+#include "cpu/graph/graph_pass.h"
+
+namespace contnet_fast {
+namespace {
+
+// One slice of columns. Its gradients of nodal values are by slot and of its own, [slots][nodes], and added up in the
+// order of slices, so that they do not depend on the number of threads.
+template <typename T, typename I>
+class BackwardSlice {
+ public:
+  BackwardSlice(const GraphPass<T, I>& pass, const GraphBackward<T, I>& call, int64_t slice, T* scale_sums,
+                T* diagonal_sums)
+      : pass_(pass),
+        spec_(pass.spec),
+        call_(call),
+        slice_(slice),
+        map_(spec_.map()),
+        scale_sums_(scale_sums),
+        diagonal_sums_(diagonal_sums),
+        ranges_(call.graph.indptr, spec_.nodes, spec_.width()),
+        back_ranges_(call.transpose.indptr, spec_.nodes, spec_.width()) {
+    const bool all = spec_.keep == Keep::everything, states_kept = all || spec_.keep == Keep::steps;
+    recompute_ = !all && (call.scale_grad || call.diagonal_grad || call.value_grad);
+    const int64_t states = recompute_ && !states_kept ? spec_.n_steps - 1 : 0;
+    memory_.resize((8 + 4 * spec_.stages + states) * map_);
+    T* next = memory_.data();
+    const auto take = [&] { return std::exchange(next, next + map_); };
+    x_ = take();
+    source_ = call.source ? take() : nullptr;
+    for (T*& one : adjoint_) one = take();
+    for (T*& one : scaled_) one = take();
+    rate_grad_ = take();
+    source_grad_ = call.source_grad ? take() : nullptr;
+    for (int s = 0; s < spec_.stages; ++s) {
+      input_grad_.push_back(take());
+      at_.input.push_back(s && recompute_ ? take() : nullptr);
+      at_.product.push_back(recompute_ && call.scale_grad ? take() : nullptr);
+      at_.rate.push_back(recompute_ && keeps_rate(spec_, s) ? take() : nullptr);
+    }
+    kept_ = const_cast<T*>(call.kept) + slice * spec_.kept_maps() * map_;
+    states_ = states_kept ? kept_ : next;
+  }
+
+  void run() {
+    load_slice(spec_, slice_, call_.x, x_);
+    if (source_) load_slice(spec_, slice_, call_.source, source_);
+    if (source_grad_) std::fill(source_grad_, source_grad_ + map_, T(0));
+    if (recompute_ && spec_.keep == Keep::input) remake_states();
+    load_slice(spec_, slice_, call_.out_grad.back(), adjoint_[0]);
+    for (int i = spec_.n_steps; i-- > 0;) {
+      inputs_of(i);
+      step(i);
+      if (call_.out_grad.size() > 1) load_slice(spec_, slice_, call_.out_grad[i], adjoint_[0], true);
+    }
+    if (call_.x_grad) store_slice(spec_, slice_, adjoint_[0], call_.x_grad);
+    if (source_grad_) store_slice(spec_, slice_, source_grad_, call_.source_grad);
+  }
+
+ private:
+  const T* state(int i) const { return i ? states_ + (i - 1) * map_ : x_; }
+
+  void remake_states() {
+    StepPlaces<T> at = at_;
+    std::fill(at.product.begin(), at.product.end(), nullptr);
+    for (int i = 0; i + 1 < spec_.n_steps; ++i) {
+      at.state = state(i);
+      at.next = states_ + i * map_;
+      pass_.step(ranges_, i, source_, at);
+    }
+  }
+
+  void inputs_of(int i) {
+    at_.state = state(i);
+    if (recompute_) {
+      pass_.step(ranges_, i, source_, at_);
+    } else if (spec_.keep == Keep::everything) {
+      const int64_t stages = spec_.stages, n = spec_.n_steps;
+      T *inputs = kept_ + (n - 1 + i * (stages - 1)) * map_,
+        *products = kept_ + (n - 1 + n * (stages - 1) + i * stages) * map_;
+      for (int64_t s = 0; s < stages; ++s) {
+        at_.input[s] = s ? inputs + (s - 1) * map_ : nullptr;
+        at_.product[s] = products + s * map_;
+      }
+    }
+  }
+
+  // What becomes of the gradient of the rate of stage s.
+  RateGradient<T> rate_gradient(int i, int s) {
+    const int slot = pass_.slot(i, s);
+    RateGradient<T> to{};
+    to.scale = pass_.scale(slot);
+    to.rate_grad = rate_grad_;
+    to.scaled = scaled_[s % 2];
+    to.source_grad = source_grad_;
+    to.product = at_.product[s];
+    to.input = at_.input_of(s);
+    to.scale_grad = scale_sums_ ? scale_sums_ + slot * spec_.nodes : nullptr;
+    to.diagonal_grad = diagonal_sums_ ? diagonal_sums_ + slot * spec_.nodes : nullptr;
+    return to;
+  }
+
+  void step(int i) {
+    const int stages = spec_.stages;
+    Adjoint<T, I> start{};
+    start.base = adjoint_[0];
+    start.base_factor = static_cast<T>(spec_.update[stages - 1]);
+    start.to = rate_gradient(i, stages - 1);
+    ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
+    for (int s = stages; s-- > 0;) {
+      if (call_.value_grad) {
+        const EdgeGradient<T, I> edges{call_.graph, scaled_[s % 2], at_.input_of(s), call_.value_grad};
+        ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
+      }
+      Adjoint<T, I> a{};
+      a.transpose = call_.transpose;
+      a.scaled = scaled_[s % 2];
+      a.rate_grad = rate_grad_;
+      a.diagonal = pass_.diagonal(pass_.slot(i, s));
+      a.input_grad = s ? input_grad_[s] : nullptr;
+      a.base = adjoint_[0];
+      a.base_factor = s ? static_cast<T>(spec_.update[s - 1]) : T(1);
+      a.own = s ? static_cast<T>(spec_.rows[s][s - 1]) : T(1);
+      for (int r = s + 1; r < stages; ++r) a.later.add(input_grad_[r], s ? spec_.rows[r][s - 1] : 1.0);
+      if (s)
+        a.to = rate_gradient(i, s - 1);
+      else
+        a.next = adjoint_[1];
+      back_ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(a, first, last); });
+    }
+    std::swap(adjoint_[0], adjoint_[1]);
+  }
+
+  const GraphPass<T, I>& pass_;
+  const GraphSpec& spec_;
+  const GraphBackward<T, I>& call_;
+  const int64_t slice_, map_;
+  T *const scale_sums_, *const diagonal_sums_;
+  const RowRanges ranges_, back_ranges_;
+  bool recompute_;
+  Buffer<T> memory_;
+  T *x_, *source_, *adjoint_[2], *scaled_[2], *rate_grad_, *source_grad_, *kept_, *states_;
+  std::vector<T*> input_grad_;
+  StepPlaces<T> at_{};
+};
+
+// Gradients of the slots, to those of the basis functions.
+template <typename T>
+void to_nodes(const GraphSpec& spec, const std::vector<T>& slots, T* nodal) {
+  for (size_t slot = 0; slot < spec.grid.slots.size(); ++slot)
+    for (const auto& [k, w] : spec.grid.slots[slot])
+      for (int64_t i = 0; i < spec.nodes; ++i)
+        nodal[k * spec.nodes + i] += static_cast<T>(w) * slots[slot * spec.nodes + i];
+}
+
+}  // namespace
+
+template <typename T, typename I>
+void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
+  const GraphPass<T, I> pass(spec, kernels, call.graph, call.scale, call.diagonal);
+  const int64_t slices = spec.slices(), size = static_cast<int64_t>(spec.grid.slots.size()) * spec.nodes;
+  std::vector<T> scales(call.scale_grad ? slices * size : 0), diagonals(call.diagonal_grad ? slices * size : 0);
+  const auto one = [&](int64_t slice) {
+    BackwardSlice<T, I>(pass, call, slice, call.scale_grad ? scales.data() + slice * size : nullptr,
+                        call.diagonal_grad ? diagonals.data() + slice * size : nullptr)
+        .run();
+  };
+  if (slices < at::get_num_threads() || call.value_grad) {  // slices add to the gradients of edges in their order
+    for (int64_t slice = 0; slice < slices; ++slice) one(slice);
+  } else {
+    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
+      for (int64_t slice = first; slice < last; ++slice) one(slice);
+    });
+  }
+  for (auto* sums : {&scales, &diagonals}) {
+    if (sums->empty()) continue;
+    for (int64_t slice = 1; slice < slices; ++slice)
+      for (int64_t i = 0; i < size; ++i) (*sums)[i] += (*sums)[slice * size + i];
+    to_nodes(spec, *sums, sums == &scales ? call.scale_grad : call.diagonal_grad);
+  }
+}
+
+#define INSTANCE(T, I) \
+  template void graph_solve_backward(const GraphSpec&, const GraphKernels<T, I>&, const GraphBackward<T, I>&);
+INSTANCE(float, int32_t)
+INSTANCE(float, int64_t)
+INSTANCE(double, int32_t)
+INSTANCE(double, int64_t)
+#undef INSTANCE
+
+}  // namespace contnet_fast

@@ -1,0 +1,141 @@
+// The bodies of graph_kernels.h for slices of W columns, in vectors of L. Part of what each instances/graph_<isa>.cpp
+// compiles for its instruction set; included there after every other header.
+
+namespace {
+
+template <typename T, typename I, int W, int L>
+struct Slice {
+  static constexpr int N = W / L;   // vectors of a row
+  static constexpr int kAhead = 8;  // edges whose row is asked for early
+  using M = Vectors<T, L>;
+  using V = typename M::V;
+  struct Row {
+    V v[N];
+  };
+
+  static inline __attribute__((always_inline)) Row load(const T* map, int64_t i) {
+    Row r;
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) r.v[k] = M::load(map + i * W + k * L);
+    return r;
+  }
+  static inline __attribute__((always_inline)) void store(T* map, int64_t i, const Row& r) {
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) M::store(map + i * W + k * L, r.v[k]);
+  }
+  static inline __attribute__((always_inline)) void add(Row& r, T factor, const Row& other) {
+    const V f = M::all(factor);
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) r.v[k] += f * other.v[k];
+  }
+  static inline __attribute__((always_inline)) Row times(T factor, const Row& other) {
+    Row r;
+    const V f = M::all(factor);
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) r.v[k] = f * other.v[k];
+    return r;
+  }
+  static inline __attribute__((always_inline)) T dot(const Row& a, const Row& b) {
+    V sum = a.v[0] * b.v[0];
+#pragma GCC unroll 8
+    for (int k = 1; k < N; ++k) sum += a.v[k] * b.v[k];
+    T total = 0;
+    for (int j = 0; j < L; ++j) total += sum[j];
+    return total;
+  }
+  static inline __attribute__((always_inline)) void add(Row& r, const MapSum<T>& sum, int64_t i) {
+    for (int j = 0; j < sum.count; ++j) add(r, sum.factors[j], load(sum.maps[j], i));
+  }
+
+  // row i of a product with a map; the edges after it are asked for early
+  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t i, I end) {
+    Row sum{};
+    for (I e = a.indptr[i]; e < a.indptr[i + 1]; ++e) {
+      if (e + kAhead < end) {
+        const T* later = map + int64_t(a.indices[e + kAhead]) * W;
+        for (int byte = 0; byte < int(W * sizeof(T)); byte += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(later) + byte);
+      }
+      add(sum, a.values[e], load(map, a.indices[e]));
+    }
+    return sum;
+  }
+
+  static void evaluate(const Evaluation<T, I>& c, int64_t first, int64_t last) {
+    const I end = c.graph.indptr[last];
+    for (int64_t i = first; i < last; ++i) {
+      const Row product_row = product(c.graph, c.input, i, end);
+      if (c.product) store(c.product, i, product_row);
+      Row k = times(c.scale[i], product_row);
+      add(k, c.diagonal[i], load(c.input, i));
+      if (c.source) add(k, T(1), load(c.source, i));
+      if (c.rate) store(c.rate, i, k);
+      if (!c.next) continue;
+      Row next = load(c.base, i);
+      add(next, c.earlier, i);
+      add(next, c.own, k);
+      store(c.next, i, next);
+    }
+  }
+
+  static void adjoint(const Adjoint<T, I>& c, int64_t first, int64_t last) {
+    const I end = c.scaled ? c.transpose.indptr[last] : I(0);
+    for (int64_t i = first; i < last; ++i) {
+      Row next = times(c.base_factor, load(c.base, i));
+      add(next, c.later, i);
+      if (c.scaled) {
+        Row by_input = product(c.transpose, c.scaled, i, end);
+        add(by_input, c.diagonal[i], load(c.rate_grad, i));
+        if (c.input_grad) store(c.input_grad, i, by_input);
+        add(next, c.own, by_input);
+      }
+      if (c.next) {
+        store(c.next, i, next);
+        continue;
+      }
+      const RateGradient<T>& to = c.to;
+      store(to.rate_grad, i, next);
+      store(to.scaled, i, times(to.scale[i], next));
+      if (to.source_grad) {
+        Row sum = load(to.source_grad, i);
+        add(sum, T(1), next);
+        store(to.source_grad, i, sum);
+      }
+      if (to.scale_grad) to.scale_grad[i] += dot(next, load(to.product, i));
+      if (to.diagonal_grad) to.diagonal_grad[i] += dot(next, load(to.input, i));
+    }
+  }
+
+  static void edges(const EdgeGradient<T, I>& c, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Row target = load(c.scaled, i);
+      for (I e = c.graph.indptr[i]; e < c.graph.indptr[i + 1]; ++e)
+        c.grad[e] += dot(target, load(c.input, c.graph.indices[e]));
+    }
+  }
+
+  static constexpr GraphKernels<T, I> table{W, evaluate, adjoint, edges};
+};
+
+// L: the values of a vector register
+template <typename T, typename I, int L>
+const GraphKernels<T, I>& choose_slice(int64_t columns) {
+  constexpr auto least = [](int w) { return w < L ? w : L; };
+  switch (slice_width(columns)) {
+    case 4: return Slice<T, I, 4, least(4)>::table;
+    case 8: return Slice<T, I, 8, least(8)>::table;
+    case 16: return Slice<T, I, 16, least(16)>::table;
+    default: return Slice<T, I, 32, least(32)>::table;
+  }
+}
+
+}  // namespace
+
+template <typename T, typename I>
+const GraphKernels<T, I>& graph_kernels(int64_t columns) {
+  return choose_slice<T, I, kRegister / int(sizeof(T))>(columns);
+}
+template const GraphKernels<float, int32_t>& graph_kernels(int64_t);
+template const GraphKernels<float, int64_t>& graph_kernels(int64_t);
+template const GraphKernels<double, int32_t>& graph_kernels(int64_t);
+template const GraphKernels<double, int64_t>& graph_kernels(int64_t);

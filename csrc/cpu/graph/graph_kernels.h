@@ -1,0 +1,103 @@
+// Kernels of the diffusion field of a graph, compiled for each instruction set: a slice of W columns of the state lies
+// together, [nodes][W], and every kernel goes over a range of rows. No torch types.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/limits.h"
+
+namespace contnet_fast {
+
+// Compressed rows [n, n].
+template <typename T, typename I>
+struct SparseRows {
+  const I *indptr, *indices;
+  const T* values;
+};
+
+// sum_j factors[j] * maps[j]
+template <typename T>
+struct MapSum {
+  int count = 0;
+  const T* maps[limits::MOST_STAGES + 1];
+  T factors[limits::MOST_STAGES + 1];
+  void add(const T* map, double factor) {
+    if (factor == 0.0) return;
+    maps[count] = map;
+    factors[count++] = static_cast<T>(factor);
+  }
+};
+
+// The rate k = scale * (A u) + diagonal * u + source of one evaluation, and what follows it in the same pass over rows:
+// next = base + earlier + own * k. Maps that are null are not there, or not wanted.
+template <typename T, typename I>
+struct Evaluation {
+  SparseRows<T, I> graph;
+  const T *scale, *diagonal;  // [n]
+  const T *source, *input;
+  T *product, *rate;  // A u, k
+  const T* base;
+  MapSum<T> earlier;
+  T own;
+  T* next;
+};
+
+// What the gradient g of a rate is turned into: scaled = scale * g, which the transpose multiplies; the source's
+// gradient; those of scale and diagonal, [n] sums over columns. Null where it is not wanted.
+template <typename T>
+struct RateGradient {
+  const T* scale;
+  T *rate_grad, *scaled;
+  T* source_grad;
+  const T *product, *input;
+  T *scale_grad, *diagonal_grad;
+};
+
+// The gradient of an evaluation's input, A^T scaled + diagonal * g, and what follows it in the same pass over rows:
+// next = base_factor * base + later + own * (that gradient). Without `scaled` there is no evaluation yet.
+template <typename T, typename I>
+struct Adjoint {
+  SparseRows<T, I> transpose;
+  const T *scaled, *rate_grad, *diagonal;
+  T* input_grad;
+  const T* base;
+  T base_factor;
+  MapSum<T> later;
+  T own;
+  T* next;             // the gradient of a state, or null
+  RateGradient<T> to;  // or of a rate, `to.rate_grad`
+};
+
+// grad[e] += sum over columns of scaled[target of e] * input[source of e]
+template <typename T, typename I>
+struct EdgeGradient {
+  SparseRows<T, I> graph;
+  const T *scaled, *input;
+  T* grad;
+};
+
+// Rows [first, last).
+template <typename T, typename I>
+struct GraphKernels {
+  int width;
+  void (*evaluate)(const Evaluation<T, I>&, int64_t first, int64_t last);
+  void (*adjoint)(const Adjoint<T, I>&, int64_t first, int64_t last);
+  void (*edges)(const EdgeGradient<T, I>&, int64_t first, int64_t last);
+};
+
+#define DECLARE_GRAPH_KERNELS(isa)                          \
+  namespace isa {                                           \
+  template <typename T, typename I>                         \
+  const GraphKernels<T, I>& graph_kernels(int64_t columns); \
+  }
+DECLARE_GRAPH_KERNELS(portable)
+#ifdef CONTNET_FAST_X86
+DECLARE_GRAPH_KERNELS(avx2)
+DECLARE_GRAPH_KERNELS(avx512)
+#endif
+#undef DECLARE_GRAPH_KERNELS
+
+// Columns that are integrated together: contnet_fast/fields/diffusion/cpu.py has the same.
+inline int slice_width(int64_t columns) { return columns <= 4 ? 4 : columns <= 8 ? 8 : columns <= 16 ? 16 : 32; }
+
+}  // namespace contnet_fast

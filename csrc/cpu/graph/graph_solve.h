@@ -1,0 +1,56 @@
+// Integration of dH/dt = t_end (scale * (A H) + diagonal * H + S) over a graph, forward and backward. Columns do not
+// mix, so that slices of them are integrated to the end one by one. No torch types.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/graph/graph_kernels.h"
+#include "runtime/keep.h"
+#include "runtime/time_grid.h"
+
+namespace contnet_fast {
+
+// A solve, as data.
+struct GraphSpec {
+  int64_t nodes, edges, columns;
+  int n_steps, stages;
+  std::vector<std::vector<double>> rows;  // t_end * h * a_sj
+  std::vector<double> update;             // t_end * h * b_j
+  TimeGrid grid;
+  Keep keep;
+
+  int width() const { return slice_width(columns); }
+  int64_t slices() const { return (columns + width() - 1) / width(); }
+  int64_t map() const { return nodes * width(); }
+  int64_t kept_maps() const {
+    const int64_t states = n_steps - 1;
+    return keep == Keep::steps ? states : keep == Keep::everything ? states + int64_t(n_steps) * (2 * stages - 1) : 0;
+  }
+};
+
+// Everything is contiguous: states [nodes, columns], nodal values [basis, nodes].
+template <typename T, typename I>
+struct GraphForward {
+  SparseRows<T, I> graph;
+  const T *x, *scale, *diagonal, *source;
+  std::vector<T*> out;  // the state at t = 1, or at all grid points
+  T* kept;              // [slices][kept_maps][nodes][width]
+};
+
+template <typename T, typename I>
+struct GraphBackward {
+  SparseRows<T, I> graph, transpose;
+  const T *x, *scale, *diagonal, *source;
+  std::vector<const T*> out_grad;  // as out
+  const T* kept;
+  // null where none is wanted; nodal values and edges of zeros
+  T *x_grad, *scale_grad, *diagonal_grad, *source_grad, *value_grad;
+};
+
+template <typename T, typename I>
+void graph_solve(const GraphSpec&, const GraphKernels<T, I>&, const GraphForward<T, I>&);
+template <typename T, typename I>
+void graph_solve_backward(const GraphSpec&, const GraphKernels<T, I>&, const GraphBackward<T, I>&);
+
+}  // namespace contnet_fast
