@@ -14,6 +14,7 @@ from .graph_fields import (
     MessagePassingField,
     WeightedDiffusionField,
 )
+from .sparse_features import SparseFeatures, SparseLinear
 from .stitch import Stitch
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
@@ -28,6 +29,8 @@ __all__ = [
     "GRANDField",
     "GraphBlock",
     "MessagePassingField",
+    "SparseFeatures",
+    "SparseLinear",
     "Stitch",
     "WeightedDiffusionField",
     "blocks",

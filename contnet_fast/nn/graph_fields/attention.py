@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...errors import check_bool, check_choice, check_count, check_number
+from ...errors import check_bool, check_choice, check_count, check_number, check_share
 from ...fields import DIFFUSION
 from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from ...fields.diffusion.reference import diffusion_rate
@@ -17,7 +17,7 @@ from ...graphs import Graph
 from ...graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
 from ...schemes.bases import Basis, Matrix
 from ...schemes.timegrid import FloatWeights
-from .base import ACTIVATIONS, GraphField, bounded_basis, check_share, mapped_logits
+from .base import ACTIVATIONS, GraphField, bounded_basis, mapped_logits
 
 
 class GATField(GraphField):

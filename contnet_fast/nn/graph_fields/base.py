@@ -102,17 +102,6 @@ class GraphField(BasisModule):
             raise ValueError(f"x: got {x.shape[1]} features, accepted: {features}, those of the field")
 
 
-def check_share(argument: str, value: float) -> float:
-    """``value`` if it is a number in [0, 1).
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-    """
-    if not 0 <= check_number(argument, value) < 1:
-        raise ValueError(f"{argument}: got {value}, accepted: a number from 0 to below 1")
-    return float(value)
-
-
 def bounded_basis(basis: str, n_basis: int) -> Basis:
     """A basis whose nodal values in (0, 1) make a function of depth in (0, 1).
 

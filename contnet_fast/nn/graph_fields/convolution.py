@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ...errors import check_choice, check_count
+from ...errors import check_choice, check_count, check_share
 from ...fields.reference import combine_nodes
 from ...graphs import Graph
 from ...graphs.products import propagate
 from ...schemes.bases import Basis
 from ...schemes.timegrid import FloatWeights
-from .base import ACTIVATIONS, GraphField, check_share
+from .base import ACTIVATIONS, GraphField
 
 REDRAWS = ("evaluation", "solve")
 Masks = tuple[torch.Tensor, torch.Tensor]
