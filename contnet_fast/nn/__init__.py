@@ -5,17 +5,34 @@ from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
 from .graph_block import GraphBlock
-from .graph_fields import DiffusionField
+from .graph_fields import (
+    ControlledField,
+    DiffusionField,
+    GATField,
+    GCNField,
+    GRANDField,
+    MessagePassingField,
+    WeightedDiffusionField,
+)
+from .sparse_features import SparseFeatures, SparseLinear
 from .stitch import Stitch
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
 __all__ = [
     "BasisModule",
     "ContinuousBlock",
+    "ControlledField",
     "ConvField",
     "DiffusionField",
+    "GATField",
+    "GCNField",
+    "GRANDField",
     "GraphBlock",
+    "MessagePassingField",
+    "SparseFeatures",
+    "SparseLinear",
     "Stitch",
+    "WeightedDiffusionField",
     "blocks",
     "carry_optimizer",
     "interpolate",

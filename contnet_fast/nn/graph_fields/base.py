@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from ...graphs import Graph
 from ...schemes.bases import Basis, Matrix, apply_matrix
 from ..basis_module import BasisModule
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softplus": torch.nn.functional.softplus,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "elu": torch.nn.functional.elu,
+    "identity": lambda x: x,
+}
 CLOSEST = 1e-6  # a share that a projection would put beyond (0, 1) ends here
 
 
@@ -76,10 +84,22 @@ class GraphField(BasisModule):
         rate = rate if source is None else rate + source
         return rate if self._t_end == 1.0 else rate * self._t_end
 
-    @property
-    def constant_nodes(self) -> slice:
-        """The basis functions of a constant function of depth."""
-        return slice(0, 1) if self.basis.name == "polynomial" else slice(None)
+    @torch.no_grad()
+    def draw_constant(self, name: str, low: float, high: float) -> None:
+        """Draw a nodal tensor uniform in [low, high), the other coefficients of polynomials being zero."""
+        tensor = getattr(self, name)
+        tensor.zero_()
+        drawn = tensor[:1] if self.basis.name == "polynomial" else tensor
+        drawn.uniform_(low, high)
+
+    def check_width(self, x: torch.Tensor, features: int) -> None:
+        """Refuse a state of another width.
+
+        Raises:
+            ValueError: naming it.
+        """
+        if x.shape[1] != features:
+            raise ValueError(f"x: got {x.shape[1]} features, accepted: {features}, those of the field")
 
 
 def bounded_basis(basis: str, n_basis: int) -> Basis:
