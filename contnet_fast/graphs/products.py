@@ -36,6 +36,11 @@ def propagate(graph: Graph, h: torch.Tensor) -> torch.Tensor:
     return sparse_product(Rows.of_graph(graph), graph.values, h)
 
 
+def propagate_outside(graph: Graph, h: torch.Tensor) -> torch.Tensor:
+    """A h for h [n, F], in the caller's order of the nodes."""
+    return propagate(graph, h) if graph.order is None else graph.restore(propagate(graph, h[graph.order]))
+
+
 def sparse_product(rows: Rows, values: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     """S h for the sparse matrix S [n, m] with ``values`` [E] and h [m, F]: [n, F] in the dtype of ``h``.
 

@@ -1,6 +1,17 @@
-"""Models: ContinuousNet, its wide variant, and the residual baselines of the same sizes."""
+"""Models: ContinuousNet, its wide variant, the residual baselines of the same sizes, and networks on graphs."""
 
 from .continuousnet import ContinuousNet, WideContinuousNet
+from .graphs import CGNN, GCN, GDE, GRAND, WCGNN
 from .resnet import PreActResNet, WideResNet
 
-__all__ = ["ContinuousNet", "PreActResNet", "WideContinuousNet", "WideResNet"]
+__all__ = [
+    "CGNN",
+    "GCN",
+    "GDE",
+    "GRAND",
+    "WCGNN",
+    "ContinuousNet",
+    "PreActResNet",
+    "WideContinuousNet",
+    "WideResNet",
+]

@@ -5,6 +5,7 @@ from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
 from .graph_block import GraphBlock
+from .graph_convolution import GraphConvolution
 from .graph_fields import (
     ControlledField,
     DiffusionField,
@@ -28,6 +29,7 @@ __all__ = [
     "GCNField",
     "GRANDField",
     "GraphBlock",
+    "GraphConvolution",
     "MessagePassingField",
     "SparseFeatures",
     "SparseLinear",

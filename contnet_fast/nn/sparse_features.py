@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ..errors import check_count, check_share
 from ..functional.autocast import compute_dtype
 from ..graphs.products import Rows, sparse_product
+from ..reference.rk import accumulation_dtype
 
 ACCEPTED = "a dense or sparse torch tensor or SciPy matrix [rows, columns]"
-DRAWS = 2**31 - 1  # integers that decide on dropout: faster drawn than shares, on CPUs
 
 
 class SparseFeatures:
@@ -164,9 +164,11 @@ class SparseLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(dtype)
 
     def _dropped(self, values: torch.Tensor) -> torch.Tensor:
-        drawn = torch.randint(DRAWS, values.shape, dtype=torch.int32, device=values.device)
-        keep = drawn >= round(self.dropout * DRAWS)
-        return torch.where(keep, values * (1 / (1 - self.dropout)), 0.0)
+        kept = (
+            1 - self.dropout
+        )  # each factor is floor(u + kept) / kept for u in [0, 1): drawn faster than by bernoulli_
+        factors = torch.rand(values.shape, dtype=accumulation_dtype(values.dtype), device=values.device)
+        return values * factors.add_(kept).floor_().mul_(1 / kept).to(values.dtype)
 
     def extra_repr(self) -> str:
         """Shown by ``print``."""

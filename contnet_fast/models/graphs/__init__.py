@@ -1,0 +1,8 @@
+"""Networks on graphs, continuous in depth, and the graph convolutional network to compare them with."""
+
+from .cgnn import CGNN, WCGNN
+from .gcn import GCN
+from .gde import GDE
+from .grand import GRAND
+
+__all__ = ["CGNN", "GCN", "GDE", "GRAND", "WCGNN"]
