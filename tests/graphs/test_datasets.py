@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import os
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from planetoid_files import CLASSES, FEATURES, KNOWN, TEST, contents, one_hot, write
 
 import contnet_fast as cf
 from contnet_fast.graphs import datasets
 
 PLANETOID = os.environ.get("CONTNET_FAST_PLANETOID")
-KNOWN, TEST, CLASSES, FEATURES = 8, (9, 8, 11), 6, 5  # node 10 is left out, as some of Citeseer are
-FRIENDS = {0: [1, 1, 2], 1: [0], 2: [2], 8: [0], 9: [3], 11: [9], 3: []}
-
-
-def one_hot(labels):
-    return np.eye(CLASSES, dtype=np.int32)[list(labels)]
-
-
-def contents():
-    """Files of a graph of 12 nodes with the classes of Citeseer."""
-    scipy = pytest.importorskip("scipy.sparse")
-    rng = np.random.default_rng(0)
-    rows = (rng.random((KNOWN + len(TEST), FEATURES)) < 0.6).astype(np.float32)
-    rows[0], rows[1] = 0.0, 1.0
-    labels = rng.integers(0, CLASSES, KNOWN + len(TEST))
-    graph = collections.defaultdict(list, FRIENDS)
-    parts = {
-        **{
-            "x": scipy.csr_matrix(rows[:4]),
-            "allx": scipy.csr_matrix(rows[:KNOWN]),
-            "tx": scipy.csr_matrix(rows[KNOWN:]),
-        },
-        **{"y": one_hot(labels[:4]), "ally": one_hot(labels[:KNOWN]), "ty": one_hot(labels[KNOWN:]), "graph": graph},
-    }
-    return parts, rows, labels
-
-
-def write(folder, parts, places=TEST):
-    for name, part in parts.items():
-        (folder / f"ind.citeseer.{name}").write_bytes(pickle.dumps(part, protocol=2))
-    (folder / "ind.citeseer.test.index").write_text("\n".join(map(str, places)))
 
 
 def test_planetoid_puts_rows_of_the_test_nodes_where_the_index_says(tmp_path):
@@ -224,6 +193,7 @@ def test_copies_are_blocks_that_do_not_touch():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"x": two_parts().x.transpose(0, 1).index_select(1, torch.arange(7)).transpose(0, 1)}, "x: got a sparse"),
         ({"x": torch.zeros(3, 2)}, "x: got shape"),
         ({"y": torch.full((7,), 2)}, "y: got 2 to 2, accepted: -1 to 1"),
         ({"train": torch.tensor([1])}, "valid: got nodes twice or in another split"),

@@ -46,6 +46,8 @@ class NodeData:
             raise ValueError(f"graph: got one normalised already ({self.graph.kind!r}), accepted: one that is not")
         if self.x.dim() != 2 or self.x.shape[0] != n:
             raise ValueError(f"x: got shape {tuple(self.x.shape)}, accepted: [{n}, features]")
+        if self.x.is_sparse and not self.x.is_coalesced():
+            raise ValueError("x: got a sparse tensor that is not coalesced, accepted: x.coalesce()")
         if tuple(self.y.shape) != (n,):
             raise ValueError(f"y: got shape {tuple(self.y.shape)}, accepted: [{n}]")
         _check_range("y", self.y, -1, len(self.classes) - 1)
@@ -128,7 +130,9 @@ class NodeData:
         graph = Graph(index[:, kept], self.graph.values[kept], num_nodes=len(nodes))
         splits = {name: place[getattr(self, name)] for name in SPLITS}
         found: dict[str, Any] = {name: part[part >= 0] for name, part in splits.items()}
-        return replace(self, x=self.x.index_select(0, nodes), y=self.y[nodes], graph=graph, **found)
+        x = self.x.index_select(0, nodes)
+        x = x.coalesce() if x.is_sparse else x
+        return replace(self, x=x, y=self.y[nodes], graph=graph, **found)
 
 
 def copies(data: NodeData, count: int) -> NodeData:
