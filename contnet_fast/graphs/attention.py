@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from .graph import Graph
+from .products import Rows, sparse_product
 
 
 def dot_scores(queries: torch.Tensor, keys: torch.Tensor, graph: Graph) -> torch.Tensor:
@@ -50,5 +51,6 @@ def edge_softmax(scores: torch.Tensor, graph: Graph) -> torch.Tensor:
 
 def weighted_sum(weights: torch.Tensor, states: torch.Tensor, graph: Graph) -> torch.Tensor:
     """sum over the edges of each target of weight * state[source]: [n, heads, features]."""
-    along = weights.unsqueeze(-1) * states.index_select(0, graph.indices)
-    return along.new_zeros(states.shape).index_add(0, graph.targets, along)
+    rows = Rows.of_graph(graph)
+    heads = zip(weights.unbind(1), states.unbind(1), strict=True)
+    return torch.stack([sparse_product(rows, weight, state) for weight, state in heads], 1)

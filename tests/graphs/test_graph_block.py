@@ -10,7 +10,7 @@ import torch
 from dense_graphs import permuted, reordered, rk4, small_graph
 
 import contnet_fast as cf
-from contnet_fast.nn import ContinuousBlock, DiffusionField, GraphBlock
+from contnet_fast.nn import ContinuousBlock, DiffusionField, GCNField, GraphBlock, WeightedDiffusionField
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs in plain PyTorch")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
@@ -192,6 +192,55 @@ def test_autocast_gives_the_graph_the_dtype_of_the_state():
         y = block(h, graph, source=s)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.float(), block(h.float(), graph, source=s), rtol=0.05, atol=0.05)
+
+
+def symmetric_graph(n=7):
+    index = torch.tensor([[0, 1, 2, 3, 4, 0, 2], [1, 2, 3, 4, 5, 3, 5]])
+    return cf.Graph(index, torch.rand(7, dtype=torch.float64) + 0.5, num_nodes=n).symmetrized().normalized()
+
+
+@pytest.mark.parametrize("form", ["paper", "repository"])
+@pytest.mark.parametrize("n_basis", [1, 3])
+def test_chebyshev_expansions_are_the_flow_of_every_piece(form, n_basis):
+    block, _, h, s = make(form=form, n_basis=n_basis, scheme="chebyshev", tolerance=1e-10)
+    graph, order = symmetric_graph(), torch.tensor([3, 1, 6, 0, 2, 5, 4])
+    expected = h
+    for alpha in block.field.alpha.sigmoid():
+        flow = operator(graph, alpha, form)
+        steps = 2.5 / n_basis * torch.cat([torch.cat([flow, torch.eye(7)], 1), torch.zeros(7, 14)])
+        expected = torch.matrix_exp(steps)[:7] @ torch.cat([expected, s])
+    y = block(h, graph, source=s)
+    torch.testing.assert_close(y, expected, rtol=1e-8, atol=1e-8)
+    inside = reordered(graph, order)
+    torch.testing.assert_close(block(h, inside, source=s), y, rtol=1e-8, atol=1e-8)
+    found, wanted = (torch.autograd.grad(out.square().sum(), block.field.alpha)[0] for out in (y, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
+    cf.set_discretization(block, n_steps=4)
+    assert block.scheme == "chebyshev"
+    torch.testing.assert_close(cf.refine(block)(h, graph, source=s), y, rtol=1e-8, atol=1e-8)
+    cf.set_discretization(block, scheme="dopri5", n_steps=24)
+    torch.testing.assert_close(block(h, graph, source=s), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_chebyshev_is_refused_where_it_is_not_the_flow():
+    block, graph, h, _ = make(n_basis=3, scheme="chebyshev")
+    hat = make(n_basis=3, basis="hat")[0]
+    hooked = copy.deepcopy(block)
+    hooked.field.register_forward_hook(lambda *_: None)
+    weighted = GraphBlock(WeightedDiffusionField(7, 3))
+    cases = [
+        ("graph that is not symmetric", lambda: block(h, graph)),
+        ("return_steps: got True with 'chebyshev'", lambda: block(h, symmetric_graph(), return_steps=True)),
+        ("where the field has a hook", lambda: hooked(h, symmetric_graph())),
+        ("with the basis hat", lambda: cf.set_discretization(hat, scheme="chebyshev")),
+        ("with the field WeightedDiffusionField", lambda: cf.set_discretization(weighted, scheme="chebyshev")),
+        ("with the field GCNField", lambda: GraphBlock(GCNField(3), scheme="chebyshev")),
+        ("tolerance: got 0", lambda: GraphBlock(DiffusionField(3), tolerance=0.0)),
+    ]
+    for message, call in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert (hat.scheme, weighted.scheme) == ("rk4_classic", "rk4_classic")
 
 
 def test_refusals_name_the_argument():

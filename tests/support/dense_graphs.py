@@ -22,7 +22,7 @@ def permuted(graph, order):
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     new = cf.Graph(place[graph.edge_index], graph.values, num_nodes=graph.num_nodes)
-    new.kind = graph.kind
+    new.kind, new.symmetric = graph.kind, graph.symmetric
     return new
 
 

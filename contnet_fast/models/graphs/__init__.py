@@ -4,5 +4,6 @@ from .cgnn import CGNN, WCGNN
 from .gcn import GCN
 from .gde import GDE
 from .grand import GRAND
+from .hybrid import GCDEGRU, GCGRU
 
-__all__ = ["CGNN", "GCN", "GDE", "GRAND", "WCGNN"]
+__all__ = ["CGNN", "GCDEGRU", "GCGRU", "GCN", "GDE", "GRAND", "WCGNN"]

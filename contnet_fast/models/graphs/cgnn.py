@@ -25,7 +25,8 @@ class CGNN(nn.Module):
         in_features: width of X. hidden: width of H. num_classes: width of the logits.
         num_nodes: n.
         t_end: the length of the solve.
-        scheme, n_steps, checkpoint, backend: of the solve, as in :class:`contnet_fast.nn.GraphBlock`.
+        scheme, n_steps, checkpoint, backend: of the solve, as in :class:`contnet_fast.nn.GraphBlock`, which has
+            ``"chebyshev"`` for CGNN too.
         form: ``"repository"``, L = diag(alpha)/2 (A - I), and no gradient flows through the source E, as in the
             published code; ``"paper"``, L = diag(alpha)/2 (A + I) - I and the whole gradient.
         input_dropout: of X. dropout: before the decoder.

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from ...errors import check_bool, check_choice, check_count, check_number, check_share
 from ...fields import DIFFUSION
 from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
-from ...fields.diffusion.reference import diffusion_rate
 from ...fields.reference import combine_nodes, theta_at
 from ...graphs import Graph
 from ...graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
@@ -185,8 +184,7 @@ class GRANDField(GraphField):
                 raise TypeError("attended: got nothing, accepted: what field.prepare(x, graph=...) makes of X(0)")
             attended = self.attend(x, graph)
         theta = theta_at(self.nodes(graph=graph), weights)
-        operands = self.operands(graph=graph, source=source, attended=attended)
-        return diffusion_rate(x, theta, operands, spec=self.spec)[0]
+        return self.diffused(x, theta, attended, None if source is None else (self.beta * source).to(x.dtype))
 
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:

@@ -7,7 +7,6 @@ import torch
 from ...errors import check_choice, check_count, check_number
 from ...fields import DIFFUSION
 from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
-from ...fields.diffusion.reference import diffusion_rate
 from ...fields.reference import theta_at
 from ...functional.graphs import FORMS, diffusion_nodes
 from ...graphs import Graph
@@ -72,7 +71,7 @@ class DiffusionField(GraphField):
     ) -> torch.Tensor:
         """t_end (L H + S), [n, F] in the order inside of the graph."""
         theta = theta_at(self.nodes(graph=graph), weights)
-        return diffusion_rate(x, theta, self.operands(graph=graph, source=source), spec=self.spec)[0]
+        return self.diffused(x, theta, graph, source)
 
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:
