@@ -1,4 +1,4 @@
-"""Accuracies of graph networks on published splits, a graph convolutional network beside them.
+"""Accuracies of graph networks on published splits, a GCN beside them; of GCDE-GRU the variance that it explains.
 
 ``python -m benchmarks.graphs.accuracy --data-path FOLDER`` trains recipes from ten seeds each, appends a row for each
 finished run to ``benchmarks/results/graph-accuracy.jsonl``, skips what is there already, and prints the table. The
@@ -21,18 +21,19 @@ import torch
 
 from benchmarks.common.rows import RESULTS, header
 from contnet_fast.analysis.crossed import effect
-from contnet_fast.training import load_for, make_config
+from contnet_fast.training import load_for, make_config, train
 from contnet_fast.training.config import Config
-from contnet_fast.training.loop import Session, begin, finish_epoch, train_epoch
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.task import Task
 
-BESIDE = "gcn"
+BESIDE = ("gcn", "gc-gru")
 Row = dict[str, Any]
 
 
 def baseline(config: Config) -> Config:
-    """Return the settings of the GCN on the same nodes."""
+    """Return the settings of the GCN on the same nodes, or of the recurrent network on the same series."""
+    if config.data == "irregular":
+        return make_config("irregular-gcgru", overrides={"seed": config.seed, "epochs": config.epochs})
     same = {"split": config.split, "split_seed": config.split_seed, "largest_component": config.largest_component}
     overrides = {"data": config.data, "data_path": config.data_path, "seed": config.seed, **same}
     return make_config("cora-gcn", overrides=overrides)
@@ -42,20 +43,14 @@ def measured(config: Config, task: Task) -> Row:
     """Train once, and return accuracies in % at the first best epoch of validation, and of the last epoch."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        session: Session = begin(config, task, Path(folder))
-        while session.epoch < config.epochs:
-            train_epoch(session, task, Path(folder), Silent())
-            finish_epoch(session, task, Path(folder), Silent())
-    best = session.best
-    assert best is not None
-    last = session.history[-1]
+        result = train(config, task, Path(folder) / "run", reporter=Silent())
     return {
-        "epoch": best["epoch"],
-        "valid": round(100 * best["valid_accuracy"], 3),
-        "test": round(100 * best["test_accuracy"], 3),
-        "last_test": round(100 * last["test_accuracy"], 3),
+        "epoch": result.best["epoch"],
+        "valid": round(100 * result.best["valid_accuracy"], 3),
+        "test": round(100 * result.test.accuracy, 3),
+        "last_test": round(100 * result.last_test.accuracy, 3),
         "epochs": config.epochs,
-        "parameters": sum(p.numel() for p in session.net.parameters()),
+        "parameters": sum(p.numel() for p in result.net.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -98,9 +93,10 @@ def collect(
 def sentence(rows: Sequence[Row], recipe: str) -> str:
     """Return the finding on a recipe that its rows support."""
     found = {(row["model"], row["seed"]): row["test"] for row in rows if row["recipe"] == recipe}
-    model = next(name for name, _ in found if name != BESIDE)
-    seeds = sorted(seed for name, seed in found if name == model and (BESIDE, seed) in found)
-    own, beside = [found[model, s] for s in seeds], [found[BESIDE, s] for s in seeds]
+    other = next(name for name, _ in found if name in BESIDE)
+    model = next(name for name, _ in found if name != other)
+    seeds = sorted(seed for name, seed in found if name == model and (other, seed) in found)
+    own, beside = [found[model, s] for s in seeds], [found[other, s] for s in seeds]
     if len(seeds) < 2:
         return f"{recipe}: {len(seeds)} finished seeds, too few for an interval"
     gain = effect([a - b for a, b in zip(own, beside, strict=True)])
@@ -111,9 +107,9 @@ def sentence(rows: Sequence[Row], recipe: str) -> str:
     else:
         words = "not told apart from"
     return (
-        f"{recipe}, {len(seeds)} seeds: {model.upper()} {mean(own):.1f} ± {stdev(own):.1f} %, {BESIDE.upper()} "
+        f"{recipe}, {len(seeds)} seeds: {model.upper()} {mean(own):.1f} ± {stdev(own):.1f} %, {other.upper()} "
         f"{mean(beside):.1f} ± {stdev(beside):.1f} %; difference {gain.mean:+.2f} points, 95 % interval "
-        f"{gain.low:+.2f} to {gain.high:+.2f}: {model.upper()} is {words} the {BESIDE.upper()}"
+        f"{gain.low:+.2f} to {gain.high:+.2f}: {model.upper()} is {words} the {other.upper()}"
     )
 
 

@@ -12,9 +12,8 @@ from torch import nn
 
 from ..errors import check_number
 from ..nn import blocks, set_discretization
-from ..schemes.tableaus import get_tableau
 from .accuracy import Score
-from .discretizations import kept_discretization
+from .discretizations import kept_discretization, scheme_name
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def sweep_lengths(
     Raises:
         ValueError, TypeError: an unknown scheme, a length below 0 or not finite, before anything is scored.
     """
-    names = [get_tableau(scheme).name for scheme in schemes]
+    names = [scheme_name(scheme) for scheme in schemes]
     for length in lengths:
         if check_number("t_end", length) < 0:
             raise ValueError(f"t_end: got {length}, accepted: a finite number >= 0")

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import choice_error, warn
 from ..fields.conv.spec import NORMS, ORDERS
 from ..fields.conv.statistics import STATS
+from ..functional.chebyshev import CHEBYSHEV
 from ..reference.rk import CHECKPOINTS
 from ..schemes.bases import ALIASES as BASIS_ALIASES
 from ..schemes.bases import BASES
@@ -23,9 +24,9 @@ from .recipes import RECIPES
 
 IMAGE_MODELS = ("continuousnet", "wide-continuousnet", "resnet", "wide-resnet")
 NODE_MODELS = ("cgnn", "wcgnn", "gde", "grand", "gcn")
-SERIES_MODELS = ("gcde-gru",)
+SERIES_MODELS = ("gcde-gru", "gc-gru")
 MODELS = (*IMAGE_MODELS, *NODE_MODELS, *SERIES_MODELS)
-CONTINUOUS = tuple(model for model in MODELS if model not in ("resnet", "wide-resnet", "gcn"))
+CONTINUOUS = tuple(model for model in MODELS if model not in ("resnet", "wide-resnet", "gcn", "gc-gru"))
 IMAGES = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic", "folder")
 PLANETOID = ("cora", "citeseer", "pubmed")
 NODES = (*PLANETOID, "karate", "block-model", "digits-neighbours", "cifar10-neighbours", "neighbours")
@@ -63,7 +64,9 @@ class Config:
     depth: int = _option(20, "layers of a ResNet: 6n + 2 (wide: 6n + 4)", low=8)
     n_basis: int = _option(1, "basis functions of theta(t) at the start", low=1)
     n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
-    scheme: str = _option("rk4_classic", "Runge-Kutta scheme", choices=(*SCHEMES, *ALIASES))
+    scheme: str = _option(
+        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
+    )
     basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
     order: str | None = _option(
         None, "normalise before or after the convolution (default: post, wide: pre)", choices=ORDERS
@@ -191,6 +194,8 @@ class Config:
         for datasets, models in ((IMAGES, IMAGE_MODELS), (NODES, NODE_MODELS), (SERIES, SERIES_MODELS)):
             if self.data in datasets and self.model not in models:
                 raise choice_error(f"model (with data {self.data})", self.model, models)
+        if self.scheme == CHEBYSHEV and self.model != "cgnn":
+            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with model cgnn")
         if self.data in IMAGES:
             return
         if self.amp != "none":

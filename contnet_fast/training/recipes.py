@@ -16,6 +16,11 @@ _NEIGHBOURS = {"t_end": 4.0, "n_steps": 8, "lr": 0.01, "epochs": 200}
 _GCN = {**_NODES, "model": "gcn", "optimizer": "adam", "lr": 0.01, "epochs": 200}  # arXiv 1609.02907
 _GRAND = {"data": "cora", "model": "grand", "largest_component": True, "width": 80}
 
+_SERIES = {
+    **{"data": "irregular", "width": 32, "batch_size": 20, "epochs": 40},
+    **{"optimizer": "adam", "lr": 1e-2, "weight_decay": 0.0, "warmup_epochs": 1.0, "grad_clip": 1.0},
+}
+
 RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
         "digits": {**_DIGITS_NET, "refine_epochs": (8, 16)},
@@ -100,18 +105,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         "digits-neighbours": {**_CGNN, **_NEIGHBOURS, "data": "digits-neighbours", "neighbours": 10},
         "cifar10-neighbours": {**_CGNN, **_NEIGHBOURS, "data": "cifar10-neighbours", "width": 64},
         "neighbours": {**_CGNN, **_NEIGHBOURS, "data": "neighbours"},
-        "irregular-gcde": {
-            "data": "irregular",
-            "model": "gcde-gru",
-            "width": 32,
-            "n_steps": 4,
-            "optimizer": "adam",
-            "lr": 5e-3,
-            "weight_decay": 0.0,
-            "batch_size": 20,
-            "epochs": 30,
-            "warmup_epochs": 1.0,
-        },
+        "irregular-gcde": {**_SERIES, "model": "gcde-gru", "n_steps": 2},
+        "irregular-gcgru": {**_SERIES, "model": "gc-gru"},
         "synthetic": {"data": "synthetic", "epochs": 4, "refine_epochs": (2,), "width": 4, "batch_size": 32},
     }
 )

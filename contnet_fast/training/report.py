@@ -13,12 +13,11 @@ from rich.table import Table
 from torch import nn
 
 from ..analysis.accuracy import Score
-from ..analysis.discretizations import DiscretizationScore, measure, sweep
+from ..analysis.discretizations import DiscretizationScore, measure, scheme_name, sweep
 from ..analysis.lengths import graph_fields, sweep_lengths
 from ..analysis.plots import accuracy_by_length, heatmap
 from ..files import writable_folder, write_text
 from ..nn import blocks, project
-from ..schemes.tableaus import get_tableau
 from .build import pick_device
 from .config import NODE_MODELS, Config
 from .run import Run, load_net, run_data
@@ -76,7 +75,7 @@ def evaluate_run(run: Run, request: EvalRequest, out: Path) -> list[Discretizati
         raise ValueError(f"t_end: got {', '.join(map(str, request.t_ends))} for a {config.model}, accepted: none")
     steps = request.steps or tuple(sorted({1, 2, 3, max(1, n // 2), n, n + 1, 2 * n, 4 * n}))
     for scheme in request.schemes:
-        get_tableau(scheme)
+        scheme_name(scheme)
     writable_folder("out", out)
     if compressed is not net:
         rows = [measure(net, score), measure(compressed, score)]

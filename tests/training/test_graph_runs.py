@@ -15,7 +15,7 @@ from contnet_fast import cli
 from contnet_fast.graphs import datasets
 from contnet_fast.training import load_for, load_net, make_config, open_run, run_data, train
 from contnet_fast.training.checkpoints import load_checkpoint
-from contnet_fast.training.graphs import NodeTask
+from contnet_fast.training.graphs import NodeTask, SeriesTask
 from contnet_fast.training.progress import Silent
 
 CPU = torch.device("cpu")
@@ -239,6 +239,85 @@ def test_own_features_and_pictures_become_neighbours(tmp_path):
     assert isinstance(task, NodeTask)
 
 
+def test_chebyshev_trains_and_is_swept(tmp_path):
+    result = run(tmp_path / "run", scheme="chebyshev", epochs=20)
+    near = run(tmp_path / "near", n_steps=16, epochs=20)
+    assert result.history[-1]["train_loss"] == pytest.approx(near.history[-1]["train_loss"], rel=1e-3)
+    options = ["--schemes", "chebyshev", "euler", "--steps", "2", "--t-end", "2", "5"]
+    assert cli.main(["eval", str(tmp_path / "run"), *options]) == 0
+    rows = json.loads((tmp_path / "run" / "eval" / "lengths.json").read_text())
+    assert rows[0]["score"]["accuracy"] == result.test.accuracy
+    assert rows[0]["score"]["loss"] == pytest.approx(result.test.loss, rel=1e-5)
+
+
+def few_series(**options):
+    return datasets.irregular_series(nodes=6, samples=40, arrivals=(3, 5), **options)
+
+
+SERIES = {"recipe": "irregular-gcde", "width": 8, "batch_size": 7, "epochs": 6, "backend": "auto", "n_steps": 1}
+
+
+def test_series_are_scored_by_the_variance_that_predictions_explain():
+    config = make_config("irregular-gcde")
+    data = few_series()
+    task = SeriesTask.of(data, config)
+
+    class Constant(torch.nn.Module):
+        def forward(self, values, times, mask, graph):
+            assert graph.kind == "sym"
+            assert bool((values[~mask] == 0).all())
+            return torch.full_like(values, 0.25)
+
+    found = task.score(Constant(), "test", config, 3)
+    later = data.mask[data.test][:, 1:]
+    wanted = data.values[data.test][:, 1:][later]
+    assert found.loss == pytest.approx((wanted - 0.25).square().mean().item(), rel=1e-5)
+    explained = 1 - (wanted - 0.25).square().sum() / wanted.square().sum()
+    assert found.accuracy == pytest.approx(explained.item(), rel=1e-4)
+    assert found.n_images == len(data.test)
+
+    class Truth(torch.nn.Module):
+        def forward(self, values, times, mask, graph):
+            return data.truth[data.test]
+
+    assert task.score(Truth(), "test", config).loss == pytest.approx(data.noise**2, rel=0.2)
+
+
+@pytest.mark.parametrize("batch", [3, 11])
+def test_series_resume_bit_for_bit(tmp_path, batch):
+    task = SeriesTask.of(few_series(), make_config("irregular-gcde"))
+    whole = run(tmp_path / "whole", task=task, **SERIES)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", task=task, reporter=Counting(batch), **SERIES)
+    run(tmp_path / "cut", task=task, resume=True, **SERIES)
+    assert_same(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
+    assert whole.history[-1]["train_loss"] < 0.8 * whole.history[0]["train_loss"]
+    assert "test_accuracy" not in whole.history[-1]  # the test series decide nothing
+
+
+def test_the_flow_between_arrivals_explains_more_than_a_recurrent_network(tmp_path):
+    series = datasets.irregular_series(nodes=6, samples=100, arrivals=(3, 6))
+    task = SeriesTask.of(series, make_config("irregular-gcde"))
+    options = {**SERIES, "width": 16, "epochs": 12, "n_steps": 2, "batch_size": 10}
+    flow = run(tmp_path / "flow", task=task, **options)
+    recurrent = run(tmp_path / "recurrent", task=task, **{**options, "recipe": "irregular-gcgru"})
+    assert flow.test.accuracy > recurrent.test.accuracy + 0.05
+
+
+def test_the_command_speaks_of_series(tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--warmup-epochs", "0", "--out", str(out)]
+    assert cli.main(["train", "--recipe", "irregular-gcde", *options]) == 0
+    text = capsys.readouterr().out
+    assert "irregular: 20 nodes, 2 signals, 6 to 12 arrivals; 140 series train, 20 validate, 40 test" in text
+    assert "test explained variance" in text
+    assert "series/s" in text
+    assert cli.main(["eval", str(out), "--schemes", "euler", "--steps", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "µs per series" in text
+    assert not (out / "eval" / "lengths.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -250,6 +329,8 @@ def test_own_features_and_pictures_become_neighbours(tmp_path):
         (["--recipe", "karate", "--download"], "download: got data 'karate'"),
         (["--recipe", "neighbours"], "data_path: got none, accepted: an .npz"),
         (["--recipe", "irregular-gcde", "--largest-component"], "largest_component: got True"),
+        (["--recipe", "karate", "--model", "gde", "--scheme", "chebyshev"], "scheme: got 'chebyshev' with model 'gde'"),
+        (["--recipe", "irregular-gcde", "--batch-size", "500"], "batch_size: got 500, accepted: up to the 140 series"),
         (["--recipe", "cora-cgn"], "did you mean 'cora-cgnn'"),
     ],
 )

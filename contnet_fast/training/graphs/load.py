@@ -32,7 +32,13 @@ def load_graph_data(config: Config, path: str | Path | None = None, *, tell: Tel
     """
     if config.data in SERIES:
         _refuse(path, config)
-        return SeriesTask.of(datasets.irregular_series(), config)
+        series = datasets.irregular_series()
+        tell(
+            f"{series.name}: {series.num_nodes} nodes, {series.num_features} signals, {int(series.lengths.min())} to "
+            f"{int(series.lengths.max())} arrivals; {len(series.train)} series train, {len(series.valid)} validate, "
+            f"{len(series.test)} test"
+        )
+        return SeriesTask.of(series, config)
     data = _nodes(config, path)
     if config.largest_component:
         data = data.largest_component()

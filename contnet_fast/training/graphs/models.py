@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...models.graphs import CGNN, GCN, GDE, GRAND, WCGNN
+from ...models.graphs import CGNN, GCDEGRU, GCGRU, GCN, GDE, GRAND, WCGNN
 from ..config import Config
 
 SHARED = ("t_end", "scheme", "n_steps", "n_basis", "basis", "input_dropout", "checkpoint", "backend")
@@ -14,6 +14,11 @@ SHARED = ("t_end", "scheme", "n_steps", "n_basis", "basis", "input_dropout", "ch
 
 def build_graph_model(config: Config, in_features: int, num_classes: int, num_nodes: int) -> nn.Module:
     """Return the network of ``config`` before any refinement."""
+    if config.model == "gc-gru":
+        return GCGRU(in_features, config.width)
+    if config.model == "gcde-gru":
+        names = ("scheme", "n_steps", "n_basis", "basis", "checkpoint", "backend")
+        return GCDEGRU(in_features, config.width, **{name: getattr(config, name) for name in names})
     widths = (in_features, config.width, num_classes)
     options: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
     if config.model == "gcn":
