@@ -235,8 +235,17 @@ def test_own_features_and_pictures_become_neighbours(tmp_path):
     task = load_for(make_config("neighbours", overrides={"data_path": str(tmp_path / "own.npz"), "neighbours": 4}))
     assert task.sizes == {"in_channels": 3, "num_classes": 3, "num_nodes": 2000}
     assert task.data.graph.degrees().min() >= 4
-    datasets.neighbour_graph(task.data.x, 4)
+    images = rng.integers(0, 255, (90, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(90) % 10
+    np.savez(tmp_path / "c.npz", x_train=images[:60], y_train=labels[:60], x_test=images[60:], y_test=labels[60:])
+    task = load_for(
+        make_config("cifar10-neighbours", overrides={"data_path": str(tmp_path / "c.npz"), "neighbours": 3})
+    )
     assert isinstance(task, NodeTask)
+    assert task.sizes == {"in_channels": 3 * 8 * 8, "num_classes": 10, "num_nodes": 90}
+    assert task.data.test.tolist() == list(range(60, 90))
+    assert task.data.y[task.data.train].bincount().tolist() == [2] * 10
+    torch.testing.assert_close(task.data.x[7, 0], torch.tensor(images[7, :4, :4, 0] / 255.0).float().mean())
 
 
 def test_chebyshev_trains_and_is_swept(tmp_path):

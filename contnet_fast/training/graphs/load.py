@@ -16,6 +16,7 @@ from ..task import Task
 from .nodes import NodeTask
 from .series import SeriesTask
 
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 POOLED = 4  # pixels in a square that are averaged before neighbours are sought
 
 
@@ -69,12 +70,27 @@ def _nodes(config: Config, path: str | Path | None) -> NodeData:
 
 
 def _cifar(path: Path, k: int) -> NodeData:
-    """All images as nodes, training images first: neighbours of their colours in squares."""
+    """All images as nodes, training images first, with the neighbours of their colours in squares.
+
+    The published test images test; of the training images a hundred of each class train and 5,000 validate, or a fifth
+    of each class and a tenth of all if there are few.
+    """
+    if not path.exists():
+        raise ValueError(f"data_path: got {path}, which does not exist, accepted: an .npz of CIFAR-10")
     parts = read_packed(path)
     images = torch.cat([parts[part][0] for part in ("train", "test")])
     labels = torch.cat([parts[part][1] for part in ("train", "test")])
-    features = F.avg_pool2d(images.float() / 255.0, POOLED).flatten(1)
-    return datasets.neighbours(features, labels, k=k, per_class=100, valid=5000, test=10000, name="cifar10-neighbours")
+    features, known = F.avg_pool2d(images.float() / 255.0, POOLED).flatten(1), len(parts["train"][1])
+    order = torch.randperm(known, generator=torch.Generator().manual_seed(0))
+    chosen = torch.zeros(known, dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        members = order[labels[order] == label]
+        chosen[members[: min(100, -(-len(members) // 5))]] = True
+    rest = order[~chosen[order]][: min(5000, max(1, known // 10))]
+    return NodeData(
+        "cifar10-neighbours", features, labels, datasets.neighbour_graph(features, k), chosen.nonzero().flatten(),
+        rest.sort().values, torch.arange(known, len(labels)), CIFAR10,
+    )  # fmt: skip
 
 
 def _split_sizes(data: NodeData) -> dict[str, int]:
