@@ -5,7 +5,7 @@ namespace {
 
 template <typename T, typename I, int W, int L>
 struct Slice {
-  static constexpr int N = W / L;   // vectors of a row
+  static constexpr int N = W / L;    // vectors of a row
   static constexpr int kAhead = 16;  // edges whose row is asked for early
   using M = Vectors<T, L>;
   using V = typename M::V;
