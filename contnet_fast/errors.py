@@ -173,3 +173,14 @@ def check_number(argument: str, got: float, *, positive: bool = False) -> float:
         accepted = "a finite number > 0" if positive else "a finite number"
         raise ValueError(f"{argument}: got {got!r}, accepted: {accepted}")
     return value
+
+
+def check_share(argument: str, value: float) -> float:
+    """``value`` as a float if it is a number from 0 to below 1, as shares that are dropped are.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if not 0 <= check_number(argument, value) < 1:
+        raise ValueError(f"{argument}: got {value}, accepted: a number from 0 to below 1")
+    return float(value)

@@ -4,14 +4,37 @@ from .basis_module import BasisModule, no_weight_decay, parameter_groups
 from .block import ContinuousBlock
 from .carry import carry_optimizer
 from .conv_field import ConvField
+from .graph_block import GraphBlock
+from .graph_convolution import GraphConvolution
+from .graph_fields import (
+    ControlledField,
+    DiffusionField,
+    GATField,
+    GCNField,
+    GRANDField,
+    MessagePassingField,
+    WeightedDiffusionField,
+)
+from .sparse_features import SparseFeatures, SparseLinear
 from .stitch import Stitch
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
 __all__ = [
     "BasisModule",
     "ContinuousBlock",
+    "ControlledField",
     "ConvField",
+    "DiffusionField",
+    "GATField",
+    "GCNField",
+    "GRANDField",
+    "GraphBlock",
+    "GraphConvolution",
+    "MessagePassingField",
+    "SparseFeatures",
+    "SparseLinear",
     "Stitch",
+    "WeightedDiffusionField",
     "blocks",
     "carry_optimizer",
     "interpolate",

@@ -30,7 +30,8 @@ class BasisModule(nn.Module):
 
     Register them with :meth:`nodal_parameter`, :meth:`nodal_buffer` and :meth:`nodal_count`; refinement, projection
     and interpolation then carry all of them to another basis. A field inside a :class:`ContinuousBlock` also defines
-    :meth:`rate`; the block calls the module, ``field(t, x, weights=weights)``, at every evaluation.
+    :meth:`rate`; the block calls the module, ``field(t, x, weights=weights)``, at every evaluation. Keywords after
+    ``x`` in the signature of its ``rate`` (a graph, a source) are given to the block, which hands them on.
     """
 
     family: Family | None = None  # whose solves backends may fuse; such a class also has a ``spec``
@@ -45,7 +46,14 @@ class BasisModule(nn.Module):
         """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
         raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
 
-    def nodes(self) -> Any:
+    def prepare(self, x: torch.Tensor, **context: Any) -> dict[str, Any]:
+        """The keywords of all evaluations of a solve from ``x``, made of those that the block got: here the same.
+
+        A field that computes something once a solve, such as attention at x(0) or a mask of dropout, overrides it.
+        """
+        return context
+
+    def nodes(self, **context: Any) -> Any:
         """The nodal tensors of a field of a family, [K, ...] each, as its NamedTuple."""
         assert self.family is not None
         return self.family.nodes._make([self.node(name) for name in self.family.nodes._fields])
@@ -58,8 +66,12 @@ class BasisModule(nn.Module):
             return self._buffers[name]
         return getattr(self, name) if name in self._nodal else None
 
-    def operands(self) -> Any:
-        """The tensors of a field of a family that are no functions of depth, as its NamedTuple."""
+    def operands(self, **context: Any) -> Any:
+        """The tensors of a field of a family that are no functions of depth, as its NamedTuple.
+
+        Args:
+            context: the keywords that the block got, such as a graph.
+        """
         return () if self.family is None else self.family.operands()
 
     def why_called(self) -> str:
@@ -68,14 +80,14 @@ class BasisModule(nn.Module):
         return why_called(self, base)
 
     def evaluate(
-        self, t: float, x: torch.Tensor, weights: FloatWeights
+        self, t: float, x: torch.Tensor, weights: FloatWeights, **context: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Call the module at a stage: the rate, and the statistics of this evaluation if it takes any.
 
         Raises:
             TypeError, ValueError: the rate is not as ``x`` is.
         """
-        rate = self(t, x, weights=weights)
+        rate = self(t, x, weights=weights, **context)
         if not is_rate(rate, x):
             raise rate_error("field", rate, x)
         return rate, ()
@@ -88,7 +100,9 @@ class BasisModule(nn.Module):
     def update_statistics(self, batch: Any, grid: TimeGrid) -> None:
         """Fold the statistics of every evaluation of a solve on ``grid`` into the running ones."""
 
-    def forward(self, t: float | Fraction | torch.Tensor, x: Any, *, weights: FloatWeights | None = None) -> Any:
+    def forward(
+        self, t: float | Fraction | torch.Tensor, x: Any, *, weights: FloatWeights | None = None, **context: Any
+    ) -> Any:
         """The rate at depth ``t`` in [0, 1]. Hooks of the module get ``(t, x)``, with t a Python float in a block.
 
         Args:
@@ -96,10 +110,11 @@ class BasisModule(nn.Module):
                 may go, a tensor finds theta as at the end.
             weights: ((k, phi_k(t)), ...) of a time grid, which a block gives and which then decide; by default those of
                 ``t``, of the right cell at a jump.
+            context: what :meth:`rate` takes by keyword.
         """
         if weights is None:
             weights = self._weights_of_tensor(t) if isinstance(t, torch.Tensor) else self._weights(Fraction(t))
-        return self.rate(weights, x)
+        return self.rate(weights, x, **context)
 
     def _weights(self, t: Fraction) -> FloatWeights:
         return tuple((k, float(w)) for k, w in self.basis.weights(t))

@@ -17,7 +17,7 @@ from ..reference.rk import CHECKPOINTS, State
 from ..schemes.tableaus import get_tableau
 from ..schemes.timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
-from .calls import compute_tensors, has_hooks, takes_weights
+from .calls import Accepted, accepted_keywords, compute_tensors, has_hooks, takes_weights
 
 
 class ContinuousBlock(nn.Module):
@@ -79,6 +79,7 @@ class ContinuousBlock(nn.Module):
         self.scheme, self.n_steps, self.edge = name, count, rule
         self.grid: TimeGrid | None = grid
         self._takes_weights = grid is not None and takes_weights(type(self.field))
+        self._accepted = self._keywords_of_field()
 
     def set_manifestation(self, **options: Any) -> None:
         """:meth:`set_discretization` by the paper's word for it (arXiv 2008.02389, section 5)."""
@@ -92,18 +93,36 @@ class ContinuousBlock(nn.Module):
     def _has_basis(self) -> bool:
         return isinstance(self.field, BasisModule)
 
-    def forward(self, x: State, *, return_steps: bool = False) -> State:
+    def _keywords_of_field(self) -> Accepted:
+        """What the field takes beside t and the state."""
+        field = self.field
+        if not isinstance(field, BasisModule):
+            return accepted_keywords(field.forward if isinstance(field, nn.Module) else field, 2)
+        return accepted_keywords(field.prepare, 1) if self._prepares else accepted_keywords(field.rate, 2)
+
+    @property
+    def _prepares(self) -> bool:
+        """Whether the field computes something once a solve."""
+        return isinstance(self.field, BasisModule) and type(self.field).prepare is not BasisModule.prepare
+
+    def forward(self, x: State, *, return_steps: bool = False, **context: Any) -> State:
         """Integrate from ``x``; for a :class:`ConvField` that is [B, C, H, W].
 
         Args:
             return_steps: return the states at all N + 1 grid points, [N + 1, *x.shape] (each leaf of a pytree so).
+            context: what the field takes beside its state, by name: a graph, a source. It is the same at every
+                evaluation, and its tensors get their gradients.
         """
         if isinstance(x, Proxy):
-            return self._as_one_node(x, return_steps=return_steps)
+            return self._as_one_node(x, **({"return_steps": True} if return_steps else {}), **context)
+        if context or self._accepted.required or self._prepares:
+            self._accepted.check(self.field, context)
+            if isinstance(self.field, BasisModule):
+                context = self.field.prepare(x, **context)
         if isinstance(self.field, BasisModule) and self.field.family is not None:
-            return self._solve_family(self.field, x, return_steps=return_steps)
+            return self._solve_family(self.field, x, context, return_steps=return_steps)
         if self.grid is not None:
-            field, solve = self._call_of_basis()
+            field, solve = self._call_of_basis(context)
             return solve(
                 field,
                 x,
@@ -113,7 +132,7 @@ class ContinuousBlock(nn.Module):
                 backend=self.backend,
             )
         return rk_solve(
-            self.field,
+            _with_context(self.field, context),
             x,
             scheme=self.scheme,
             n_steps=self.n_steps,
@@ -122,11 +141,11 @@ class ContinuousBlock(nn.Module):
             backend=self.backend,
         )
 
-    def trajectory(self, x: State) -> State:
+    def trajectory(self, x: State, **context: Any) -> State:
         """``self(x, return_steps=True)``: hooks run and running statistics move as in a call of the module."""
-        return self(x, return_steps=True)
+        return self(x, return_steps=True, **context)
 
-    def _as_one_node(self, x: Proxy, *, return_steps: bool) -> Proxy:
+    def _as_one_node(self, x: Proxy, *arguments: Any, **named: Any) -> Proxy:
         """torch.fx.symbolic_trace keeps the block whole, as it keeps the modules of torch.nn."""
         tracer: Any = x.tracer
         path = tracer.path_of_module(self)
@@ -135,9 +154,9 @@ class ContinuousBlock(nn.Module):
                 "x: got a torch.fx.Proxy, accepted: a tensor; torch.fx traces modules that contain the block, "
                 "and torch.nn.Sequential(block) is one"
             )
-        return tracer.create_proxy("call_module", path, (x,), {"return_steps": True} if return_steps else {})
+        return tracer.create_proxy("call_module", path, (x, *arguments), named)
 
-    def _call_of_basis(self) -> tuple[Callable[..., State], Callable[..., State]]:
+    def _call_of_basis(self, context: dict[str, Any]) -> tuple[Callable[..., State], Callable[..., State]]:
         """A field with a basis, and the solve that calls it."""
         if not isinstance(self.field, BasisModule):
             raise TypeError(
@@ -145,15 +164,17 @@ class ContinuousBlock(nn.Module):
                 "accepted: a wrapper around the block"
             )
         if self._takes_weights:
-            return self.field, grid_solve
+            return _with_context(self.field, context), grid_solve
         if has_hooks(self.field):
             raise TypeError(
                 f"field: got {type(self.field).__name__} with hooks and a forward of its own, accepted with hooks: "
                 "forward(t, x, *, weights=None), as BasisModule has it"
             )
-        return self.field.rate, basis_solve
+        return _with_context(self.field.rate, context), basis_solve
 
-    def _solve_family(self, field: BasisModule, x: torch.Tensor, *, return_steps: bool) -> torch.Tensor:
+    def _solve_family(
+        self, field: BasisModule, x: torch.Tensor, context: dict[str, Any], *, return_steps: bool
+    ) -> torch.Tensor:
         """A field that backends may fuse gives its tensors, unless it must be called at every evaluation."""
         assert self.grid is not None
         assert field.family is not None
@@ -161,15 +182,15 @@ class ContinuousBlock(nn.Module):
         why = field.why_called()
         if why:
             times, weights = self.grid.times, self.grid.weights
-            nodes = CalledField(lambda i, s, u: field.evaluate(times[i][s], u, weights[i][s]), why)
+            nodes = CalledField(lambda i, s, u: field.evaluate(times[i][s], u, weights[i][s], **context), why)
         else:
             compute_tensors(field)
-            nodes = field.nodes()
+            nodes = field.nodes(**context)
         y, statistics = field_solve(
             field.family,
             x,
             nodes,
-            operands=field.operands(),
+            operands=field.operands(**context),
             spec=field.spec,
             grid=self.grid,
             training=field.statistics_of_batch,
@@ -187,3 +208,8 @@ class ContinuousBlock(nn.Module):
             f"scheme={self.scheme!r}, n_steps={self.n_steps}, edge={self.edge!r}, "
             f"checkpoint={self.checkpoint!r}, backend={self.backend!r}"
         )
+
+
+def _with_context(field: Callable[..., State], context: dict[str, Any]) -> Callable[..., State]:
+    """``field`` with the same keywords at every call, which are not copied where it is called again in backward."""
+    return (lambda *at, **weights: field(*at, **weights, **context)) if context else field

@@ -8,14 +8,56 @@ the field from others (pruning, weight norm) are run once a solve.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
 METHODS = ("forward", "rate", "evaluate")
 COUNTERS = ("torch.utils.module_tracker", "torch.distributed._tools", "torch.distributed.tensor.debug")
+
+
+class Accepted(NamedTuple):
+    """The keywords that the evaluations of a field take beside its state.
+
+    Attributes:
+        names: those it names. required: those of them without a default. others: it takes any others too.
+    """
+
+    names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    others: bool = False
+
+    def check(self, field: Any, given: Iterable[str]) -> None:
+        """Refuse keywords that the field does not take, and the lack of one that it needs.
+
+        Raises:
+            TypeError: naming the keyword, what takes it and what is accepted.
+        """
+        kind = getattr(field, "__name__", type(field).__name__)
+        accepted = ", ".join(self.names) or "none"
+        for name in given:
+            if name not in self.names and not self.others:
+                raise TypeError(f"{name}: got a keyword that the field {kind} does not take, accepted: {accepted}")
+        for name in self.required:
+            if name not in given:
+                raise TypeError(f"{name}: got nothing, accepted: block(x, {name}=...), which the field {kind} needs")
+
+
+def accepted_keywords(function: Callable[..., Any], positional: int) -> Accepted:
+    """What ``function`` takes by keyword after so many positional arguments; nothing if it cannot be asked."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return Accepted()
+    named = [p for p in parameters[positional:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [p for p in named if p.name != "weights"]
+    return Accepted(
+        tuple(p.name for p in named),
+        tuple(p.name for p in named if p.default is p.empty),
+        any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
 
 
 def why_called(field: nn.Module, base: type, parts: Sequence[nn.Module] = ()) -> str:

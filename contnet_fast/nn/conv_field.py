@@ -186,7 +186,7 @@ class ConvField(BasisModule):
         return rate
 
     def evaluate(
-        self, t: float, x: torch.Tensor, weights: FloatWeights
+        self, t: float, x: torch.Tensor, weights: FloatWeights, **context: Any
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Call the module at a stage: the rate, and the batch statistics of its norms if they take those.
 
@@ -196,7 +196,7 @@ class ConvField(BasisModule):
         found: list[tuple[torch.Tensor, ...]] = []
         self._evaluated = found
         try:
-            rate = self(t, x, weights=weights)
+            rate = self(t, x, weights=weights, **context)
         finally:
             self._evaluated = None
         if not is_rate(rate, x):
