@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import torch
 
 from ..schemes.timegrid import FlatGrid
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,21 @@ def tables(
 ) -> Tables:
     """Copied to the device once for each grid and kept.
 
-    On a thread of its own: the memory pool that this one may allocate from (torch.compile's CUDA graphs) is given back.
-
     Args:
         dtype: of the weights. forward, backward: factors of the rates' weights in each pass.
     """
+    return made_aside(partial(_tables, grid, device, dtype, forward, backward), device)
+
+
+def made_aside(make: Callable[[], Made], device: torch.device) -> Made:
+    """What ``make()`` returns, which is kept on ``device``.
+
+    On a thread of its own: the memory pool that this one may allocate from (torch.compile's CUDA graphs) is given back.
+    """
     if device.type != "cuda":
-        return _tables(grid, device, dtype, forward, backward)
+        return make()
     with ThreadPoolExecutor(1) as aside:
-        return aside.submit(_tables, grid, device, dtype, forward, backward).result()
+        return aside.submit(make).result()
 
 
 def _tables(grid: Grid, device: torch.device, dtype: torch.dtype, forward: float, backward: float) -> Tables:
