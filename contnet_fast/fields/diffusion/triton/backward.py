@@ -7,6 +7,7 @@ they were not kept, for the gradients of coefficients and weights alone, which t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,11 +21,12 @@ from .stage import diffusion_stage
 SCALE, DIAGONAL, VALUES, SOURCE = 0, 1, 4, 8  # places among nodes and operands
 
 
-class _Step:
-    """The maps of one step that gradients of coefficients and weights read: its state, inputs of stages, products."""
+class _Step(NamedTuple):
+    """The maps of one step that gradients of coefficients and weights read: its state, inputs of stages, A u of each."""
 
-    def __init__(self, state: torch.Tensor, inputs: torch.Tensor, products: torch.Tensor | None) -> None:
-        self.state, self.inputs, self.products = state, inputs, products
+    state: torch.Tensor
+    inputs: torch.Tensor
+    products: torch.Tensor | None
 
 
 class _Backward:
@@ -78,7 +80,7 @@ class _Backward:
     def by_states(self, i: int, costate: torch.Tensor, of: _Step) -> None:
         """Add what step ``i`` gives to the gradients that depend on the states."""
         s, run, o, tile = self.s, self.run, self.run.operands, self.s.tile
-        shared = {
+        shared: dict[str, Any] = {
             "state": of.state, "inputs": of.inputs, "rates": self.rates, "costate": costate,
             "input_table": s.tables.input, "slot_of": s.tables.stages.slot_of,
             "first": i * s.grid.stages, "stages": s.grid.stages, "n": s.n, **run.shapes,
@@ -108,8 +110,9 @@ def diffusion_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """The gradient of x and those of the ``wanted`` places in nodes and operands."""
     tensors = (*nodes, *operands)
+    asked = [t for t in (tensors[i] for i in wanted) if t is not None]
     if x.numel() == 0:
-        return [torch.empty_like(x), *(torch.zeros_like(tensors[i]).contiguous() for i in wanted)]
+        return [torch.empty_like(x), *(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in asked)]
     n, stages, start = s.grid.n_steps, s.grid.stages, x.contiguous()
     run = _Backward(s, nodes, operands, wanted)
     kept = Kept.of(s, keep, maps)
@@ -140,10 +143,5 @@ def diffusion_backward(
             run.by_states(i, costate, of)
         costate = target
     found = run.gradients()
-    results = []
-    for i in wanted:
-        value, tensor = found[i], tensors[i]
-        assert value is not None
-        assert tensor is not None
-        results.append(value.to(tensor.dtype).reshape(tensor.shape))
-    return [like(x, costate), *results]
+    results = [(found[i], tensor) for i, tensor in zip(wanted, asked, strict=True)]
+    return [like(x, costate), *(value.to(tensor.dtype) for value, tensor in results if value is not None)]

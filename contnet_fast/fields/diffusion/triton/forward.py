@@ -9,7 +9,7 @@ import torch
 from ....triton.grids import Rows
 from ....triton.launch import allocate, launch
 from ..spec import DiffusionNodes, DiffusionOperands
-from .plan import Solve, saved_maps
+from .plan import Solve, kept_maps
 from .stage import diffusion_stage, mix_rows
 
 BLOCK = 1024  # of nodes that are mixed
@@ -43,7 +43,7 @@ class Pass:
 
     def __init__(self, s: Solve, nodes: DiffusionNodes, operands: DiffusionOperands) -> None:
         self.s = s
-        self.operands = operands._make(None if t is None else t.contiguous() for t in operands)
+        self.operands = DiffusionOperands._make(None if t is None else t.contiguous() for t in operands)
         self.scale, self.diagonal = coefficients(s, nodes)
         tile = s.tile
         self.grid = (-(-s.n // tile.rows), -(-s.features // tile.columns))
@@ -110,15 +110,15 @@ def coefficients(s: Solve, nodes: DiffusionNodes) -> tuple[torch.Tensor, torch.T
 
 def mixed(
     s: Solve, given: tuple[torch.Tensor | None, torch.Tensor | None], table: Rows, rows: int
-) -> list[torch.Tensor | None]:
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """[rows, n] of each tensor [., n] by the rows of a table."""
-    targets = [None if t is None else allocate((rows, s.n), s.sums, s.device) for t in given]
+    first, second = (None if t is None else allocate((rows, s.n), s.sums, s.device) for t in given)
     launch(
         mix_rows, (-(-s.n // BLOCK), rows), num_warps=4,
-        first=given[0], second=given[1], first_target=targets[0], second_target=targets[1],
+        first=given[0], second=given[1], first_target=first, second_target=second,
         start_table=table.start, index_table=table.index, weight_table=table.weight, n=s.n, BLOCK=BLOCK,
     )  # fmt: skip
-    return targets
+    return first, second
 
 
 def diffusion_forward(
@@ -126,7 +126,7 @@ def diffusion_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """State or trajectory, and the maps that ``plan.saved`` describes."""
     n, start = s.grid.n_steps, x.contiguous()
-    maps = s.maps(saved_maps(s, keep))
+    maps = s.maps(kept_maps(keep, n, s.grid.stages))
     steps = s.maps(n + 1) if return_steps else None
     y = s.maps() if steps is None else steps[n]
     if x.numel() > 0:

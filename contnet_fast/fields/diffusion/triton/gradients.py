@@ -12,6 +12,17 @@ import triton.language as tl
 from .stage import edges_of
 
 
+@triton.jit
+def maps_of(stage, stages, state, inputs, rates, costate, distance):
+    """Where the input u of a stage is and the gradient g by its rate."""
+    u, g = inputs + (stage - 1) * distance, rates + stage * distance
+    if stage == 0:
+        u = state
+    if stage == stages - 1:
+        g = costate
+    return u, g
+
+
 @triton.jit(do_not_specialize=["first", "stages", "n"])
 def row_gradients(
     state, inputs, products, rates, costate, input_table, slot_of, scale_sums, diagonal_sums, first, stages, n,
@@ -26,21 +37,18 @@ def row_gradients(
     distance = tl.cast(n, tl.int64) * FEATURES
     for stage in range(stages):
         factor = tl.load(input_table + stage)
+        u, g = maps_of(stage, stages, state, inputs, rates, costate, distance)
         by_scale, by_diagonal = tl.zeros([BLOCK_R], SUMS), tl.zeros([BLOCK_R], SUMS)
         for start in range(0, FEATURES, BLOCK_F):
             columns = start + tl.arange(0, BLOCK_F)
             mask = (rows < n)[:, None] & (columns < FEATURES)[None, :]
             offsets = (rows.to(tl.int64) * FEATURES)[:, None] + columns[None, :]
-            rate = rates + stage * distance
-            g = tl.load(rate + offsets, mask=mask & (stage != stages - 1), other=0.0).to(SUMS)
-            g += tl.load(costate + offsets, mask=mask & (stage == stages - 1), other=0.0).to(SUMS) * factor
+            grad = factor * tl.load(g + offsets, mask=mask, other=0.0).to(SUMS)
             if scale_sums is not None:
-                p = tl.load(products + stage * distance + offsets, mask=mask, other=0.0).to(SUMS)
-                by_scale += tl.sum(g * p, 1)
+                product = tl.load(products + stage * distance + offsets, mask=mask, other=0.0).to(SUMS)
+                by_scale += tl.sum(grad * product, 1)
             if diagonal_sums is not None:
-                u = tl.load(state + offsets, mask=mask & (stage == 0), other=0.0).to(SUMS)
-                u += tl.load(inputs + (stage - 1) * distance + offsets, mask=mask & (stage > 0), other=0.0).to(SUMS)
-                by_diagonal += tl.sum(g * u, 1)
+                by_diagonal += tl.sum(grad * tl.load(u + offsets, mask=mask, other=0.0).to(SUMS), 1)
         place = tl.cast(tl.load(slot_of + first + stage), tl.int64) * n + rows
         if scale_sums is not None:
             by_scale += tl.load(scale_sums + place, mask=rows < n, other=0.0)
@@ -68,19 +76,17 @@ def value_gradient(
         sum = tl.load(value_sums + edge, mask=live, other=0.0)
         for stage in range(stages):
             factor = tl.load(input_table + stage)
-            dots = tl.zeros([BLOCK_R, BLOCK_E], SUMS)
+            u, g = maps_of(stage, stages, state, inputs, rates, costate, distance)
+            products = tl.zeros([BLOCK_R, BLOCK_E, BLOCK_F], SUMS)
             for start in range(0, FEATURES, BLOCK_F):
                 columns = start + tl.arange(0, BLOCK_F)
                 inside = (columns < FEATURES)[None, :]
-                mask = (rows < n)[:, None] & inside
                 offsets = (rows.to(tl.int64) * FEATURES)[:, None] + columns[None, :]
-                g = tl.load(rates + stage * distance + offsets, mask=mask & (stage != stages - 1), other=0.0).to(SUMS)
-                g += tl.load(costate + offsets, mask=mask & (stage == stages - 1), other=0.0).to(SUMS) * factor
-                there = live[:, :, None] & inside[None, :, :]
+                grad = tl.load(g + offsets, mask=(rows < n)[:, None] & inside, other=0.0).to(SUMS)
                 offsets = (neighbour * FEATURES)[:, :, None] + columns[None, None, :]
-                u = tl.load(state + offsets, mask=there & (stage == 0), other=0.0).to(SUMS)
-                u += tl.load(inputs + (stage - 1) * distance + offsets, mask=there & (stage > 0), other=0.0).to(SUMS)
-                dots += tl.sum(g[:, None, :] * u, 2)
+                value = tl.load(u + offsets, mask=live[:, :, None] & inside[None, :, :], other=0.0).to(SUMS)
+                products += grad[:, None, :] * value
             place = tl.cast(tl.load(slot_of + first + stage), tl.int64) * n + rows
-            sum += tl.load(scale + place, mask=rows < n, other=0.0).to(SUMS)[:, None] * dots
+            weight = factor * tl.load(scale + place, mask=rows < n, other=0.0).to(SUMS)
+            sum += weight[:, None] * tl.sum(products, 2)
         tl.store(value_sums + edge, sum, mask=live)

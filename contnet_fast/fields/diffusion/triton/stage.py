@@ -41,7 +41,7 @@ def diffusion_stage(
     columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     begin, end = edges_of(indptr, rows, n)
     coefficients = tl.cast(slot, tl.int64) * n
-    gathered = tl.zeros([BLOCK_R, BLOCK_F], SUMS)
+    sums = tl.zeros([BLOCK_R, BLOCK_E, BLOCK_F], SUMS)  # added up once: within the loop nothing crosses threads
     for first in range(0, tl.max(end - begin, 0), BLOCK_E):
         edge = begin[:, None] + first + tl.arange(0, BLOCK_E)[None, :]
         live = edge < end[:, None]
@@ -55,7 +55,8 @@ def diffusion_stage(
         offsets = (neighbour * FEATURES)[:, :, None] + columns[None, None, :]
         mask = live[:, :, None] & (columns < FEATURES)[None, None, :]
         value = tl.load(u + offsets, mask=mask, other=0.0).to(SUMS)
-        gathered += tl.sum(weight[:, :, None] * value, 1)
+        sums += weight[:, :, None] * value
+    gathered = tl.sum(sums, 1)
     mask = (rows < n)[:, None] & (columns < FEATURES)[None, :]
     offsets = (rows.to(tl.int64) * FEATURES)[:, None] + columns[None, :]
     if product is not None:
