@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import contnet_fast as cf
+from contnet_fast.backends import Problem, record_plans, select
 from contnet_fast.backends import triton as backend_triton
 from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
@@ -229,8 +230,12 @@ def call_of(case: Case, keep: str, device: str = DEVICE) -> Call:
     return Call(DIFFUSION, x.to(device), nodes, operands, DiffusionSpec(1.5), False, case.grid.flat, keep, "stage")
 
 
-@pytest.mark.parametrize("keep", ["none", "step", "block", ""])
-@judged(Case(scheme="midpoint"), Case(basis="hat", n_steps=1, source=False, graph="empty"))
+MIXED = Case(basis="hat", n_steps=1, source=False, graph="empty")
+
+
+@pytest.mark.parametrize(
+    ("case", "keep"), [*((Case(scheme="midpoint"), keep) for keep in ("none", "step", "block", "")), (MIXED, "step")]
+)
 def test_opcheck(case, keep):
     call, tests = call_of(case, keep), ("test_schema", "test_faketensor")
     for return_steps in (False, True):
@@ -360,21 +365,22 @@ def test_refusals_name_the_reason(backend, dtype, words):
         solve(Case(dtype=dtype), backend)
 
 
-def test_auto_leaves_the_interpreter_alone():
-    case = Case()
-    x, nodes, operands = draw(case, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_auto_takes_it_on_a_gpu_and_leaves_the_interpreter_alone(dtype):
+    from tools.support_matrix import everything_built
 
-    def call(x):
-        return field_solve(DIFFUSION, x, nodes, operands=operands, spec=DiffusionSpec(), grid=case.grid)[0]
-
-    (_, plan), *_ = cf.explain(call, x).units
+    facts = DIFFUSION.facts(DiffusionSpec(), training=False)
+    problem = Problem(
+        "diffusion_solve", torch.device("cuda", 0), dtype, dtype, (NODES, 5), 4, 2, family="diffusion", facts=facts
+    )
+    with everything_built():
+        plan = select(problem)
+    assert (plan.backend, plan.level) == ("triton", "stage")
+    assert "not yet measured" in plan.why
     if INTERPRETED:
-        assert plan.backend != "triton"
-        assert any(r.backend == "triton" and "interpreter is for tests" in str(r) for r in plan.refused) or (
-            plan.backend == "cpu"
-        )
-    else:
-        assert "no tensor of a value for each edge" in plan.why
+        with record_plans() as plans:
+            select(replace(problem, device=torch.device("cpu")))
+        assert plans[0].backend != "triton"
 
 
 def test_warmup_leaves_gradients_as_they_were():

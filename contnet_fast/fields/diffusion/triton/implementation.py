@@ -26,7 +26,7 @@ class TritonDiffusion(PythonImplementation):
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it."""
-        return "no tensor of a value for each edge and feature, as PyTorch's product makes; not yet measured"
+        return "a launch an evaluation, and no value for each edge and feature in memory; not yet measured"
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
         """Maps, as the forward pass allocates them."""
