@@ -1,11 +1,46 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and pickled data that cannot run anything."""
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+NAMES = frozenset(  # what NumPy arrays are pickled with
+    {
+        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+)
+
+
+class DataUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, texts and NumPy arrays, and refuses anything else.
+
+    Args:
+        content: the bytes of a file.
+        encoding: of texts of Python 2: ``"bytes"`` leaves them as bytes, ``"latin1"`` is what its arrays need.
+        also: what further names (module, name) stand for.
+    """
+
+    def __init__(self, content: bytes, *, encoding: str, also: Mapping[tuple[str, str], Any] | None = None) -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+        self._also = also or {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The object of a name that is allowed."""
+        if (module, name) in self._also:
+            return self._also[module, name]
+        if (module, name) not in NAMES:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -31,7 +31,7 @@ from contnet_fast.nn import blocks
 from contnet_fast.schemes.tableaus import get_tableau
 from contnet_fast.training.build import amp_dtype
 from contnet_fast.training.config import Config
-from contnet_fast.training.loop import Reporter, begin, deepen, finish_epoch, score_split, train_epoch, work
+from contnet_fast.training.loop import Reporter, begin, deepen, finish_epoch, train_epoch, work
 from contnet_fast.training.progress import Silent
 from contnet_fast.training.session import Session
 
@@ -235,7 +235,7 @@ class Race:
             "images_per_s": round(images / typical, 1),
             "to_accuracy": {f"{t:g}": next((s for s, _, a in curve if a >= t), None) for t in self.thresholds},
             "valid_accuracy": epochs[-1]["valid_accuracy"],
-            "test_accuracy": score_split(session.net, data, data.test, session.config).accuracy,
+            "test_accuracy": data.score(session.net, "test", session.config).accuracy,
             **peak,
             "curve": curve,
         }

@@ -6,9 +6,11 @@
 from .accuracy import Score, evaluate
 from .convergence import convergence, observed_order
 from .discretizations import DiscretizationScore, compression_table, halvings, measure, refinement_table, sweep
+from .lengths import LengthScore, sweep_lengths
 
 __all__ = [
     "DiscretizationScore",
+    "LengthScore",
     "Score",
     "compression_table",
     "convergence",
@@ -18,4 +20,5 @@ __all__ = [
     "observed_order",
     "refinement_table",
     "sweep",
+    "sweep_lengths",
 ]

@@ -17,6 +17,7 @@ from ..files import write_atomically
 from .accuracy import Score
 from .discretizations import DiscretizationScore
 from .integrators import StudyResult
+from .lengths import LengthScore
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -49,6 +50,25 @@ def heatmap(path: Path, rows: Sequence[DiscretizationScore], *, title: str) -> N
             text = f"{100 * scores[scheme, n].accuracy:.1f}"
             axes.text(j, i, text, ha="center", va="center", color=_ink(picture.cmap(norm(errors[i][j]))))
     _accuracy_bar(figure, picture, axes)
+    _save(figure, path)
+
+
+def accuracy_by_length(path: Path, rows: Sequence[LengthScore], *, title: str, trained: float) -> None:
+    """Draw accuracy by the length of the solve, a line for each scheme; that of training is dotted."""
+    figure = _figure(6.0, 3.8)
+    axes = figure.add_subplot()
+    for i, scheme in enumerate(dict.fromkeys(row.scheme for row in rows)):
+        found = sorted((row.t_end, 100 * row.score.accuracy) for row in rows if row.scheme == scheme)
+        axes.plot(
+            *zip(*found, strict=True), label=scheme, marker=MARKERS[i % 6], color=COLOURS[i % 6], markersize=4,
+            alpha=0.8,
+        )  # fmt: skip
+    axes.axvline(trained, color="0.6", linestyle=":", zorder=0)
+    axes.set_xlabel("length of the solve (dotted: that of training)")
+    axes.set_ylabel("%")
+    axes.set_title(title, fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -39,6 +39,21 @@ def count(name: str, text: str, minimum: int = 1) -> int:
     return value
 
 
+def number(name: str, text: str) -> float:
+    """``text`` as a number, at least 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: got {text!r}, accepted: a finite number >= 0")
+    return value
+
+
 def free_folder(wanted: Path) -> Path:
     """``wanted``, or the first of ``wanted-2``, ``wanted-3``, ... that does not exist."""
     folder, n = wanted, 2

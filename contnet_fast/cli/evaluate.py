@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import count, listed, path
+from .arguments import count, listed, number, path
 
 HELP = "accuracy of a run's network with other schemes and steps, and after compression"
 
@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=path, help="folder of a run")
     parser.add_argument("--schemes", nargs="+", default=["euler", "midpoint", "rk4", "rk4_classic"])
     parser.add_argument("--steps", nargs="+", help="numbers of steps (default: around that of the run)")
+    parser.add_argument(
+        "--t-end", nargs="+", help="lengths of a graph network's solve (default: around that of the run)"
+    )
     parser.add_argument("--split", default="test", help="test, valid or train")
     parser.add_argument("--checkpoint", default="best", help="best or last")
     parser.add_argument("--project", metavar="K", help="compress to K basis functions first, without retraining")
@@ -37,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = EvalRequest(
         schemes=tuple(listed(arguments.schemes)),
         steps=tuple(count("steps", n) for n in listed(arguments.steps or ())),
+        t_ends=tuple(number("t_end", t) for t in listed(arguments.t_end or ())),
         split=check_choice("split", arguments.split, ("test", "valid", "train")),
         checkpoint=check_choice("checkpoint", arguments.checkpoint, ("best", "last")),
         project=None if arguments.project is None else count("project", arguments.project),

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     batch = count("batch_size", arguments.batch_size)
     rates = None if arguments.rates is None else check_choice("rates", arguments.rates, (*DEVICES, "cpu"))
+    if not run.image_shape:
+        raise ValueError(f"run: got a {run.config.model} on {run.config.data}, accepted: a network of images")
     net, record = load_net(run, device=device)
     print(f"{title(run)}, weights of epoch {record['epoch']}, on {device.type}")
     images = torch.zeros(batch, *run.image_shape, device=device)

@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..training import load_for, make_config, run_data, train
     from ..training.progress import ConsoleReporter
+    from ..training.task import kind_of
 
     given = {k.removeprefix("set_"): v for k, v in vars(arguments).items() if k.startswith("set_") and v is not None}
     settings = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
@@ -54,8 +55,10 @@ def run(arguments: argparse.Namespace) -> int:
         if not (out / "config.json").exists():
             raise
         return fail("train", f"interrupted; go on with contnet-fast train --resume {shlex.quote(str(out))}", 130)
+    kind = kind_of(config)
     console.print(
-        f"test accuracy {100 * result.test.accuracy:.2f} % of {result.test.n_images} images (weights of epoch "
+        f"test {kind.measure} {100 * result.test.accuracy:.2f} % of {result.test.n_images} {kind.unit} "
+        "(weights of epoch "
         f"{result.best['epoch']}, chosen by validation {100 * result.best['valid_accuracy']:.2f} %); "
         f"last weights {100 * result.last_test.accuracy:.2f} %"
     )

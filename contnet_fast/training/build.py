@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from ..models import ContinuousNet, PreActResNet, WideContinuousNet, WideResNet
 from ..nn import parameter_groups
-from .config import Config
+from .config import NODE_MODELS, SERIES_MODELS, Config
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,8 +31,12 @@ def pick_device(name: str) -> torch.device:
     raise ValueError(f"device: got {name!r}, accepted: auto, cpu, cuda or cuda:<index> ({count} CUDA devices are here)")
 
 
-def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module:
-    """Return the network of ``config`` before any refinement."""
+def build_model(config: Config, in_channels: int, num_classes: int, num_nodes: int = 0) -> nn.Module:
+    """Return the network of ``config`` before any refinement; ``in_channels`` of a node are its features."""
+    if config.model in (*NODE_MODELS, *SERIES_MODELS):
+        from .graphs import build_graph_model
+
+        return build_graph_model(config, in_channels, num_classes, num_nodes)
     if config.model == "resnet":
         return PreActResNet(in_channels, num_classes, depth=config.depth, width=config.width)
     if config.model == "wide-resnet":
@@ -51,21 +56,24 @@ def build_model(config: Config, in_channels: int, num_classes: int) -> nn.Module
     return WideContinuousNet(in_channels, num_classes, widen_factor=config.widen_factor, **options)
 
 
-def build_on(config: Config, in_channels: int, num_classes: int, device: torch.device) -> nn.Module:
+def build_on(config: Config, sizes: Mapping[str, int], device: torch.device) -> nn.Module:
     """Return :func:`build_model` on a device, in the memory format of ``config``."""
-    net = build_model(config, in_channels, num_classes)
+    net = build_model(config, **sizes)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     return net.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
 def build_optimizer(config: Config, net: nn.Module) -> torch.optim.Optimizer:
-    """Return SGD with momentum or AdamW, with weight decay on all parameters, as in the papers' runs, or on weights."""
+    """Return the optimiser, with weight decay on all parameters, as in the papers' runs, or on weights."""
     groups = parameter_groups(net, weight_decay=config.weight_decay) if config.weight_decay_on == "weights" else None
     settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             groups or net.parameters(), momentum=config.momentum, nesterov=config.nesterov, **settings
         )
+    kinds = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax, "rmsprop": torch.optim.RMSprop}
+    if config.optimizer in kinds:
+        return kinds[config.optimizer](groups or net.parameters(), **settings)
     return torch.optim.AdamW(groups or net.parameters(), **settings)
 
 

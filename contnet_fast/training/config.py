@@ -14,15 +14,24 @@ from typing import Any
 from ..errors import choice_error, warn
 from ..fields.conv.spec import NORMS, ORDERS
 from ..fields.conv.statistics import STATS
+from ..functional.chebyshev import CHEBYSHEV
 from ..reference.rk import CHECKPOINTS
 from ..schemes.bases import ALIASES as BASIS_ALIASES
 from ..schemes.bases import BASES
 from ..schemes.tableaus import ALIASES, SCHEMES
 from ..schemes.timegrid import EDGES
+from .recipes import RECIPES
 
-CONTINUOUS = ("continuousnet", "wide-continuousnet")
-MODELS = (*CONTINUOUS, "resnet", "wide-resnet")
-DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic", "folder")
+IMAGE_MODELS = ("continuousnet", "wide-continuousnet", "resnet", "wide-resnet")
+NODE_MODELS = ("cgnn", "wcgnn", "gde", "grand", "gcn")
+SERIES_MODELS = ("gcde-gru", "gc-gru")
+MODELS = (*IMAGE_MODELS, *NODE_MODELS, *SERIES_MODELS)
+CONTINUOUS = tuple(model for model in MODELS if model not in ("resnet", "wide-resnet", "gcn", "gc-gru"))
+IMAGES = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "synthetic", "folder")
+PLANETOID = ("cora", "citeseer", "pubmed")
+NODES = (*PLANETOID, "karate", "block-model", "digits-neighbours", "cifar10-neighbours", "neighbours")
+SERIES = ("irregular",)
+DATASETS = (*IMAGES, *NODES, *SERIES)
 
 
 def _option(
@@ -33,6 +42,8 @@ def _option(
 
 
 _TINY = math.ulp(0.0)
+OPTIMIZERS = ("sgd", "adamw", "adam", "adamax", "rmsprop")
+FORMS = ("repository", "paper")
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,14 @@ class Config:
     flip: bool | None = _option(None, "augmentation mirrors images (default: as the data set says)")
 
     model: str = _option("continuousnet", "network", choices=MODELS)
-    width: int = _option(16, "channels of the first stage", low=1)
+    width: int = _option(16, "channels of the first stage; of a graph network, of its state", low=1)
     widen_factor: int = _option(4, "of the wide networks", low=1)
     depth: int = _option(20, "layers of a ResNet: 6n + 2 (wide: 6n + 4)", low=8)
     n_basis: int = _option(1, "basis functions of theta(t) at the start", low=1)
     n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
-    scheme: str = _option("rk4_classic", "Runge-Kutta scheme", choices=(*SCHEMES, *ALIASES))
+    scheme: str = _option(
+        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
+    )
     basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
     order: str | None = _option(
         None, "normalise before or after the convolution (default: post, wide: pre)", choices=ORDERS
@@ -67,15 +80,31 @@ class Config:
     checkpoint: str = _option("none", "what backward keeps; the rest is recomputed", choices=CHECKPOINTS)
     backend: str = _option("auto", "auto, a backend, or backend:level")
 
-    epochs: int = _option(30, "passes over the training images", low=1)
-    batch_size: int = _option(128, "images in a batch", low=2)
+    split: str = _option("public", "of nodes: as published, or drawn", choices=("public", "random"))
+    split_seed: int = _option(0, "of a split that is drawn", low=0)
+    largest_component: bool = _option(False, "only the nodes of the largest connected component")
+    neighbours: int = _option(16, "nearest neighbours of a node, in graphs of neighbours", low=1)
+    self_loops: float = _option(1.0, "weight of the loop that every node gets before degrees are normalised", low=0.0)
+    t_end: float = _option(1.0, "length of a graph network's solve", low=_TINY)
+    form: str = _option("repository", "form of CGNN's and WCGNN's field", choices=FORMS)
+    field: str = _option("gcn", "field of GDE", choices=("gcn", "gat", "controlled", "controlled_gat"))
+    alpha: float = _option(0.918, "CGNN's share of neighbours at the start, before its sigmoid")
+    heads: int = _option(8, "of attention", low=1)
+    attention: int = _option(128, "features of GRAND's attention", low=1)
+    nonlinear: bool = _option(False, "GRAND computes its attention anew at every evaluation")
+    input_dropout: float = _option(0.5, "of a graph network's features", low=0.0, high=0.99)
+    dropout: float = _option(0.0, "before a graph network's decoder; inside GDE's field", low=0.0, high=0.99)
+    layers: int = _option(2, "of a GCN", low=2)
+
+    epochs: int = _option(30, "passes over the training images, nodes or series", low=1)
+    batch_size: int = _option(128, "images or series in a batch; all nodes of a graph are one", low=2)
     refine_epochs: tuple[int, ...] = _option((), "epochs (from 0) before which basis and steps double", low=1)
     refine_variance: float = _option(0.0, "noise on refined weights: w (1 + v randn)", low=0.0)
     refine_state: str = _option("carry", "optimiser state at refinement", choices=("carry", "reset"))
     random_discretization: tuple[str, ...] = _option(
         (), "SCHEME:N pairs, as euler:2 rk4_classic:4; every batch trains with one that is drawn from them"
     )
-    optimizer: str = _option("sgd", "optimiser", choices=("sgd", "adamw"))
+    optimizer: str = _option("sgd", "optimiser", choices=OPTIMIZERS)
     lr: float = _option(0.1, "peak learning rate", low=_TINY)
     momentum: float = _option(0.9, "of SGD", low=0.0, high=1.0)
     nesterov: bool = _option(False, "Nesterov momentum")
@@ -105,6 +134,7 @@ class Config:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         self._check_epochs()
+        self._check_kind()
         for name in ("image_size", "image_mode"):
             got = getattr(self, name)
             if self.data != "folder" and got != FIELDS[name].default:
@@ -159,6 +189,20 @@ class Config:
         if self.random_discretization and not self.is_continuous:
             raise ValueError(f"{name}: got {self.random_discretization} with model {self.model!r}, accepted: none")
 
+    def _check_kind(self) -> None:
+        """The model fits the kind of data."""
+        for datasets, models in ((IMAGES, IMAGE_MODELS), (NODES, NODE_MODELS), (SERIES, SERIES_MODELS)):
+            if self.data in datasets and self.model not in models:
+                raise choice_error(f"model (with data {self.data})", self.model, models)
+        if self.scheme == CHEBYSHEV and self.model != "cgnn":
+            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with model cgnn")
+        if self.data in IMAGES:
+            return
+        if self.amp != "none":
+            raise ValueError(f"amp: got {self.amp!r} with data {self.data!r}, accepted: none")
+        if self.largest_component and self.data in SERIES:
+            raise ValueError(f"largest_component: got True with data {self.data!r}, accepted: False")
+
     def _check_epochs(self) -> None:
         for name in ("refine_epochs", "lr_decay_epochs"):
             epochs = getattr(self, name)
@@ -173,36 +217,6 @@ class Config:
 
 FIELDS: Mapping[str, dataclasses.Field] = types.MappingProxyType({f.name: f for f in dataclasses.fields(Config)})
 _TYPES = typing.get_type_hints(Config)
-
-_README_RUN = {"epochs": 120, "lr_schedule": "step", "lr_decay_epochs": (30, 60, 90)}
-_DIGITS = {"data": "digits", "epochs": 24, "batch_size": 64, "lr": 0.05, "warmup_epochs": 1.0}
-_DIGITS_NET = {**_DIGITS, "order": "pre", "eps": 4.0}
-
-RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
-    {
-        "digits": {**_DIGITS_NET, "refine_epochs": (8, 16)},
-        "digits-euler": {**_DIGITS_NET, "scheme": "euler", "n_basis": 4, "n_steps": 4},
-        "digits-resnet": {**_DIGITS, "model": "resnet", "depth": 32},
-        "cifar10": {**_README_RUN, "data": "cifar10", "refine_epochs": (30, 50, 70), "weight_decay": 1e-4},
-        "cifar10-rk4": {**_README_RUN, "data": "cifar10", "n_basis": 8, "n_steps": 8, "weight_decay": 1e-4},
-        "cifar10-euler": {**_README_RUN, "data": "cifar10", "n_basis": 8, "n_steps": 8, "scheme": "euler"},
-        "cifar10-resnet": {**_README_RUN, "data": "cifar10", "model": "resnet", "depth": 56},
-        "cifar100-wide": {
-            **_README_RUN,
-            "data": "cifar100",
-            "model": "wide-continuousnet",
-            "order": "pre",
-            "n_basis": 8,
-            "n_steps": 8,
-            "scheme": "euler",
-        },
-        "cifar100-wide-resnet": {**_README_RUN, "data": "cifar100", "model": "wide-resnet", "depth": 58},
-        "mnist": {**_DIGITS_NET, "data": "mnist", "epochs": 10, "batch_size": 128, "refine_epochs": (3, 6)},
-        "fashion-mnist": {**_DIGITS_NET, "data": "fashion-mnist", "epochs": 30, "refine_epochs": (10, 20)},
-        "folder": {**_DIGITS_NET, "data": "folder", "epochs": 30, "refine_epochs": (10, 20)},
-        "synthetic": {"data": "synthetic", "epochs": 4, "refine_epochs": (2,), "width": 4, "batch_size": 32},
-    }
-)
 
 
 def make_config(
@@ -237,6 +251,8 @@ def make_config(
     if recipe is None:
         data = settings.get("data", "digits")
         recipe = data if data in RECIPES else None
+        if data in (*NODES, *SERIES) and recipe is None:
+            recipe = next((name for name, preset in RECIPES.items() if preset["data"] == data), None)
     elif recipe not in RECIPES:
         raise choice_error("recipe", recipe, RECIPES)
     preset, left_out = _fitted(RECIPES[recipe] if recipe else {}, settings)

@@ -9,13 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from ..analysis.accuracy import Score, evaluate
 from ..errors import choice_error
-from .config import Config
+from .build import amp_dtype
+from .config import NODES, SERIES, Config
 from .folder import Tell, listed, read_folder, silent
 from .readers import Arrays, read_cifar, read_digits, read_idx, read_packed, synthetic
+from .task import Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,72 @@ class Data:
     digest: str = ""
 
     @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.train.images.device
+
+    @property
     def in_channels(self) -> int:
         """The number of channels of the images."""
         return self.train.images.shape[1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a network has to know of them."""
+        return {"in_channels": self.in_channels, "num_classes": self.num_classes}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``config.json`` keeps of them."""
+        return {
+            "image_shape": list(self.train.images.shape[1:]),
+            "num_classes": self.num_classes,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "classes": list(self.classes),
+            "digest": self.digest,
+        }
+
+    def check(self, config: Config) -> None:
+        """Refuse a batch that is larger than the training split.
+
+        Raises:
+            ValueError: it is.
+        """
+        if config.batch_size > len(self.train):
+            raise ValueError(
+                f"batch_size: got {config.batch_size}, accepted: up to the {len(self.train)} training images"
+            )
+
+    def batches(self, config: Config) -> int:
+        """Return the number of whole batches of an epoch."""
+        return len(self.train) // config.batch_size
+
+    def outcome(
+        self, run: Callable[..., Any], config: Config, *, order: torch.Tensor, batch: int, generator: torch.Generator
+    ) -> Outcome:
+        """Return the outcome of a batch of ``order``."""
+        index = order[batch * config.batch_size : (batch + 1) * config.batch_size].to(self.device)
+        images, labels = self.train.images[index], self.train.labels[index]
+        if config.augment:
+            images = self.augment(images, generator)
+        logits = run(_formatted(self.normalise(images), config))
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+        return Outcome(loss, (logits.detach().argmax(1) == labels).sum(), len(index))
+
+    def score(self, net: nn.Module, part: str, config: Config, batch_size: int = 512) -> Score:
+        """Return the score of a network on a split, with the memory format and autocast of ``config``."""
+
+        def prepare(images: torch.Tensor) -> torch.Tensor:
+            return _formatted(self.normalise(images), config)
+
+        split: Split = getattr(self, part)
+        return evaluate(
+            net, split.images, split.labels, prepare=prepare, batch_size=batch_size, amp_dtype=amp_dtype(config)
+        )
+
+    def scores(self, net: nn.Module, config: Config) -> dict[str, Score]:
+        """Return the score of the validation split."""
+        return {"valid": self.score(net, "valid", config)}
 
     def to(self, device: torch.device) -> Data:
         """Return it on another device."""
@@ -205,11 +274,21 @@ def load_for(
     *,
     download: bool = False,
     tell: Tell = silent,
-) -> Data:
-    """Return :func:`load_data` with the settings of ``config``, from another ``path`` if one is given."""
+) -> Task:
+    """Return the data set of ``config``, from another ``path`` if one is given.
+
+    Raises:
+        ValueError: naming the argument; a missing or corrupt file.
+    """
+    place = config.data_path if path is None else path
+    if config.data in (*NODES, *SERIES):
+        from .graphs import load_graph_data
+
+        if download:
+            raise ValueError(f"download: got data {config.data!r}, accepted: {', '.join(_TORCHVISION)}")
+        return load_graph_data(config, place, tell=tell)
     names = ("valid_fraction", "limit", "image_size", "image_mode", "flip")
     settings = {name: getattr(config, name) for name in names}
-    place = config.data_path if path is None else path
     return load_data(config.data, place, **settings, download=download, tell=tell)
 
 
@@ -294,3 +373,7 @@ def _download(name: str, place: Path) -> None:
             getattr(datasets, _TORCHVISION[name])(str(place), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"download: {name} could not be fetched into {place} ({error})") from None
+
+
+def _formatted(images: torch.Tensor, config: Config) -> torch.Tensor:
+    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

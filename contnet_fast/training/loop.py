@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from ..analysis.accuracy import Score, evaluate
+from ..analysis.accuracy import Score
 from ..analysis.discretizations import kept_discretization
 from ..files import writable_folder, write_text
-from ..nn import set_discretization
+from ..nn import blocks, set_discretization
 from .build import amp_dtype, pick_device
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import Config
-from .data import Data, Split
 from .run import load_net, open_run, write_run
 from .session import Session
+from .task import Task, kind_of
 
 CHECK_EVERY = 20  # batches between two reads of the running loss from the device
+SAVE_AFTER = 1.0  # seconds between two checkpoints of a run with brief epochs
 
 
 class TrainingError(RuntimeError):
@@ -61,7 +61,7 @@ class Result:
     history: list[dict[str, Any]]
 
 
-def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: bool = False) -> Result:
+def train(config: Config, data: Task, out: Path, *, reporter: Reporter, resume: bool = False) -> Result:
     """Run ``config`` in the folder ``out``, from its start or from the last checkpoint there.
 
     The images of an epoch that do not fill a batch are left out; they differ from epoch to epoch. Writes
@@ -86,7 +86,7 @@ def train(config: Config, data: Data, out: Path, *, reporter: Reporter, resume: 
     return _report(session, data, out)
 
 
-def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Session:
+def begin(config: Config, data: Task, out: Path, *, resume: bool = False) -> Session:
     """Return the state of a run in the folder ``out``: its start, or the last checkpoint there.
 
     Args:
@@ -95,10 +95,9 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Ses
     Raises:
         ValueError: impossible settings; a damaged or foreign checkpoint.
     """
-    if config.batch_size > len(data.train):
-        raise ValueError(f"batch_size: got {config.batch_size}, accepted: up to the {len(data.train)} training images")
+    data.check(config)
     torch.backends.cudnn.deterministic = config.deterministic
-    session = Session.start(config, data, data.train.images.device)
+    session = Session.start(config, data, data.device)
     writable_folder("out", out)
     if resume and (out / "last.json").is_file():
         session.restore(*load_checkpoint(out, "last"))
@@ -107,9 +106,9 @@ def begin(config: Config, data: Data, out: Path, *, resume: bool = False) -> Ses
     return session
 
 
-def work(config: Config, data: Data, epochs: int) -> int:
+def work(config: Config, data: Task, epochs: int) -> int:
     """Return the work of the first ``epochs``, as :class:`Reporter` counts it."""
-    return sum(len(data.train) // config.batch_size * 2 ** config.refinements(epoch) for epoch in range(epochs))
+    return sum(data.batches(config) * 2 ** config.refinements(epoch) for epoch in range(epochs))
 
 
 def _seed(config: Config, epoch: int, batch: int) -> int:
@@ -125,17 +124,17 @@ def drawn_discretization(config: Config, epoch: int, batch: int) -> tuple[str, i
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
-def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
+def deepen(session: Session, data: Task, out: Path, reporter: Reporter) -> None:
     """Make the refinements that are due before this epoch."""
     config = session.config
     while session.batch == 0 and session.refinements < config.refinements(session.epoch):
         torch.manual_seed(_seed(config, session.epoch, -1))
-        before = score_split(session.net, data, data.valid, config)
+        before = data.score(session.net, "valid", config)
         doubled = session.depth()["n_steps"] * 2
         session.refine()
-        after = score_split(session.net, data, data.valid, config)
+        after = data.score(session.net, "valid", config)
         same = set_discretization(session.net, n_steps=doubled // 2)
-        kept = score_split(same, data, data.valid, config)
+        kept = data.score(same, "valid", config)
         set_discretization(session.net, n_steps=doubled)
         record = {
             "event": "refine",
@@ -152,7 +151,7 @@ def deepen(session: Session, data: Data, out: Path, reporter: Reporter) -> None:
 
 def train_epoch(
     session: Session,
-    data: Data,
+    data: Task,
     out: Path,
     reporter: Reporter,
     *,
@@ -168,8 +167,8 @@ def train_epoch(
     Raises:
         TrainingError: the loss is not finite.
     """
-    config, device = session.config, data.train.images.device
-    n_batches = len(data.train) // config.batch_size
+    config, device = session.config, data.device
+    n_batches, per_second = data.batches(config), f"{kind_of(config).unit}_per_second"
     end = n_batches if until is None else until
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(_seed(config, session.epoch, -2)))
     generator = torch.Generator(device)
@@ -196,34 +195,27 @@ def train_epoch(
         return {
             "loss": session.totals["loss"] / seen,
             "accuracy": session.totals["right"] / seen,
-            "images_per_second": seen / seconds,
+            per_second: seen / seconds,
         }
 
     session.net.train()
     run = session.net if forward is None else forward
     with kept_discretization(session.net):
         while session.batch < end:
-            index = order[session.batch * config.batch_size : (session.batch + 1) * config.batch_size].to(device)
             seed = _seed(config, session.epoch, session.batch)
             torch.manual_seed(seed)
             if drawn := drawn_discretization(config, session.epoch, session.batch):
                 set_discretization(session.net, scheme=drawn[0], n_steps=drawn[1])
             generator.manual_seed(seed)
-            images, labels = data.train.images[index], data.train.labels[index]
-            if config.augment:
-                images = data.augment(images, generator)
             rate = config.learning_rate(session.epoch + session.batch / n_batches)
             for group in session.optimizer.param_groups:
                 group["lr"] = rate
             with context:
-                logits = run(_formatted(data.normalise(images), config))
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-            _step(session, loss)
+                done = data.outcome(run, config, order=order, batch=session.batch, generator=generator)
+            _step(session, done.loss)
             with torch.no_grad():
-                right = (logits.argmax(1) == labels).sum()
-                totals += torch.stack(
-                    [loss.double() * len(index), right.double(), right.new_tensor(len(index)).double()]
-                )
+                seen = totals.new_tensor(done.seen)
+                totals += torch.stack([done.loss.double() * seen, done.right.double(), seen])
             session.batch += 1
             last = session.batch == end
             status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
@@ -242,13 +234,17 @@ def _step(session: Session, loss: torch.Tensor) -> None:
         nn.utils.clip_grad_norm_(session.net.parameters(), config.grad_clip)
     scaler.step(session.optimizer)
     scaler.update()
+    for block in blocks(session.net):
+        if hasattr(block.field, "retract"):  # parameters with a constraint, as orthogonal matrices
+            block.field.retract()
     session.average()
 
 
-def finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter) -> dict[str, Any]:
+def finish_epoch(session: Session, data: Task, out: Path, reporter: Reporter) -> dict[str, Any]:
     """Score the validation split, write the record of the epoch and the checkpoints, and return the record."""
     config, totals = session.config, session.totals
-    valid = score_split(session.evaluated, data, data.valid, config)
+    scores = data.scores(session.evaluated, config)
+    valid = scores["valid"]
     record = {
         "event": "epoch",
         "epoch": session.epoch,
@@ -256,35 +252,38 @@ def finish_epoch(session: Session, data: Data, out: Path, reporter: Reporter) ->
         "lr": session.optimizer.param_groups[0]["lr"],
         "train_loss": totals["loss"] / totals["seen"],
         "train_accuracy": totals["right"] / totals["seen"],
-        "valid_loss": valid.loss,
-        "valid_accuracy": valid.accuracy,
+        **{f"{part}_{name}": getattr(s, name) for part, s in scores.items() for name in ("loss", "accuracy")},
         "seconds": round(totals["seconds"], 3),
-        "images_per_second": round(totals["seen"] / max(totals["seconds"], 1e-9), 1),
+        f"{kind_of(config).unit}_per_second": round(totals["seen"] / max(totals["seconds"], 1e-9), 1),
     }
     session.epoch, session.batch, session.totals = session.epoch + 1, 0, {}
-    better = session.best is None or valid.accuracy >= session.best["valid_accuracy"]
+    before = None if session.best is None else session.best["valid_accuracy"]
+    better = before is None or valid.accuracy > before or (valid.accuracy == before and not kind_of(config).first)
     session.history.append(record)
     if better:
         session.best = record
         chosen = {f"net/{name}": t for name, t in session.evaluated.state_dict().items()}
         save_checkpoint(out, "best", chosen, {"refinements": session.refinements, "record": record})
-    save_checkpoint(out, "last", session.tensors(), session.state())
+    now = time.monotonic()
+    if not kind_of(config).brief or session.epoch == config.epochs or now - session.saved >= SAVE_AFTER:
+        save_checkpoint(out, "last", session.tensors(), session.state())
+        session.saved = now
     _log(out, reporter, record)
     return record
 
 
 def _write_events(writer: Any, record: dict[str, Any]) -> None:
-    for name in ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "lr", "images_per_second"):
+    for name in record.keys() - {"event", "epoch", "n_basis", "n_steps", "seconds"}:
         writer.add_scalar(name, record[name], record["epoch"])
     writer.flush()
 
 
-def _report(session: Session, data: Data, out: Path) -> Result:
+def _report(session: Session, data: Task, out: Path) -> Result:
     """Score the chosen and the last weights on the test split, which was not used before."""
     config = session.config
-    last_test = score_split(session.evaluated, data, data.test, config)
-    best_net, record = load_net(open_run(out), device=data.train.images.device)
-    test = score_split(best_net, data, data.test, config)
+    last_test = data.score(session.evaluated, "test", config)
+    best_net, record = load_net(open_run(out), device=data.device)
+    test = data.score(best_net, "test", config)
     summary = {
         "parameters": sum(p.numel() for p in best_net.parameters()),
         "best_epoch": record["epoch"],
@@ -297,21 +296,6 @@ def _report(session: Session, data: Data, out: Path) -> Result:
     }
     write_text(out / "result.json", json.dumps(summary, indent=1))
     return Result(best_net, record, test, last_test, session.history)
-
-
-def score_split(net: nn.Module, data: Data, split: Split, config: Config, batch_size: int = 512) -> Score:
-    """Return the score of a network on a split, with the memory format and autocast of ``config``."""
-
-    def prepare(images: torch.Tensor) -> torch.Tensor:
-        return _formatted(data.normalise(images), config)
-
-    return evaluate(
-        net, split.images, split.labels, prepare=prepare, batch_size=batch_size, amp_dtype=amp_dtype(config)
-    )
-
-
-def _formatted(images: torch.Tensor, config: Config) -> torch.Tensor:
-    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
 def _log(out: Path, reporter: Reporter, record: dict[str, Any]) -> None:

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .config import Config
+from .task import IMAGES, kind_of
+
+LINES = 20  # of brief epochs
 
 
 class ConsoleReporter:
@@ -23,6 +26,7 @@ class ConsoleReporter:
         self._lines = lines
         self._task: TaskID | None = None
         self._status: dict[str, float] = {}
+        self._kind, self._every, self._epochs = IMAGES, 1, 1
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -46,7 +50,9 @@ class ConsoleReporter:
         self._progress.stop()
 
     def start(self, config: Config, parameters: int, work: int, done: int) -> None:
-        """Print what is trained and show the bar."""
+        """Print what is trained and show the bar; of many brief epochs, about twenty get a line."""
+        self._kind, self._epochs = kind_of(config), config.epochs
+        self._every = max(1, -(-config.epochs // LINES)) if self._kind.brief else 1
         discretization = (
             f", {config.scheme}, K = {config.n_basis}, N = {config.n_steps}" if config.is_continuous else ""
         )
@@ -62,8 +68,8 @@ class ConsoleReporter:
         if self._task is not None:
             text = (
                 f"loss {self._status.get('loss', float('nan')):.3f}  "
-                f"accuracy {100 * self._status.get('accuracy', float('nan')):.1f} %  "
-                f"{self._status.get('images_per_second', 0):,.0f} images/s"
+                f"{self._kind.measure} {100 * self._status.get('accuracy', float('nan')):.1f} %  "
+                f"{self._status.get(f'{self._kind.unit}_per_second', 0):,.0f} {self._kind.unit}/s"
             )
             self._progress.update(self._task, advance=work, status=text)
 
@@ -79,11 +85,15 @@ class ConsoleReporter:
                 f"{100 * record['valid_accuracy_double_steps']:.2f} % with twice the steps"
             )
             return
+        if (record["epoch"] + 1) % self._every and record["epoch"] + 1 != self._epochs:
+            return
+        test = f"test {100 * record['test_accuracy']:.2f} %  " if "test_accuracy" in record else ""
+        unit = self._kind.unit
         depth = f"  N {record['n_steps']}" if "n_steps" in record else ""
         self.console.print(
             f"  epoch {record['epoch']:>3}{depth}  loss {record['train_loss']:.4f}  "
-            f"train {100 * record['train_accuracy']:.2f} %  valid {100 * record['valid_accuracy']:.2f} %  "
-            f"{record['images_per_second']:,.0f} images/s  lr {record['lr']:.4f}"
+            f"train {100 * record['train_accuracy']:.2f} %  valid {100 * record['valid_accuracy']:.2f} %  {test}"
+            f"{record[f'{unit}_per_second']:,.0f} {unit}/s  lr {record['lr']:.4f}"
         )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import write_atomically
+from ..files import DataUnpickler, write_atomically
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # images uint8 [N, C, H, W], labels int64 [N]
 Arrays = dict[str, Pair]  # "train", "test"
@@ -59,24 +59,6 @@ def synthetic() -> Arrays:
     return {"train": draw(512), "test": draw(256)}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, texts and NumPy arrays, and refuses anything else."""
-
-    ALLOWED = frozenset(
-        {
-            *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
 def read_cifar(path: Path, num_classes: int) -> Arrays:
     """Read the python or binary layout of CIFAR-10 or CIFAR-100, in ``path`` or the folder that it unpacks to."""
     if num_classes == 10:
@@ -101,7 +83,7 @@ def read_cifar(path: Path, num_classes: int) -> Arrays:
 
 def _cifar_python(path: Path, num_classes: int, accepted: str) -> Pair:
     try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        content = DataUnpickler(path.read_bytes(), encoding="bytes").load()
         images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         labels = np.asarray(content[b"labels" if num_classes == 10 else b"fine_labels"], dtype=np.int64)
     except (OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:

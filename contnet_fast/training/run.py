@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,42 +15,38 @@ from torch import nn
 from ..files import write_text
 from .build import build_on
 from .checkpoints import load_checkpoint
-from .config import Config
+from .config import IMAGES, Config
 from .data import Data, load_for
 from .folder import Tell, silent
 from .session import deepened, load_part
+from .task import Task
 
 
 @dataclass(frozen=True)
 class Run:
-    """A folder, its settings, and the images and classes that it was trained on.
+    """A folder, its settings, and what it was trained on.
 
     Attributes:
+        image_shape: of images; empty for nodes and series.
+        sizes: what a network has to know of the data.
         mean, std: constants by which images are normalised.
         classes, digest: those of :class:`Data`.
     """
 
     folder: Path
     config: Config
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
+    sizes: Mapping[str, int]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     classes: tuple[str, ...] = ()
     digest: str = ""
 
 
-def write_run(folder: Path, config: Config, data: Data) -> None:
+def write_run(folder: Path, config: Config, data: Task) -> None:
     """Write ``config.json``, which makes ``folder`` a run."""
-    content = {
-        "config": config.as_dict(),
-        "image_shape": list(data.train.images.shape[1:]),
-        "num_classes": data.num_classes,
-        "mean": data.mean.tolist(),
-        "std": data.std.tolist(),
-        "classes": list(data.classes),
-        "digest": data.digest,
-    }
+    content = {"config": config.as_dict(), **data.facts()}
     write_text(folder / "config.json", json.dumps(content, indent=1))
 
 
@@ -64,15 +61,20 @@ def open_run(folder: Path) -> Run:
         raise ValueError(f"run: got {folder}, accepted: the folder of a run (with config.json)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        channels, height, width = content["image_shape"]
         constants = {name: tuple(content.get(name, ())) for name in ("mean", "std", "classes")}
-        size, config = (channels, height, width), Config(**content["config"])
-        return Run(folder, config, size, int(content["num_classes"]), digest=content.get("digest", ""), **constants)
+        config, classes = Config(**content["config"]), int(content["num_classes"])
+        shape: tuple[int, ...] = ()
+        if config.data in IMAGES:
+            channels, height, width = content["image_shape"]
+            shape, sizes = (channels, height, width), {"in_channels": channels, "num_classes": classes}
+        else:
+            sizes = {name: int(content[name]) for name in ("in_channels", "num_classes", "num_nodes")}
+        return Run(folder, config, shape, classes, sizes, digest=content.get("digest", ""), **constants)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"run: got {path}, which is damaged ({error})") from None
 
 
-def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False, tell: Tell = silent) -> Data:
+def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False, tell: Tell = silent) -> Task:
     """Return the data set of a run, from its place in the run or from ``path``, normalised as in training.
 
     Args:
@@ -83,9 +85,12 @@ def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False,
         ValueError: other classes or images of another shape than those of training, and what :func:`load_data` raises.
     """
     data = load_for(run.config, path, tell=tell)
+    if not isinstance(data, Data):
+        return _same(run, data, path)
     if data.in_channels != run.image_shape[0] and data.name == "folder":  # all grey and coloured, or the reverse
         mode = "gray" if run.image_shape[0] == 1 else "rgb"
-        data = load_for(dataclasses.replace(run.config, image_mode=mode), path, tell=tell)
+        config = dataclasses.replace(run.config, image_mode=mode)
+        data = cast(Data, load_for(config, path, tell=tell))
     place = run.config.data_path if path is None else path
     if run.classes and data.classes != run.classes:
         raise ValueError(
@@ -106,6 +111,15 @@ def run_data(run: Run, path: str | Path | None = None, *, resumes: bool = False,
     return dataclasses.replace(data, mean=torch.tensor(run.mean), std=torch.tensor(run.std))
 
 
+def _same(run: Run, data: Task, path: str | Path | None) -> Task:
+    """Nodes or series, which have to be those of training."""
+    place = run.config.data_path if path is None else path
+    if data.facts()["digest"] != run.digest:
+        got = run.config.data if place is None else place
+        raise ValueError(f"data_path: got {got}, whose graph is not that of the run's training, accepted: that one")
+    return data
+
+
 def load_net(run: Run, *, device: torch.device, name: str = "best") -> tuple[nn.Module, dict[str, Any]]:
     """Return the network that validation chose (``best``) or the last one, in eval mode, and the record of its epoch.
 
@@ -113,7 +127,7 @@ def load_net(run: Run, *, device: torch.device, name: str = "best") -> tuple[nn.
         ValueError: the checkpoint is missing, damaged or foreign.
     """
     tensors, state = load_checkpoint(run.folder, name)
-    net = build_on(run.config, run.image_shape[0], run.num_classes, device)
+    net = build_on(run.config, run.sizes, device)
     try:
         for _ in range(state["refinements"]):
             net = deepened(net)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from ..nn import blocks, carry_optimizer, refine, set_discretization
 from .build import build_on, build_optimizer
 from .config import Config
-from .data import Data
+from .task import Task
 
 
 @dataclass
@@ -38,12 +39,13 @@ class Session:
     totals: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    saved: float = -math.inf  # when, by the clock of this process
 
     @classmethod
-    def start(cls, config: Config, data: Data, device: torch.device) -> Session:
+    def start(cls, config: Config, data: Task, device: torch.device) -> Session:
         """Return the first state of a run, drawn from ``config.seed``."""
         torch.manual_seed(config.seed)
-        net = build_on(config, data.in_channels, data.num_classes, device)
+        net = build_on(config, data.sizes, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
         ema = _frozen(copy.deepcopy(net)) if config.ema else None
         return cls(config, net, build_optimizer(config, net), scaler, ema)

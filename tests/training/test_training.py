@@ -62,16 +62,16 @@ def test_a_run_learns_refines_and_reports(tmp_path):
 
 
 def test_the_best_epoch_is_chosen_by_validation_and_test_is_scored_once(tmp_path, data, monkeypatch):
-    from contnet_fast.training import loop
+    from contnet_fast.training import data as images
 
     seen = []
-    original = loop.evaluate
+    original = images.evaluate
 
     def spy(net, images, labels, **options):
         seen.append(len(labels))
         return original(net, images, labels, **options)
 
-    monkeypatch.setattr(loop, "evaluate", spy)
+    monkeypatch.setattr(images, "evaluate", spy)
     result = run(tmp_path / "run", data, epochs=8, refine_epochs=(1,), lr=0.2, lr_schedule="constant", order="pre")
     assert seen.count(len(data.test)) == 2  # best and last weights, at the end
     assert seen[-2:] == [len(data.test)] * 2

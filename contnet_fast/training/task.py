@@ -1,0 +1,101 @@
+"""What the loop asks of data, whatever they are: images, nodes of a graph, series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from ..analysis.accuracy import Score
+from .config import NODES, SERIES, Config
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of data is spoken of, and trained.
+
+    Attributes:
+        unit, one: what is counted: images, nodes, series.
+        measure: what ``accuracy`` stands for in records and tables.
+        brief: epochs are short: ``last`` is saved once a second at most, and few epochs have a line on the console.
+        first: of epochs that validate equally well the first is chosen, not the last.
+    """
+
+    unit: str = "images"
+    one: str = "image"
+    measure: str = "accuracy"
+    brief: bool = False
+    first: bool = False
+
+
+IMAGES = Kind()
+OF_NODES = Kind(unit="nodes", one="node", brief=True, first=True)
+OF_SERIES = Kind(unit="series", one="series", measure="explained variance")
+
+
+def kind_of(config: Config) -> Kind:
+    """Return the kind of the data of ``config``."""
+    return OF_NODES if config.data in NODES else OF_SERIES if config.data in SERIES else IMAGES
+
+
+class Outcome(NamedTuple):
+    """Of one batch: the mean loss, how many answers were right, and how many there were."""
+
+    loss: torch.Tensor
+    right: torch.Tensor
+    seen: int
+
+
+class Task(Protocol):
+    """Data ready for training."""
+
+    @property
+    def name(self) -> str:
+        """That of the data set."""
+
+    @property
+    def train(self) -> Sized:
+        """What is trained on."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """What :func:`contnet_fast.training.build.build_model` has to know of them."""
+
+    def to(self, device: torch.device) -> Task:
+        """Return them on another device."""
+
+    def check(self, config: Config) -> None:
+        """Refuse settings that these data do not allow.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+
+    def batches(self, config: Config) -> int:
+        """Return the number of optimiser steps of an epoch."""
+
+    def outcome(
+        self, run: Callable[..., Any], config: Config, *, order: torch.Tensor, batch: int, generator: torch.Generator
+    ) -> Outcome:
+        """Return the outcome of a batch, whose loss is then differentiated.
+
+        Args:
+            run: the network. order: a permutation of what is trained on, drawn for the epoch.
+            generator: of augmentation, on the device of the data and seeded for the batch.
+        """
+
+    def score(self, net: nn.Module, part: str, config: Config, batch_size: int = 512) -> Score:
+        """Return the score of a network on the split ``train``, ``valid`` or ``test``."""
+
+    def scores(self, net: nn.Module, config: Config) -> dict[str, Score]:
+        """Return the scores that are recorded after an epoch: of ``valid``, and of ``test`` where it costs nothing."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what ``config.json`` keeps of the data."""
