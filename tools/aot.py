@@ -27,7 +27,10 @@ from contnet_fast.costmodel.cuda_pass import SHARED
 from contnet_fast.costmodel.passes import Work
 from contnet_fast.costmodel.traffic import work
 from contnet_fast.errors import check_choice
-from contnet_fast.fields.conv.triton.manifest import BLOCKS, Block, Combination, launches
+from contnet_fast.fields.conv.triton import manifest as conv
+from contnet_fast.fields.conv.triton.manifest import Block, Combination
+from contnet_fast.fields.diffusion.triton import manifest as diffusion
+from contnet_fast.fields.diffusion.triton.manifest import GraphSolve
 from contnet_fast.triton.launch import INTERPRETED, Launch
 from tools import pages
 from tools.sass import disassembly, instruction, mix, registers_of
@@ -42,7 +45,10 @@ TYPES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
+Shipped = Block | Combination | GraphSolve
+BLOCKS: tuple[Shipped, ...] = (*conv.BLOCKS, *diffusion.SOLVES)
 MARK = "make aot"
 TABLES, SUMMARY = pages.GENERATED / "triton-kernels.md", pages.DOCS / "kernels.md"
 SHOWN = [
@@ -149,8 +155,13 @@ def _type(value: Any, place: tuple[int, ...], aligned: list[tuple[int, ...]]) ->
     return "i32" if abs(value) < 2**31 else "i64"
 
 
+def launches(block: Shipped, chip: str) -> list[Launch]:
+    """Every launch of what ships, with the tiles of ``chip``, none of them run."""
+    return diffusion.launches(block) if isinstance(block, GraphSolve) else conv.launches(block, chip)
+
+
 @lru_cache(maxsize=8)
-def specialisations(blocks: tuple[Block | Combination, ...], chip: str) -> dict[Specialisation, tuple[str, Launch]]:
+def specialisations(blocks: tuple[Shipped, ...], chip: str) -> dict[Specialisation, tuple[str, Launch]]:
     """Every different specialisation of the blocks' launches on a chip, with the first block that needs it."""
     found: dict[Specialisation, tuple[str, Launch]] = {}
     for block in blocks:
@@ -183,12 +194,12 @@ def report(entry: tuple[Specialisation, tuple[str, Launch]], chip: str) -> Repor
     )  # fmt: skip
 
 
-def _by_number(number: int, blocks: tuple[Block | Combination, ...], chip: str) -> Report:
+def _by_number(number: int, blocks: tuple[Shipped, ...], chip: str) -> Report:
     return report(list(specialisations(blocks, chip).items())[number], chip)
 
 
 def reports(
-    blocks: Sequence[Block | Combination], chips: Sequence[str], *, jobs: int, done: Callable[[Report], None]
+    blocks: Sequence[Shipped], chips: Sequence[str], *, jobs: int, done: Callable[[Report], None]
 ) -> list[Report]:
     """Reports of all specialisations for all chips, compiled in ``jobs`` processes."""
     chosen = tuple(blocks)
@@ -241,7 +252,7 @@ def totals() -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for block in BLOCKS:
-        if isinstance(block, Combination):
+        if not isinstance(block, Block):
             continue
         by_chip = {chip: launches(block, chip) for chip in CHIPS}
         whole = sum((counted(launch).cost for launch in by_chip["sm_90"]), Cost())

@@ -20,7 +20,9 @@ GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_triton_g
              "tests/ode/test_odeint_device.py", "tests/ode/test_odeint_checkpoint.py",
              "tests/gpu/test_reference_gpu.py")  # fmt: skip
 DRY_TESTS = ("tests/interpreted/test_triton_combine.py",)
-TRITON_TESTS = ("tests/interpreted/test_triton_conv.py", *DRY_TESTS)  # the kernels are compiled where a GPU is
+TRITON_TESTS = (  # the kernels are compiled where a GPU is
+    *(f"tests/interpreted/test_triton_{name}.py" for name in ("conv", "diffusion")), *DRY_TESTS,
+)  # fmt: skip
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "faulthandler_timeout=100")
 PROCESSES, FILE_LIMIT = 8, 240
 VERDICTS = {"PASSED": "passed", "SKIPPED": "skipped", "XFAIL": "passed", "FAILED": "failed", "ERROR": "failed"}

@@ -78,6 +78,7 @@ class Backend(ABC):
         """Reasons of the field against level solve or stage."""
         found = self.implementation(problem)
         if found is None or level not in found.levels:
-            served = [f.op for f in FAMILIES.values() if self.name in f.implementations]
+            offered = {f.op: f.implementations.get(self.name) for f in FAMILIES.values()}
+            served = [op for op, kernels in offered.items() if kernels is not None and level in kernels.levels]
             return (f"level {level} serves {', '.join(served) or 'no field'}, not {problem.op}",)
         return found.check(problem, level)

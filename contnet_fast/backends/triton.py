@@ -31,7 +31,7 @@ def _installed() -> bool:
 
 INSTALLED = _installed()
 INTERPRETED = INSTALLED and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-STATES = (torch.float16, torch.bfloat16, torch.float32)  # of solves; combinations take float64 too
+STATES = (torch.float16, torch.bfloat16, torch.float32)  # and float64 in combinations and what a field serves
 
 
 class TritonBackend(Backend):
@@ -47,7 +47,7 @@ class TritonBackend(Backend):
             reasons.append("the package triton is not installed")
         if problem.device.type != "cuda" and not (problem.device.type == "cpu" and INTERPRETED):
             reasons.append(f"the tensors are on {problem.device.type}")
-        served = (*STATES, torch.float64) if level == "accumulate" and not problem.family else STATES
+        served = STATES if level == "accumulate" and problem.family else (*STATES, torch.float64)
         accepted = ", ".join(str(d).removeprefix("torch.") for d in served)
         states = problem.leaf_dtypes or (problem.dtype,)
         reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]

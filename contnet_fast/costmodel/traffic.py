@@ -37,7 +37,7 @@ def working_set(kernel: str, a: Arguments) -> float:
     """Bytes that stay in use around a launch: of a solve its state, rates and operands, about eight maps."""
     if kernel in ("conv_solve", "weight_gradient"):
         elements = a["images"] * a["height"] * a["width"] * a["C"]
-    elif "target" in a:
+    elif "target" in a and "C" in a:
         elements = _images(a) * a.get("pixels", a.get("height", 0) * a.get("width", 0)) * a["C"]
     else:
         return count(kernel, a).bytes
@@ -160,6 +160,45 @@ def _rk_combine(a: Arguments) -> Cost:
     return Cost(0.0, elements * size, 1)
 
 
+def _edges(a: Arguments, *names: str) -> float:
+    """Bytes of the named tensors, which have an entry an edge."""
+    return float(sum(a[name].numel() * a[name].element_size() for name in names))
+
+
+def _diffusion_stage(a: Arguments) -> Cost:
+    """Neighbours' values come from first-level caches; each block of columns reads the edges for itself."""
+    elements, edges = a["u"].numel(), a["indices"].numel()
+    written = ("base", "target", "source", "upstream", "total", "total") if a["target"] is not None else ()
+    maps = _maps(a, *(name for name in ("u", "product", *written) if a[name] is not None))
+    maps += a["terms"].element_size() if a["keep"] else 0
+    read = _edges(a, "indices", "values", *(("places",) if a["places"] is not None else ()))
+    inner = edges * a["FEATURES"] * a["u"].element_size()
+    others = -(-a["FEATURES"] // a["BLOCK_F"]) - 1
+    return Cost(2.0 * edges * a["FEATURES"], elements * maps + read, 1, inner=inner, reread=others * read)
+
+
+def _row_gradients(a: Arguments) -> Cost:
+    elements, stages = a["costate"].numel(), a["stages"]
+    names = (
+        "rates",
+        *(name for name, s in (("products", "scale_sums"), ("inputs", "diagonal_sums")) if a[s] is not None),
+    )
+    return Cost(2.0 * stages * elements * (len(names) - 1), stages * elements * _maps(a, *names), 1)
+
+
+def _value_gradient(a: Arguments) -> Cost:
+    elements, edges, stages = a["costate"].numel(), a["indices"].numel(), a["stages"]
+    size = _maps(a, "rates", "inputs")
+    gathered = float(stages * edges * a["FEATURES"])
+    moved = stages * elements * size + _edges(a, "indices", "value_sums", "value_sums")
+    return Cost(2.0 * gathered, moved, 1, inner=gathered * a["inputs"].element_size())
+
+
+def _mix_rows(a: Arguments) -> Cost:
+    given = [a[name] for name in ("first", "second", "first_target", "second_target") if a[name] is not None]
+    return Cost(0.0, float(sum(t.numel() * t.element_size() for t in given)), 1)
+
+
 def _error_norm(a: Arguments) -> Cost:
     return Cost(0.0, a["rows"] * a["partials"].element_size(), 1)
 
@@ -175,6 +214,10 @@ _COUNTS: dict[str, Callable[[Arguments], Cost]] = {
     "norm_gradient": _pointwise("grad_in", "value_in", "target"),
     "stage_gradient": _pointwise("grad_in", "value_in", "costate", "target", "inputs", "upstream"),
     "rate_gradient": _pointwise("grad_in", "target"),
+    "diffusion_stage": _diffusion_stage,
+    "row_gradients": _row_gradients,
+    "value_gradient": _value_gradient,
+    "mix_rows": _mix_rows,
     "rk_combine": _rk_combine,
     "error_norm": _error_norm,
 }

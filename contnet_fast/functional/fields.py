@@ -65,7 +65,7 @@ def field_solve(
             dtype=x.dtype,
             compute_dtype=compute_dtype(x),
             shape=tuple(x.shape),
-            stages=grid.n_stages,
+            stages=len(grid.update),
             n_steps=grid.n_steps,
             scheme=grid.scheme,
             basis=grid.basis.name,

@@ -8,11 +8,11 @@ from ..errors import check_choice, check_number, choice_error
 from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes, DiffusionSpec, operands_of
 from ..graphs import Graph
-from ..schemes.bases import Basis
 from ..schemes.tableaus import SCHEMES
-from ..schemes.timegrid import time_grid
+from ..transforms import constant
 from .chebyshev import CHEBYSHEV, chebyshev_solve
 from .fields import field_solve
+from .steps import one_node_grid
 
 FORMS = ("paper", "repository")
 
@@ -46,8 +46,8 @@ def graph_solve(
             L = diag(alpha)/2 (A + I) - I. They differ by (1 - alpha) I.
         checkpoint: what backward keeps, as :class:`contnet_fast.nn.ContinuousBlock` has it.
         backend: ``"auto"``, a backend, or ``"backend:level"``.
-        tolerance: of ``"chebyshev"``: the bound of the expansion's error, relative to max(|h0|, t |S|) in the norm in
-            which L is symmetric. Its degree follows.
+        tolerance: of ``"chebyshev"``: the bound of the expansion's error, relative to t |L h0 + S| in the norm in which
+            L is symmetric. Its degree follows.
 
     Returns:
         [n, F], differentiable by h0, source, alpha and the graph's weights.
@@ -59,7 +59,7 @@ def graph_solve(
     _check(h0, graph, source)
     if scheme not in (*SCHEMES, CHEBYSHEV):
         raise choice_error("scheme", scheme, (*SCHEMES, CHEBYSHEV))
-    t_end = check_number("t_end", t_end)
+    t_end = constant(check_number("t_end", t_end))
     nodes = diffusion_nodes(_alpha_of(alpha, h0), form)
     order = graph.order
     if order is not None:
@@ -71,10 +71,9 @@ def graph_solve(
             tolerance=check_number("tolerance", tolerance, positive=True),
         )  # fmt: skip
     else:
-        grid = time_grid(scheme, n_steps, Basis("piecewise_constant", 1))
         y, _ = field_solve(
-            DIFFUSION, h0, nodes, operands=operands_of(graph, source), spec=DiffusionSpec(t_end), grid=grid,
-            checkpoint=checkpoint, backend=backend,
+            DIFFUSION, h0, nodes, operands=operands_of(graph, source), spec=DiffusionSpec(t_end),
+            grid=one_node_grid(scheme, constant(n_steps)), checkpoint=checkpoint, backend=backend,
         )  # fmt: skip
     return graph.restore(y)
 

@@ -32,6 +32,8 @@ def fused_solve(
         cast = {name: getattr(nodes, name) for name in family.products}
         cast = {name: t.to(compute_dtype) for name, t in cast.items() if t is not None and t.dtype != compute_dtype}
         nodes = nodes._replace(**cast) if cast else nodes
+    if torch.compiler.is_compiling():  # which takes no tensor twice: the state of a graph may be its source too
+        operands = [t.view_as(t) if t is x else t for t in operands]
     operands = family.operands._make(operands)
     tensors = (x, *nodes, *operands)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

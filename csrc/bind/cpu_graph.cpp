@@ -21,12 +21,12 @@ enum Place { kScale, kDiagonal, kIndptr, kIndices, kValues, kBackIndptr, kBackIn
 constexpr int kNodes = kIndptr;
 
 template <typename T, typename I>
-const GraphKernels<T, I>& choose_kernels(int64_t columns) {
+const GraphKernels<T, I>& choose_kernels(int width) {
 #ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return avx512::graph_kernels<T, I>(columns);
-  if (instruction_set() == Isa::avx2) return avx2::graph_kernels<T, I>(columns);
+  if (instruction_set() == Isa::avx512) return avx512::graph_kernels<T, I>(width);
+  if (instruction_set() == Isa::avx2) return avx2::graph_kernels<T, I>(width);
 #endif
-  return portable::graph_kernels<T, I>(columns);
+  return portable::graph_kernels<T, I>(width);
 }
 
 at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -61,7 +61,7 @@ struct Arguments {
     check(op);
     spec.nodes = x.size(0);
     spec.columns = x.size(1);
-    spec.edges = values.numel();
+    spec.width = slice_width(spec.columns, type == at::kDouble ? 8 : 4);
     spec.n_steps = static_cast<int>(given.n_steps);
     spec.stages = static_cast<int>(given.stages());
     spec.keep = read_word(op, "keep", given.keep, kKeeps);
@@ -77,7 +77,7 @@ struct Arguments {
   }
 
   template <typename T, typename I>
-  SparseRows<T, I> graph() const {
+  Graph<T, I> graph() const {
     return {indptr.const_data_ptr<I>(), indices.const_data_ptr<I>(), values.const_data_ptr<T>()};
   }
   template <typename T>
@@ -126,7 +126,7 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
   const auto options = a.x.options();
   const at::Tensor y = return_steps ? at::empty({n_steps + 1, spec.nodes, spec.columns}, options)
                                     : at::empty({spec.nodes, spec.columns}, options);
-  const std::vector<int64_t> maps{spec.slices(), spec.kept_maps(), spec.nodes, spec.width()};
+  const std::vector<int64_t> maps{spec.slices(), spec.kept_maps(), spec.nodes, spec.width};
   const at::Tensor kept = working_tensor(maps, c10::contiguous_strides(maps), a.type);
   dispatch(a, [&](auto t, auto index) {
     using T = decltype(t);
@@ -136,7 +136,7 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
                             kept.mutable_data_ptr<T>()};
     T* out = y.mutable_data_ptr<T>();
     for (int64_t i = 0; i <= (return_steps ? n_steps : 0); ++i) call.out.push_back(out + i * x.numel());
-    if (x.numel() > 0) graph_solve(spec, choose_kernels<T, I>(spec.columns), call);
+    if (x.numel() > 0) graph_solve(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
   });
   // of the strides of x, as the op without data says
   at::Tensor result = y.to(x.scalar_type());
@@ -193,7 +193,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.diagonal_grad = out(kDiagonal);
     call.value_grad = out(kValues);
     call.source_grad = out(kSource);
-    if (x.numel() > 0) graph_solve_backward(spec, choose_kernels<T, I>(spec.columns), call);
+    if (x.numel() > 0) graph_solve_backward(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
   });
   std::vector<at::Tensor> all{at::empty_like(x).copy_(x_grad)};
   for (int64_t place : wanted) {

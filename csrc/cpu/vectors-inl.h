@@ -25,6 +25,25 @@ struct Vectors {
     return (part[0] + part[1]) + (part[2] + part[3]);
   }
 
+  // the sum of the values of a vector, by halves
+  template <int S, std::size_t... I>
+  static inline __attribute__((always_inline)) V folded(V v, std::index_sequence<I...>) {
+#ifdef __clang__
+    return v + __builtin_shufflevector(v, v, (I ^ S)...);
+#else
+    using Index = decltype(V{} < V{});
+    constexpr Index other = {(I ^ S)...};
+    return v + __builtin_shuffle(v, other);
+#endif
+  }
+  template <int S = L / 2>
+  static inline __attribute__((always_inline)) T total(V v) {
+    if constexpr (S == 0)
+      return v[0];
+    else
+      return total<S / 2>(folded<S>(v, std::make_index_sequence<L>{}));
+  }
+
   static int clip(int n) { return n < L ? n : L; }
 
   // `columns` wide rows into vectors, zeros beyond what there is

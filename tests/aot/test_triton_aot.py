@@ -38,6 +38,15 @@ def test_float32_products_are_ieee_or_tf32_as_asked():
             assert ("mma.sync" in line) == ("tf32" in line), line
 
 
+def test_kernels_on_graphs():
+    done = run("--chips", "sm_90", "--filter", "graph 2708x16 int32 float32")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 compiled, 0 at fault" in done.stdout
+    assert {line.split()[0] for line in done.stdout.splitlines() if "graph" in line} == {
+        "diffusion_stage", "row_gradients", "value_gradient",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [

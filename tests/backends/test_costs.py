@@ -59,11 +59,10 @@ class TestLaunches:
         return sum((aot.counted(launch).cost for launch in launches), Cost()), launches
 
     def test_every_launch_of_the_manifest_is_counted(self):
-        from contnet_fast.fields.conv.triton import manifest
         from tools import aot
 
-        for block in manifest.BLOCKS:
-            for launch in manifest.launches(block, "sm_80"):
+        for block in aot.BLOCKS:
+            for launch in aot.launches(block, "sm_80"):
                 count = aot.counted(launch)
                 assert count.cost.bytes > 0
                 assert count.cost.launches == 1
@@ -79,6 +78,18 @@ class TestLaunches:
         last = solve().flops / 64 * 8
         assert whole.flops == solve(training=True, checkpoint="step").flops - last
         assert whole.launches == len(launches)
+
+    def test_an_evaluation_on_a_graph_multiplies_and_adds_once_an_edge_and_feature(self):
+        from contnet_fast.fields.diffusion.triton import manifest
+        from tools import aot
+
+        solve = manifest.GraphSolve(100, 700, 16, n_steps=1)
+        launches = manifest.launches(solve)
+        first, last = aot.counted(launches[0]).cost, aot.counted(launches[-1]).cost
+        assert (first.flops, first.inner) == (2 * 700 * 16, 4 * 700 * 16)
+        assert first.bytes == 5 * 4 * 100 * 16 + 2 * 4 * 700  # state, source, input, rate and target; sources, weights
+        assert launches[-1].kernel.__name__ == "value_gradient"
+        assert last.flops == 4 * 2 * 700 * 16
 
     def test_a_combination_reads_each_operand_once_and_writes_once(self):
         whole, _ = self.sums("combination of 4 float32")

@@ -11,6 +11,7 @@ from ..family import Example, Family
 from .cpu import CpuDiffusion
 from .reference import diffusion_rate
 from .spec import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
+from .triton.implementation import TritonDiffusion
 
 
 def facts(spec: DiffusionSpec, *, training: bool) -> Facts:
@@ -72,5 +73,5 @@ DIFFUSION = Family(
     check=check,
     facts=facts,
     draw=draw,
-    implementations={"cpu": CpuDiffusion()},
+    implementations={"cpu": CpuDiffusion(), "triton": TritonDiffusion()},
 )

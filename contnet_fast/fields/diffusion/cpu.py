@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...limits import MOST_STAGES
 from ...problem import Problem
 from ...reference.rk import accumulation_dtype
@@ -29,22 +31,15 @@ class CpuDiffusion(Implementation):
         return "measured faster than PyTorch's sparse products (docs/graphs.md)"
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
-        """States, and with ``keep="none"`` inputs and products of the evaluations, by slice of columns."""
+        """The states between steps by slice of columns; ``keep="none"`` keeps no more, since that would be slower."""
         n, features = call.x.shape
-        width = slice_width(features)
+        dtype = accumulation_dtype(call.x.dtype)
+        width = slice_width(features, dtype)
         slices = (features + width - 1) // width
-        maps = kept_maps(call.keep, call.grid.n_steps, len(call.grid.update))
-        return (TensorSpec((slices, maps, n, width), accumulation_dtype(call.x.dtype)),)
+        states = call.grid.n_steps - 1 if call.keep in ("step", "none") else 0
+        return (TensorSpec((slices, states, n, width), dtype),)
 
 
-def slice_width(features: int) -> int:
-    """Columns that are integrated together: 4, 8, 16 or 32 (``csrc/cpu/graph/graph_kernels.h``)."""
-    return next((width for width in (4, 8, 16) if features <= width), 32)
-
-
-def kept_maps(keep: str, n_steps: int, stages: int) -> int:
-    """How many maps [n, width] of a slice outlive the forward pass."""
-    states = n_steps - 1
-    if keep == "step":
-        return states
-    return states + n_steps * (2 * stages - 1) if keep == "none" else 0
+def slice_width(features: int, dtype: torch.dtype) -> int:
+    """Columns that are integrated together (``csrc/cpu/graph/graph_kernels.h``)."""
+    return 4 if features <= 4 else 8 if features <= 8 or dtype == torch.float64 else 16

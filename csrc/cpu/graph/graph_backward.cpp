@@ -1,5 +1,5 @@
 // The backward pass over a graph: the exact gradient of the discrete solve, step by step from the last. Inputs and
-// products of a step that were not kept are made again.
+// products of a step are made again from its state, which is quicker than writing and reading them.
 #include "cpu/graph/graph_pass.h"
 
 namespace contnet_fast {
@@ -10,21 +10,21 @@ namespace {
 template <typename T, typename I>
 class BackwardSlice {
  public:
-  BackwardSlice(const GraphPass<T, I>& pass, const GraphBackward<T, I>& call, int64_t slice, T* scale_sums,
-                T* diagonal_sums)
+  BackwardSlice(const GraphPass<T, I>& pass, const GraphBackward<T, I>& call, const SparseRows<T, I>& transpose,
+                int64_t slice, T* scale_sums, T* diagonal_sums)
       : pass_(pass),
         spec_(pass.spec),
         call_(call),
+        transpose_(transpose),
         slice_(slice),
         map_(spec_.map()),
         scale_sums_(scale_sums),
         diagonal_sums_(diagonal_sums),
-        ranges_(call.graph.indptr, spec_.nodes, spec_.width()),
-        back_ranges_(call.transpose.indptr, spec_.nodes, spec_.width()) {
-    const bool all = spec_.keep == Keep::everything, states_kept = all || spec_.keep == Keep::steps;
-    recompute_ = !all && (call.scale_grad || call.diagonal_grad || call.value_grad);
-    const int64_t states = recompute_ && !states_kept ? spec_.n_steps - 1 : 0;
-    memory_.resize((8 + 4 * spec_.stages + states) * map_);
+        ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
+        back_ranges_(transpose.indptr, spec_.nodes, spec_.width) {
+    recompute_ = call.scale_grad || call.diagonal_grad || call.value_grad;
+    const int64_t states = recompute_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
+    memory_.resize((8 + (pass.adds ? 2 : 4) * spec_.stages + states) * map_);
     T* next = memory_.data();
     const auto take = [&] { return std::exchange(next, next + map_); };
     x_ = take();
@@ -34,23 +34,24 @@ class BackwardSlice {
     rate_grad_ = take();
     source_grad_ = call.source_grad ? take() : nullptr;
     for (int s = 0; s < spec_.stages; ++s) {
-      input_grad_.push_back(take());
+      input_grad_.push_back(s && !pass.adds ? take() : nullptr);
       at_.input.push_back(s && recompute_ ? take() : nullptr);
       at_.product.push_back(recompute_ && call.scale_grad ? take() : nullptr);
-      at_.rate.push_back(recompute_ && keeps_rate(spec_, s) ? take() : nullptr);
+      at_.rate.push_back(recompute_ && !pass.adds ? take() : nullptr);
     }
     kept_ = const_cast<T*>(call.kept) + slice * spec_.kept_maps() * map_;
-    states_ = states_kept ? kept_ : next;
+    states_ = spec_.keeps_states() ? kept_ : next;
   }
 
   void run() {
     load_slice(spec_, slice_, call_.x, x_);
     if (source_) load_slice(spec_, slice_, call_.source, source_);
     if (source_grad_) std::fill(source_grad_, source_grad_ + map_, T(0));
-    if (recompute_ && spec_.keep == Keep::input) remake_states();
+    if (recompute_ && !spec_.keeps_states()) remake_states();
     load_slice(spec_, slice_, call_.out_grad.back(), adjoint_[0]);
     for (int i = spec_.n_steps; i-- > 0;) {
-      inputs_of(i);
+      at_.state = state(i);
+      if (recompute_) pass_.step(ranges_, i, source_, at_);
       step(i);
       if (call_.out_grad.size() > 1) load_slice(spec_, slice_, call_.out_grad[i], adjoint_[0], true);
     }
@@ -68,21 +69,6 @@ class BackwardSlice {
       at.state = state(i);
       at.next = states_ + i * map_;
       pass_.step(ranges_, i, source_, at);
-    }
-  }
-
-  void inputs_of(int i) {
-    at_.state = state(i);
-    if (recompute_) {
-      pass_.step(ranges_, i, source_, at_);
-    } else if (spec_.keep == Keep::everything) {
-      const int64_t stages = spec_.stages, n = spec_.n_steps;
-      T *inputs = kept_ + (n - 1 + i * (stages - 1)) * map_,
-        *products = kept_ + (n - 1 + n * (stages - 1) + i * stages) * map_;
-      for (int64_t s = 0; s < stages; ++s) {
-        at_.input[s] = s ? inputs + (s - 1) * map_ : nullptr;
-        at_.product[s] = products + s * map_;
-      }
     }
   }
 
@@ -104,25 +90,33 @@ class BackwardSlice {
   void step(int i) {
     const int stages = spec_.stages;
     Adjoint<T, I> start{};
+    start.transpose = transpose_;
     start.base = adjoint_[0];
     start.base_factor = static_cast<T>(spec_.update[stages - 1]);
     start.to = rate_gradient(i, stages - 1);
     ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
     for (int s = stages; s-- > 0;) {
       if (call_.value_grad) {
-        const EdgeGradient<T, I> edges{call_.graph, scaled_[s % 2], at_.input_of(s), call_.value_grad};
+        const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, scaled_[s % 2], at_.input_of(s),
+                                       call_.value_grad};
         ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
       }
       Adjoint<T, I> a{};
-      a.transpose = call_.transpose;
+      a.transpose = transpose_;
       a.scaled = scaled_[s % 2];
       a.rate_grad = rate_grad_;
       a.diagonal = pass_.diagonal(pass_.slot(i, s));
-      a.input_grad = s ? input_grad_[s] : nullptr;
-      a.base = adjoint_[0];
+      a.input_grad = input_grad_[s];
+      const bool first_stage = s == 0, added = pass_.adds && s + 1 < stages;
+      a.base = first_stage && added ? adjoint_[1] : adjoint_[0];
       a.base_factor = s ? static_cast<T>(spec_.update[s - 1]) : T(1);
       a.own = s ? static_cast<T>(spec_.rows[s][s - 1]) : T(1);
-      for (int r = s + 1; r < stages; ++r) a.later.add(input_grad_[r], s ? spec_.rows[r][s - 1] : 1.0);
+      for (int r = s + 1; r < stages && !pass_.adds; ++r)
+        if (const double factor = s ? spec_.rows[r][s - 1] : 1.0) a.later.add(input_grad_[r], factor);
+      if (pass_.adds && s) {
+        a.total_base = added ? adjoint_[1] : adjoint_[0];
+        a.total = adjoint_[1];
+      }
       if (s)
         a.to = rate_gradient(i, s - 1);
       else
@@ -135,6 +129,7 @@ class BackwardSlice {
   const GraphPass<T, I>& pass_;
   const GraphSpec& spec_;
   const GraphBackward<T, I>& call_;
+  const SparseRows<T, I>& transpose_;
   const int64_t slice_, map_;
   T *const scale_sums_, *const diagonal_sums_;
   const RowRanges ranges_, back_ranges_;
@@ -158,11 +153,13 @@ void to_nodes(const GraphSpec& spec, const std::vector<T>& slots, T* nodal) {
 
 template <typename T, typename I>
 void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
-  const GraphPass<T, I> pass(spec, kernels, call.graph, call.scale, call.diagonal);
+  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
+  const SortedRows<T, I> transpose(call.transpose, spec.nodes, spec.map() * sizeof(T));
+  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
   const int64_t slices = spec.slices(), size = static_cast<int64_t>(spec.grid.slots.size()) * spec.nodes;
   std::vector<T> scales(call.scale_grad ? slices * size : 0), diagonals(call.diagonal_grad ? slices * size : 0);
   const auto one = [&](int64_t slice) {
-    BackwardSlice<T, I>(pass, call, slice, call.scale_grad ? scales.data() + slice * size : nullptr,
+    BackwardSlice<T, I>(pass, call, transpose.rows, slice, call.scale_grad ? scales.data() + slice * size : nullptr,
                         call.diagonal_grad ? diagonals.data() + slice * size : nullptr)
         .run();
   };

@@ -7,12 +7,11 @@ namespace {
 template <typename T, typename I>
 void solve_slice(const GraphPass<T, I>& pass, const GraphForward<T, I>& call, int64_t slice) {
   const GraphSpec& spec = pass.spec;
-  const RowRanges ranges(call.graph.indptr, spec.nodes, spec.width());
-  const bool all = spec.keep == Keep::everything, keeps = all || spec.keep == Keep::steps;
+  const RowRanges ranges(pass.graph.indptr, spec.nodes, spec.width);
   const int64_t map = spec.map();
   T* kept = call.kept + slice * spec.kept_maps() * map;
-  // two states, two inputs, rates, the source
-  Buffer<T> memory((5 + spec.stages) * map);
+  // two states, two inputs, the source, rates
+  Buffer<T> memory((5 + (pass.adds ? 0 : spec.stages)) * map);
   T* work = memory.data();
   const auto take = [&](T*& from) { return std::exchange(from, from + map); };
   T* states[2] = {take(work), take(work)};
@@ -21,19 +20,16 @@ void solve_slice(const GraphPass<T, I>& pass, const GraphForward<T, I>& call, in
   if (source) load_slice(spec, slice, call.source, source);
   StepPlaces<T> at{states[0], std::vector<T*>(spec.stages), std::vector<T*>(spec.stages), std::vector<T*>(spec.stages),
                    nullptr};
-  for (int s = 0; s < spec.stages; ++s) at.rate[s] = keeps_rate(spec, s) ? take(work) : nullptr;
-  T *kept_state = kept, *kept_input = kept + (spec.n_steps - 1) * map,
-    *kept_product = kept_input + int64_t(spec.n_steps) * (spec.stages - 1) * map;
+  for (int s = 0; s < spec.stages; ++s) {
+    at.input[s] = inputs[s % 2];
+    at.rate[s] = pass.adds ? nullptr : take(work);
+  }
   load_slice(spec, slice, call.x, states[0]);
   const bool steps = call.out.size() > 1;
   for (int i = 0; i < spec.n_steps; ++i) {
     if (steps) store_slice(spec, slice, at.state, call.out[i]);
     const bool last = i + 1 == spec.n_steps;
-    at.next = keeps && !last ? take(kept_state) : at.state == states[1] ? states[0] : states[1];
-    for (int s = 0; s < spec.stages; ++s) {
-      if (s) at.input[s] = all ? take(kept_input) : inputs[s % 2];
-      at.product[s] = all ? take(kept_product) : nullptr;
-    }
+    at.next = spec.keeps_states() && !last ? take(kept) : at.state == states[1] ? states[0] : states[1];
     pass.step(ranges, i, source, at);
     at.state = at.next;
   }
@@ -44,7 +40,8 @@ void solve_slice(const GraphPass<T, I>& pass, const GraphForward<T, I>& call, in
 
 template <typename T, typename I>
 void graph_solve(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
-  const GraphPass<T, I> pass(spec, kernels, call.graph, call.scale, call.diagonal);
+  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
+  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
   const int64_t slices = spec.slices();
   if (slices < at::get_num_threads()) {
     for (int64_t slice = 0; slice < slices; ++slice) solve_slice(pass, call, slice);

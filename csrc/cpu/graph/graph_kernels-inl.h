@@ -5,8 +5,8 @@ namespace {
 
 template <typename T, typename I, int W, int L>
 struct Slice {
-  static constexpr int N = W / L;   // vectors of a row
-  static constexpr int kAhead = 8;  // edges whose row is asked for early
+  static constexpr int N = W / L;    // vectors of a row
+  static constexpr int kAhead = 16;  // edges whose row is asked for early
   using M = Vectors<T, L>;
   using V = typename M::V;
   struct Row {
@@ -39,19 +39,19 @@ struct Slice {
     V sum = a.v[0] * b.v[0];
 #pragma GCC unroll 8
     for (int k = 1; k < N; ++k) sum += a.v[k] * b.v[k];
-    T total = 0;
-    for (int j = 0; j < L; ++j) total += sum[j];
-    return total;
+    return M::total(sum);
   }
   static inline __attribute__((always_inline)) void add(Row& r, const MapSum<T>& sum, int64_t i) {
     for (int j = 0; j < sum.count; ++j) add(r, sum.factors[j], load(sum.maps[j], i));
   }
 
-  // row i of a product with a map; the edges after it are asked for early
-  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t i, I end) {
+  // the row at place p of a product with a map
+  template <bool Far>
+  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t p, I end) {
     Row sum{};
-    for (I e = a.indptr[i]; e < a.indptr[i + 1]; ++e) {
-      if (e + kAhead < end) {
+    const I stop = a.indptr[p + 1];
+    for (I e = a.indptr[p]; e < stop; ++e) {
+      if (Far && e + kAhead < end) {
         const T* later = map + int64_t(a.indices[e + kAhead]) * W;
         for (int byte = 0; byte < int(W * sizeof(T)); byte += 64)
           __builtin_prefetch(reinterpret_cast<const char*>(later) + byte);
@@ -60,16 +60,25 @@ struct Slice {
     }
     return sum;
   }
+  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t p, I end) {
+    return a.far ? product<true>(a, map, p, end) : product<false>(a, map, p, end);
+  }
 
   static void evaluate(const Evaluation<T, I>& c, int64_t first, int64_t last) {
     const I end = c.graph.indptr[last];
-    for (int64_t i = first; i < last; ++i) {
-      const Row product_row = product(c.graph, c.input, i, end);
+    for (int64_t p = first; p < last; ++p) {
+      const Row product_row = product(c.graph, c.input, p, end);
+      const int64_t i = c.graph.row[p];
       if (c.product) store(c.product, i, product_row);
       Row k = times(c.scale[i], product_row);
       add(k, c.diagonal[i], load(c.input, i));
       if (c.source) add(k, T(1), load(c.source, i));
       if (c.rate) store(c.rate, i, k);
+      if (c.total) {
+        Row total = load(c.total_base, i);
+        add(total, c.total_own, k);
+        store(c.total, i, total);
+      }
       if (!c.next) continue;
       Row next = load(c.base, i);
       add(next, c.earlier, i);
@@ -80,13 +89,19 @@ struct Slice {
 
   static void adjoint(const Adjoint<T, I>& c, int64_t first, int64_t last) {
     const I end = c.scaled ? c.transpose.indptr[last] : I(0);
-    for (int64_t i = first; i < last; ++i) {
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t i = c.transpose.row[p];
       Row next = times(c.base_factor, load(c.base, i));
       add(next, c.later, i);
       if (c.scaled) {
-        Row by_input = product(c.transpose, c.scaled, i, end);
+        Row by_input = product(c.transpose, c.scaled, p, end);
         add(by_input, c.diagonal[i], load(c.rate_grad, i));
         if (c.input_grad) store(c.input_grad, i, by_input);
+        if (c.total) {
+          Row total = load(c.total_base, i);
+          add(total, T(1), by_input);
+          store(c.total, i, total);
+        }
         add(next, c.own, by_input);
       }
       if (c.next) {
@@ -109,8 +124,7 @@ struct Slice {
   static void edges(const EdgeGradient<T, I>& c, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Row target = load(c.scaled, i);
-      for (I e = c.graph.indptr[i]; e < c.graph.indptr[i + 1]; ++e)
-        c.grad[e] += dot(target, load(c.input, c.graph.indices[e]));
+      for (I e = c.indptr[i]; e < c.indptr[i + 1]; ++e) c.grad[e] += dot(target, load(c.input, c.indices[e]));
     }
   }
 
@@ -119,23 +133,20 @@ struct Slice {
 
 // L: the values of a vector register
 template <typename T, typename I, int L>
-const GraphKernels<T, I>& choose_slice(int64_t columns) {
+const GraphKernels<T, I>& choose_slice(int width) {
   constexpr auto least = [](int w) { return w < L ? w : L; };
-  switch (slice_width(columns)) {
-    case 4: return Slice<T, I, 4, least(4)>::table;
-    case 8: return Slice<T, I, 8, least(8)>::table;
-    case 16: return Slice<T, I, 16, least(16)>::table;
-    default: return Slice<T, I, 32, least(32)>::table;
-  }
+  if (width == 4) return Slice<T, I, 4, least(4)>::table;
+  if (width == 8) return Slice<T, I, 8, least(8)>::table;
+  return Slice<T, I, 16, least(16)>::table;
 }
 
 }  // namespace
 
 template <typename T, typename I>
-const GraphKernels<T, I>& graph_kernels(int64_t columns) {
-  return choose_slice<T, I, kRegister / int(sizeof(T))>(columns);
+const GraphKernels<T, I>& graph_kernels(int width) {
+  return choose_slice<T, I, kRegister / int(sizeof(T))>(width);
 }
-template const GraphKernels<float, int32_t>& graph_kernels(int64_t);
-template const GraphKernels<float, int64_t>& graph_kernels(int64_t);
-template const GraphKernels<double, int32_t>& graph_kernels(int64_t);
-template const GraphKernels<double, int64_t>& graph_kernels(int64_t);
+template const GraphKernels<float, int32_t>& graph_kernels(int);
+template const GraphKernels<float, int64_t>& graph_kernels(int);
+template const GraphKernels<double, int32_t>& graph_kernels(int);
+template const GraphKernels<double, int64_t>& graph_kernels(int);

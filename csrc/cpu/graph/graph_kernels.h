@@ -8,11 +8,12 @@
 
 namespace contnet_fast {
 
-// Compressed rows [n, n].
+// Compressed rows [n, n], those of one degree together: place p holds the row of node row[p].
 template <typename T, typename I>
 struct SparseRows {
-  const I *indptr, *indices;
+  const I *row, *indptr, *indices;
   const T* values;
+  bool far;  // maps are larger than the second cache: rows are asked for early
 };
 
 // sum_j factors[j] * maps[j]
@@ -29,7 +30,7 @@ struct MapSum {
 };
 
 // The rate k = scale * (A u) + diagonal * u + source of one evaluation, and what follows it in the same pass over rows:
-// next = base + earlier + own * k. Maps that are null are not there, or not wanted.
+// next = base + earlier + own * k, and total = total_base + total_own * k. Maps that are null are not there, or not wanted.
 template <typename T, typename I>
 struct Evaluation {
   SparseRows<T, I> graph;
@@ -40,6 +41,9 @@ struct Evaluation {
   MapSum<T> earlier;
   T own;
   T* next;
+  const T* total_base;
+  T total_own;
+  T* total;
 };
 
 // What the gradient g of a rate is turned into: scaled = scale * g, which the transpose multiplies; the source's
@@ -54,7 +58,8 @@ struct RateGradient {
 };
 
 // The gradient of an evaluation's input, A^T scaled + diagonal * g, and what follows it in the same pass over rows:
-// next = base_factor * base + later + own * (that gradient). Without `scaled` there is no evaluation yet.
+// next = base_factor * base + later + own * (that gradient), and total = total_base + (that gradient). Without `scaled`
+// there is no evaluation yet.
 template <typename T, typename I>
 struct Adjoint {
   SparseRows<T, I> transpose;
@@ -64,19 +69,21 @@ struct Adjoint {
   T base_factor;
   MapSum<T> later;
   T own;
+  const T* total_base;
+  T* total;
   T* next;             // the gradient of a state, or null
   RateGradient<T> to;  // or of a rate, `to.rate_grad`
 };
 
-// grad[e] += sum over columns of scaled[target of e] * input[source of e]
+// grad[e] += sum over columns of scaled[target of e] * input[source of e], edges in the order of the caller's rows
 template <typename T, typename I>
 struct EdgeGradient {
-  SparseRows<T, I> graph;
+  const I *indptr, *indices;
   const T *scaled, *input;
   T* grad;
 };
 
-// Rows [first, last).
+// Places [first, last) of the rows; of `edges` the caller's rows.
 template <typename T, typename I>
 struct GraphKernels {
   int width;
@@ -85,10 +92,10 @@ struct GraphKernels {
   void (*edges)(const EdgeGradient<T, I>&, int64_t first, int64_t last);
 };
 
-#define DECLARE_GRAPH_KERNELS(isa)                          \
-  namespace isa {                                           \
-  template <typename T, typename I>                         \
-  const GraphKernels<T, I>& graph_kernels(int64_t columns); \
+#define DECLARE_GRAPH_KERNELS(isa)                    \
+  namespace isa {                                     \
+  template <typename T, typename I>                   \
+  const GraphKernels<T, I>& graph_kernels(int width); \
   }
 DECLARE_GRAPH_KERNELS(portable)
 #ifdef CONTNET_FAST_X86
@@ -97,7 +104,10 @@ DECLARE_GRAPH_KERNELS(avx512)
 #endif
 #undef DECLARE_GRAPH_KERNELS
 
-// Columns that are integrated together: contnet_fast/fields/diffusion/cpu.py has the same.
-inline int slice_width(int64_t columns) { return columns <= 4 ? 4 : columns <= 8 ? 8 : columns <= 16 ? 16 : 32; }
+// Columns that are integrated together, a cache line of them at most: the maps of a slice stay in the second cache
+// longer, and a gathered row is one line. contnet_fast/fields/diffusion/cpu.py has the same.
+inline int slice_width(int64_t columns, int value_bytes) {
+  return columns <= 4 ? 4 : columns <= 8 || value_bytes == 8 ? 8 : 16;
+}
 
 }  // namespace contnet_fast

@@ -14,16 +14,58 @@
 
 namespace contnet_fast {
 
+// Compressed rows with those of one degree together, in blocks of rows, so that the length of the loop over a row's edges
+// is foreseen; the order of a row's edges stays.
+template <typename T, typename I>
+class SortedRows {
+ public:
+  SortedRows(const Graph<T, I>& graph, int64_t n, int64_t map_bytes) {
+    const auto [indptr, indices, values] = graph;
+    const int64_t edges = indptr[n];
+    row_.resize(n);
+    indptr_.resize(n + 1);
+    indices_.resize(edges);
+    values_.resize(edges);
+    int64_t place = 0, next = 0;
+    for (int64_t begin = 0; begin < n; begin += kBlock) {
+      const int64_t end = std::min(n, begin + kBlock);
+      int64_t starts[kDegrees + 1] = {};
+      const auto degree = [indptr = indptr](int64_t i) {
+        return std::min<int64_t>(indptr[i + 1] - indptr[i], kDegrees - 1);
+      };
+      for (int64_t i = begin; i < end; ++i) ++starts[degree(i) + 1];
+      for (int d = 0; d < kDegrees; ++d) starts[d + 1] += starts[d];
+      for (int64_t i = begin; i < end; ++i) row_.data()[begin + starts[degree(i)]++] = static_cast<I>(i);
+      for (; place < end; ++place) {
+        const int64_t i = row_.data()[place];
+        indptr_.data()[place] = static_cast<I>(next);
+        for (I e = indptr[i]; e < indptr[i + 1]; ++e, ++next) {
+          indices_.data()[next] = indices[e];
+          values_.data()[next] = values[e];
+        }
+      }
+    }
+    indptr_.data()[n] = static_cast<I>(next);
+    rows = {row_.data(), indptr_.data(), indices_.data(), values_.data(), map_bytes > kNear};
+  }
+  SparseRows<T, I> rows;
+
+ private:
+  static constexpr int64_t kBlock = 256, kNear = 1 << 20;
+  static constexpr int kDegrees = 64;
+  Buffer<I> row_, indptr_, indices_;
+  Buffer<T> values_;
+};
+
 // Ranges of rows with about as many nonzeros each. Every row is the work of one call, so that the number of ranges
 // changes no bit of a result.
 class RowRanges {
  public:
   template <typename I>
   RowRanges(const I* indptr, int64_t n, int64_t width) {
-    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    const int64_t work = (int64_t(indptr[n]) + 4 * n) * width;
-    const int64_t count = std::max<int64_t>(1, std::min(threads, work / kLeastWork));
     const auto before = [&](int64_t i) { return int64_t(indptr[i]) + 4 * i; };  // work of the rows below i
+    const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+    const int64_t count = std::max<int64_t>(1, std::min(threads, before(n) * width / kLeastWork));
     starts_.push_back(0);
     for (int64_t r = 1; r < count; ++r) {
       int64_t low = starts_.back(), high = n;
@@ -56,7 +98,7 @@ class RowRanges {
 // A slice of columns of [nodes, columns], padded with zeros to [nodes][width].
 template <typename T>
 void load_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to, bool add = false) {
-  const int64_t width = spec.width(), begin = slice * width, count = std::min(width, spec.columns - begin);
+  const int64_t width = spec.width, begin = slice * width, count = std::min(width, spec.columns - begin);
   for (int64_t i = 0; i < spec.nodes; ++i) {
     const T* row = from + i * spec.columns + begin;
     if (add)
@@ -68,7 +110,7 @@ void load_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to, bool
 }
 template <typename T>
 void store_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to) {
-  const int64_t width = spec.width(), begin = slice * width, count = std::min(width, spec.columns - begin);
+  const int64_t width = spec.width, begin = slice * width, count = std::min(width, spec.columns - begin);
   for (int64_t i = 0; i < spec.nodes; ++i)
     std::memcpy(to + i * spec.columns + begin, from + i * width, count * sizeof(T));
 }
@@ -84,14 +126,17 @@ std::vector<T> mix_slots(const GraphSpec& spec, const T* nodal) {
   return mixed;
 }
 
-// Whether a rate is read after the evaluation that follows it.
-inline bool keeps_rate(const GraphSpec& spec, int s) {
-  bool later = s + 1 < spec.stages && spec.update[s] != 0.0;
-  for (int r = s + 2; r < spec.stages; ++r) later = later || spec.rows[r][s] != 0.0;
-  return later;
+// Whether every stage reads the rate before it and no other: the new state is then added up as stages go, and no rate
+// is kept.
+inline bool reads_one_rate(const GraphSpec& spec) {
+  for (int r = 2; r < spec.stages; ++r)
+    for (int s = 0; s + 1 < r; ++s)
+      if (spec.rows[r][s] != 0.0) return false;
+  return true;
 }
 
-// Places of one step: its state, inputs of later stages, products where they are wanted, rates, and the next state.
+// Places of one step: its state, inputs of later stages, products where they are wanted, rates unless every stage reads
+// one alone, and the next state.
 template <typename T>
 struct StepPlaces {
   const T* state;
@@ -105,14 +150,16 @@ template <typename T, typename I>
 struct GraphPass {
   const GraphSpec& spec;
   const GraphKernels<T, I>& kernels;
-  SparseRows<T, I> graph;
+  const SparseRows<T, I>& graph;
+  const bool adds;                   // reads_one_rate
   std::vector<T> scales, diagonals;  // [slots][nodes]
 
-  GraphPass(const GraphSpec& spec, const GraphKernels<T, I>& kernels, SparseRows<T, I> graph, const T* scale,
+  GraphPass(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const SparseRows<T, I>& graph, const T* scale,
             const T* diagonal)
       : spec(spec),
         kernels(kernels),
         graph(graph),
+        adds(reads_one_rate(spec)),
         scales(mix_slots(spec, scale)),
         diagonals(mix_slots(spec, diagonal)) {}
 
@@ -135,8 +182,16 @@ struct GraphPass {
       e.next = last ? at.next : at.input[s + 1];
       if (!e.next && !e.product) continue;
       e.base = at.state;
-      for (int j = 0; j < s; ++j) e.earlier.add(at.rate[j], row[j]);
       e.own = static_cast<T>(row[s]);
+      if (adds && at.next) {
+        e.base = last && s ? at.next : at.state;
+        e.total_base = s ? at.next : at.state;
+        e.total_own = static_cast<T>(spec.update[s]);
+        e.total = last ? nullptr : at.next;
+      } else if (!adds && e.next) {
+        for (int j = 0; j < s; ++j)
+          if (row[j] != 0.0) e.earlier.add(at.rate[j], row[j]);
+      }
       ranges.run([&](int64_t first, int64_t end) { kernels.evaluate(e, first, end); });
     }
   }

@@ -13,26 +13,30 @@ namespace contnet_fast {
 
 // A solve, as data.
 struct GraphSpec {
-  int64_t nodes, edges, columns;
+  int64_t nodes, columns, width;  // width: of a slice
   int n_steps, stages;
   std::vector<std::vector<double>> rows;  // t_end * h * a_sj
   std::vector<double> update;             // t_end * h * b_j
   TimeGrid grid;
   Keep keep;
 
-  int width() const { return slice_width(columns); }
-  int64_t slices() const { return (columns + width() - 1) / width(); }
-  int64_t map() const { return nodes * width(); }
-  int64_t kept_maps() const {
-    const int64_t states = n_steps - 1;
-    return keep == Keep::steps ? states : keep == Keep::everything ? states + int64_t(n_steps) * (2 * stages - 1) : 0;
-  }
+  int64_t slices() const { return (columns + width - 1) / width; }
+  int64_t map() const { return nodes * width; }
+  // Everything but the states is made again: that is quicker than writing and reading it.
+  bool keeps_states() const { return keep == Keep::steps || keep == Keep::everything; }
+  int64_t kept_maps() const { return keeps_states() ? n_steps - 1 : 0; }
+};
+
+template <typename T, typename I>
+struct Graph {
+  const I *indptr, *indices;
+  const T* values;
 };
 
 // Everything is contiguous: states [nodes, columns], nodal values [basis, nodes].
 template <typename T, typename I>
 struct GraphForward {
-  SparseRows<T, I> graph;
+  Graph<T, I> graph;
   const T *x, *scale, *diagonal, *source;
   std::vector<T*> out;  // the state at t = 1, or at all grid points
   T* kept;              // [slices][kept_maps][nodes][width]
@@ -40,7 +44,7 @@ struct GraphForward {
 
 template <typename T, typename I>
 struct GraphBackward {
-  SparseRows<T, I> graph, transpose;
+  Graph<T, I> graph, transpose;
   const T *x, *scale, *diagonal, *source;
   std::vector<const T*> out_grad;  // as out
   const T* kept;

@@ -77,7 +77,7 @@ def run_solve(
         conv_solve, (s.batch,), num_warps=t.warps, maxnreg=t.registers,
         x=x, y=y, states=states, packed=p.packed, parameters=p.parameters, moments=p.moments,
         left=s.maps(dtype=s.compute), right=s.maps(dtype=s.compute), tape=tape,
-        rates=s.maps(stages if any(_kept(s)) else 1),
+        rates=s.maps(stages if any(s.grid.kept) else 1),
         slot_of=table.slot_of, own_table=table.forward.own_weight, keep_table=table.keep, start_table=table.forward.start,
         index_table=table.forward.index, weight_table=table.forward.weight,
         first=step * stages, evaluations=evaluations, stages=stages, slots=len(s.grid.mix), images=s.batch,
@@ -87,11 +87,6 @@ def run_solve(
         C=s.channels, POST=s.post, STATS=_statistics(s), GROUP=s.group, TAPE=not scratch, RECOMPUTE=recompute,
         PRECISION=s.precision, BLOCK_P=t.pixels, BLOCK_K=s.block_channels, BLOCK_N=t.channels, STAGES=t.stages,
     )  # fmt: skip
-
-
-def _kept(s: Solve) -> list[bool]:
-    after = [*s.grid.rows[1:], s.grid.update]
-    return [any(after[t][j] for t in range(j + 1, s.grid.stages)) for j in range(s.grid.stages)]
 
 
 def _statistics(s: Solve) -> int:

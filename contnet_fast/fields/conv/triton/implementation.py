@@ -22,6 +22,9 @@ class TritonConv(PythonImplementation):
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
         reasons, facts = [], problem.facts
+        if problem.dtype not in OPERANDS:
+            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in OPERANDS)
+            reasons.append(f"dtype {problem.dtype} is not one of {accepted}")
         if problem.compute_dtype not in OPERANDS:
             reasons.append(f"products in {problem.compute_dtype} are not served")
         if facts.width > MOST_CHANNELS:

@@ -172,13 +172,3 @@ def over_group(value, channels, GROUP: tl.constexpr):
     """For every channel the sum over the channels of its group."""
     same = (channels[:, None] // GROUP) == (channels[None, :] // GROUP)
     return tl.sum(tl.where(same, value[None, :], 0.0), 1)
-
-
-@triton.jit
-def combination(own_weight, last, terms, offsets, mask, table_start, table_index, table_weight, target, distance):
-    """own + the terms that row ``target`` of a table lists, each ``distance`` elements after the one before, + ``last``."""
-    total = own_weight
-    for entry in range(tl.load(table_start + target), tl.load(table_start + target + 1)):
-        term = terms + tl.cast(tl.load(table_index + entry), tl.int64) * distance
-        total += tl.load(table_weight + entry) * tl.load(term + offsets, mask=mask, other=0.0).to(tl.float32)
-    return last + total

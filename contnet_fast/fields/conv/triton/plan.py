@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,117 +10,10 @@ import torch
 from ....chips import arch
 from ....costmodel.costs import BY_ARCH
 from ....limits import PARAMETER_ROWS as PARAMETER_ROWS
-from ....schemes.timegrid import FlatGrid
+from ....triton.grids import Grid, Tables, host_grid, tables
 from ....triton.launch import INTERPRETED, allocate
 from ....triton.tiles import Shared, Tile, Units, block_channels, tile, units, weight_units
 from ...family import Call, TensorSpec
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A time grid on the host. Evaluations that read the same theta(t) share a *slot*.
-
-    Attributes:
-        mix: [slot][node] basis weights. slot_of: [evaluation]. rows: [stage][stage] h * a_sj; update: [stage] h * b_j.
-    """
-
-    mix: tuple[tuple[float, ...], ...]
-    slot_of: tuple[int, ...]
-    rows: tuple[tuple[float, ...], ...]
-    update: tuple[float, ...]
-    n_steps: int
-
-    @property
-    def stages(self) -> int:
-        """Evaluations in a step."""
-        return len(self.update)
-
-
-@lru_cache(maxsize=256)
-def host_grid(flat: FlatGrid, size: int) -> Grid:
-    """The grid from the flat lists of an op."""
-    counts, cells, weights, rows, update, n_steps = flat
-    slots: dict[tuple[float, ...], int] = {}
-    slot_of, place = [], 0
-    for count in counts:
-        mix = [0.0] * size
-        for cell, weight in zip(cells[place : place + count], weights[place : place + count], strict=True):
-            mix[cell] += weight
-        place += count
-        slot_of.append(slots.setdefault(tuple(mix), len(slots)))
-    s = len(update)
-    return Grid(tuple(slots), tuple(slot_of), tuple(rows[i * s : (i + 1) * s] for i in range(s)), update, n_steps)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of weights as a kernel reads them: for each target its own term, and the others as a sparse row."""
-
-    own_weight: torch.Tensor
-    start: torch.Tensor
-    index: torch.Tensor
-    weight: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What kernels read of a grid, on one device.
-
-    ``forward[s]``: what follows evaluation s of a step, the input of stage s + 1 or the new state, from the rates;
-    keep[s]: whether a later target reads rate s too. ``backward[s]``: the gradient by rate s - 1 (times eps), or at
-    s = 0 the costate of the step, from the gradients by the stages' inputs; costate[s]: weight of the old costate.
-    """
-
-    mix: torch.Tensor
-    slot_of: torch.Tensor
-    forward: Rows
-    keep: torch.Tensor
-    backward: Rows
-    costate: torch.Tensor
-
-
-def _rows(own_weight: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], device: torch.device) -> Rows:
-    kept = [[(j, w) for j, w in row if w != 0.0] for row in entries]
-    start = [sum(map(len, kept[:i])) for i in range(len(kept) + 1)]
-    flat = [entry for row in kept for entry in row] or [(0, 0.0)]
-    return Rows(
-        torch.tensor(own_weight, dtype=torch.float32, device=device),
-        torch.tensor(start, dtype=torch.int32, device=device),
-        torch.tensor([j for j, _ in flat], dtype=torch.int32, device=device),
-        torch.tensor([w for _, w in flat], dtype=torch.float32, device=device),
-    )
-
-
-@lru_cache(maxsize=256)
-def tables(grid: Grid, eps: float, device: torch.device) -> Tables:
-    """Copied to the device once for each grid and kept.
-
-    On a thread of its own: the memory pool that this one may allocate from (torch.compile's CUDA graphs) is given back.
-    """
-    if device.type != "cuda":
-        return _tables(grid, eps, device)
-    with ThreadPoolExecutor(1) as aside:
-        return aside.submit(_tables, grid, eps, device).result()
-
-
-def _tables(grid: Grid, eps: float, device: torch.device) -> Tables:
-    s = grid.stages
-    after = [*grid.rows[1:], grid.update]  # after[t][j]: weight of rate j in what follows evaluation t
-    backward_own = [1.0, *(eps * grid.rows[t][t - 1] for t in range(1, s))]
-    backward = [
-        [(r, 1.0) for r in range(1, s)],
-        *([(r, eps * grid.rows[r][t - 1]) for r in range(t + 1, s)] for t in range(1, s)),
-    ]
-    return Tables(
-        mix=torch.tensor(grid.mix, dtype=torch.float32, device=device),
-        slot_of=torch.tensor(grid.slot_of, dtype=torch.int32, device=device),
-        forward=_rows([after[t][t] for t in range(s)], [list(enumerate(after[t][:t])) for t in range(s)], device),
-        keep=torch.tensor([int(any(after[t][j] for t in range(j + 1, s))) for j in range(s)], device=device).int(),
-        backward=_rows(backward_own, backward, device),
-        costate=torch.tensor(
-            [1.0, *(eps * grid.update[t - 1] for t in range(1, s))], dtype=torch.float32, device=device
-        ),
-    )
 
 
 @lru_cache(maxsize=16)
@@ -159,7 +50,7 @@ class Solve:
     @property
     def tables(self) -> Tables:
         """The tables of the time grid on the device."""
-        return tables(self.grid, self.eps, self.device)
+        return tables(self.grid, self.device, backward=self.eps)
 
     @property
     def pixels(self) -> int:

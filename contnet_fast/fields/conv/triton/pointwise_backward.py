@@ -5,11 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ....triton.stages import combination
 from .maps import (
     NORM_WEIGHT,
     PARAMETERS,
     SKIP,
-    combination,
     moments_at,
     over_group,
     reciprocal_deviation,

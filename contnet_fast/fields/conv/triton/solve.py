@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ....triton.stages import combination
 from .maps import (
     BIAS1,
     NORM,
@@ -20,7 +21,6 @@ from .maps import (
     RELU,
     SKIP,
     apply,
-    combination,
     convolve,
     merge_moments,
     moments_at,

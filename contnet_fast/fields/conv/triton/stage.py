@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ....triton.stages import combination
 from .maps import (
     BIAS1,
     COMBINED,
     PARAMETERS,
     PLAIN,
     SKIP,
-    combination,
     convolve,
     merge_moments,
     merged_moments,

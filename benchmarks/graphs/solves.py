@@ -1,0 +1,222 @@
+"""``cf.graph_solve`` against loops over torch.sparse, written by hand and by torchdiffeq: forward, and with backward.
+
+    python -m benchmarks.graphs.solves                    # appends to benchmarks/results/graphs-<device>.jsonl
+    python -m benchmarks.graphs.solves --data-path FOLDER # Cora itself from the files of Planetoid
+
+All contenders of a case take turns in one process. A case gets no row if they do not compute the same. The process
+restarts itself with a malloc that keeps freed memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import contnet_fast as cf
+from benchmarks.common.contender import Contender
+from benchmarks.common.gate import GateError
+from benchmarks.common.options import Parser, checked
+from benchmarks.common.rows import append, header, results_file
+from benchmarks.common.timing import Effort, interleave, interval, keep_memory
+from contnet_fast.errors import check_count, check_number
+
+ALPHA, T_END = 0.715, 12.1  # of CGNN's published settings for Cora
+MOST_DIFFERENCE = 1e-4  # relative, in float32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solve: the graph, its features, steps of RK4, threads, and whether the gradient is taken too."""
+
+    graph: str
+    features: int
+    n_steps: int
+    threads: int
+    backward: bool
+
+    @property
+    def name(self) -> str:
+        """Shown and filtered by."""
+        what = "forward+backward" if self.backward else "forward"
+        return f"{self.graph}/F={self.features}/rk4x{self.n_steps}/{what}/threads={self.threads}"
+
+
+def suite(quick: bool) -> list[Case]:
+    """All cases, the small graph first."""
+    if quick:
+        return [Case("tiny", 4, 2, 1, backward) for backward in (False, True)]
+    small = [Case("cora", f, 16, n, b) for f in (16, 64, 256) for b in (False, True) for n in (1, 2)]
+    return [*small, *(Case(name, 64, 2, n, False) for name in ("random", "mesh") for n in (1, 2))]
+
+
+def edges_of(name: str, data_path: Path | None) -> tuple[torch.Tensor, int]:
+    """Sources and targets, and the number of nodes; seeded."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "tiny":
+        return torch.randint(0, 50, (2, 120), generator=generator), 50
+    if name == "cora":
+        if data_path is not None:
+            from contnet_fast.graphs.datasets import planetoid
+
+            graph = planetoid("cora", data_path).graph
+            return graph.edge_index, graph.num_nodes
+        return torch.randint(0, 2708, (2, 5278), generator=generator), 2708  # of Cora's nodes and edges
+    n = 100_000
+    if name == "random":
+        return torch.randint(0, n, (2, 5 * n), generator=generator), n
+    side = 316  # a mesh of eight neighbours whose nodes are numbered at random
+    y, x = (t.flatten() for t in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
+    pairs = []
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        inside = (y + dy < side) & (x + dx < side) & (x + dx >= 0)
+        pairs.append(torch.stack([y * side + x, (y + dy) * side + x + dx])[:, inside])
+    return torch.randperm(side * side, generator=generator)[torch.cat(pairs, 1)], side * side
+
+
+def contenders(case: Case, data_path: Path | None) -> list[Contender]:
+    """Ours, by Runge-Kutta and by Chebyshev polynomials, and what it is held against."""
+    import torchdiffeq
+
+    index, n = edges_of(case.graph, data_path)
+    graph = cf.Graph(index, num_nodes=n).symmetrized().normalized(0.555)
+    generator = torch.Generator().manual_seed(1)
+    h, source = (torch.randn(n, case.features, generator=generator).requires_grad_(case.backward) for _ in range(2))
+    alpha = torch.full((n,), ALPHA, requires_grad=case.backward)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls sparse rows a beta
+        matrix = torch.sparse_csr_tensor(graph.indptr.long(), graph.indices.long(), graph.values, (n, n))
+    dt = T_END / case.n_steps
+
+    def rate(t: Any, u: torch.Tensor) -> torch.Tensor:
+        return (0.5 * alpha).unsqueeze(1) * (matrix @ u - u) + source
+
+    def by_hand() -> torch.Tensor:
+        y = h
+        for _ in range(case.n_steps):
+            k1 = rate(0, y)
+            k2 = rate(0, y + dt / 2 * k1)
+            k3 = rate(0, y + dt / 2 * k2)
+            k4 = rate(0, y + dt * k3)
+            y = y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        return y
+
+    def chain() -> torch.Tensor:
+        """The least number of passes in PyTorch: alpha is in the matrix, sums are in the products."""
+        scaled, y = 0.5 * ALPHA, h
+        for _ in range(case.n_steps):
+            total, u = y, y
+            for back, weight in ((dt / 2, dt / 6), (dt / 2, dt / 3), (dt, dt / 3), (None, dt / 6)):
+                k = torch.addmm(torch.add(source, u, alpha=-scaled), matrix, u, alpha=scaled)
+                total = torch.add(total, k, alpha=weight)
+                u = u if back is None else torch.add(y, k, alpha=back)
+            y = total
+        return y
+
+    def torchdiffeq_rk4() -> torch.Tensor:
+        times, options = torch.tensor([0.0, T_END]), {"step_size": dt}
+        return torchdiffeq.odeint(rate, h, times, method="rk4", options=options)[-1]
+
+    def ours(**options: Any) -> Callable[[], torch.Tensor]:
+        return lambda: cf.graph_solve(h, graph, alpha=alpha, source=source, t_end=T_END, **options)
+
+    solves = {
+        "ours": ours(n_steps=case.n_steps),
+        "ours, chebyshev": ours(scheme="chebyshev"),
+        "loop": by_hand,
+        "torchdiffeq rk4": torchdiffeq_rk4,
+    }
+    if not case.backward:
+        solves["chain of addmm"] = chain
+    if case.graph == "mesh":
+        ordered = cf.Graph(index, num_nodes=n, reorder="rcm").symmetrized().normalized(0.555)
+        solves["ours, reordered"] = lambda: cf.graph_solve(
+            h, ordered, alpha=alpha, source=source, t_end=T_END, n_steps=case.n_steps
+        )
+    upstream = torch.randn(n, case.features, generator=generator)
+    return [
+        Contender(name, "graph", _with_gradient(solve, upstream, (h, source, alpha)) if case.backward else solve, 0.0)
+        for name, solve in solves.items()
+    ]
+
+
+def _with_gradient(
+    solve: Callable[[], torch.Tensor], upstream: torch.Tensor, inputs: tuple[torch.Tensor, ...]
+) -> Callable[[], torch.Tensor]:
+    return lambda: torch.cat([g.flatten() for g in torch.autograd.grad(solve(), inputs, upstream)])
+
+
+def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
+    """Relative differences from the loop by hand; Chebyshev's is that of the Runge-Kutta solve too.
+
+    Raises:
+        GateError: one is too large.
+    """
+    results = {one.name: one.call() for one in everyone}
+    expected = results["loop"]
+    found = {}
+    for name, result in results.items():
+        found[name] = float((result - expected).norm() / expected.norm())
+        most = 1.0 if "chebyshev" in name and case.n_steps < 16 else 1e-3 if "chebyshev" in name else MOST_DIFFERENCE
+        if not found[name] <= most:
+            raise GateError(f"{case.name}: {name} differs from the loop by {found[name]:.2g}, accepted: {most}")
+    return found
+
+
+def measure(case: Case, effort: Effort, data_path: Path | None) -> dict[str, Any]:
+    """Return a row: times, and ratios of medians to ours."""
+    torch.set_num_threads(case.threads)
+    everyone = contenders(case, data_path)
+    gate = check(case, everyone)
+    entries = {}
+    for name, t in interleave(everyone, effort).items():
+        low, high = interval(t.samples)
+        entries[name] = {"ms": 1e3 * t.median, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "rounds": t.rounds}
+    ratios = {name: round(e["ms"] / entries["ours"]["ms"], 3) for name, e in entries.items() if name != "ours"}
+    return {"case": case.name, **asdict(case), "gate": gate, "contenders": entries, "ratios": ratios}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit status."""
+    p = Parser("python -m benchmarks.graphs.solves", __doc__)
+    p.add_argument("--out", type=Path, help="appended to; default benchmarks/results/graphs-<device>.jsonl, with "
+                   "--quick quick.jsonl")  # fmt: skip
+    p.add_argument("--data-path", type=Path, help="folder of Planetoid's files; without it a graph of Cora's size")
+    p.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains this, e.g. cora/F=16/")
+    p.add_argument("--rounds", type=checked(lambda x: check_count("rounds", int(x))), default=11, help="of each case")
+    p.add_argument("--seconds", type=checked(lambda x: check_number("seconds", float(x))), default=2.0,
+                   help="and at least so long")  # fmt: skip
+    p.add_argument("--quick", action="store_true", help="a tiny graph")
+    args = p.parse_args(argv)
+    chosen = [case for case in suite(args.quick) if args.case in case.name]
+    if not chosen:
+        names = "\n  ".join(case.name for case in suite(args.quick))
+        p.error(f"--case: {args.case!r} is in no name, accepted: a part of one of\n  {names}")
+    effort = Effort(rounds=3, seconds=0.0) if args.quick else Effort(rounds=args.rounds, seconds=args.seconds)
+    out = args.out or (Path("quick.jsonl") if args.quick else results_file("cpu", "graphs"))
+    cora = "a random graph of Cora's size" if args.data_path is None else "Planetoid's"
+    append(out, header({"cora": cora, "case": args.case, "quick": args.quick}))
+    threads, failed = torch.get_num_threads(), 0
+    for case in chosen:
+        try:
+            row = measure(case, effort, args.data_path)
+        except GateError as error:
+            Console(stderr=True).print(f"no row: {error}", markup=False, soft_wrap=True)
+            failed += 1
+            continue
+        finally:
+            torch.set_num_threads(threads)
+        append(out, row)
+        print(f"{case.name}: ours {row['contenders']['ours']['ms']:.2f} ms, times that: {row['ratios']}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    keep_memory()
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""What ships: the solves on graphs whose kernels are compiled ahead of time, as data, and the launches of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ....schemes.bases import Basis
+from ....schemes.timegrid import time_grid
+from ....triton.launch import Launch, collect_launches
+from ...family import Call
+from .. import DIFFUSION
+from ..spec import DiffusionNodes, DiffusionOperands, DiffusionSpec
+from . import backward, forward, plan
+
+
+@dataclass(frozen=True)
+class GraphSolve:
+    """A solve by rk4_classic with gradients of everything, on a graph of so many nodes and edges.
+
+    Attributes:
+        index: the dtype of the edges. basis: of scale and diagonal, "hat" of four functions; "" for constants.
+    """
+
+    nodes: int
+    edges: int
+    features: int
+    dtype: str = "float32"
+    index: str = "int32"
+    basis: str = ""
+    checkpoint: str = "step"
+    n_steps: int = 8
+
+    def __str__(self) -> str:
+        basis = f" {self.basis}" if self.basis else ""
+        return f"graph {self.nodes}x{self.features} {self.index}{basis} {self.dtype} {self.checkpoint}"
+
+
+CORA, PUBMED, ARXIV = (2708, 13264), (19717, 108365), (169343, 2484941)  # nodes; edges both ways, and loops
+SOLVES = (
+    GraphSolve(*CORA, 16),
+    GraphSolve(*CORA, 16, basis="hat"),
+    GraphSolve(*CORA, 1),
+    GraphSolve(*CORA, 7, dtype="float64", checkpoint="none"),
+    *(GraphSolve(*PUBMED, 128, dtype=dtype) for dtype in ("float32", "bfloat16", "float16", "float64")),
+    GraphSolve(*PUBMED, 500),
+    GraphSolve(*ARXIV, 162, index="int64"),
+    GraphSolve(*ARXIV, 256, dtype="bfloat16", checkpoint="block"),
+)
+
+
+def launches(solve: GraphSolve) -> list[Launch]:
+    """Every launch of a forward and a backward pass, none of them run."""
+    n, dtype, index = solve.nodes, getattr(torch, solve.dtype), getattr(torch, solve.index)
+
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    k = 4 if solve.basis else 1
+    x, places = empty(n, solve.features, dtype=dtype), empty(solve.edges, dtype=index)
+    starts = empty(n + 1, dtype=index)
+    nodes = DiffusionNodes(*(empty(k, n, dtype=dtype) for _ in range(2)))
+    operands = DiffusionOperands(starts, places, empty(solve.edges, dtype=dtype), starts, places, places, x)
+    grid = time_grid("rk4_classic", solve.n_steps, Basis(solve.basis or "piecewise_constant", k))
+    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, grid.flat, solve.checkpoint, "stage")
+    with collect_launches() as collected:
+        s = plan.describe(call)
+        y, maps = forward.diffusion_forward(s, x, nodes, operands, keep=call.keep, return_steps=False)
+        backward.diffusion_backward(
+            s, y, x, nodes, operands, keep=call.keep, maps=maps,
+            wanted=(backward.SCALE, backward.DIAGONAL, backward.VALUES, backward.SOURCE),
+        )  # fmt: skip
+    return collected

@@ -1,0 +1,124 @@
+"""One solve of the diffusion field as host data: sizes, tables of its time grid on the device, tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import torch
+
+from ....reference.rk import accumulation_dtype
+from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
+from ....triton.launch import allocate
+from ....triton.tiles import power_of_two
+from ...family import Call, TensorSpec
+
+COLUMNS = 64  # of features that a program takes at most
+EDGES = 4  # of a row that it gathers at once
+ELEMENTS = 2048  # that it gathers at once: with four warps 16 a thread, so that several loads are under way
+ROWS = 64  # at most
+
+
+class GraphTile(NamedTuple):
+    """What a program takes: rows of the graph, edges of each at once, columns of features; and its warps."""
+
+    rows: int
+    edges: int
+    columns: int
+    warps: int
+
+
+def tile(features: int) -> GraphTile:
+    """The tile for states of so many features."""
+    columns = min(COLUMNS, power_of_two(features))
+    return GraphTile(max(1, min(ROWS, ELEMENTS // (columns * EDGES))), EDGES, columns, 4)
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Everything about one solve that host code needs. The state is [n, features], dense."""
+
+    grid: Grid
+    t_end: float
+    n: int
+    features: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def sums(self) -> torch.dtype:
+        """The dtype of sums."""
+        return accumulation_dtype(self.dtype)
+
+    @property
+    def tables(self) -> GraphTables:
+        """The tables of the time grid on the device."""
+        return graph_tables(self.grid, self.device, self.sums, self.t_end)
+
+    @property
+    def tile(self) -> GraphTile:
+        """The tile of its kernels."""
+        return tile(self.features)
+
+    def maps(self, *leading: int) -> torch.Tensor:
+        """Uninitialised maps [*leading, n, features]."""
+        return allocate((*leading, self.n, self.features), self.dtype, self.device)
+
+
+@dataclass(frozen=True)
+class GraphTables:
+    """What kernels read of a grid, on one device, in the dtype of sums.
+
+    Attributes:
+        stages: those of every field; the weights of rates have the factor t_end, which rates are kept without.
+        input: [stage] factor of the map that stands for the gradient by a rate: at the last stage it is the costate.
+        slots, nodes: weights of each slot over the nodes and of each node over the slots; ``None`` where both are one.
+    """
+
+    stages: Tables
+    input: torch.Tensor
+    slots: Rows | None
+    nodes: Rows | None
+
+
+@lru_cache(maxsize=256)
+def graph_tables(grid: Grid, device: torch.device, dtype: torch.dtype, t_end: float) -> GraphTables:
+    """Copied to the device once for each grid and kept."""
+    return made_aside(partial(_graph_tables, grid, device, dtype, t_end), device)
+
+
+def _graph_tables(grid: Grid, device: torch.device, dtype: torch.dtype, t_end: float) -> GraphTables:
+    size, slots, nodes = len(grid.mix[0]), None, None
+    if grid.mix != tuple(tuple(float(j == k) for j in range(size)) for k in range(size)):
+        slots = sparse_rows([0.0], [list(enumerate(mix)) for mix in grid.mix], device, dtype)
+        nodes = sparse_rows(
+            [0.0], [[(s, mix[k]) for s, mix in enumerate(grid.mix)] for k in range(size)], device, dtype
+        )
+    return GraphTables(
+        stages=tables(grid, device, dtype=dtype, forward=t_end, backward=t_end),
+        input=torch.tensor([1.0] * (grid.stages - 1) + [t_end * grid.update[-1]], dtype=dtype, device=device),
+        slots=slots,
+        nodes=nodes,
+    )
+
+
+def kept_maps(keep: str, n_steps: int, stages: int) -> int:
+    """How many maps outlive a forward pass: states of steps, and with "none" inputs of stages and products A u."""
+    states = n_steps - 1
+    if keep == "none":
+        return states + n_steps * (2 * stages - 1)
+    return states if keep == "step" else 0
+
+
+def saved(call: Call) -> tuple[TensorSpec, ...]:
+    """Maps in the dtype of the state."""
+    maps = kept_maps(call.keep, call.grid.n_steps, len(call.grid.update))
+    return (TensorSpec((maps, *call.x.shape), call.x.dtype),)
+
+
+def describe(call: Call) -> Solve:
+    """The solve of an op's arguments."""
+    n, features = call.x.shape
+    grid = host_grid(call.grid, call.nodes.scale.shape[0])
+    return Solve(grid, call.spec.t_end, n, features, call.x.dtype, call.x.device)
