@@ -30,12 +30,12 @@ BESIDE = ("gcn", "gc-gru")
 Row = dict[str, Any]
 
 
-def baseline(config: Config) -> Config:
+def baseline(config: Config, changes: Row) -> Config:
     """Return the settings of the GCN on the same nodes, or of the recurrent network on the same series."""
     if config.data == "irregular":
-        return make_config("irregular-gcgru", overrides={"seed": config.seed, "epochs": config.epochs})
+        return make_config("irregular-gcgru", overrides={"seed": config.seed, **changes})
     same = {"split": config.split, "split_seed": config.split_seed, "largest_component": config.largest_component}
-    overrides = {"data": config.data, "data_path": config.data_path, "seed": config.seed, **same}
+    overrides = {"data": config.data, "data_path": config.data_path, "seed": config.seed, **same, **changes}
     return make_config("cora-gcn", overrides=overrides)
 
 
@@ -74,7 +74,7 @@ def collect(
         for recipe in recipes:
             settings = {**overrides, "seed": seed, **({} if data_path is None else {"data_path": data_path})}
             config = make_config(recipe, overrides=settings)
-            for own in (config, baseline(config)):
+            for own in (config, baseline(config, overrides)):
                 key = (recipe, seed, own.model)
                 if key in known:
                     continue
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", default=["cora-cgnn", "citeseer-cgnn"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--data-path")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--epochs", type=int, help="of all runs, instead of the recipes'")
     parser.add_argument("--out", type=Path, default=RESULTS / "graph-accuracy.jsonl")
     parser.add_argument("--show", action="store_true", help="print what the file supports, train nothing")
     given = parser.parse_args(arguments)

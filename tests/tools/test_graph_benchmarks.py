@@ -1,0 +1,48 @@
+"""Accuracies of graph networks: rows that are there are not trained again, and the sentence follows from them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+accuracy = pytest.importorskip("benchmarks.graphs.accuracy")
+
+
+def rows(recipe, own, beside):
+    found = []
+    for seed, (a, b) in enumerate(zip(own, beside, strict=True)):
+        found += [{"recipe": recipe, "model": model, "seed": seed, "test": t} for model, t in (("cgnn", a), ("gcn", b))]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ([83.0, 83.2, 83.1], "CGNN 83.1 ± 0.1 %, GCN 81.0 ± 0.1 %; difference +2.10 points"),
+        ([83.0, 83.2, 83.1], "CGNN is better than the GCN"),
+        ([79.0, 79.1, 79.2], "CGNN is worse than the GCN"),
+        ([83.0, 79.0, 81.5], "CGNN is not told apart from the GCN"),
+    ],
+)
+def test_the_sentence_follows_from_paired_rows(own, words):
+    assert words in accuracy.sentence(rows("cora-cgnn", own, [81.1, 81.0, 80.9]), "cora-cgnn")
+
+
+def test_one_seed_says_nothing():
+    assert "too few" in accuracy.sentence(rows("cora-cgnn", [83.0], [81.0]), "cora-cgnn")
+
+
+def test_finished_rows_are_kept_and_lines_appended(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    options = ["--recipes", "karate", "--epochs", "2", "--out", str(out)]
+    accuracy.main([*options, "--seeds", "1"])
+    before = out.read_text().splitlines()
+    assert [json.loads(line).get("model") for line in before] == [None, "cgnn", "gcn"]
+    accuracy.main([*options, "--seeds", "2"])
+    after = out.read_text().splitlines()
+    assert after[: len(before)] == before
+    assert [json.loads(line).get("seed") for line in after[len(before) :]] == [None, 1, 1]
+    capsys.readouterr()
+    accuracy.main(["--show", "--out", str(out)])
+    assert capsys.readouterr().out.startswith("karate, 2 seeds: CGNN")
