@@ -17,16 +17,15 @@ import torch
 from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes, DiffusionSpec, operands_of
 from ..graphs import Graph
+from ..ops import fused_solve
 from ..transforms import constant_when_traced
 from .combine import rk_combine
-from .fields import field_solve
+from .fields import choose, field_solve
 from .steps import one_node_grid
 
 CHEBYSHEV = "chebyshev"
 MOST_TERMS = 4096  # of an expansion: reached where t_end is above a million
-PARTS = (
-    8  # the largest alpha is rounded up to eighths, so that the expansion does not change with every step of a training
-)
+PARTS = 8  # the largest alpha is rounded up to eighths, so that an expansion serves many steps of a training
 
 
 def chebyshev_solve(
@@ -53,12 +52,23 @@ def chebyshev_solve(
     largest = _largest_alpha(nodes.scale)
     low, high = (-largest, 0.0) if form == "repository" else (-1.0, largest - 1.0)
     terms = coefficients(low * t_end, high * t_end, tolerance)
+    grid = one_node_grid("euler", 1)
+    plan = choose(DIFFUSION, h0, spec=DiffusionSpec(), grid=grid, backend=backend)
+    if plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
+        spec = DiffusionSpec(t_end, (low, high, *terms))
+        operands = operands_of(graph, source)
+        DIFFUSION.check(h0, nodes, operands, spec=spec, grid=grid, training=False)
+        y, _ = fused_solve(
+            DIFFUSION, h0, nodes, operands=operands, backend=plan.backend, level="solve", spec=spec, grid=grid,
+            training=False, checkpoint="none", return_steps=False, compute_dtype=h0.dtype,
+        )  # fmt: skip
+        return y
 
     def step(v: torch.Tensor, nodes: DiffusionNodes, added: torch.Tensor | None) -> torch.Tensor:
         """Scale A v + (1 + diagonal) v + added: a step of Euler's method."""
         y, _ = field_solve(
-            DIFFUSION, v, nodes, operands=operands_of(graph, added), spec=DiffusionSpec(),
-            grid=one_node_grid("euler", 1), checkpoint="none", backend=backend,
+            DIFFUSION, v, nodes, operands=operands_of(graph, added), spec=DiffusionSpec(), grid=grid,
+            checkpoint="none", backend=backend,
         )  # fmt: skip
         return y
 

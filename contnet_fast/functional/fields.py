@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..backends import Problem, check_backend, record, select
+from ..backends import Plan, Problem, check_backend, record, select
 from ..errors import check_choice
 from ..fields import CONV, Family
 from ..fields import reference as plain
@@ -58,24 +58,8 @@ def field_solve(
         constant(number)  # read as constants here, they are constants inside of every step
     called = nodes.why if isinstance(nodes, CalledField) else ""
     _check(family, x, None if isinstance(nodes, CalledField) else nodes, operands, spec, grid, training)
-    plan = select(
-        Problem(
-            op=family.op,
-            device=x.device,
-            dtype=x.dtype,
-            compute_dtype=compute_dtype(x),
-            shape=tuple(x.shape),
-            stages=len(grid.update),
-            n_steps=grid.n_steps,
-            scheme=grid.scheme,
-            basis=grid.basis.name,
-            family=family.name,
-            facts=family.facts(spec, training=training),
-            needs_grad=torch.is_grad_enabled(),
-            checkpoint=checkpoint,
-            called=called,
-        ),
-        check_backend(backend),
+    plan = choose(
+        family, x, spec=spec, grid=grid, training=training, checkpoint=checkpoint, called=called, backend=backend
     )
     if plan.level == "none" and not torch.compiler.is_compiling():
         record(family.op, plan.backend, plan.level)
@@ -105,6 +89,36 @@ def field_solve(
         checkpoint=plan.problem.checkpoint,
         return_steps=return_steps,
         combine=combination(plan),
+    )
+
+
+def choose(
+    family: Family, x: torch.Tensor, *, spec: Any, grid: TimeGrid, training: bool = False, checkpoint: str = "step",
+    called: str = "", backend: str = "auto",
+) -> Plan:  # fmt: skip
+    """Which backend serves a solve, at which level.
+
+    Raises:
+        BackendUnavailable: with every reason.
+    """
+    return select(
+        Problem(
+            op=family.op,
+            device=x.device,
+            dtype=x.dtype,
+            compute_dtype=compute_dtype(x),
+            shape=tuple(x.shape),
+            stages=len(grid.update),
+            n_steps=grid.n_steps,
+            scheme=grid.scheme,
+            basis=grid.basis.name,
+            family=family.name,
+            facts=family.facts(spec, training=training),
+            needs_grad=torch.is_grad_enabled(),
+            checkpoint=checkpoint,
+            called=called,
+        ),
+        check_backend(backend),
     )
 
 

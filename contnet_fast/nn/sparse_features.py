@@ -164,9 +164,8 @@ class SparseLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(dtype)
 
     def _dropped(self, values: torch.Tensor) -> torch.Tensor:
-        kept = (
-            1 - self.dropout
-        )  # each factor is floor(u + kept) / kept for u in [0, 1): drawn faster than by bernoulli_
+        # floor(u + kept) / kept for u uniform in [0, 1), which is drawn faster than bernoulli_ draws on CPUs
+        kept = 1 - self.dropout
         factors = torch.rand(values.shape, dtype=accumulation_dtype(values.dtype), device=values.device)
         return values * factors.add_(kept).floor_().mul_(1 / kept).to(values.dtype)
 

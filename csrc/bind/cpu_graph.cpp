@@ -40,9 +40,10 @@ struct Arguments {
 
   Arguments(const char* op, const at::Tensor& state, const OptionalTensors& nodes, const OptionalTensors& operands,
             const SchemaArguments& given) {
-    TORCH_CHECK(given.words.empty() && given.integers.empty() && given.numbers.size() == 1, op,
-                ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
-                given.numbers.size(), ", accepted: 0, 0, 1");
+    TORCH_CHECK(
+        given.words.empty() && given.integers.empty() && (given.numbers.size() == 1 || given.numbers.size() > 4), op,
+        ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ", given.numbers.size(),
+        ", accepted: 0, 0, 1 or more than 4");
     TORCH_CHECK(state.dim() == 2, op, ": x of ", state.dim(), " dimensions");
     TORCH_CHECK(nodes.size() == kNodes && operands.size() == kPlaces - kNodes, op, ": ", nodes.size(), " nodes and ",
                 operands.size(), " operands");
@@ -69,6 +70,12 @@ struct Arguments {
     TORCH_CHECK(spec.stages <= limits::MOST_STAGES, op, ": ", spec.stages, " stages: kernels combine at most ",
                 limits::MOST_STAGES);
     const double t_end = given.numbers[0];
+    if (given.numbers.size() > 1) {
+      spec.low = given.numbers[1];
+      spec.high = given.numbers[2];
+      for (double term : given.numbers.slice(3)) spec.terms.push_back(t_end * term);
+      TORCH_CHECK(scale.size(0) == 1, op, ": an expansion with ", scale.size(0), " basis functions");
+    }
     for (int s = 0; s < spec.stages; ++s) {
       spec.rows.emplace_back();
       for (int j = 0; j < spec.stages; ++j) spec.rows[s].push_back(t_end * given.rows[s * spec.stages + j]);
@@ -123,6 +130,7 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
   const Arguments a(kOp, x, nodes, operands,
                     {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level});
   const GraphSpec& spec = a.spec;
+  TORCH_CHECK(spec.terms.empty() || !return_steps, kOp, ": an expansion has no steps");
   const auto options = a.x.options();
   const at::Tensor y = return_steps ? at::empty({n_steps + 1, spec.nodes, spec.columns}, options)
                                     : at::empty({spec.nodes, spec.columns}, options);
@@ -136,7 +144,8 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
                             kept.mutable_data_ptr<T>()};
     T* out = y.mutable_data_ptr<T>();
     for (int64_t i = 0; i <= (return_steps ? n_steps : 0); ++i) call.out.push_back(out + i * x.numel());
-    if (x.numel() > 0) graph_solve(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
+    const auto run = spec.terms.empty() ? graph_solve<T, I> : graph_series<T, I>;
+    if (x.numel() > 0) run(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
   });
   // of the strides of x, as the op without data says
   at::Tensor result = y.to(x.scalar_type());
@@ -193,7 +202,8 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.diagonal_grad = out(kDiagonal);
     call.value_grad = out(kValues);
     call.source_grad = out(kSource);
-    if (x.numel() > 0) graph_solve_backward(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
+    const auto run = spec.terms.empty() ? graph_solve_backward<T, I> : graph_series_backward<T, I>;
+    if (x.numel() > 0) run(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
   });
   std::vector<at::Tensor> all{at::empty_like(x).copy_(x_grad)};
   for (int64_t place : wanted) {

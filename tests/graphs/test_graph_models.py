@@ -179,6 +179,23 @@ def test_depth_can_be_refined_and_discretised_anew(kind):
     assert net(x, graph).isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in MAKERS if kind != "gcn"])
+def test_autocast_explanations_and_parameters_without_decay(kind):
+    net, (x, graph) = make(kind).float().eval(), inputs()
+    x, graph = x.float(), graph.to(torch.float32)
+    y = net(x, graph)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (x, SparseFeatures(x)):
+            low = net(given, graph)
+            assert low.dtype == torch.bfloat16
+            assert (low.float() - y).norm() < 0.05 * y.norm()
+    low.float().sum().backward()
+    assert "block" in [name for name, _ in cf.explain(net, x, graph).units]
+    if kind in ("cgnn", "wcgnn"):
+        assert "block.field.alpha" in net.no_weight_decay()
+        assert "decoder.weight" not in net.no_weight_decay()
+
+
 def test_options_reach_their_places():
     net = CGNN(WORDS, HIDDEN, CLASSES, num_nodes=N, t_end=3.0, scheme="midpoint", n_steps=5, form="paper", dropout=0.1)
     assert (net.block.scheme, net.block.n_steps, net.block.field.t_end, net.block.field.form) == (

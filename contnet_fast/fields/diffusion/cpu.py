@@ -16,6 +16,7 @@ class CpuDiffusion(Implementation):
     """``solve``: slices of columns, which do not mix, are integrated to the end one by one."""
 
     levels = ("solve",)
+    expands = True
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -36,7 +37,10 @@ class CpuDiffusion(Implementation):
         dtype = accumulation_dtype(call.x.dtype)
         width = slice_width(features, dtype)
         slices = (features + width - 1) // width
-        states = call.grid.n_steps - 1 if call.keep in ("step", "none") else 0
+        if call.spec.expansion:  # states and their products, of all but the last polynomial
+            states = 2 * (len(call.spec.expansion) - 2) - 1 if call.keep else 0
+        else:
+            states = call.grid.n_steps - 1 if call.keep in ("step", "none") else 0
         return (TensorSpec((slices, states, n, width), dtype),)
 
 

@@ -16,23 +16,29 @@ from ..family import Settings
 class DiffusionSpec:
     """The length of the solve: t in [0, 1] of a block stands for [0, t_end] of the papers.
 
+    Attributes:
+        expansion: empty, or the ends of an interval and coefficients of Chebyshev polynomials on it, for
+            :func:`contnet_fast.functional.chebyshev.chebyshev_solve`, which gives it to implementations that
+            have ``expands``: they compute H0 + t_end phi_1(t_end L) (L H0 + S) by it, whatever the scheme.
+
     Raises:
         TypeError, ValueError: naming the argument.
     """
 
     t_end: float = 1.0
+    expansion: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("t_end", self.t_end)
 
     def pack(self) -> Settings:
         """All of it."""
-        return Settings(numbers=(self.t_end,))
+        return Settings(numbers=(self.t_end, *self.expansion))
 
     @classmethod
     def unpack(cls, settings: Settings) -> DiffusionSpec:
         """The inverse of :meth:`pack`."""
-        return cls(settings.numbers[0])
+        return cls(settings.numbers[0], settings.numbers[1:])
 
 
 class DiffusionNodes(NamedTuple):

@@ -10,7 +10,14 @@ from torch.nn import functional as F
 
 from ...errors import check_count, check_share
 from ...graphs import Graph
-from ...nn import DiffusionField, GraphBlock, SparseFeatures, SparseLinear, WeightedDiffusionField
+from ...nn import (
+    DiffusionField,
+    GraphBlock,
+    SparseFeatures,
+    SparseLinear,
+    WeightedDiffusionField,
+    no_weight_decay,
+)
 from ...nn.graph_fields import GraphField
 
 
@@ -80,6 +87,10 @@ class CGNN(nn.Module):
         h = F.dropout(h[:, : self.hidden].relu(), self.dropout, self.training)
         logits: torch.Tensor = self.decoder(h)
         return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, as timm reads them."""
+        return no_weight_decay(self)
 
     def widened(self, encoded: torch.Tensor) -> torch.Tensor:
         """H(0) [n, ...] for what the encoder gave, [n, hidden]: here the same."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from ...errors import check_choice, check_count
 from ...graphs import Graph
-from ...nn import ControlledField, GATField, GCNField, GraphBlock, GraphConvolution, SparseFeatures
+from ...nn import ControlledField, GATField, GCNField, GraphBlock, GraphConvolution, SparseFeatures, no_weight_decay
 from ...nn.graph_fields import GraphField
 
 FIELDS = ("gcn", "gat", "controlled", "controlled_gat")
@@ -79,3 +79,7 @@ class GDE(nn.Module):
         h = self.block(self.encoder(x, graph).relu(), graph)
         logits: torch.Tensor = self.decoder(h, graph)
         return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, as timm reads them."""
+        return no_weight_decay(self)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...errors import check_bool, check_count, check_share
 from ...graphs import Graph
-from ...nn import GRANDField, GraphBlock, SparseFeatures, SparseLinear
+from ...nn import GRANDField, GraphBlock, SparseFeatures, SparseLinear, no_weight_decay
 
 
 class GRAND(nn.Module):
@@ -67,3 +67,7 @@ class GRAND(nn.Module):
         h = self.block(start, graph, source=start if self.with_source else None)
         logits: torch.Tensor = self.decoder(F.dropout(h.relu(), self.dropout, self.training))
         return logits
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, as timm reads them."""
+        return no_weight_decay(self)

@@ -11,7 +11,7 @@ from ...errors import check_count
 from ...fields.reference import combine_nodes
 from ...graphs import Graph
 from ...graphs.products import propagate
-from ...nn import BasisModule, ContinuousBlock
+from ...nn import BasisModule, ContinuousBlock, no_weight_decay
 from ...schemes.bases import Basis
 from ...schemes.timegrid import FloatWeights
 
@@ -123,6 +123,10 @@ class GCGRU(nn.Module):
             h = torch.where(arrived, self._jumped(h, torch.cat([x, *ago], 2), graph), h)
         y = torch.stack(found).permute(2, 0, 1, 3)
         return y if graph.order is None else torch.empty_like(y).index_copy(2, graph.order, y)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay should leave alone, as timm reads them."""
+        return no_weight_decay(self)
 
     def _waited(
         self, h: torch.Tensor, span: torch.Tensor, graph: Graph

@@ -5,8 +5,7 @@
 namespace contnet_fast {
 namespace {
 
-// One slice of columns. Its gradients of nodal values are by slot and of its own, [slots][nodes], and added up in the
-// order of slices, so that they do not depend on the number of threads.
+// One slice of columns; its gradients of nodal values are by slot, [slots][nodes].
 template <typename T, typename I>
 class BackwardSlice {
  public:
@@ -142,7 +141,7 @@ class BackwardSlice {
 
 // Gradients of the slots, to those of the basis functions.
 template <typename T>
-void to_nodes(const GraphSpec& spec, const std::vector<T>& slots, T* nodal) {
+void to_nodes(const GraphSpec& spec, const T* slots, T* nodal) {
   for (size_t slot = 0; slot < spec.grid.slots.size(); ++slot)
     for (const auto& [k, w] : spec.grid.slots[slot])
       for (int64_t i = 0; i < spec.nodes; ++i)
@@ -156,26 +155,14 @@ void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kerne
   const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
   const SortedRows<T, I> transpose(call.transpose, spec.nodes, spec.map() * sizeof(T));
   const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
-  const int64_t slices = spec.slices(), size = static_cast<int64_t>(spec.grid.slots.size()) * spec.nodes;
-  std::vector<T> scales(call.scale_grad ? slices * size : 0), diagonals(call.diagonal_grad ? slices * size : 0);
-  const auto one = [&](int64_t slice) {
-    BackwardSlice<T, I>(pass, call, transpose.rows, slice, call.scale_grad ? scales.data() + slice * size : nullptr,
-                        call.diagonal_grad ? diagonals.data() + slice * size : nullptr)
-        .run();
-  };
-  if (slices < at::get_num_threads() || call.value_grad) {  // slices add to the gradients of edges in their order
-    for (int64_t slice = 0; slice < slices; ++slice) one(slice);
-  } else {
-    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
-      for (int64_t slice = first; slice < last; ++slice) one(slice);
-    });
-  }
-  for (auto* sums : {&scales, &diagonals}) {
-    if (sums->empty()) continue;
-    for (int64_t slice = 1; slice < slices; ++slice)
-      for (int64_t i = 0; i < size; ++i) (*sums)[i] += (*sums)[slice * size + i];
-    to_nodes(spec, *sums, sums == &scales ? call.scale_grad : call.diagonal_grad);
-  }
+  const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
+  SliceSums<T> scales(spec, slots, call.scale_grad), diagonals(spec, slots, call.diagonal_grad);
+  // slices add to the gradients of edges in their order
+  over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
+    BackwardSlice<T, I>(pass, call, transpose.rows, slice, scales.of(slice), diagonals.of(slice)).run();
+  });
+  if (call.scale_grad) to_nodes(spec, scales.total(), call.scale_grad);
+  if (call.diagonal_grad) to_nodes(spec, diagonals.total(), call.diagonal_grad);
 }
 
 #define INSTANCE(T, I) \

@@ -42,14 +42,7 @@ template <typename T, typename I>
 void graph_solve(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
   const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
   const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
-  const int64_t slices = spec.slices();
-  if (slices < at::get_num_threads()) {
-    for (int64_t slice = 0; slice < slices; ++slice) solve_slice(pass, call, slice);
-    return;
-  }
-  at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
-    for (int64_t slice = first; slice < last; ++slice) solve_slice(pass, call, slice);
-  });
+  over_slices(spec, false, [&](int64_t slice) { solve_slice(pass, call, slice); });
 }
 
 #define INSTANCE(T, I) \

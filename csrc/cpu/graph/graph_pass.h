@@ -115,6 +115,39 @@ void store_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to) {
     std::memcpy(to + i * spec.columns + begin, from + i * width, count * sizeof(T));
 }
 
+// Calls f(slice): on several threads where there are enough slices, unless they must keep their order.
+template <typename F>
+void over_slices(const GraphSpec& spec, bool in_order, const F& f) {
+  const int64_t slices = spec.slices();
+  if (in_order || slices < at::get_num_threads()) {
+    for (int64_t slice = 0; slice < slices; ++slice) f(slice);
+    return;
+  }
+  at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
+    for (int64_t slice = first; slice < last; ++slice) f(slice);
+  });
+}
+
+// Sums over columns, [count][nodes], by slice: they are added up in the order of slices, so that they do not depend on
+// the number of threads.
+template <typename T>
+class SliceSums {
+ public:
+  SliceSums(const GraphSpec& spec, int64_t count, bool wanted)
+      : size_(wanted ? count * spec.nodes : 0), slices_(spec.slices()), sums_(size_ * slices_) {}
+  T* of(int64_t slice) { return size_ ? sums_.data() + slice * size_ : nullptr; }
+  const T* total() {
+    for (; added_ < slices_; ++added_)
+      for (int64_t i = 0; i < size_; ++i) sums_[i] += sums_[added_ * size_ + i];
+    return sums_.data();
+  }
+
+ private:
+  const int64_t size_, slices_;
+  int64_t added_ = 1;
+  std::vector<T> sums_;
+};
+
 // A nodal tensor [basis, nodes] at every slot of the time grid, [slots][nodes].
 template <typename T>
 std::vector<T> mix_slots(const GraphSpec& spec, const T* nodal) {

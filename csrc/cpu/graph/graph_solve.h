@@ -19,12 +19,18 @@ struct GraphSpec {
   std::vector<double> update;             // t_end * h * b_j
   TimeGrid grid;
   Keep keep;
+  // of an expansion in Chebyshev polynomials on [low, high], in place of Runge-Kutta stages: times t_end, or empty
+  double low, high;
+  std::vector<double> terms;
 
   int64_t slices() const { return (columns + width - 1) / width; }
   int64_t map() const { return nodes * width; }
   // Everything but the states is made again: that is quicker than writing and reading it.
   bool keeps_states() const { return keep == Keep::steps || keep == Keep::everything; }
-  int64_t kept_maps() const { return keeps_states() ? n_steps - 1 : 0; }
+  int64_t kept_maps() const {
+    if (!terms.empty()) return keep == Keep::nothing ? 0 : 2 * static_cast<int64_t>(terms.size()) - 1;
+    return keeps_states() ? n_steps - 1 : 0;
+  }
 };
 
 template <typename T, typename I>
@@ -56,5 +62,11 @@ template <typename T, typename I>
 void graph_solve(const GraphSpec&, const GraphKernels<T, I>&, const GraphForward<T, I>&);
 template <typename T, typename I>
 void graph_solve_backward(const GraphSpec&, const GraphKernels<T, I>&, const GraphBackward<T, I>&);
+
+// The expansion of `terms`; nodal values of one basis function.
+template <typename T, typename I>
+void graph_series(const GraphSpec&, const GraphKernels<T, I>&, const GraphForward<T, I>&);
+template <typename T, typename I>
+void graph_series_backward(const GraphSpec&, const GraphKernels<T, I>&, const GraphBackward<T, I>&);
 
 }  // namespace contnet_fast

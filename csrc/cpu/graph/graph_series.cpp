@@ -1,0 +1,192 @@
+// H0 + t phi_1(tL) (L H0 + S) by Chebyshev polynomials of L (contnet_fast/functional/chebyshev.py), forward and backward,
+// by the kernels of Runge-Kutta stages: with M = f L - c, the states S_0 = L H0 + S, S_1 = M S_0 and
+// S_{k+1} = S_{k-1} + k_k of the rates k_k = -+2 M S_k are Chebyshev polynomials up to signs +, +, -, -, ..., and the
+// sum of the series is H0 + D_0 S_0 + D_1 S_1 + sum_k D_{k+1} k_k, where D_j adds up every second coefficient from j on.
+#include "cpu/graph/graph_pass.h"
+
+namespace contnet_fast {
+namespace {
+
+enum Kind { kPlain, kFirst, kMinus, kPlus, kKinds };  // L, M, -2 M, 2 M
+
+template <typename T, typename I>
+class Series {
+ public:
+  Series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const T* scale, const T* diagonal)
+      : spec(spec), kernels(kernels), degree(static_cast<int>(spec.terms.size()) - 1) {
+    const double f = 2.0 / (spec.high > spec.low ? spec.high - spec.low : 1.0), c = 0.5 * f * (spec.high + spec.low);
+    const double times[] = {1.0, 1.0, -2.0, 2.0};
+    for (int kind = 0; kind < kKinds; ++kind) {
+      factor[kind] = times[kind] * (kind == kPlain ? 1.0 : f);
+      const double shift = kind == kPlain ? 0.0 : times[kind] * c;
+      for (int64_t i = 0; i < spec.nodes; ++i) {
+        scales.push_back(static_cast<T>(factor[kind] * scale[i]));
+        diagonals.push_back(static_cast<T>(factor[kind] * diagonal[i] - shift));
+      }
+    }
+    sums.assign(degree + 3, 0.0);
+    for (int k = degree; k >= 0; --k) sums[k] = sums[k + 2] + spec.terms[k] * (k % 4 < 2 ? 1.0 : -1.0);
+  }
+  // Of the evaluation of S_k; the one before S_0 is of L.
+  static Kind kind(int k) { return k < 0 ? kPlain : k == 0 ? kFirst : k % 2 ? kMinus : kPlus; }
+  const T* scale(int k) const { return scales.data() + kind(k) * spec.nodes; }
+  const T* diagonal(int k) const { return diagonals.data() + kind(k) * spec.nodes; }
+
+  const GraphSpec& spec;
+  const GraphKernels<T, I>& kernels;
+  const int degree;
+  double factor[kKinds];
+  std::vector<T> scales, diagonals;  // [kind][nodes]
+  std::vector<double> sums;          // D
+};
+
+// Maps that are kept: S_0, ..., S_{degree - 1}, then A H0, A S_0, ..., A S_{degree - 1}.
+template <typename T, typename I>
+void forward_slice(const Series<T, I>& series, const SparseRows<T, I>& graph, const GraphForward<T, I>& call,
+                   int64_t slice) {
+  const GraphSpec& spec = series.spec;
+  const RowRanges ranges(graph.indptr, spec.nodes, spec.width);
+  const int64_t map = spec.map();
+  const bool keeps = spec.keep != Keep::nothing;
+  Buffer<T> memory(7 * map);
+  T* work = memory.data();
+  T *state = work, *source = call.source ? work + map : nullptr, *total = work + 2 * map, *ring = work + 3 * map;
+  T* kept = call.kept + slice * spec.kept_maps() * map;
+  const auto place = [&](int k) { return keeps && k < series.degree ? kept + k * map : ring + (k % 3) * map; };
+  const auto product = [&](int k) { return keeps ? kept + (series.degree + 1 + k) * map : nullptr; };
+  load_slice(spec, slice, call.x, state);
+  if (source) load_slice(spec, slice, call.source, source);
+  for (int k = -1; k < series.degree; ++k) {
+    Evaluation<T, I> e{};
+    e.graph = graph;
+    e.scale = series.scale(k);
+    e.diagonal = series.diagonal(k);
+    e.input = k < 0 ? state : place(k);
+    e.product = product(k);
+    if (k < 0) {
+      e.source = source;
+      e.rate = place(0);
+    } else if (k == 0) {
+      e.rate = place(1);
+      e.base = state;
+      e.earlier.add(place(0), series.sums[0]);
+      e.own = static_cast<T>(series.sums[1]);
+      e.next = total;
+    } else {
+      e.base = place(k - 1);
+      e.own = T(1);
+      e.next = place(k + 1);
+      e.total_base = total;
+      e.total_own = static_cast<T>(series.sums[k + 1]);
+      e.total = total;
+    }
+    ranges.run([&](int64_t first, int64_t last) { series.kernels.evaluate(e, first, last); });
+  }
+  store_slice(spec, slice, total, call.out[0]);
+}
+
+template <typename T, typename I>
+void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpose, const GraphBackward<T, I>& call,
+                    int64_t slice, T* scale_sums, T* diagonal_sums) {
+  const GraphSpec& spec = series.spec;
+  const RowRanges ranges(transpose.indptr, spec.nodes, spec.width);
+  const int64_t map = spec.map();
+  const int degree = series.degree;
+  Buffer<T> memory(10 * map);
+  T* work = memory.data();
+  const auto take = [&] { return std::exchange(work, work + map); };
+  T *state = take(), *grad = take(), *rate_grad = take(), *x_grad = take();
+  T* source_grad = call.source_grad ? take() : nullptr;
+  T* scaled[2] = {take(), take()};
+  T* later[3] = {take(), take(), take()};  // the gradients of S_k, S_{k+1}, S_{k+2}, each at k % 3
+  std::fill(later[0], later[0] + 3 * map, T(0));
+  if (source_grad) std::fill(source_grad, source_grad + map, T(0));
+  const T* kept = call.kept + slice * spec.kept_maps() * map;
+  load_slice(spec, slice, call.x, state);
+  load_slice(spec, slice, call.out_grad[0], grad);
+  const auto input = [&](int k) { return k < 0 ? state : kept + k * map; };
+  const auto rate_gradient = [&](int k) {  // of the evaluation of S_k
+    RateGradient<T> to{};
+    to.scale = series.scale(k);
+    to.rate_grad = rate_grad;
+    to.scaled = scaled[(k + 1) % 2];
+    to.source_grad = k < 0 ? source_grad : nullptr;
+    to.product = kept + (degree + 1 + k) * map;
+    to.input = input(k);
+    to.scale_grad = scale_sums ? scale_sums + series.kind(k) * spec.nodes : nullptr;
+    to.diagonal_grad = diagonal_sums ? diagonal_sums + series.kind(k) * spec.nodes : nullptr;
+    return to;
+  };
+  for (int k = degree - 1; k >= -1; --k) {
+    Adjoint<T, I> a{};
+    a.transpose = transpose;
+    a.base = grad;
+    if (k == degree - 1) {  // the gradient of the last rate is D_degree times that of the result
+      a.base_factor = static_cast<T>(series.sums[degree]);
+      a.to = rate_gradient(k);
+      ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
+    }
+    if (call.value_grad) {
+      const EdgeGradient<T, I> edges{call.graph.indptr, call.graph.indices, scaled[(k + 1) % 2], input(k),
+                                     call.value_grad};
+      const RowRanges rows(call.graph.indptr, spec.nodes, spec.width);
+      rows.run([&](int64_t first, int64_t last) { series.kernels.edges(edges, first, last); });
+    }
+    a = {};
+    a.transpose = transpose;
+    a.base = grad;
+    a.scaled = scaled[(k + 1) % 2];
+    a.rate_grad = rate_grad;
+    a.diagonal = series.diagonal(k);
+    a.own = T(1);
+    if (k < 0) {
+      a.base_factor = T(1);
+      a.next = x_grad;
+    } else {
+      T* carried = later[(k + 2) % 3];
+      a.base_factor = static_cast<T>(series.sums[k]);
+      a.later.add(carried, 1.0);
+      a.total_base = carried;
+      a.total = later[k % 3];
+      a.to = rate_gradient(k - 1);
+    }
+    ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
+  }
+  if (call.x_grad) store_slice(spec, slice, x_grad, call.x_grad);
+  if (source_grad) store_slice(spec, slice, source_grad, call.source_grad);
+}
+
+}  // namespace
+
+template <typename T, typename I>
+void graph_series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
+  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
+  const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
+  over_slices(spec, false, [&](int64_t slice) { forward_slice(series, graph.rows, call, slice); });
+}
+
+template <typename T, typename I>
+void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
+  const SortedRows<T, I> transpose(call.transpose, spec.nodes, spec.map() * sizeof(T));
+  const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
+  SliceSums<T> scales(spec, kKinds, call.scale_grad), diagonals(spec, kKinds, call.diagonal_grad);
+  over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
+    backward_slice(series, transpose.rows, call, slice, scales.of(slice), diagonals.of(slice));
+  });
+  for (const auto& [sums, grad] : {std::pair{&scales, call.scale_grad}, std::pair{&diagonals, call.diagonal_grad}})
+    if (grad)
+      for (int kind = 0; kind < kKinds; ++kind)
+        for (int64_t i = 0; i < spec.nodes; ++i)
+          grad[i] += static_cast<T>(series.factor[kind]) * sums->total()[kind * spec.nodes + i];
+}
+
+#define INSTANCE(T, I)                                                                                \
+  template void graph_series(const GraphSpec&, const GraphKernels<T, I>&, const GraphForward<T, I>&); \
+  template void graph_series_backward(const GraphSpec&, const GraphKernels<T, I>&, const GraphBackward<T, I>&);
+INSTANCE(float, int32_t)
+INSTANCE(float, int64_t)
+INSTANCE(double, int32_t)
+INSTANCE(double, int64_t)
+#undef INSTANCE
+
+}  // namespace contnet_fast
