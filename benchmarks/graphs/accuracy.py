@@ -106,8 +106,9 @@ def sentence(rows: Sequence[Row], recipe: str) -> str:
         words = "worse than"
     else:
         words = "not told apart from"
+    what = "explained variance" if other == "gc-gru" else "test accuracy"
     return (
-        f"{recipe}, {len(seeds)} seeds: {model.upper()} {mean(own):.1f} ± {stdev(own):.1f} %, {other.upper()} "
+        f"{recipe}, {what}, {len(seeds)} seeds: {model.upper()} {mean(own):.1f} ± {stdev(own):.1f} %, {other.upper()} "
         f"{mean(beside):.1f} ± {stdev(beside):.1f} %; difference {gain.mean:+.2f} points, 95 % interval "
         f"{gain.low:+.2f} to {gain.high:+.2f}: {model.upper()} is {words} the {other.upper()}"
     )

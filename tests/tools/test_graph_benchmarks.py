@@ -45,4 +45,4 @@ def test_finished_rows_are_kept_and_lines_appended(tmp_path, capsys):
     assert [json.loads(line).get("seed") for line in after[len(before) :]] == [None, 1, 1]
     capsys.readouterr()
     accuracy.main(["--show", "--out", str(out)])
-    assert capsys.readouterr().out.startswith("karate, 2 seeds: CGNN")
+    assert capsys.readouterr().out.startswith("karate, test accuracy, 2 seeds: CGNN")
