@@ -18,7 +18,7 @@ from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes, DiffusionSpec, operands_of
 from ..graphs import Graph
 from ..ops import fused_solve
-from ..transforms import constant_when_traced
+from ..transforms import constant_when_traced, has_values
 from .combine import rk_combine
 from .fields import choose, field_solve
 from .steps import one_node_grid
@@ -89,8 +89,8 @@ def chebyshev_solve(
 
 
 def _largest_alpha(scale: torch.Tensor) -> float:
-    """The largest alpha, rounded up; 1 while a compiler traces, which reads no values."""
-    if torch.compiler.is_compiling() or not scale.numel():
+    """The largest alpha, rounded up; 1 where no values can be read."""
+    if not (has_values(scale) and scale.numel()):
         return 1.0
     least, largest = (2.0 * float(v) for v in scale.detach().aminmax())
     if least < 0 or largest > 1:
