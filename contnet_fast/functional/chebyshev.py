@@ -13,13 +13,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import is_fake
 
 from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes, DiffusionSpec, operands_of
 from ..graphs import Graph
 from ..ops import fused_solve
-from ..transforms import constant, constant_when_traced, vmapped
+from ..transforms import constant, constant_when_traced, has_values
 from .combine import rk_combine
 from .fields import choose, field_solve
 from .steps import one_node_grid
@@ -90,8 +89,8 @@ def chebyshev_solve(
 
 
 def _largest_alpha(scale: torch.Tensor) -> float:
-    """The largest alpha, rounded up; 1 where no value can be read: in a compiler, in vmap, of fake and meta tensors."""
-    if torch.compiler.is_compiling() or vmapped(scale) or is_fake(scale) or scale.is_meta or not scale.numel():
+    """The largest alpha, rounded up; 1 where no values can be read."""
+    if not (has_values(scale) and scale.numel()):
         return 1.0
     least, largest = (2.0 * float(v) for v in scale.detach().aminmax())
     if least < 0 or largest > 1:
