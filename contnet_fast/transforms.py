@@ -67,8 +67,8 @@ def has_autocast(device: str) -> bool:
 
 
 def has_values(x: torch.Tensor) -> bool:
-    """Whether the numbers in ``x`` can be read: not in a graph that a compiler traces, nor on fake tensors or meta."""
-    return not (torch.compiler.is_compiling() or x.is_meta or type(x).__name__ == "FakeTensor")
+    """Whether the numbers in ``x`` can be read: not where a compiler traces, under vmap, of fake tensors or on meta."""
+    return not (torch.compiler.is_compiling() or x.is_meta or type(x).__name__ == "FakeTensor" or vmapped(x))
 
 
 def vmapped(x: torch.Tensor) -> bool:
