@@ -66,6 +66,11 @@ def has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 
 
+def has_values(x: torch.Tensor) -> bool:
+    """Whether the numbers in ``x`` can be read: not where a compiler traces, under vmap, of fake tensors or on meta."""
+    return not (torch.compiler.is_compiling() or x.is_meta or type(x).__name__ == "FakeTensor" or vmapped(x))
+
+
 def vmapped(x: torch.Tensor) -> bool:
     """Whether ``x`` has a dimension that ``torch.vmap`` hides."""
     functorch = torch._C._functorch

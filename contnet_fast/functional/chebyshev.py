@@ -18,7 +18,7 @@ from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes, DiffusionSpec, operands_of
 from ..graphs import Graph
 from ..ops import fused_solve
-from ..transforms import constant_when_traced
+from ..transforms import constant, constant_when_traced, has_values
 from .combine import rk_combine
 from .fields import choose, field_solve
 from .steps import one_node_grid
@@ -49,9 +49,9 @@ def chebyshev_solve(
             "scheme: got 'chebyshev' with a graph that is not symmetric, accepted: graph.symmetrized() before it is "
             "normalised, weights of normalized(), or a Runge-Kutta scheme"
         )
-    largest = _largest_alpha(nodes.scale)
+    t_end, largest = constant(t_end), _largest_alpha(nodes.scale)
     low, high = (-largest, 0.0) if form == "repository" else (-1.0, largest - 1.0)
-    terms = coefficients(low * t_end, high * t_end, tolerance)
+    terms = _constant_coefficients(low * t_end, high * t_end, constant(tolerance))
     grid = one_node_grid("euler", 1)
     plan = choose(DIFFUSION, h0, spec=DiffusionSpec(), grid=grid, backend=backend)
     if plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
@@ -89,8 +89,8 @@ def chebyshev_solve(
 
 
 def _largest_alpha(scale: torch.Tensor) -> float:
-    """The largest alpha, rounded up; 1 while a compiler traces, which reads no values."""
-    if torch.compiler.is_compiling() or not scale.numel():
+    """The largest alpha, rounded up; 1 where no values can be read."""
+    if not (has_values(scale) and scale.numel()):
         return 1.0
     least, largest = (2.0 * float(v) for v in scale.detach().aminmax())
     if least < 0 or largest > 1:
@@ -99,6 +99,11 @@ def _largest_alpha(scale: torch.Tensor) -> float:
 
 
 @constant_when_traced
+def _constant_coefficients(low: float, high: float, tolerance: float) -> tuple[float, ...]:
+    """Found when a graph is traced, not inside it."""
+    return coefficients(low, high, tolerance)
+
+
 @lru_cache(maxsize=128)
 def coefficients(low: float, high: float, tolerance: float) -> tuple[float, ...]:
     """Of phi_1 on [low, high], as many as leave others out that add up to ``tolerance`` at most, and at least two.

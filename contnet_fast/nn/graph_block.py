@@ -28,8 +28,8 @@ class GraphBlock(ContinuousBlock):
         scheme, n_steps, checkpoint, backend: as in :class:`ContinuousBlock`. Or ``scheme="chebyshev"``, for a
             :class:`DiffusionField` of piecewise constants on a graph that was symmetric before its normalisation: the
             flow by Chebyshev polynomials (:func:`contnet_fast.graph_solve`), which needs no steps.
-        tolerance: of ``"chebyshev"``: the bound of the expansion's error, as :func:`contnet_fast.graph_solve` has it, for
-            each piece on which alpha(t) is constant.
+        tolerance: of ``"chebyshev"``: the bound of the expansion's error (:func:`contnet_fast.graph_solve`), for each
+            piece on which alpha(t) is constant.
 
     Raises:
         TypeError, ValueError: naming the argument, what it got and what is accepted.

@@ -27,7 +27,8 @@ def test_a_network_on_a_graph_compiles_to_one_graph(kind):
     words = torch.rand(20, 30)
     net = NETS[kind]().eval()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    for x in (words, SparseFeatures(words)):
+    for x, t_end in ((words, 1.5), (SparseFeatures(words), 2.5)):
+        net.block.field.t_end = t_end
         found, wanted = (
             (y, *torch.autograd.grad(y.square().sum(), list(net.parameters())))
             for y in (compiled(x, graph), net(x, graph))

@@ -163,12 +163,17 @@ def test_opcheck(source):
     torch.library.opcheck(lookup("diffusion_solve_backward", "cpu"), (y, *arguments, saved, [0, 1, 4]))
 
 
-def test_a_compiled_solve():
+@pytest.mark.parametrize("scheme", ["rk4_classic", "chebyshev"])
+def test_a_compiled_solve(scheme):
     graph = cf.Graph(torch.randint(0, 20, (2, 60)), num_nodes=20).symmetrized().normalized()
     h, alpha = torch.randn(20, 5), torch.rand(20, requires_grad=True)
 
     def solve(h, alpha):
-        return cf.graph_solve(h, graph, alpha=alpha, source=h, t_end=2.0, backend="cpu:solve").square().sum()
+        return (
+            cf.graph_solve(h, graph, alpha=alpha, source=h, t_end=2.0, scheme=scheme, backend="cpu:solve")
+            .square()
+            .sum()
+        )
 
     compiled = torch.compile(solve, fullgraph=True, backend="aot_eager")
     found, expected = (torch.autograd.grad(function(h, alpha), alpha)[0] for function in (compiled, solve))

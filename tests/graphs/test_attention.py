@@ -10,6 +10,7 @@ import contnet_fast as cf
 from contnet_fast.graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
 from contnet_fast.graphs.products import Rows, propagate, sparse_product
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 HEADS = 3
 

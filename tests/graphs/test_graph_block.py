@@ -222,6 +222,12 @@ def test_chebyshev_expansions_are_the_flow_of_every_piece(form, n_basis):
     torch.testing.assert_close(block(h, graph, source=s), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_what_chebyshev_would_run_is_explained_without_values():
+    block, _, h, _ = make(scheme="chebyshev")
+    plan = cf.explain(block, h, symmetric_graph())
+    assert {unit.problem.op for _, unit in plan.units} == {"diffusion_solve"}
+
+
 def test_chebyshev_is_refused_where_it_is_not_the_flow():
     block, graph, h, _ = make(n_basis=3, scheme="chebyshev")
     hat = make(n_basis=3, basis="hat")[0]

@@ -70,6 +70,11 @@ class GATField(GraphField):
             bound = (6 / fans) ** 0.5
             self.draw_constant(name, -bound, bound)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers that evaluations use."""
+        return (self.slope, self.dropout)
+
     def prepare(self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None) -> dict[str, Any]:  # type: ignore[override]
         """What any field on a graph prepares, for a state of its width."""
         context = super().prepare(x, graph=graph, source=source)

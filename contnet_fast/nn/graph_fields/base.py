@@ -13,6 +13,7 @@ from ...functional.autocast import autocast_enabled
 from ...graphs import Graph
 from ...graphs.products import propagate
 from ...schemes.bases import Basis, Matrix, apply_matrix
+from ...transforms import constant
 from ..basis_module import BasisModule
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -44,6 +45,11 @@ class GraphField(BasisModule):
         self.num_nodes = num_nodes
 
     @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers that evaluations use."""
+        return ()
+
+    @property
     def t_end(self) -> float:
         """The length of a solve, which may be set at any time."""
         return self._t_end
@@ -58,6 +64,8 @@ class GraphField(BasisModule):
         Raises:
             TypeError, ValueError: naming the argument, what it got and what is accepted.
         """
+        for number in (self.t_end, *self.numbers):
+            constant(number)  # read as constants here, they are constants inside of every step
         if not isinstance(graph, Graph):
             raise TypeError(f"graph: got {type(graph).__name__}, accepted: a contnet_fast.Graph, of edge_index for one")
         if self.normalised and graph.kind is None:

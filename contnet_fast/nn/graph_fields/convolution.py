@@ -75,6 +75,11 @@ class GCNField(GraphField):
             bound = getattr(self, name).shape[-1] ** -0.5
             self.draw_constant(name, -bound, bound)
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers that evaluations use."""
+        return (self.dropout,)
+
     def prepare(self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None) -> dict[str, Any]:  # type: ignore[override]
         """What any field on a graph prepares, and the masks of a solve."""
         context = super().prepare(x, graph=graph, source=source)

@@ -15,7 +15,7 @@ from ....triton.launch import allocate, launch
 from ..spec import DiffusionNodes, DiffusionOperands
 from .forward import Kept, Pass, like, mixed
 from .gradients import row_gradients, value_gradient
-from .plan import Solve
+from .plan import REGISTERS, Solve
 from .stage import diffusion_stage
 
 SCALE, DIAGONAL, VALUES, SOURCE = 0, 1, 4, 8  # places among nodes and operands
@@ -87,7 +87,7 @@ class _Backward:
         }  # fmt: skip
         if self.scale is not None or self.diagonal is not None:
             launch(
-                row_gradients, run.grid[:1], num_warps=tile.warps, products=of.products,
+                row_gradients, run.grid[:1], num_warps=tile.warps, maxnreg=REGISTERS, products=of.products,
                 scale_sums=self.scale, diagonal_sums=self.diagonal, **shared,
             )  # fmt: skip
         if self.values is not None:

@@ -18,6 +18,9 @@ COLUMNS = 64  # of features that a program takes at most
 EDGES = 4  # of a row that it gathers at once
 ELEMENTS = 2048  # that it gathers at once: with four warps 16 a thread, so that several loads are under way
 ROWS = 64  # at most
+REGISTERS = (
+    128  # most of a thread of row_gradients; left to itself the assembler spills at float64 for one program more
+)
 
 
 class GraphTile(NamedTuple):
