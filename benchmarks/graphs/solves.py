@@ -53,7 +53,7 @@ def suite(quick: bool) -> list[Case]:
     if quick:
         return [Case("tiny", 4, 2, 1, backward) for backward in (False, True)]
     small = [Case("cora", f, 16, n, b) for f in (16, 64, 256) for b in (False, True) for n in (1, 2)]
-    return [*small, *(Case(name, 64, 2, n, False) for name in ("random", "mesh") for n in (1, 2))]
+    return [*small, *(Case(name, 64, 16, n, False) for name in ("random", "mesh") for n in (1, 2))]
 
 
 def edges_of(name: str, data_path: Path | None) -> tuple[torch.Tensor, int]:

@@ -152,8 +152,8 @@ void to_nodes(const GraphSpec& spec, const T* slots, T* nodal) {
 
 template <typename T, typename I>
 void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
-  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
-  const SortedRows<T, I> transpose(call.transpose, spec.nodes, spec.map() * sizeof(T));
+  const SortedRows<T, I> graph(call.graph, spec.nodes);
+  const SortedRows<T, I> transpose(call.transpose, spec.nodes);
   const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
   const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
   SliceSums<T> scales(spec, slots, call.scale_grad), diagonals(spec, slots, call.diagonal_grad);

@@ -40,7 +40,7 @@ void solve_slice(const GraphPass<T, I>& pass, const GraphForward<T, I>& call, in
 
 template <typename T, typename I>
 void graph_solve(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
-  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
+  const SortedRows<T, I> graph(call.graph, spec.nodes);
   const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
   over_slices(spec, false, [&](int64_t slice) { solve_slice(pass, call, slice); });
 }

@@ -5,8 +5,7 @@ namespace {
 
 template <typename T, typename I, int W, int L>
 struct Slice {
-  static constexpr int N = W / L;    // vectors of a row
-  static constexpr int kAhead = 16;  // edges whose row is asked for early
+  static constexpr int N = W / L;  // vectors of a row
   using M = Vectors<T, L>;
   using V = typename M::V;
   struct Row {
@@ -46,28 +45,16 @@ struct Slice {
   }
 
   // the row at place p of a product with a map
-  template <bool Far>
-  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t p, I end) {
+  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t p) {
     Row sum{};
     const I stop = a.indptr[p + 1];
-    for (I e = a.indptr[p]; e < stop; ++e) {
-      if (Far && e + kAhead < end) {
-        const T* later = map + int64_t(a.indices[e + kAhead]) * W;
-        for (int byte = 0; byte < int(W * sizeof(T)); byte += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(later) + byte);
-      }
-      add(sum, a.values[e], load(map, a.indices[e]));
-    }
+    for (I e = a.indptr[p]; e < stop; ++e) add(sum, a.values[e], load(map, a.indices[e]));
     return sum;
-  }
-  static inline __attribute__((always_inline)) Row product(const SparseRows<T, I>& a, const T* map, int64_t p, I end) {
-    return a.far ? product<true>(a, map, p, end) : product<false>(a, map, p, end);
   }
 
   static void evaluate(const Evaluation<T, I>& c, int64_t first, int64_t last) {
-    const I end = c.graph.indptr[last];
     for (int64_t p = first; p < last; ++p) {
-      const Row product_row = product(c.graph, c.input, p, end);
+      const Row product_row = product(c.graph, c.input, p);
       const int64_t i = c.graph.row[p];
       if (c.product) store(c.product, i, product_row);
       Row k = times(c.scale[i], product_row);
@@ -88,13 +75,12 @@ struct Slice {
   }
 
   static void adjoint(const Adjoint<T, I>& c, int64_t first, int64_t last) {
-    const I end = c.scaled ? c.transpose.indptr[last] : I(0);
     for (int64_t p = first; p < last; ++p) {
       const int64_t i = c.transpose.row[p];
       Row next = times(c.base_factor, load(c.base, i));
       add(next, c.later, i);
       if (c.scaled) {
-        Row by_input = product(c.transpose, c.scaled, p, end);
+        Row by_input = product(c.transpose, c.scaled, p);
         add(by_input, c.diagonal[i], load(c.rate_grad, i));
         if (c.input_grad) store(c.input_grad, i, by_input);
         if (c.total) {

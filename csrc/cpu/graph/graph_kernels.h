@@ -13,7 +13,6 @@ template <typename T, typename I>
 struct SparseRows {
   const I *row, *indptr, *indices;
   const T* values;
-  bool far;  // maps are larger than the second cache: rows are asked for early
 };
 
 // sum_j factors[j] * maps[j]

@@ -19,7 +19,7 @@ namespace contnet_fast {
 template <typename T, typename I>
 class SortedRows {
  public:
-  SortedRows(const Graph<T, I>& graph, int64_t n, int64_t map_bytes) {
+  SortedRows(const Graph<T, I>& graph, int64_t n) {
     const auto [indptr, indices, values] = graph;
     const int64_t edges = indptr[n];
     row_.resize(n);
@@ -46,12 +46,12 @@ class SortedRows {
       }
     }
     indptr_.data()[n] = static_cast<I>(next);
-    rows = {row_.data(), indptr_.data(), indices_.data(), values_.data(), map_bytes > kNear};
+    rows = {row_.data(), indptr_.data(), indices_.data(), values_.data()};
   }
   SparseRows<T, I> rows;
 
  private:
-  static constexpr int64_t kBlock = 256, kNear = 1 << 20;
+  static constexpr int64_t kBlock = 256;
   static constexpr int kDegrees = 64;
   Buffer<I> row_, indptr_, indices_;
   Buffer<T> values_;

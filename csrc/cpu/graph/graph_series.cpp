@@ -160,14 +160,14 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
 
 template <typename T, typename I>
 void graph_series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
-  const SortedRows<T, I> graph(call.graph, spec.nodes, spec.map() * sizeof(T));
+  const SortedRows<T, I> graph(call.graph, spec.nodes);
   const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
   over_slices(spec, false, [&](int64_t slice) { forward_slice(series, graph.rows, call, slice); });
 }
 
 template <typename T, typename I>
 void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
-  const SortedRows<T, I> transpose(call.transpose, spec.nodes, spec.map() * sizeof(T));
+  const SortedRows<T, I> transpose(call.transpose, spec.nodes);
   const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
   SliceSums<T> scales(spec, kKinds, call.scale_grad), diagonals(spec, kKinds, call.diagonal_grad);
   over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
