@@ -57,7 +57,7 @@ def chebyshev_solve(
     if plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
         spec = DiffusionSpec(t_end, (low, high, *terms))
         operands = operands_of(graph, source)
-        DIFFUSION.check(h0, nodes, operands, spec=spec, grid=grid, training=False)
+        DIFFUSION.check(h0, nodes, operands, spec=DiffusionSpec(t_end), grid=grid, training=False)
         y, _ = fused_solve(
             DIFFUSION, h0, nodes, operands=operands, backend=plan.backend, level="solve", spec=spec, grid=grid,
             training=False, checkpoint="none", return_steps=False, compute_dtype=h0.dtype,

@@ -28,6 +28,8 @@ def check(
     Raises:
         TypeError, ValueError: naming the argument, what it got and what is accepted.
     """
+    if spec.expansion:
+        raise ValueError("spec: got an expansion, accepted: none; graph_solve(scheme='chebyshev') solves by one")
     n = operands.indptr.numel() - 1
     if x.dim() != 2 or x.shape[0] != n:
         raise ValueError(f"x: got shape {tuple(x.shape)}, accepted: [{n}, features], a row for each node of the graph")

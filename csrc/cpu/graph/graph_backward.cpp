@@ -9,7 +9,7 @@ namespace {
 template <typename T, typename I>
 class BackwardSlice {
  public:
-  BackwardSlice(const GraphPass<T, I>& pass, const GraphBackward<T, I>& call, const SparseRows<T, I>& transpose,
+  BackwardSlice(const GraphPass<T, I>& pass, const GraphBackward<T, I>& call, const SortedRows<T, I>& transpose,
                 int64_t slice, T* scale_sums, T* diagonal_sums)
       : pass_(pass),
         spec_(pass.spec),
@@ -20,7 +20,7 @@ class BackwardSlice {
         scale_sums_(scale_sums),
         diagonal_sums_(diagonal_sums),
         ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
-        back_ranges_(transpose.indptr, spec_.nodes, spec_.width) {
+        back_ranges_(transpose.rows.indptr, spec_.nodes, spec_.width) {
     recompute_ = call.scale_grad || call.diagonal_grad || call.value_grad;
     const int64_t states = recompute_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
     memory_.resize((8 + (pass.adds ? 2 : 4) * spec_.stages + states) * map_);
@@ -29,8 +29,7 @@ class BackwardSlice {
     x_ = take();
     source_ = call.source ? take() : nullptr;
     for (T*& one : adjoint_) one = take();
-    for (T*& one : scaled_) one = take();
-    rate_grad_ = take();
+    for (T*& one : rate_grad_) one = take();
     source_grad_ = call.source_grad ? take() : nullptr;
     for (int s = 0; s < spec_.stages; ++s) {
       input_grad_.push_back(s && !pass.adds ? take() : nullptr);
@@ -75,9 +74,7 @@ class BackwardSlice {
   RateGradient<T> rate_gradient(int i, int s) {
     const int slot = pass_.slot(i, s);
     RateGradient<T> to{};
-    to.scale = pass_.scale(slot);
-    to.rate_grad = rate_grad_;
-    to.scaled = scaled_[s % 2];
+    to.rate_grad = rate_grad_[s % 2];
     to.source_grad = source_grad_;
     to.product = at_.product[s];
     to.input = at_.input_of(s);
@@ -89,22 +86,25 @@ class BackwardSlice {
   void step(int i) {
     const int stages = spec_.stages;
     Adjoint<T, I> start{};
-    start.transpose = transpose_;
+    start.transpose = transpose_.rows;
     start.base = adjoint_[0];
     start.base_factor = static_cast<T>(spec_.update[stages - 1]);
     start.to = rate_gradient(i, stages - 1);
     ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
     for (int s = stages; s-- > 0;) {
+      const int slot = pass_.slot(i, s);
+      if (slot != scaled_for_) scaled_ = transpose_.scaled(pass_.scale(slot), values_);
+      scaled_for_ = slot;
       if (call_.value_grad) {
-        const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, scaled_[s % 2], at_.input_of(s),
-                                       call_.value_grad};
+        const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, pass_.scale(slot),
+                                       rate_grad_[s % 2],  at_.input_of(s),     call_.value_grad};
         ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
       }
       Adjoint<T, I> a{};
-      a.transpose = transpose_;
-      a.scaled = scaled_[s % 2];
-      a.rate_grad = rate_grad_;
-      a.diagonal = pass_.diagonal(pass_.slot(i, s));
+      a.transpose = scaled_;
+      a.factor = T(1);
+      a.rate_grad = rate_grad_[s % 2];
+      a.diagonal = pass_.diagonal(slot);
       a.input_grad = input_grad_[s];
       const bool first_stage = s == 0, added = pass_.adds && s + 1 < stages;
       a.base = first_stage && added ? adjoint_[1] : adjoint_[0];
@@ -128,13 +128,15 @@ class BackwardSlice {
   const GraphPass<T, I>& pass_;
   const GraphSpec& spec_;
   const GraphBackward<T, I>& call_;
-  const SparseRows<T, I>& transpose_;
+  const SortedRows<T, I>& transpose_;
   const int64_t slice_, map_;
   T *const scale_sums_, *const diagonal_sums_;
   const RowRanges ranges_, back_ranges_;
   bool recompute_;
-  Buffer<T> memory_;
-  T *x_, *source_, *adjoint_[2], *scaled_[2], *rate_grad_, *source_grad_, *kept_, *states_;
+  Buffer<T> memory_, values_;
+  SparseRows<T, I> scaled_;  // the transpose, its values times the scale of a slot
+  int scaled_for_ = -1;
+  T *x_, *source_, *adjoint_[2], *rate_grad_[2], *source_grad_, *kept_, *states_;
   std::vector<T*> input_grad_;
   StepPlaces<T> at_{};
 };
@@ -159,7 +161,7 @@ void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kerne
   SliceSums<T> scales(spec, slots, call.scale_grad), diagonals(spec, slots, call.diagonal_grad);
   // slices add to the gradients of edges in their order
   over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
-    BackwardSlice<T, I>(pass, call, transpose.rows, slice, scales.of(slice), diagonals.of(slice)).run();
+    BackwardSlice<T, I>(pass, call, transpose, slice, scales.of(slice), diagonals.of(slice)).run();
   });
   if (call.scale_grad) to_nodes(spec, scales.total(), call.scale_grad);
   if (call.diagonal_grad) to_nodes(spec, diagonals.total(), call.diagonal_grad);

@@ -52,7 +52,9 @@ struct Slice {
     return sum;
   }
 
-  static void evaluate(const Evaluation<T, I>& c, int64_t first, int64_t last) {
+  // the copies of the arguments are no memory that a store could change
+  static void evaluate(const Evaluation<T, I>& given, int64_t first, int64_t last) {
+    const Evaluation<T, I> c = given;
     for (int64_t p = first; p < last; ++p) {
       const Row product_row = product(c.graph, c.input, p);
       const int64_t i = c.graph.row[p];
@@ -74,13 +76,14 @@ struct Slice {
     }
   }
 
-  static void adjoint(const Adjoint<T, I>& c, int64_t first, int64_t last) {
+  static void adjoint(const Adjoint<T, I>& given, int64_t first, int64_t last) {
+    const Adjoint<T, I> c = given;
     for (int64_t p = first; p < last; ++p) {
       const int64_t i = c.transpose.row[p];
       Row next = times(c.base_factor, load(c.base, i));
       add(next, c.later, i);
-      if (c.scaled) {
-        Row by_input = product(c.transpose, c.scaled, p);
+      if (c.rate_grad) {
+        Row by_input = times(c.factor, product(c.transpose, c.rate_grad, p));
         add(by_input, c.diagonal[i], load(c.rate_grad, i));
         if (c.input_grad) store(c.input_grad, i, by_input);
         if (c.total) {
@@ -96,7 +99,6 @@ struct Slice {
       }
       const RateGradient<T>& to = c.to;
       store(to.rate_grad, i, next);
-      store(to.scaled, i, times(to.scale[i], next));
       if (to.source_grad) {
         Row sum = load(to.source_grad, i);
         add(sum, T(1), next);
@@ -107,9 +109,10 @@ struct Slice {
     }
   }
 
-  static void edges(const EdgeGradient<T, I>& c, int64_t first, int64_t last) {
+  static void edges(const EdgeGradient<T, I>& given, int64_t first, int64_t last) {
+    const EdgeGradient<T, I> c = given;
     for (int64_t i = first; i < last; ++i) {
-      const Row target = load(c.scaled, i);
+      const Row target = times(c.scale[i], load(c.rate_grad, i));
       for (I e = c.indptr[i]; e < c.indptr[i + 1]; ++e) c.grad[e] += dot(target, load(c.input, c.indices[e]));
     }
   }

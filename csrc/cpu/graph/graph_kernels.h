@@ -45,24 +45,23 @@ struct Evaluation {
   T* total;
 };
 
-// What the gradient g of a rate is turned into: scaled = scale * g, which the transpose multiplies; the source's
-// gradient; those of scale and diagonal, [n] sums over columns. Null where it is not wanted.
+// Where the gradient g of a rate goes: into a map, the source's gradient, and those of scale and diagonal, [n] sums over
+// columns. Null where it is not wanted.
 template <typename T>
 struct RateGradient {
-  const T* scale;
-  T *rate_grad, *scaled;
-  T* source_grad;
+  T *rate_grad, *source_grad;
   const T *product, *input;
   T *scale_grad, *diagonal_grad;
 };
 
-// The gradient of an evaluation's input, A^T scaled + diagonal * g, and what follows it in the same pass over rows:
-// next = base_factor * base + later + own * (that gradient), and total = total_base + (that gradient). Without `scaled`
-// there is no evaluation yet.
+// The gradient of an evaluation's input, factor * A^T (scale * g) + diagonal * g, and what follows it in the same pass
+// over rows: next = base_factor * base + later + own * (that gradient), and total = total_base + (that gradient). The
+// scale is in the values of the transpose. Without g there is no evaluation yet.
 template <typename T, typename I>
 struct Adjoint {
   SparseRows<T, I> transpose;
-  const T *scaled, *rate_grad, *diagonal;
+  T factor;
+  const T *rate_grad, *diagonal;
   T* input_grad;
   const T* base;
   T base_factor;
@@ -74,11 +73,12 @@ struct Adjoint {
   RateGradient<T> to;  // or of a rate, `to.rate_grad`
 };
 
-// grad[e] += sum over columns of scaled[target of e] * input[source of e], edges in the order of the caller's rows
+// grad[e] += sum over columns of scale * g at the target of e, times the input at its source; edges in the order of the
+// caller's rows
 template <typename T, typename I>
 struct EdgeGradient {
   const I *indptr, *indices;
-  const T *scaled, *input;
+  const T *scale, *rate_grad, *input;
   T* grad;
 };
 

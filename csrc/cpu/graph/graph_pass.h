@@ -21,6 +21,7 @@ class SortedRows {
  public:
   SortedRows(const Graph<T, I>& graph, int64_t n) {
     const auto [indptr, indices, values] = graph;
+    nodes_ = n;
     const int64_t edges = indptr[n];
     row_.resize(n);
     indptr_.resize(n + 1);
@@ -50,9 +51,20 @@ class SortedRows {
   }
   SparseRows<T, I> rows;
 
+  // The same with every value times what `scale` has at its column.
+  SparseRows<T, I> scaled(const T* scale, Buffer<T>& values) const {
+    const int64_t edges = indptr_.data()[nodes_];
+    values.resize(edges);
+    for (int64_t e = 0; e < edges; ++e) values.data()[e] = values_.data()[e] * scale[indices_.data()[e]];
+    SparseRows<T, I> result = rows;
+    result.values = values.data();
+    return result;
+  }
+
  private:
   static constexpr int64_t kBlock = 256;
   static constexpr int kDegrees = 64;
+  int64_t nodes_;
   Buffer<I> row_, indptr_, indices_;
   Buffer<T> values_;
 };

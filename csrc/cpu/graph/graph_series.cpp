@@ -95,9 +95,9 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
   Buffer<T> memory(10 * map);
   T* work = memory.data();
   const auto take = [&] { return std::exchange(work, work + map); };
-  T *state = take(), *grad = take(), *rate_grad = take(), *x_grad = take();
+  T *state = take(), *grad = take(), *x_grad = take();
   T* source_grad = call.source_grad ? take() : nullptr;
-  T* scaled[2] = {take(), take()};
+  T* rate_grad[2] = {take(), take()};
   T* later[3] = {take(), take(), take()};  // the gradients of S_k, S_{k+1}, S_{k+2}, each at k % 3
   std::fill(later[0], later[0] + 3 * map, T(0));
   if (source_grad) std::fill(source_grad, source_grad + map, T(0));
@@ -107,9 +107,7 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
   const auto input = [&](int k) { return k < 0 ? state : kept + k * map; };
   const auto rate_gradient = [&](int k) {  // of the evaluation of S_k
     RateGradient<T> to{};
-    to.scale = series.scale(k);
-    to.rate_grad = rate_grad;
-    to.scaled = scaled[(k + 1) % 2];
+    to.rate_grad = rate_grad[(k + 1) % 2];
     to.source_grad = k < 0 ? source_grad : nullptr;
     to.product = kept + (degree + 1 + k) * map;
     to.input = input(k);
@@ -127,16 +125,16 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
       ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
     }
     if (call.value_grad) {
-      const EdgeGradient<T, I> edges{call.graph.indptr, call.graph.indices, scaled[(k + 1) % 2], input(k),
-                                     call.value_grad};
+      const EdgeGradient<T, I> edges{call.graph.indptr,      call.graph.indices, series.scale(k),
+                                     rate_grad[(k + 1) % 2], input(k),           call.value_grad};
       const RowRanges rows(call.graph.indptr, spec.nodes, spec.width);
       rows.run([&](int64_t first, int64_t last) { series.kernels.edges(edges, first, last); });
     }
     a = {};
     a.transpose = transpose;
     a.base = grad;
-    a.scaled = scaled[(k + 1) % 2];
-    a.rate_grad = rate_grad;
+    a.factor = static_cast<T>(series.factor[series.kind(k)]);
+    a.rate_grad = rate_grad[(k + 1) % 2];
     a.diagonal = series.diagonal(k);
     a.own = T(1);
     if (k < 0) {
@@ -168,10 +166,12 @@ void graph_series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, cons
 template <typename T, typename I>
 void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
   const SortedRows<T, I> transpose(call.transpose, spec.nodes);
+  Buffer<T> values;
+  const SparseRows<T, I> scaled = transpose.scaled(call.scale, values);
   const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
   SliceSums<T> scales(spec, kKinds, call.scale_grad), diagonals(spec, kKinds, call.diagonal_grad);
   over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
-    backward_slice(series, transpose.rows, call, slice, scales.of(slice), diagonals.of(slice));
+    backward_slice(series, scaled, call, slice, scales.of(slice), diagonals.of(slice));
   });
   for (const auto& [sums, grad] : {std::pair{&scales, call.scale_grad}, std::pair{&diagonals, call.diagonal_grad}})
     if (grad)
