@@ -142,7 +142,8 @@ class Graph:
         if values.shape != self.values.shape:
             raise ValueError(f"values: got shape {tuple(values.shape)}, accepted: {tuple(self.values.shape)}")
         new = Graph.__new__(Graph)
-        new.__dict__.update(self.__dict__)
+        new.num_nodes, new.kind, new.order = self.num_nodes, self.kind, self.order
+        new.indptr, new.indices, new.transpose = self.indptr, self.indices, self.transpose
         new.values, new.symmetric = values, False
         return new
 

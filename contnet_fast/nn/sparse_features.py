@@ -106,8 +106,7 @@ class SparseFeatures:
         if values.shape != self.values.shape:
             raise ValueError(f"values: got shape {tuple(values.shape)}, accepted: {tuple(self.values.shape)}")
         new = SparseFeatures.__new__(SparseFeatures)
-        new.__dict__.update(self.__dict__)
-        new.values = values
+        new.shape, new.rows, new.values = self.shape, self.rows, values
         return new
 
     def row_normalized(self) -> SparseFeatures:

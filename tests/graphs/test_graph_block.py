@@ -225,7 +225,7 @@ def test_chebyshev_expansions_are_the_flow_of_every_piece(form, n_basis):
 def test_what_chebyshev_would_run_is_explained_without_values():
     block, _, h, _ = make(scheme="chebyshev")
     plan = cf.explain(block, h, symmetric_graph())
-    assert {unit.problem.op for _, unit in plan.units} == {"diffusion_solve"}
+    assert "diffusion_solve" in {unit.problem.op for _, unit in plan.units}
 
 
 def test_chebyshev_is_refused_where_it_is_not_the_flow():
