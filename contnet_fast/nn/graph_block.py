@@ -78,7 +78,8 @@ class GraphBlock(ContinuousBlock):
         """
         if isinstance(h, Proxy):
             named = {"source": source, "return_steps": return_steps}
-            return self._as_one_node(h, graph, **{k: v for k, v in named.items() if v is not None and v is not False})
+            given = lambda: {k: v for k, v in named.items() if v is not None and v is not False}  # noqa: E731
+            return self._as_one_node(h, given, graph)
         if not isinstance(graph, Graph):
             raise TypeError(f"graph: got {type(graph).__name__}, accepted: a contnet_fast.Graph, of edge_index for one")
         order = graph.order

@@ -37,8 +37,8 @@ class BackwardSlice {
       at_.product.push_back(recompute_ && call.scale_grad ? take() : nullptr);
       at_.rate.push_back(recompute_ && !pass.adds ? take() : nullptr);
     }
-    kept_ = const_cast<T*>(call.kept) + slice * spec_.kept_maps() * map_;
-    states_ = spec_.keeps_states() ? kept_ : next;
+    remade_ = next;
+    states_ = spec_.keeps_states() ? call.kept + slice * spec_.kept_maps() * map_ : remade_;
   }
 
   void run() {
@@ -65,15 +65,15 @@ class BackwardSlice {
     std::fill(at.product.begin(), at.product.end(), nullptr);
     for (int i = 0; i + 1 < spec_.n_steps; ++i) {
       at.state = state(i);
-      at.next = states_ + i * map_;
+      at.next = remade_ + i * map_;
       pass_.step(ranges_, i, source_, at);
     }
   }
 
   // What becomes of the gradient of the rate of stage s.
-  RateGradient<T> rate_gradient(int i, int s) {
+  RateAdjoint<T> rate_adjoint(int i, int s) {
     const int slot = pass_.slot(i, s);
-    RateGradient<T> to{};
+    RateAdjoint<T> to{};
     to.rate_grad = rate_grad_[s % 2];
     to.source_grad = source_grad_;
     to.product = at_.product[s];
@@ -89,7 +89,7 @@ class BackwardSlice {
     start.transpose = transpose_.rows;
     start.base = adjoint_[0];
     start.base_factor = static_cast<T>(spec_.update[stages - 1]);
-    start.to = rate_gradient(i, stages - 1);
+    start.to = rate_adjoint(i, stages - 1);
     ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
     for (int s = stages; s-- > 0;) {
       const int slot = pass_.slot(i, s);
@@ -117,7 +117,7 @@ class BackwardSlice {
         a.total = adjoint_[1];
       }
       if (s)
-        a.to = rate_gradient(i, s - 1);
+        a.to = rate_adjoint(i, s - 1);
       else
         a.next = adjoint_[1];
       back_ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(a, first, last); });
@@ -136,7 +136,8 @@ class BackwardSlice {
   Buffer<T> memory_, values_;
   SparseRows<T, I> scaled_;  // the transpose, its values times the scale of a slot
   int scaled_for_ = -1;
-  T *x_, *source_, *adjoint_[2], *rate_grad_[2], *source_grad_, *kept_, *states_;
+  T *x_, *source_, *adjoint_[2], *rate_grad_[2], *source_grad_, *remade_;
+  const T* states_;
   std::vector<T*> input_grad_;
   StepPlaces<T> at_{};
 };

@@ -97,7 +97,7 @@ struct Slice {
         store(c.next, i, next);
         continue;
       }
-      const RateGradient<T>& to = c.to;
+      const RateAdjoint<T>& to = c.to;
       store(to.rate_grad, i, next);
       if (to.source_grad) {
         Row sum = load(to.source_grad, i);

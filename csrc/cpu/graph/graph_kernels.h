@@ -48,7 +48,7 @@ struct Evaluation {
 // Where the gradient g of a rate goes: into a map, the source's gradient, and those of scale and diagonal, [n] sums over
 // columns. Null where it is not wanted.
 template <typename T>
-struct RateGradient {
+struct RateAdjoint {
   T *rate_grad, *source_grad;
   const T *product, *input;
   T *scale_grad, *diagonal_grad;
@@ -69,8 +69,8 @@ struct Adjoint {
   T own;
   const T* total_base;
   T* total;
-  T* next;             // the gradient of a state, or null
-  RateGradient<T> to;  // or of a rate, `to.rate_grad`
+  T* next;            // the gradient of a state, or null
+  RateAdjoint<T> to;  // or of a rate, `to.rate_grad`
 };
 
 // grad[e] += sum over columns of scale * g at the target of e, times the input at its source; edges in the order of the

@@ -105,8 +105,8 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
   load_slice(spec, slice, call.x, state);
   load_slice(spec, slice, call.out_grad[0], grad);
   const auto input = [&](int k) { return k < 0 ? state : kept + k * map; };
-  const auto rate_gradient = [&](int k) {  // of the evaluation of S_k
-    RateGradient<T> to{};
+  const auto rate_adjoint = [&](int k) {  // of the evaluation of S_k
+    RateAdjoint<T> to{};
     to.rate_grad = rate_grad[(k + 1) % 2];
     to.source_grad = k < 0 ? source_grad : nullptr;
     to.product = kept + (degree + 1 + k) * map;
@@ -121,7 +121,7 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
     a.base = grad;
     if (k == degree - 1) {  // the gradient of the last rate is D_degree times that of the result
       a.base_factor = static_cast<T>(series.sums[degree]);
-      a.to = rate_gradient(k);
+      a.to = rate_adjoint(k);
       ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
     }
     if (call.value_grad) {
@@ -146,7 +146,7 @@ void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpos
       a.later.add(carried, 1.0);
       a.total_base = carried;
       a.total = later[k % 3];
-      a.to = rate_gradient(k - 1);
+      a.to = rate_adjoint(k - 1);
     }
     ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
   }
