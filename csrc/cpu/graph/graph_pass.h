@@ -103,7 +103,7 @@ class RowRanges {
   }
 
  private:
-  static constexpr int64_t kLeastWork = 40'000;  // values gathered, below which waking a thread costs more
+  static constexpr int64_t kLeastWork = 200'000;  // values gathered, below which waking a thread costs more
   std::vector<int64_t> starts_;
 };
 
