@@ -122,19 +122,14 @@ class Graph:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Graph:
         """The graph on another device, or with weights of another floating dtype; itself if nothing changes."""
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, accepted: a floating dtype")
-        device = self.device if device is None else torch.device(device)
-        values = self.values.to(device, dtype or self.dtype)
+        values = moved_values(self.values, device, dtype)
         if values is self.values:
             return self
-        new = self.with_values(values)
+        new, place = self.with_values(values), values.device
         new.symmetric = self.symmetric
-        new.indptr, new.indices = self.indptr.to(device), self.indices.to(device)
-        new.transpose = Transpose(*(t.to(device) for t in self.transpose))
-        new.order = None if self.order is None else self.order.to(device)
+        new.indptr, new.indices = self.indptr.to(place), self.indices.to(place)
+        new.transpose = Transpose(*(t.to(place) for t in self.transpose))
+        new.order = None if self.order is None else self.order.to(place)
         return new
 
     def with_values(self, values: torch.Tensor) -> Graph:
@@ -237,20 +232,44 @@ def product_of(indptr: torch.Tensor, indices: torch.Tensor, values: torch.Tensor
     return torch.zeros_like(h).index_add(0, rows, values.unsqueeze(1) * h.index_select(0, indices))
 
 
+def moved_values(values: torch.Tensor, device: Any, dtype: torch.dtype | None) -> torch.Tensor:
+    """``values.to(device, dtype)`` of floats, where ``device`` may be the dtype alone; itself if nothing changes.
+
+    Raises:
+        TypeError: the dtype is not a floating one.
+    """
+    if isinstance(device, torch.dtype):
+        device, dtype = None, device
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype: got {dtype}, accepted: a floating dtype")
+    return values.to(values.device if device is None else torch.device(device), dtype or values.dtype)
+
+
+def starts_of(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """[count + 1], where the entries of each row start, for entries sorted by ``rows`` [E]; int64."""
+    counts = torch.bincount(rows, minlength=count)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def transpose_of(rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]) -> Transpose:
+    """The entries of a matrix of ``shape``, int64 [E] and sorted by row, sorted by column; int32 where they fit."""
+    by_column = torch.argsort(columns * max(shape[0], 1) + rows, stable=True)
+    parts = (starts_of(columns, shape[1]), rows[by_column], by_column)
+    narrow = narrow_integers(*shape, rows.numel())
+    return Transpose(*(part.to(narrow) for part in parts))
+
+
+def narrow_integers(*sizes: int) -> torch.dtype:
+    """int32 if all sizes fit, else int64."""
+    return torch.int32 if max(sizes) < 2**31 else torch.int64
+
+
 def _sorted_rows(index: torch.Tensor, weight: torch.Tensor, n: int) -> _Rows:
     sources, targets = index[0], index[1]
     by_target = torch.argsort(targets * n + sources, stable=True)
     rows, columns, values = targets[by_target], sources[by_target], weight[by_target]
-    by_source = torch.argsort(columns * n + rows, stable=True)
-    small = max(n, index.shape[1]) < 2**31
-    narrow = torch.int32 if small else torch.int64
-
-    def starts(sorted_nodes: torch.Tensor) -> torch.Tensor:
-        counts = torch.bincount(sorted_nodes, minlength=n)
-        return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(narrow)
-
-    transpose = Transpose(starts(columns[by_source]), rows[by_source].to(narrow), by_source.to(narrow))
-    indptr, indices = starts(rows), columns.to(narrow)
+    transpose, narrow = transpose_of(rows, columns, (n, n)), narrow_integers(n, rows.numel())
+    indptr, indices = starts_of(rows, n).to(narrow), columns.to(narrow)
     same = torch.equal(indptr, transpose.indptr) and torch.equal(indices, transpose.indices)
-    symmetric = same and torch.equal(values.detach(), values.detach()[by_source])
+    symmetric = same and torch.equal(values.detach(), values.detach()[transpose.places.long()])
     return _Rows(indptr, indices, values, transpose, symmetric)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import check_count, check_share
 from ..functional.autocast import compute_dtype
+from ..graphs.graph import moved_values, narrow_integers, starts_of, targets_of, transpose_of
 from ..graphs.products import Rows, sparse_product
 from ..reference.rk import accumulation_dtype
 
@@ -51,13 +52,9 @@ class SparseFeatures:
     def _build(self, indptr: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> None:
         _check(indptr, indices, values, shape)
         self.shape, self.values = shape, values
-        target = torch.repeat_interleave(torch.arange(shape[0], device=indptr.device), indptr.diff())
-        by_column = torch.argsort(indices.long() * max(shape[0], 1) + target, stable=True)
-        counts = torch.bincount(indices, minlength=shape[1])
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        narrow = torch.int32 if max(*shape, indices.numel()) < 2**31 else torch.int64
-        parts = (indptr, indices, starts, target[by_column], by_column)
-        self.rows = Rows(*(part.to(narrow) for part in parts))
+        transpose = transpose_of(targets_of(indptr, indices.numel()), indices.long(), shape)
+        narrow = narrow_integers(*shape, indices.numel())
+        self.rows = Rows(indptr.to(narrow), indices.to(narrow), *transpose)
 
     @property
     def indptr(self) -> torch.Tensor:
@@ -89,16 +86,11 @@ class SparseFeatures:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> SparseFeatures:
         """The features on another device, or with values of another floating dtype; itself if nothing changes."""
-        if isinstance(device, torch.dtype):
-            device, dtype = None, device
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, accepted: a floating dtype")
-        device = self.device if device is None else torch.device(device)
-        values = self.values.to(device, dtype or self.dtype)
+        values = moved_values(self.values, device, dtype)
         if values is self.values:
             return self
         new = self.with_values(values)
-        new.rows = Rows(*(part.to(device) for part in self.rows))
+        new.rows = Rows(*(part.to(values.device) for part in self.rows))
         return new
 
     def with_values(self, values: torch.Tensor) -> SparseFeatures:
@@ -111,13 +103,13 @@ class SparseFeatures:
 
     def row_normalized(self) -> SparseFeatures:
         """Every row divided by its sum; rows of sum zero stay as they are."""
-        target = torch.repeat_interleave(torch.arange(len(self), device=self.device), self.indptr.diff())
+        target = targets_of(self.indptr, self.indices.numel())
         sums = self.values.new_zeros(len(self)).index_add(0, target, self.values)
         return self.with_values(self.values / torch.where(sums == 0, 1.0, sums)[target])
 
     def to_dense(self) -> torch.Tensor:
         """The whole matrix [n, m]."""
-        target = torch.repeat_interleave(torch.arange(len(self), device=self.device), self.indptr.diff())
+        target = targets_of(self.indptr, self.indices.numel())
         return self.values.new_zeros(self.shape).index_put((target, self.indices.long()), self.values, accumulate=True)
 
     def __repr__(self) -> str:
@@ -190,13 +182,7 @@ def _compressed(given: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     else:
         raise TypeError(f"features: got {type(given).__name__}, accepted: {ACCEPTED}")
     values = values if values.is_floating_point() else values.float()
-    counts = torch.bincount(target, minlength=given.shape[0])
-    return (
-        torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-        column,
-        values,
-        (int(given.shape[0]), int(given.shape[1])),
-    )
+    return starts_of(target, given.shape[0]), column, values, (int(given.shape[0]), int(given.shape[1]))
 
 
 def _check(indptr: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, shape: tuple[int, int]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -99,3 +100,11 @@ class Task(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Return what ``config.json`` keeps of the data."""
+
+
+def digest_of(parts: Iterable[torch.Tensor]) -> str:
+    """The SHA-256 of the values of tensors."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part.cpu().contiguous().numpy().tobytes())
+    return hashed.hexdigest()

@@ -105,6 +105,8 @@ struct Arguments {
       TORCH_CHECK(part->scalar_type() == indptr.scalar_type() && part->numel() == (starts ? n + 1 : edges), op,
                   ": a graph of other sizes or integers");
     }
+    for (const at::Tensor* starts : {&indptr, &back_indptr})
+      TORCH_CHECK(starts->select(0, n).item<int64_t>() == edges, op, ": a graph of other sizes");
     TORCH_CHECK(!source.defined() || source.sizes() == x.sizes(), op, ": a source of shape ", source.sizes());
   }
 };

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from ...analysis.accuracy import Score
 from ...graphs import Graph
 from ...graphs.datasets import SeriesData
 from ..config import Config
-from ..task import Outcome
+from ..task import Outcome, digest_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class SeriesTask:
     """Series that are predicted by a network called with values, times, masks and the graph.
 
     It returns [S, T, n, F], at each arrival what it expects before it sees it; that at the first one is not scored.
-    ``accuracy`` of its scores is the share of the variance of what was observed that predictions explain.
+    ``accuracy`` of its scores is the share of the variance about zero of what was observed that predictions explain.
 
     Attributes:
         graph: normalised, as the network wants it.
@@ -60,10 +59,9 @@ class SeriesTask:
 
     def facts(self) -> dict[str, Any]:
         """Return what ``config.json`` keeps: sizes, and a digest of edges, series and split."""
-        data, hashed = self.data, hashlib.sha256()
-        for part in (data.graph.indices, data.times, data.values, data.mask, data.train, data.valid, data.test):
-            hashed.update(part.cpu().contiguous().numpy().tobytes())
-        return {**self.sizes, "digest": hashed.hexdigest()}
+        data = self.data
+        parts = (data.graph.indices, data.times, data.values, data.mask, data.train, data.valid, data.test)
+        return {**self.sizes, "digest": digest_of(parts)}
 
     def to(self, device: torch.device) -> SeriesTask:
         """Return them on another device."""
