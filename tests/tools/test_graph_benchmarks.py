@@ -46,3 +46,13 @@ def test_finished_rows_are_kept_and_lines_appended(tmp_path, capsys):
     capsys.readouterr()
     accuracy.main(["--show", "--out", str(out)])
     assert capsys.readouterr().out.startswith("karate, test accuracy, 2 seeds: CGNN")
+
+
+def test_the_page_has_the_table_and_the_sentences_of_the_rows():
+    table = pytest.importorskip("benchmarks.graphs.table")
+    given = table.PAGE.read_text(encoding="utf-8")
+    assert table.page(given, table.read(table.ROWS)) == given, "python -m benchmarks.graphs.table --write"
+    rows = accuracy.read(accuracy.RESULTS / "graph-accuracy.jsonl")
+    words = " ".join(given.split())
+    for recipe in {row["recipe"] for row in rows}:
+        assert accuracy.sentence(rows, recipe) in words
