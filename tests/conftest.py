@@ -105,6 +105,28 @@ def _integer_checks(request, monkeypatch):
         monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
 
 
+@pytest.fixture(autouse=True)
+def _one_interpreted_language(monkeypatch):
+    """Triton's interpreter puts its own functions into ``triton.language`` for a kernel; the helpers that the kernel
+    calls do so again, at every call."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
+        return
+    put, languages, there = interpreter._patch_lang, (interpreter.tl, interpreter.tl.core), set()
+
+    def put_once(function):
+        wanted = {id(value) for value in function.__globals__.values() if any(value is one for one in languages)}
+        if wanted <= there:
+            return interpreter._LangPatchScope()
+        scope = put(function)
+        there.update(wanted)
+        restore = scope.restore
+        scope.restore = lambda: (there.clear(), restore())
+        return scope
+
+    monkeypatch.setattr(interpreter, "_patch_lang", put_once)
+
+
 def instruction_sets() -> list[str]:
     return cpu._extension.instruction_sets() if cpu._extension else ["portable"]
 

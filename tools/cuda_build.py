@@ -134,7 +134,7 @@ class Resources:
     shared: int
 
 
-def resources(source: Path, chip: str, cubin: Path | None = None) -> list[Resources]:
+def resources(source: Path, chip: str, cubin: Path | None = None, options: Sequence[str] = ()) -> list[Resources]:
     """Compile ``source`` for ``chip`` with warnings as errors and read what ptxas says; ``cubin`` keeps the code.
 
     Raises:
@@ -145,7 +145,8 @@ def resources(source: Path, chip: str, cubin: Path | None = None) -> list[Resour
         raise RuntimeError("compiling for a GPU needs nvcc (CUDA_HOME, or on the path)")
     with tempfile.TemporaryDirectory() as folder:
         target = cubin or Path(folder, "code.cubin")
-        words = _run([compiler, *COMPILE, f"-arch={chip}", f"-I{SOURCES}", "-cubin", "-o", str(target), str(source)])
+        command = [compiler, *COMPILE, *options, f"-arch={chip}", f"-I{SOURCES}", "-cubin", "-o", str(target)]
+        words = _run([*command, str(source)])
     return _read(words, chip)
 
 

@@ -17,7 +17,8 @@ STOPS = torch.tensor([0.4, 0.9])
 TOLERANCES = dict.fromkeys((*FIXED, *ADAPTIVE), (1e-3, 1e-4)) | {
     "dopri5": (1e-5, 1e-5),
     "dopri8": (1e-6, 1e-6),
-    "fehlberg2": (1e-4, 1e-5),
+    "fehlberg2": (1e-3, 1e-4),
+    "adaptive_heun": (1e-2, 1e-3),
 }
 
 
