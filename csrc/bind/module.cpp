@@ -1,8 +1,10 @@
 // Registers the C++ implementations of the ops, and the Python module with build information and the log of runs.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,6 @@
 // What Python asks of the plans of kernels: limits, blocks and shared memory. Also in builds without CUDA.
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
