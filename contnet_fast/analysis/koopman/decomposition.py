@@ -12,7 +12,7 @@ import torch
 from .reduction import Snapshots, appended, as_snapshots, blocks, rounding, triangular_factor
 
 TOLERANCE = 0.1  # of a residual
-EAGER_BYTES = 2**28  # of modes that are computed at once
+EAGER = 2**24  # numbers of modes that are computed at once
 
 
 class Columns(Protocol):
@@ -209,8 +209,7 @@ def from_coordinates(
         coefficients / norms,
         columns,
     )
-    mapped = isinstance(columns, ReadColumns) and hasattr(columns.snapshots, "_mmap")
-    if not mapped and columns.size * kept * 16 <= EAGER_BYTES:
+    if isinstance(columns, ReadColumns) and not hasattr(columns.snapshots, "_mmap") and columns.size * kept <= EAGER:
         found.__dict__["modes"] = found.modes
     return found
 
