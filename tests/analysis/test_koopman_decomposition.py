@@ -5,48 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from linear_maps import PROMISES, SLOW_TO_FAST, descent, distances, orbit
 
 import contnet_fast as cf
 from contnet_fast.analysis.koopman import reduction
 
 decompose = cf.analysis.koopman.decompose
-SLOW_TO_FAST = (1.0, 0.999, 0.99, 0.95, 0.9, 0.7, 0.4)
-PROMISES = [(torch.float64, 1e-8), (torch.float32, 1e-4)]
-
-
-def orbit(matrix: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
-    """The snapshots first, A first, A A first, ..., float64 [count, n]."""
-    found = [first]
-    for _ in range(count - 1):
-        found.append(matrix @ found[-1])
-    return torch.stack(found)
-
-
-def directions(size: int, count: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.linalg.qr(torch.randn(size, count, generator=generator, dtype=torch.float64)).Q
-
-
-def distances(found: torch.Tensor, wanted) -> float:
-    """The largest distance of a wanted eigenvalue to the nearest found one, each used once."""
-    left, worst = list(found), 0.0
-    for value in wanted:
-        nearest = min(range(len(left)), key=lambda i: abs(left[i] - value))
-        worst = max(worst, float(abs(left.pop(nearest) - value)))
-    return worst
-
-
-def descent(rates, *, rate: float, momentum: float = 0.0, steps: int, size: int = 500) -> torch.Tensor:
-    """Weights of (momentum) gradient descent on a quadratic with curvatures ``rates`` in hidden directions."""
-    basis = directions(size, len(rates))
-    curvature = basis * torch.as_tensor(rates, dtype=torch.float64) @ basis.T
-    weights, velocity = basis.sum(1), torch.zeros(size, dtype=torch.float64)
-    found = [weights]
-    for _ in range(steps):
-        velocity = momentum * velocity + curvature @ weights
-        weights = weights - rate * velocity
-        found.append(weights)
-    return torch.stack(found)
 
 
 @pytest.mark.parametrize(("dtype", "promise"), PROMISES)

@@ -179,8 +179,7 @@ def from_coordinates(
     states = torch.cat([coordinates[:, i : i + n + 1] for i in range(delays)])
     if len(states) > n + 1:
         states = torch.linalg.qr(states, mode="r").R
-    scale = states[:, :n].norm(dim=0)
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = _scales(states[:, :n])
     x, y = states[:, :n] / scale, states[:, 1:] / scale
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     kept = int((s > max(n * torch.finfo(torch.float64).eps * float(s[0]), 2 * eps)).sum())
@@ -197,8 +196,7 @@ def from_coordinates(
     coefficients = coordinates.new_zeros(coordinates.shape[1], kept, dtype=torch.complex128)
     coefficients[:n] = (right.to(vectors.dtype) @ vectors) / scale[:, None]
     modes = coordinates.to(torch.complex128) @ coefficients
-    norms = modes.norm(dim=0)
-    norms = torch.where(norms > 0, norms, 1.0)
+    norms = _scales(modes)
     found = Decomposition(
         eigenvalues,
         least_squares_amplitudes(modes / norms, eigenvalues, coordinates),
@@ -212,6 +210,12 @@ def from_coordinates(
     if isinstance(columns, ReadColumns) and not hasattr(columns.snapshots, "_mmap") and columns.size * kept <= EAGER:
         found.__dict__["modes"] = found.modes
     return found
+
+
+def _scales(columns: torch.Tensor) -> torch.Tensor:
+    """Return the norm of each column, 1 for zeros."""
+    norms = columns.norm(dim=0)
+    return torch.where(norms > 0, norms, 1.0)
 
 
 def least_squares_amplitudes(modes: torch.Tensor, eigenvalues: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:

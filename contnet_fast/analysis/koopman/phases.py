@@ -70,13 +70,15 @@ def _windows(
     while start + length <= len(snapshots):
         every, rate = int(steps[start + 1] - steps[start]), float(rates[start])
 
-        def goes_on(row: int, every: int = every, rate: float = rate) -> bool:
-            same = abs(rates[row] - rate) <= tolerance * abs(rate) or (math.isnan(rate) and math.isnan(rates[row]))
-            return same and steps[row] - steps[row - 1] == every
+        def same_rate(row: int, rate: float = rate) -> bool:
+            return abs(rates[row] - rate) <= tolerance * abs(rate) or (math.isnan(rate) and math.isnan(rates[row]))
 
-        broken = next((row for row in range(start + 1, start + length) if not goes_on(row)), None)
-        if broken is not None:
-            start = broken
+        inside = range(start + 1, start + length)
+        if any(not same_rate(row) for row in inside):
+            start = next(row for row in inside if not same_rate(row))
+            continue
+        if any(steps[row] - steps[row - 1] != every for row in inside):  # the row before the gap may begin another
+            start = next(row for row in inside if steps[row] - steps[row - 1] != every) - 1
             continue
         rows = slice(start, start + length)
         yield Window(rows, snapshots[rows], int(steps[start]), int(steps[rows.stop - 1]), every, rate)
