@@ -129,6 +129,9 @@ class Config:
     deterministic: bool = _option(True, "reproducible cuDNN algorithms")
     save_every: int = _option(0, "also save a checkpoint every so many batches (0: at the end of an epoch)", low=0)
     tensorboard: bool = _option(False, "also write TensorBoard events")
+    koopman: bool = _option(False, "also record the weights, for contnet-fast analyze koopman")
+    koopman_every: int = _option(10, "batches between two of their snapshots", low=1)
+    koopman_width: int = _option(256, "numbers of a snapshot, by a random projection (0: all weights)", low=0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
