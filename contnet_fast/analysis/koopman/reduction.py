@@ -11,7 +11,8 @@ import torch
 
 Snapshots: TypeAlias = "torch.Tensor | np.ndarray"
 
-BLOCK_BYTES = 2**25  # of one block in float64
+BLOCK_BYTES = 2**23  # of one block in float64; some copies of it are in memory
+ROWS = 16  # of a memory map that are copied before its pages are released
 
 
 def as_snapshots(snapshots: Any) -> Snapshots:
@@ -44,18 +45,28 @@ def rounding(snapshots: Snapshots) -> float:
 def blocks(snapshots: Snapshots) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield the weights of each block and their snapshots, float64 [b, T] on the CPU.
 
-    The pages of a shared memory map are released behind each block, so that a file larger than memory can be read.
+    The pages of a shared memory map are released once they are copied, so that a file larger than memory can be read.
     """
     count, size = snapshots.shape
     rows = max(BLOCK_BYTES // (8 * count), 1)
     for start in range(0, size, rows):
         part = slice(start, min(start + rows, size))
-        block = snapshots[:, part]
-        if not isinstance(block, torch.Tensor):
-            block = torch.from_numpy(np.array(block, dtype=np.float64))  # a copy: the array may be read-only
+        if isinstance(snapshots, torch.Tensor):
+            block = snapshots[:, part]
+        else:
+            block = torch.from_numpy(_read(snapshots, part))
         yield part, block.to("cpu", torch.float64).T
-        if isinstance(snapshots, np.memmap) and snapshots.mode in ("r", "r+"):
-            getattr(snapshots, "_mmap").madvise(mmap.MADV_DONTNEED)  # noqa: B009
+
+
+def _read(snapshots: np.ndarray, part: slice) -> np.ndarray:
+    """Return a copy of some weights of all snapshots, float64 [T, b]."""
+    if not (isinstance(snapshots, np.memmap) and snapshots.mode in ("r", "r+")):
+        return np.array(snapshots[:, part], dtype=np.float64)
+    found = np.empty((len(snapshots), part.stop - part.start))
+    for row in range(0, len(snapshots), ROWS):  # a row that is touched may map megabytes around it
+        found[row : row + ROWS] = snapshots[row : row + ROWS, part]
+        getattr(snapshots, "_mmap").madvise(mmap.MADV_DONTNEED)  # noqa: B009
+    return found
 
 
 def appended(triangle: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
