@@ -298,11 +298,14 @@ def test_a_callback_of_lightning_records_steps_of_the_optimiser(monkeypatch, tmp
     trainer = types.SimpleNamespace(is_global_zero=True, optimizers=[optimizer], global_step=0)
     callback.on_train_start(trainer, model)
     for batch in range(6):  # two batches are gathered for a step
+        callback.on_train_batch_start(trainer, model, None, batch)
         trainer.global_step = (batch + 1) // 2
+        optimizer.param_groups[0]["lr"] = 0.5 / (1 + trainer.global_step)  # schedules step before the hook
         callback.on_train_batch_end(trainer, model, {"loss": torch.tensor(float(batch))}, None, batch)
     callback.on_train_end(trainer, model)
     found = koopman.open_recording(tmp_path / "run.koopman")
-    assert (found.steps.tolist(), found.losses.tolist(), found.rates.tolist()) == ([0, 1, 2], [1, 3, 5], [0.5] * 3)
+    assert (found.steps.tolist(), found.losses.tolist()) == ([0, 1, 2], [1, 3, 5])
+    assert found.rates.tolist() == [0.5, 0.25, 0.5 / 3]
     again = koopman.lightning_callback(path=tmp_path / "run.koopman", resume=True)
     trainer.global_step = 2
     again.on_train_start(trainer, model)
@@ -313,11 +316,15 @@ def test_a_callback_of_transformers_records_steps(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(TrainerCallback=type("C", (), {})))
     callback = koopman.transformers_callback(every=2)
     state, model = types.SimpleNamespace(is_world_process_zero=True, global_step=0), net()
-    callback.on_train_begin(None, state, None, model=model, optimizer=torch.optim.SGD(model.parameters(), 0.5))
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    callback.on_train_begin(None, state, None, model=model, optimizer=optimizer)
     for state.global_step in range(1, 6):
+        callback.on_step_begin(None, state, None, model=model)
+        optimizer.param_groups[0]["lr"] /= 2
         callback.on_step_end(None, state, None, model=model)
     callback.on_train_end(None, state, None)
     assert callback.recorder.recording().steps.tolist() == [0, 2, 4]
+    assert callback.recorder.recording().rates.tolist() == [1, 1 / 4, 1 / 16]
 
 
 @pytest.mark.parametrize("make", [koopman.lightning_callback, koopman.transformers_callback])

@@ -18,6 +18,8 @@ class _Follower:
         super().__init__()
         self._settings = settings
         self._done = 0
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._rate: float | None = None
         self.recorder: Recorder | None = None
 
     def _start(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, done: int) -> None:
@@ -25,10 +27,16 @@ class _Follower:
         if settings.get("resume"):
             settings = {"last_step": done - 1, **settings}
         self.recorder, self._done = Recorder(model, optimizer=optimizer, **settings), done
+        self._optimizer = optimizer
+
+    def _note_rate(self) -> None:
+        """Note the learning rate before the step, after which schedules have changed it."""
+        if self._optimizer is not None:
+            self._rate = float(self._optimizer.param_groups[0]["lr"])
 
     def _step(self, done: int, loss: Any = None) -> None:
         if self.recorder is not None and done > self._done:
-            self.recorder.record(done - 1, loss=loss)
+            self.recorder.record(done - 1, loss=loss, rate=self._rate)
             self._done = done
 
     def _stop(self) -> None:
@@ -41,6 +49,10 @@ class _LightningHooks(_Follower):
         """Begin, in the first process."""
         if trainer.is_global_zero:
             self._start(module, trainer.optimizers[0] if trainer.optimizers else None, trainer.global_step)
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """Note the learning rate."""
+        self._note_rate()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any, **__: Any) -> None:
         """Record if the optimiser made a step."""
@@ -57,6 +69,10 @@ class _TransformersHooks(_Follower):
         """Begin, in the first process."""
         if state.is_world_process_zero:
             self._start(given["model"], given.get("optimizer"), state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the learning rate."""
+        self._note_rate()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Record the step."""
