@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -333,3 +334,11 @@ def test_callbacks_name_what_is_not_installed(make, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match="accepted: where it is installed"):
         make()
+
+
+def test_the_example_of_the_page_finds_trusted_pairs(capsys):
+    page = (Path(__file__).resolve().parents[2] / "docs/koopman.md").read_text()
+    scope: dict = {}
+    exec(compile(page.split("```python\n")[1].split("```")[0], "docs/koopman.md", "exec"), scope)
+    assert len(capsys.readouterr().out.splitlines()) > 5
+    assert scope["weights"].shape == (21,)

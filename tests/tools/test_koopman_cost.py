@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def cost(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
+    monkeypatch.syspath_prepend(str(ROOT))
     return importlib.import_module("benchmarks.koopman.cost")
 
 
@@ -26,6 +28,17 @@ def test_rows_hold_shares_and_the_verdict_is_computed_from_them(cost, tmp_path, 
     assert "together not below 3 %" in cost.verdict({**row, "share": {**row["share"], "update": 0.03}})
     row["share"] = {"record weights": 0.029, "record projection": 0.01, "update": 0.01}
     assert "together below 3 %" in cost.verdict(row)
+
+
+def test_the_page_quotes_the_rows(cost):
+    page = (ROOT / "docs/koopman.md").read_text()
+    for path in (ROOT / "benchmarks/results").glob("koopman-*.jsonl"):
+        rows = {
+            row["case"]: row
+            for row in map(json.loads, path.read_text().splitlines())
+            if {"share", "above_gb"} & row.keys()
+        }
+        assert all(cost.verdict(row) in page for row in rows.values())
 
 
 def test_memory_is_that_of_blocks_and_not_of_the_file(cost):
