@@ -144,6 +144,9 @@ class Config:
                 raise ValueError(f"{name}: got {got!r} with data {self.data!r}, accepted: none, but for data folder")
         if not self.is_continuous and self.refine_epochs:
             raise ValueError(f"refine_epochs: got {self.refine_epochs} with model {self.model!r}, accepted: none")
+        for name in ("koopman_every", "koopman_width"):
+            if not self.koopman and getattr(self, name) != FIELDS[name].default:
+                raise ValueError(f"{name}: got {getattr(self, name)} without koopman, accepted: with koopman")
         self._check_discretizations()
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: got True with momentum 0, accepted: a momentum > 0")

@@ -138,6 +138,16 @@ def test_streaming_is_the_decomposition_of_what_it_saw(delays, window):
     assert follower.discarded == 0
 
 
+def test_streaming_keeps_its_basis_orthonormal_where_weights_hardly_move():
+    snapshots = 1e6 * directions(60, 1)[:, 0] + descent([0.2, 1.0, 3.0], rate=0.1, steps=30, size=60)
+    follower = StreamingDecomposition()
+    for snapshot in snapshots:
+        follower.update(snapshot)
+    found = follower.decompose()
+    assert distances(found.eigenvalues[found.trusted(1e-3)], [1.0, 0.98, 0.9, 0.7]) < 1e-6
+    assert torch.allclose(found.modes.norm(dim=0), torch.ones(found.rank, dtype=torch.float64), atol=1e-8)
+
+
 def test_streaming_with_a_small_basis_keeps_the_strong_modes_and_says_what_it_lost():
     snapshots = descent([0.05, 0.2, 0.5], rate=0.1, steps=60, size=200)
     noise = 1e-6 * torch.randn(snapshots.shape, generator=torch.Generator().manual_seed(0)).double()

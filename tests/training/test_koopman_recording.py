@@ -38,8 +38,13 @@ def run(out, data, reporter=None, *, resume=False, **overrides):
     return train(config, data, out, reporter=reporter or Silent(), resume=resume)
 
 
+def test_settings_of_a_recording_need_one():
+    with pytest.raises(ValueError, match="koopman_width: got 0 without koopman"):
+        make_config("synthetic", overrides={"koopman_width": 0})
+
+
 def test_a_recorded_run_is_the_same_run_and_holds_the_weights(tmp_path, data):
-    run(tmp_path / "plain", data, koopman=False)
+    run(tmp_path / "plain", data, koopman=False, koopman_every=10)
     run(tmp_path / "recorded", data, koopman_width=0, koopman_every=1)
     plain, recorded = (load_checkpoint(tmp_path / name, "last")[0] for name in ("plain", "recorded"))
     assert recordings(tmp_path / "plain") == []

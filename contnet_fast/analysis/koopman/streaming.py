@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,12 +89,15 @@ class StreamingDecomposition:
             self._basis = torch.empty(min(self._size, size), size, dtype=torch.float64)
         self._eps = max(self._eps, torch.finfo(given.dtype).eps)
         found = torch.zeros(self._used, dtype=torch.float64)
-        for _ in range(2):  # twice is enough for an orthogonal rest
+        length, before = norm, math.inf
+        for _ in range(3):
+            if length > before / 2:  # what is left is orthogonal; rounding would go on shrinking
+                break
             inside = self._basis[: self._used] @ rest
             rest = rest - inside @ self._basis[: self._used]
             found += inside
-        length = float(rest.norm())
-        if length > torch.finfo(torch.float64).eps * norm:
+            before, length = length, float(rest.norm())
+        if length > max(before / 2, 4 * torch.finfo(torch.float64).eps * norm):
             found = self._extend(rest / length, found, length)
         self._coordinates.append(found)
 
