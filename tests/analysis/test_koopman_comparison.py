@@ -84,5 +84,5 @@ def test_a_useless_warning_has_an_interval_about_a_half_and_few_false_alarms():
 def test_plain_scores():
     assert judging.loss_slope([math.exp(-0.3 * k) for k in range(9)]) == pytest.approx(-0.3)
     assert judging.loss_slope([1.0, math.inf]) == judging.WORST
-    assert judging.loss_level([2.0, 1.0]) == 0.5
+    assert judging.loss_level([9.0, 2.0, 1.0, 1.0, 1.0, 0.0]) == 1.0
     assert judging.gradient_level([1.0, math.e]) == pytest.approx(1.0)

@@ -76,7 +76,14 @@ def test_a_loss_that_does_not_move_is_a_bad_start():
     snapshots, losses, _ = descent(0.5, 30)
     stuck = [2.3 - 0.001 * i for i in range(30)]
     assert diagnose(snapshots, stuck, horizon=30).verdict == "bad start"
+    assert diagnose(snapshots, stuck, horizon=30, chance=5.0).verdict == "converging"
     assert diagnose(snapshots, losses).verdict == "converging"
+
+
+def test_steps_that_overshoot_are_seen_as_oscillation():
+    quiet, loud = (diagnose(descent(step, 10)[0]).oscillation for step in (0.9, 1.9))
+    assert quiet < 1e-6
+    assert loud > 0.05
 
 
 def test_forecasts_of_exponentials_are_exact():

@@ -114,7 +114,7 @@ def test_cells_that_differ_are_all_needed():
 
 def test_a_proposal_is_evaluated_and_a_failure_said():
     net = linear_blocks([torch.zeros(2, 2)] * 4, 8)
-    spectrum = depth.BlockSpectrum(torch.ones(1), torch.zeros(1), torch.ones(1), 2, 1)
+    spectrum = depth.BlockSpectrum(torch.ones(1), torch.zeros(1), torch.ones(1), 1.0, 2, 1)
 
     def score(of):
         block = cf.blocks(of)[0]

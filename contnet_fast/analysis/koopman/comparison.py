@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ...errors import check_count
+from .decomposition import decompose
 
 FEWEST = 3  # runs of each kind, of which 20 shuffles exist
 
@@ -109,8 +110,6 @@ def compare(
 
 def _leading(run: Any, rank: int | None, delays: int) -> np.ndarray:
     """Return the eigenvalues of a run by falling amplitude."""
-    from .decomposition import decompose
-
     found = run if hasattr(run, "eigenvalues") else decompose(run, rank=rank, delays=delays)
     values = np.asarray(torch.as_tensor(found.eigenvalues).resolve_conj().cpu())
     sizes = np.abs(np.asarray(torch.as_tensor(found.amplitudes).resolve_conj().cpu()))

@@ -23,8 +23,10 @@ from ...nn import blocks, project, set_discretization
 from ...schemes.tableaus import get_tableau
 from ..accuracy import Score
 from ..discretizations import kept_discretization
+from .decomposition import decompose
 
-TRUSTED = 0.1  # residual above which an eigenvalue of a trajectory does not count
+TRUSTED = 0.5  # residual above which an eigenvalue of a trajectory, which has few snapshots, does not count
+EXPLAINED = 0.9  # share of the way from x(0) to x(1) that the counted modes must make for a proposal
 DIRECTIONS = 24  # principal directions of the states in which the maps of cells are fitted
 
 
@@ -34,13 +36,15 @@ class BlockSpectrum:
 
     Attributes:
         eigenvalues, residuals, amplitudes: of the map from one step to the next, [r].
-        n_steps: the proposed N; None if no eigenvalue counts.
+        explained: share of the way from x(0) to x(1) that the counted modes make.
+        n_steps: the proposed N; None if that is below ``EXPLAINED``.
         n_basis: the proposed K.
     """
 
     eigenvalues: torch.Tensor
     residuals: torch.Tensor
     amplitudes: torch.Tensor
+    explained: float
     n_steps: int | None
     n_basis: int
 
@@ -80,7 +84,7 @@ class DepthCheck:
         (n, k), (some_n, some_k), (least_n, least_k) = self.trained, self.proposed, self.needed
         lines = []
         if some_n is None:
-            lines.append("N: the spectrum proposes nothing, for no eigenvalue has a residual small enough")
+            lines.append("N: nothing is proposed, for the counted modes explain too little of some block's trajectory")
         else:
             lines.append(f"N: {self._words('steps', 'N', n, some_n, least_n, self.accuracy_steps)}")
         lines.append(f"K: {self._words('basis', 'K', k, some_k, least_k, self.accuracy_basis)}")
@@ -148,18 +152,18 @@ def propose_depth(net: nn.Module, inputs: torch.Tensor, *, tolerance: float = 0.
 
 
 def _block_spectrum(states: torch.Tensor, scheme: str, size: int, tolerance: float) -> BlockSpectrum:
-    from .decomposition import decompose
-
-    found = decompose(states.flatten(1))
+    found = decompose(states.flatten(1), rank=max((len(states) - 1) // 2, 2))  # all directions would fit anything
     eigenvalues, residuals = torch.as_tensor(found.eigenvalues), torch.as_tensor(found.residuals)
     amplitudes = torch.as_tensor(found.amplitudes)
     n = len(states) - 1
     counts = (residuals <= TRUSTED) & (eigenvalues.abs() > 1e-6)
     mu = n * eigenvalues[counts].log()
     parts = found.modes[:, counts] * amplitudes[counts]
-    way = (states[-1] - states[0]).double().norm()
-    steps = _least_steps(scheme, mu, parts, float(way) * tolerance, n) if counts.any() else None
-    return BlockSpectrum(eigenvalues, residuals, amplitudes, steps, _least_cells(states, size, tolerance))
+    way = (states[-1] - states[0]).double().flatten()
+    made = (parts * (mu.exp() - 1)).sum(dim=1).real
+    explained = max(float(1 - (way - made).norm() / way.norm().clamp_min(1e-300)), 0.0)
+    steps = _least_steps(scheme, mu, parts, float(way.norm()) * tolerance, n) if explained >= EXPLAINED else None
+    return BlockSpectrum(eigenvalues, residuals, amplitudes, explained, steps, _least_cells(states, size, tolerance))
 
 
 def stability(scheme: str, z: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from .reduction import as_snapshots, rounding, triangular_factor
 STEADY = 1e-4  # distance from 1 within which an eigenvalue stands for what no longer moves
 FEWEST = 6  # snapshots
 HALVES = 8  # random halves of the coordinates, each with an estimate of its own
-HOPELESS = 0.9  # share of the first loss below which a training has to be expected to come
+HOPELESS = 0.9  # share of the loss of guessing below which a training has to be expected to come
 HALF, SURE = 0.5, 0.9  # shares of the movement that counted modes explain, to say how long, and to say that it is over
 VERDICTS = ("converged", "converging", "diverging", "bad start", "cannot tell")
 
@@ -34,7 +34,9 @@ class Diagnosis:
         radius: the largest modulus of the eigenvalues that count and move; 1 if none does. A score for an alarm.
         distance: of the last weights from their limit, as a share of their norm.
         explained: share of the weights' movement that the counted modes reproduce.
-        forecast: the loss expected at the end of the horizon, as a share of the first; None without losses.
+        forecast: the loss expected at the end of the horizon; None without losses.
+        oscillation: size of the modes with a negative real part at the last snapshot, counted or not, as a share of
+            the norm of the weights. Steps beyond 2 / lambda make such modes. A score for an alarm.
     """
 
     verdict: str
@@ -45,6 +47,7 @@ class Diagnosis:
     distance: float = math.nan
     explained: float = 0.0
     forecast: float | None = None
+    oscillation: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.verdict}: {self.why}"
@@ -105,6 +108,7 @@ def diagnose(
     tolerance: float = 1e-2,
     residual: float = TOLERANCE,
     horizon: int | None = None,
+    chance: float | None = None,
     rank: int | None = None,
     seed: int = 0,
 ) -> Diagnosis:
@@ -120,6 +124,8 @@ def diagnose(
         tolerance: distance from the limit, as a share of the norm of the weights, at which they have converged.
         residual: the largest residual of an eigenpair that counts.
         horizon: snapshots from now to the end of the training, for the expected loss; default 3 T.
+        chance: the loss of guessing, of which a training that began badly is expected to keep nine tenths; default the
+            first loss.
         rank: for :func:`decompose`.
         seed: of the halves.
 
@@ -136,7 +142,7 @@ def diagnose(
     coming = 3 * len(found) if horizon is None else horizon
     forecast = None
     if losses is not None and all(map(math.isfinite, losses)):
-        forecast = float(forecast_losses(losses, coming)[-1]) / losses[0]
+        forecast = float(forecast_losses(losses, coming)[-1])
     coordinates, eps = triangular_factor(found), rounding(found)
 
     def motion(part: torch.Tensor) -> _Motion:
@@ -145,12 +151,15 @@ def diagnose(
     whole, later = motion(coordinates), motion(coordinates[:, len(found) // 3 :])
     left, distance = whole.remaining(tolerance), whole.distance(0.0)
     facts: dict[str, Any] = {"radius": whole.radius(tolerance), "distance": distance, "explained": whole.explained}
-    facts["forecast"] = forecast
+    facts |= {"forecast": forecast, "oscillation": _oscillation(coordinates, eps)}
     if whole.growing(tolerance).any() and later.growing(tolerance).any():
         why = f"an eigenvalue of modulus {facts['radius']:.4g} grows, in all of the time as in its later part"
         return Diagnosis("diverging", why, **facts)
-    if forecast is not None and forecast >= HOPELESS:
-        return Diagnosis("bad start", f"the loss is expected to stay at {forecast:.2g} of the first", **facts)
+    if losses is not None and forecast is not None:
+        guessed = losses[0] if chance is None else chance
+        if forecast >= HOPELESS * guessed:
+            why = f"a loss of {forecast:.3g} is expected, and guessing has {guessed:.3g}"
+            return Diagnosis("bad start", why, **facts)
     still = left == 0.0 and _drift(coordinates) * coming <= tolerance
     if whole.explained < (SURE if left == 0.0 else HALF) and not still:
         why = f"the modes with a residual up to {residual:g} explain {100 * whole.explained:.0f} % of the movement"
@@ -187,6 +196,13 @@ def _counted(found: Decomposition, coordinates: torch.Tensor, residual: float) -
     moving = chosen.select(moves)
     parts = moving.modes[:-1] * moving.amplitudes * moving.eigenvalues ** (n - 1)
     return _Motion(moving.eigenvalues, parts, float(coordinates[:, -1].norm()), max(explained, 0.0))
+
+
+def _oscillation(coordinates: torch.Tensor, eps: float) -> float:
+    """Return :attr:`Diagnosis.oscillation`."""
+    found = from_coordinates(coordinates, ReadColumns(coordinates.T), rank=None, delays=1, eps=eps)
+    sizes = (found.amplitudes * found.eigenvalues ** (coordinates.shape[1] - 1)).abs()
+    return float(sizes[found.eigenvalues.real < 0].sum() / coordinates[:, -1].norm())
 
 
 def _drift(coordinates: torch.Tensor) -> float:

@@ -160,14 +160,12 @@ def loss_slope(losses: Sequence[float]) -> float:
 
 
 def loss_level(losses: Sequence[float]) -> float:
-    """Return the last loss as a share of the first; ``WORST`` if one is not finite."""
+    """Return the mean of the last five losses; ``WORST`` if a loss is not finite."""
     values = np.asarray(losses, float)
-    return float(values[-1] / values[0]) if np.isfinite(values).all() and values[0] > 0 else WORST
+    return float(values[-5:].mean()) if np.isfinite(values).all() else WORST
 
 
 def gradient_level(norms: Sequence[float]) -> float:
-    """Return the logarithm of the last gradient norm against the first; ``WORST`` if one is not finite."""
+    """Return the logarithm of the last gradient norm; ``WORST`` if a norm is not finite."""
     values = np.asarray(norms, float)
-    if not np.isfinite(values).all():
-        return WORST
-    return float(math.log(max(values[-1], 1e-300)) - math.log(max(values[0], 1e-300)))
+    return math.log(max(values[-1], 1e-300)) if np.isfinite(values).all() else WORST

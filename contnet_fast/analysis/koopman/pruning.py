@@ -16,6 +16,7 @@ from torch import nn
 
 from ...errors import check_choice
 from ...nn import no_weight_decay
+from .decomposition import decompose
 
 RANKINGS = ("koopman", "magnitude", "gradient", "random")
 SPARSITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
@@ -90,10 +91,12 @@ def importance(
 
 
 def steady_mode(snapshots: Any, *, rank: int | None = None) -> torch.Tensor:
-    """Return the absolute entries of the mode whose eigenvalue is nearest 1, float32 [p], at the mode's amplitude."""
-    from .decomposition import decompose
+    """Return the absolute entries of the mode whose eigenvalue is nearest 1, float32 [p], at the mode's amplitude.
 
+    It is chosen among the modes that :meth:`Decomposition.trusted` names, and among all if none is.
+    """
     found = decompose(snapshots, rank=rank)
+    found = found.select(found.trusted()) if found.trusted().any() else found
     nearest = int((found.eigenvalues - 1).abs().argmin())
     return (found.modes[:, nearest] * found.amplitudes[nearest]).abs().float()
 
