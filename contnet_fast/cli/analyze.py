@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import depth
+from . import depth, koopman
 
-HELP = "laboratories that write a page: depth (what depth buys)"
+HELP = "laboratories that write a page: depth (what depth buys), koopman (the spectrum of a training)"
 
 SUBJECTS: dict[str, Any] = {  # a file for each, with what a command has
     "depth": depth,
+    "koopman": koopman,
 }
