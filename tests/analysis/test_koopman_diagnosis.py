@@ -72,6 +72,12 @@ def test_a_rate_above_two_over_lambda_diverges(step, verdict):
         assert found.radius == pytest.approx(step - 1, abs=1e-6)
 
 
+def test_growth_with_a_falling_loss_is_not_called_diverging():
+    snapshots, losses, _ = descent(2.1, 30)
+    assert diagnose(snapshots, losses[::-1]).verdict == "cannot tell"
+    assert diagnose(snapshots).verdict == "diverging"
+
+
 def test_a_loss_that_does_not_move_is_a_bad_start():
     snapshots, losses, _ = descent(0.5, 30)
     stuck = [2.3 - 0.001 * i for i in range(30)]

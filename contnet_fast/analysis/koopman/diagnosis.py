@@ -152,7 +152,8 @@ def diagnose(
     left, distance = whole.remaining(tolerance), whole.distance(0.0)
     facts: dict[str, Any] = {"radius": whole.radius(tolerance), "distance": distance, "explained": whole.explained}
     facts |= {"forecast": forecast, "oscillation": _oscillation(coordinates, eps)}
-    if whole.growing(tolerance).any() and later.growing(tolerance).any():
+    falling = losses is not None and sum(losses[-5:]) < sum(losses[:5])  # weights also grow where training goes well
+    if whole.growing(tolerance).any() and later.growing(tolerance).any() and not falling:
         why = f"an eigenvalue of modulus {facts['radius']:.4g} grows, in all of the time as in its later part"
         return Diagnosis("diverging", why, **facts)
     if losses is not None and forecast is not None:
@@ -165,7 +166,7 @@ def diagnose(
         why = f"the modes with a residual up to {residual:g} explain {100 * whole.explained:.0f} % of the movement"
         return Diagnosis("cannot tell", why, **facts)
     if not math.isfinite(left):
-        return Diagnosis("cannot tell", "some modes grow, but not in the later part of the time", **facts)
+        return Diagnosis("cannot tell", "some modes grow, but not throughout, or while the loss falls", **facts)
     others = [motion(half).remaining(tolerance) for half in _halves(coordinates, seed)]
     interval = _interval([left, later.remaining(tolerance), *others])
     if left == 0.0:
