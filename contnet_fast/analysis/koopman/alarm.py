@@ -25,7 +25,7 @@ class Alarm:
 
     Args:
         action: ``"off"`` (it only watches: ``update`` always says "go on"), ``"stop"`` or ``"restart"``.
-        verdicts: those that it acts on.
+        verdicts: those that it acts on. "bad start" is often wrong in the first steps (docs/koopman.md).
         window: how many of the latest snapshots are diagnosed; so many are kept.
         every: updates between two diagnoses.
         persist: diagnoses in a row that have to agree.
@@ -44,7 +44,7 @@ class Alarm:
         self,
         *,
         action: str = "off",
-        verdicts: Sequence[str] = ("diverging", "bad start"),
+        verdicts: Sequence[str] = ("diverging",),
         window: int = 20,
         every: int = 5,
         persist: int = 2,
