@@ -1,5 +1,8 @@
 """Fast continuous-depth networks for PyTorch."""
 
+from importlib import import_module
+from types import ModuleType
+
 from . import models, nn, torchdiffeq
 from ._version import __version__
 from .backends import available_backends, record_runs, strict, use_backend
@@ -67,3 +70,10 @@ __all__ = [
     "use_backend",
     "warmup",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import ``contnet_fast.analysis`` when it is first asked for."""
+    if name == "analysis":
+        return import_module(".analysis", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 ``plots`` needs matplotlib (the extra ``train``) and is imported on its own.
 """
 
+from . import koopman
 from .accuracy import Score, evaluate
 from .convergence import convergence, observed_order
 from .discretizations import DiscretizationScore, compression_table, halvings, measure, refinement_table, sweep
@@ -16,6 +17,7 @@ __all__ = [
     "convergence",
     "evaluate",
     "halvings",
+    "koopman",
     "measure",
     "observed_order",
     "refinement_table",

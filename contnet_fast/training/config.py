@@ -129,6 +129,9 @@ class Config:
     deterministic: bool = _option(True, "reproducible cuDNN algorithms")
     save_every: int = _option(0, "also save a checkpoint every so many batches (0: at the end of an epoch)", low=0)
     tensorboard: bool = _option(False, "also write TensorBoard events")
+    koopman: bool = _option(False, "also record the weights, for contnet-fast analyze koopman")
+    koopman_every: int = _option(10, "batches between two of their snapshots", low=1)
+    koopman_width: int = _option(256, "numbers of a snapshot, by a random projection (0: all weights)", low=0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -141,6 +144,9 @@ class Config:
                 raise ValueError(f"{name}: got {got!r} with data {self.data!r}, accepted: none, but for data folder")
         if not self.is_continuous and self.refine_epochs:
             raise ValueError(f"refine_epochs: got {self.refine_epochs} with model {self.model!r}, accepted: none")
+        for name in ("koopman_every", "koopman_width"):
+            if not self.koopman and getattr(self, name) != FIELDS[name].default:
+                raise ValueError(f"{name}: got {getattr(self, name)} without koopman, accepted: with koopman")
         self._check_discretizations()
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: got True with momentum 0, accepted: a momentum > 0")

@@ -25,6 +25,7 @@ from ..nn import blocks, set_discretization
 from .build import amp_dtype, pick_device
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import Config
+from .koopman import begin_recording, end_recording
 from .run import load_net, open_run, write_run
 from .session import Session
 from .task import Task, kind_of
@@ -77,12 +78,16 @@ def train(config: Config, data: Task, out: Path, *, reporter: Reporter, resume: 
     size = sum(p.numel() for p in session.net.parameters())
     reporter.start(config, size, work(config, data, config.epochs), work(config, data, session.epoch))
     writer = event_writer(str(out / "tensorboard")) if event_writer else None
-    while session.epoch < config.epochs:
-        deepen(session, data, out, reporter)
-        train_epoch(session, data, out, reporter)
-        record = finish_epoch(session, data, out, reporter)
-        if writer is not None:
-            _write_events(writer, record)
+    try:
+        while session.epoch < config.epochs:
+            deepen(session, data, out, reporter)
+            begin_recording(session, out, step=_step_number(session, data))
+            train_epoch(session, data, out, reporter)
+            record = finish_epoch(session, data, out, reporter)
+            if writer is not None:
+                _write_events(writer, record)
+    finally:
+        end_recording(session)
     return _report(session, data, out)
 
 
@@ -109,6 +114,10 @@ def begin(config: Config, data: Task, out: Path, *, resume: bool = False) -> Ses
 def work(config: Config, data: Task, epochs: int) -> int:
     """Return the work of the first ``epochs``, as :class:`Reporter` counts it."""
     return sum(data.batches(config) * 2 ** config.refinements(epoch) for epoch in range(epochs))
+
+
+def _step_number(session: Session, data: Task) -> int:
+    return session.epoch * data.batches(session.config) + session.batch
 
 
 def _seed(config: Config, epoch: int, batch: int) -> int:
@@ -213,6 +222,8 @@ def train_epoch(
             with context:
                 done = data.outcome(run, config, order=order, batch=session.batch, generator=generator)
             _step(session, done.loss)
+            if session.recorder is not None:
+                session.recorder.record(_step_number(session, data), loss=done.loss)
             with torch.no_grad():
                 seen = totals.new_tensor(done.seen)
                 totals += torch.stack([done.loss.double() * seen, done.right.double(), seen])

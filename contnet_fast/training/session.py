@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..analysis.koopman import Recorder
 from ..nn import blocks, carry_optimizer, refine, set_discretization
 from .build import build_on, build_optimizer
 from .config import Config
@@ -26,6 +27,7 @@ class Session:
         totals: sums over the batches of this epoch: loss, right answers, images, seconds.
         history: one record for each finished epoch or refinement.
         best: the record of the epoch with the best validation accuracy at the present refinement.
+        recorder: of the weights, where the settings ask for one.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Session:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     saved: float = -math.inf  # when, by the clock of this process
+    recorder: Recorder | None = None
 
     @classmethod
     def start(cls, config: Config, data: Task, device: torch.device) -> Session:

@@ -1,0 +1,1 @@
+"""Koopman analysis of training: what recording costs."""
