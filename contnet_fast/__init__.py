@@ -1,6 +1,6 @@
 """Fast continuous-depth networks for PyTorch."""
 
-from . import models, nn, torchdiffeq
+from . import analysis, models, nn, torchdiffeq
 from ._version import __version__
 from .backends import available_backends, record_runs, strict, use_backend
 from .errors import BackendUnavailable
@@ -36,6 +36,7 @@ __all__ = [
     "OdeintError",
     "Plan",
     "__version__",
+    "analysis",
     "available_backends",
     "blocks",
     "carry_optimizer",

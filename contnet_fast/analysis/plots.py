@@ -38,7 +38,7 @@ def heatmap(path: Path, rows: Sequence[DiscretizationScore], *, title: str) -> N
     most = min(max(*map(max, errors), SPAN * min(map(min, errors))), 1.0)
     least = min(*map(min, errors), most / SPAN)  # what differs by little is nearly of one colour
     norm = LogNorm(least, most)
-    figure = _figure(max(4.5, 1.6 + 0.72 * len(steps)), 1.5 + 0.5 * len(schemes))
+    figure = blank_figure(max(4.5, 1.6 + 0.72 * len(steps)), 1.5 + 0.5 * len(schemes))
     axes = figure.add_subplot()
     picture = axes.imshow(errors, aspect="auto", cmap="viridis_r", norm=norm)
     axes.set_xticks(range(len(steps)), [str(n) for n in steps])
@@ -55,7 +55,7 @@ def heatmap(path: Path, rows: Sequence[DiscretizationScore], *, title: str) -> N
 
 def accuracy_by_length(path: Path, rows: Sequence[LengthScore], *, title: str, trained: float) -> None:
     """Draw accuracy by the length of the solve, a line for each scheme; that of training is dotted."""
-    figure = _figure(6.0, 3.8)
+    figure = blank_figure(6.0, 3.8)
     axes = figure.add_subplot()
     for i, scheme in enumerate(dict.fromkeys(row.scheme for row in rows)):
         found = sorted((row.t_end, 100 * row.score.accuracy) for row in rows if row.scheme == scheme)
@@ -101,7 +101,7 @@ def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) 
     """
     columns = 2 if len(panels) > 1 else 1
     lines = -(-len(panels) // columns)
-    figure = _figure(5.4 * columns + 0.9, 1.85 * lines)
+    figure = blank_figure(5.4 * columns + 0.9, 1.85 * lines)
     axes = figure.subplots(lines, columns, squeeze=False)
     norm = LogNorm(0.003, 0.9, clip=True)
     colours = ScalarMappable(norm, "viridis_r")
@@ -136,7 +136,7 @@ def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) 
 
 def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:
     """Draw training loss and validation accuracy by epoch for (name, history); refinements are dotted lines."""
-    figure = _figure(9.0, 3.6)
+    figure = blank_figure(9.0, 3.6)
     loss, accuracy = figure.subplots(1, 2)
     for i, (name, history) in enumerate(runs):
         epochs = [record for record in history if record["event"] == "epoch"]
@@ -160,7 +160,7 @@ def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any
 
 def integrator_errors(path: Path, results: Sequence[StudyResult], truth: Sequence[tuple[str, Sequence[float]]]) -> None:
     """Draw error at the end by step size for trained networks, and in grey (scheme, errors) on the true field."""
-    figure = _figure(5.8, 4.0)
+    figure = blank_figure(5.8, 4.0)
     axes = figure.add_subplot()
     for i, result in enumerate(results):
         style = {"marker": MARKERS[i % 6], "color": COLOURS[i % 6], "markersize": 4}
@@ -176,7 +176,8 @@ def integrator_errors(path: Path, results: Sequence[StudyResult], truth: Sequenc
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank_figure(width: float, height: float) -> Figure:
+    """Return a figure of so many inches that needs no display."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
     FigureCanvasAgg(figure)
     return figure

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from .._version import __version__
 from ..errors import BackendUnavailable, choice_error, nearest
-from . import demo, evaluate, explain, info, recipes, train, tune, validate
+from . import analyze, demo, evaluate, explain, info, recipes, train, tune, validate
 from .arguments import fail
 
 COMMANDS: dict[str, Any] = {  # a file for each
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Any] = {  # a file for each
     "eval": evaluate,
     "explain": explain,
     "validate": validate,
+    "analyze": analyze,
     "tune": tune,
     "recipes": recipes,
     "info": info,
@@ -45,13 +46,16 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    parser, commands = _parser()
+    parser = _Parser(prog="contnet-fast", description="Fast continuous-depth networks.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parsers = _add_commands(parser, COMMANDS)
     words = sys.argv[1:] if argv is None else list(argv)
-    if words and not words[0].startswith("-") and words[0] not in commands:
-        parser.error(str(choice_error("COMMAND", words[0], commands)))
+    _check_command(parser, "COMMAND", words[:1], COMMANDS)
+    if words and (subjects := getattr(COMMANDS.get(words[0]), "SUBJECTS", None)):
+        _check_command(parsers[words[0]], "SUBJECT", words[1:2], subjects)
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        commands[arguments.command].unknown(unknown)
+        parsers[arguments.command].unknown(unknown)
     command: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return command(arguments)
@@ -73,14 +77,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(arguments.command, "interrupted", 130)
 
 
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(prog="contnet-fast", description="Fast continuous-depth networks.", allow_abbrev=False)
-    group = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+def _check_command(parser: _Parser, name: str, words: Sequence[str], accepted: Mapping[str, Any]) -> None:
+    """Refuse a command that is none, with the nearest one."""
+    if words and not words[0].startswith("-") and words[0] not in accepted:
+        parser.error(str(choice_error(name, words[0], accepted)))
+
+
+def _add_commands(parser: _Parser, commands: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str, _Parser]:
+    """Add a parser for each command, and for each subject of a command that has some; returns them by their words."""
+    group = parser.add_subparsers(dest="command", required=True, metavar="SUBJECT" if parents else "COMMAND")
     parsers: dict[str, _Parser] = {}
-    for name, command in COMMANDS.items():
-        parsers[name] = group.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
-        parsers[name].set_defaults(run=command.run)
-        parsers[name].add_argument("--traceback", action="store_true", help="show where an error comes from")
-        command.add_arguments(parsers[name])
-    return parser, parsers
+    for name, command in commands.items():
+        own = group.add_parser(name, help=command.HELP, description=command.HELP, allow_abbrev=False)
+        words = " ".join((*parents, name))
+        parsers[words] = own
+        if hasattr(command, "SUBJECTS"):
+            parsers |= _add_commands(own, command.SUBJECTS, (*parents, name))
+            continue
+        own.set_defaults(run=command.run, command=words)
+        own.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        command.add_arguments(own)
+    return parsers

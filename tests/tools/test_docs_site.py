@@ -25,11 +25,12 @@ def site():
 
 def test_the_reference_has_every_public_name(site):
     pages = site.reference_pages()
-    assert pages.keys() == {f"api/{name}.md" for name in ("contnet_fast", "nn", "models", "torchdiffeq")}
+    modules = ("analysis", "models", "nn", "torchdiffeq")
+    assert pages.keys() == {f"api/{name}.md" for name in ("contnet_fast", *modules)}
     shown = {
         name for page in pages.values() for name in re.findall(r"^::: contnet_fast[\w.]*\.(\w+)$", page, flags=re.M)
     }
-    names = {*cf.__all__, *cf.nn.__all__, *cf.models.__all__} - {"__version__", "nn", "models", "torchdiffeq"}
+    names = {*cf.__all__, *cf.nn.__all__, *cf.models.__all__, *cf.analysis.__all__} - {"__version__", *modules}
     assert names <= shown, names - shown
 
 
