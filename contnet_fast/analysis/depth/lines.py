@@ -76,16 +76,18 @@ def trace_steps(
     return line
 
 
-def count_pieces(line: Trace, *, tolerance: float = 1e-7) -> int:
+def count_pieces(line: Trace, *, tolerance: float = 1e-9) -> int:
     """Return how many linear pieces the first component of a state has.
 
-    Neighbouring pieces count as one where their slopes differ by less than ``tolerance`` of the steepest: rounding
-    moves slopes by less on the networks here, and bends that small are missed, so that a count is one from below.
+    Neighbouring pieces count as one where their slopes differ by less than ``tolerance`` of the steeper one and by less
+    than what rounding of the state may move them. Smaller bends are missed, so that a count is one from below.
     """
-    lengths = line.points.diff()
-    slopes = line.state[:, 0].diff() / lengths
-    slopes = slopes[lengths > 1e-12]
-    return 1 + int((slopes.diff().abs() > tolerance * slopes.abs().max()).sum())
+    lengths, values = line.points.diff(), line.state[:, 0]
+    kept = lengths > 1e-12
+    slopes, lengths = (values.diff() / lengths)[kept], lengths[kept]
+    noise = 1e-14 * values.abs().max() / lengths
+    steeper = torch.maximum(slopes[1:].abs(), slopes[:-1].abs())
+    return 1 + int((slopes.diff().abs() > tolerance * steeper + noise[1:] + noise[:-1]).sum())
 
 
 def sawtooth_weights(n: int, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
