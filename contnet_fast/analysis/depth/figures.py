@@ -57,7 +57,8 @@ def accuracy_by_size(
             axes.fill_between(units, [s.low for s in own], [s.high for s in own], color=colours[name], alpha=0.12)
             axes.plot(units, medians, color=colours[name], marker=MARKERS[i % 6], markersize=4, label=name)
         for name, points in ceilings.get(target, {}).items():
-            axes.plot(*zip(*points, strict=True), linestyle="--", color=colours[name], label=f"{name}: proved ceiling")
+            label = f"{name}, proved ceiling" + (" of its flow" if name == "ODE" else "")
+            axes.plot(*zip(*points, strict=True), linestyle="--", color=colours[name], label=label)
         for name, least in exact.get(target, ()):
             axes.plot([least], [1.0], "*", markersize=13, color="black", label=name, zorder=4)
         axes.set_xscale("log", base=2)

@@ -100,7 +100,7 @@ class Architecture:
         """Return the state [batch, inputs + augment] of an ODE at t = 1, in ``n_steps`` or as many as in training."""
 
         def field(t: float, y: torch.Tensor) -> torch.Tensor:
-            sums = y @ weights["w0"].T + weights["b0"] + t * weights["clock"]
+            sums = y @ weights["w0"].T + (weights["b0"] + t * weights["clock"])
             return sums.relu() @ weights["out0"].T
 
         return rk_solve(field, y, scheme=self.scheme, n_steps=n_steps or self.n_steps, backend="reference:none")

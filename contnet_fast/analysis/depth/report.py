@@ -31,6 +31,7 @@ class Effort:
     populations: tuple[Population, ...]
     budget: Budget
     pairs: int  # of bits, up to which constructions are compared on all vertices
+    samples: int  # that are compared of other constructions
     loss_numbers: tuple[int, ...]
     seeds: tuple[int, ...]
     bits: tuple[int, ...]  # of the parities that gradients and features are measured on
@@ -40,13 +41,13 @@ EFFORTS = {
     "quick": Effort(
         (Population("sawtooth", 4), Population("parity", 6), Population("annulus")),
         Budget((4, 8, 16, 32), tuple(range(5)), (0.01, 0.03), 600),
-        12, (4, 9, 16, 25), tuple(range(5)), (2, 4, 6, 8, 10),
+        12, 200_000, (4, 9, 16, 25), tuple(range(5)), (2, 4, 6, 8, 10),
     ),
     "full": Effort(
         (Population("sawtooth", 3), Population("sawtooth", 6), Population("parity", 8), Population("inner product", 4),
          Population("annulus")),
         Budget((4, 8, 16, 32, 64), tuple(range(8)), (0.01, 0.03), 1500),
-        12, (4, 9, 16, 25, 36), tuple(range(10)), (2, 4, 6, 8, 10, 11),
+        12, 200_000, (4, 9, 16, 25, 36), tuple(range(10)), (2, 4, 6, 8, 10, 11),
     ),
 }  # fmt: skip
 GRADIENT_NUMBERS = (1, 2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28)
@@ -121,7 +122,7 @@ def _measure(
     done = stage("constructions", len(nets) + 1)
     verified = []
     for net in nets:
-        verified.append((net, verify(net)))
+        verified.append((net, verify(net, samples=effort.samples)))
         done(1)
     faults = [m.planted_fault(net) for net in (m.inner_product(8), m.inner_product(8, folded=True), m.sawtooth(10))]
     done(1)
@@ -139,6 +140,6 @@ def _measure(
     features = m.explained(effort.bits, features=128, size=16, seeds=effort.seeds)
     done(1)
     planes = m.planar_flows(units=16, steps=2 * steps, n_steps=(4, 64), progress=stage("flows", 2 * steps))
-    random_pieces = m.pieces_of_random_fields((1, 2, 4, 8, 16), units=4, seeds=effort.seeds)
+    random_pieces = m.pieces_of_random_fields((1, 2, 4, 8, 16), units=16, seeds=effort.seeds)
     exact = m.shear_is_exact((2, 3, 6, 10))
     return Findings(rows, verified, faults, losses, norms, parities, features, planes, random_pieces, exact)

@@ -27,7 +27,7 @@ def flows(page: Page, random_pieces: Sequence[tuple[int, float]], shear_exact: b
     bound = "at most, 2 units"
     pieces = {
         "the field of the sawtooth, 2 units": [(n, count_pieces(line)) for n, line in traces.items()],
-        "random fields in the plane, 4 units": random_pieces,
+        "random fields in the plane, 16 units": random_pieces,
         bound: [(n, most_pieces_after_steps(2, n)) for n in (1, 2, 4, 8)],
     }
     page.figure(
@@ -45,8 +45,9 @@ def flows(page: Page, random_pieces: Sequence[tuple[int, float]], shear_exact: b
             "this field of length up to 1/3. Random fields in the plane, over one unit of time: the median number of "
             f"pieces goes from {random_pieces[0][1]:g} at N = {random_pieces[0][0]} to {random_pieces[-1][1]:g} at N "
             f"= {random_pieces[-1][0]}.",
-            "What it does not show": "That more steps always make fewer or more pieces: pieces of one fixed field "
-            "are counted here, and they are counted from below where bends are smaller than rounding.",
+            "What it does not show": "What training does with steps: the weights are given or drawn here. Pieces are "
+            "counted from below where bends are smaller than rounding. The bound allows 17^N pieces to the random "
+            "fields.",
             "What stands behind it": "Construction (Euler steps with the tent as their map). Dashed: proved, N steps "
             "with p units make at most (p + 1)^N pieces. That flows on a line keep their order: solutions of one "
             "equation with a Lipschitz field never meet. One more dimension takes this away: da/dt = f(x) from a = 0 "
@@ -80,8 +81,8 @@ def planes(page: Page, found: Sequence[Plane], rows: Sequence[Row]) -> None:
         "What it shows": "One planar ODE, trained in coarse steps and then solved in finer ones. The image of the "
         f"circle between disc and annulus goes around the images of points of the disc: {around}. Where it does so, "
         "no line separates the two images, since the circle is further out in every direction.",
-        "What it does not show": "How other seeds do; those are in the next figure. Accuracy stays high where only "
-        "few points are on the wrong side: the obstruction says that not all are right, not that many are wrong.",
+        "What it does not show": "How other seeds do; those are below. Accuracy stays high where only few points are "
+        "on the wrong side: the obstruction says that not all are right, not that many are wrong.",
         "What stands behind it": "Proved for the flow: it is a homeomorphism of the plane, which keeps winding "
         "numbers. Steps that are long beside the field need not be one. Images and accuracies: best found in this "
         "budget.",
@@ -116,5 +117,6 @@ def _by_steps(page: Page, target: str, rows: Sequence[Row]) -> None:
         limit = f" The flow on a line with one threshold has at most {at_most:.4f}, which is proved."
     page.text(
         f"Trained ODEs of the largest size on {target}, solved in more steps than in training, which is the first N: "
-        f"{'; '.join(said)}. What an ODE loses in finer steps it owed to its discretization and not to its flow.{limit}"
+        f"{'; '.join(said)}. What an ODE loses in finer steps it owed to its discretization and not to its "
+        f"flow.{limit}"
     )
