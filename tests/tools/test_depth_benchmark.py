@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 batched = pytest.importorskip("benchmarks.depth.batched")
+rows = pytest.importorskip("benchmarks.common.rows")
 
 
 def test_a_row_is_written_only_if_the_weights_agree(tmp_path, monkeypatch, capsys):
@@ -23,15 +24,24 @@ def test_a_row_is_written_only_if_the_weights_agree(tmp_path, monkeypatch, capsy
     assert "no row: parity of 6 bits/depth 2/4 networks: weights differ" in capsys.readouterr().err
 
 
-def test_committed_rows_are_of_two_hundred_networks_and_layered_ones_are_ten_times_as_fast():
-    rows = [
-        json.loads(line)
-        for path in batched.results_file("cpu", "depth").parent.glob("depth-*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
-    cases = {row["case"]: row for row in rows if "case" in row}
-    assert {case.name for case in batched.CASES} <= cases.keys()
-    for name, row in cases.items():
+@pytest.fixture(scope="module")
+def committed():
+    folder = batched.results_file("cpu", "depth").parent
+    lines = [line for path in folder.glob("depth-*.jsonl") for line in path.read_text().splitlines()]
+    return {row["case"]: row for row in map(json.loads, lines) if "case" in row}
+
+
+def test_committed_rows_are_of_two_hundred_networks_and_layered_ones_are_ten_times_as_fast(committed):
+    assert {case.name for case in batched.CASES} <= committed.keys()
+    for name, row in committed.items():
         assert row["networks"] == 200
-        assert row["difference_float64"] < 1e-9
         assert row["ratio"] >= 10 or "ODE" in name
+
+
+def test_the_page_quotes_the_committed_rows(committed):
+    page = " ".join((rows.ROOT / "docs/depth.md").read_text(encoding="utf-8").split())
+    odes, others = ([row["ratio"] for n, row in committed.items() if ("ODE" in n) is ode] for ode in (True, False))
+    assert f"{min(others):.1f} to {max(others):.1f} times as fast as one after another" in page
+    assert f"{min(odes):.1f} to {max(odes):.1f} times for ODEs" in page
+    assert max(row["difference_float64"] for row in committed.values()) < 1e-13
+    assert "within 1e-13 in float64" in page

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +80,22 @@ def test_every_wrong_weight_is_found(net):
             assert not depth.verify(net, samples=3000).exact, (i, place)
             weight[tuple(place)] -= 1.0
     assert depth.verify(net, samples=3000).exact
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).resolve().parents[3] / "docs/depth.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(compile(code, "docs/depth.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("16 6\n")
+    assert "checked=65536, wrong=0, every=True" in printed
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("net", [depth.disjointness(12), depth.inner_product(12), depth.inner_product(12, True)])
+def test_all_vertices_of_twelve_pairs(net):
+    found = depth.verify(net)
+    assert (found.exact, found.every, found.checked) == (True, True, 2**24)
 
 
 def test_values_are_those_of_the_definitions():
