@@ -72,7 +72,7 @@ def accuracy_by_size(
     return figure
 
 
-def folds(x: torch.Tensor, values: Mapping[str, torch.Tensor], pieces: Series, *, bound: str) -> Figure:
+def folds(x: torch.Tensor, values: Mapping[str, torch.Tensor], pieces: Series, *, dashed: Sequence[str]) -> Figure:
     """Draw outputs of Euler steps on the left, and linear pieces by the number of steps on the right."""
     figure = blank_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2)
@@ -80,7 +80,7 @@ def folds(x: torch.Tensor, values: Mapping[str, torch.Tensor], pieces: Series, *
         left.plot(x, output, color=COLOURS[i % 6], label=name, linewidth=1.3)
     _finish(left, "x", "state after the solve")
     for i, (name, points) in enumerate(pieces.items()):
-        style = {"linestyle": "--"} if name == bound else {"marker": MARKERS[i % 6]}
+        style = {"linestyle": "--"} if name in dashed else {"marker": MARKERS[i % 6]}
         right.plot(*zip(*points, strict=True), color=COLOURS[i % 6], label=name, markersize=4, **style)
     right.set_xscale("log", base=2)
     right.set_yscale("log", base=2)

@@ -94,7 +94,7 @@ def constructions(page: Page, findings: Findings) -> None:
             f"was compared. With 1 added to the last weight the comparison says: {planted}.",
             "What it does not show": "Random vertices are not all vertices. A size that works is not the least one. "
             "The steepest gradient at 8,192 random points is a lower bound of the Lipschitz constant; it reaches the "
-            f"stated one in {reached} of {len(findings.verified)} rows, and elsewhere that one is by argument. "
+            f"stated one in {reached} of {len(findings.verified)} rows. That no point is steeper is by argument. "
             f"Daniely's target sin(pi d^3 |x| / 2) has no row: it is a target ({radial.lipschitz:.0f}-Lipschitz at d "
             "= 3), which no ReLU network equals.",
             "What stands behind it": "Construction. Compared in exact integers: every partial sum is bounded below "

@@ -24,14 +24,14 @@ def flows(page: Page, random_pieces: Sequence[tuple[int, float]], shear_exact: b
     few = {f"N = {n}": folded_by_steps(3, x[:, None], n_steps=n)[:, 0] for n in (3, 6, 9, 48)}
     steps = [FOLDS * i for i in (1, 2, 3, 4, 8)]
     traces = {n: trace_fold_steps(FOLDS, n) for n in steps}
-    bound = "at most, 2 units"
+    bounds = {f"at most, {p} units": [(n, most_pieces_after_steps(p, n)) for n in (1, 2, 3)] for p in (2, 16)}
     pieces = {
         "the field of the sawtooth, 2 units": [(n, count_pieces(line)) for n, line in traces.items()],
         "random fields in the plane, 16 units": random_pieces,
-        bound: [(n, most_pieces_after_steps(2, n)) for n in (1, 2, 4, 8)],
+        **bounds,
     }
     page.figure(
-        figures.folds(x, few, pieces, bound=bound),
+        figures.folds(x, few, pieces, dashed=tuple(bounds)),
         alt="states after Euler steps by x, and linear pieces by the number of steps",
         caption="Left: dx/dt = g(x) - x over 3 units of time, g the tent. Right: the same field over 6 units of time.",
     )
