@@ -39,6 +39,7 @@ __all__ = [
     "OdeintError",
     "Plan",
     "__version__",
+    "analysis",
     "available_backends",
     "blocks",
     "carry_optimizer",

@@ -59,7 +59,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.add_marker(item.path.parent.name)
+        item.add_marker(tiers.folder(item.path))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: tiers.place(item.path))
 
@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("quick"):
-        left = Counter(path.parent.name for path in tiers.FILES if tiers.is_slow(path))
+        left = Counter(tiers.folder(path) for path in tiers.FILES if tiers.is_slow(path))
         files = ", ".join(f"{folder} {count}" for folder, count in sorted(left.items()))
         terminalreporter.write_line(f"--quick left out {left.total()} test files, which `make test` runs: {files}")
 

@@ -99,14 +99,14 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
-PARTS = sorted({path.parent.name for path in TESTS.glob("*/test_*.py")})  # folders of tests/
+PARTS = sorted({path.relative_to(TESTS).parts[0] for path in TESTS.glob("*/**/test_*.py")})  # folders of tests/
 
 
 def files(part: str) -> list[str]:
     """The test files of a folder, or the one file that is named, below ``tests/``."""
     if part.endswith(".py"):
         return [part]
-    return sorted(path.relative_to(TESTS).as_posix() for path in TESTS.glob(f"{part}/test_*.py"))
+    return sorted(path.relative_to(TESTS).as_posix() for path in TESTS.glob(f"{part}/**/test_*.py"))
 
 
 def part_or_file(name: str) -> str:

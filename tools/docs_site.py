@@ -77,10 +77,16 @@ def reference_pages() -> dict[str, str]:
     package = importlib.import_module("contnet_fast")
     own = frozenset(id(thing) for thing in public(package).values())
     pages = {"api/contnet_fast.md": reference("contnet_fast")}
-    for name, thing in public(package).items():
-        if inspect.ismodule(thing):
-            pages[f"api/{name}.md"] = reference(thing.__name__, own)
+    for thing in public_modules(package):
+        name = thing.__name__.removeprefix("contnet_fast.").replace(".", "-")
+        pages[f"api/{name}.md"] = reference(thing.__name__, own)
     return pages
+
+
+def public_modules(module: ModuleType) -> list[ModuleType]:
+    """The public modules of a module, each followed by its own."""
+    found = [thing for thing in public(module).values() if inspect.ismodule(thing)]
+    return [inner for thing in found for inner in (thing, *public_modules(thing))]
 
 
 def on_files(files: Any, config: Any) -> Any:

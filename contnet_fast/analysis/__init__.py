@@ -3,7 +3,7 @@
 ``plots`` needs matplotlib (the extra ``train``) and is imported on its own.
 """
 
-from . import koopman
+from . import depth, koopman
 from .accuracy import Score, evaluate
 from .convergence import convergence, observed_order
 from .discretizations import DiscretizationScore, compression_table, halvings, measure, refinement_table, sweep
@@ -15,6 +15,7 @@ __all__ = [
     "Score",
     "compression_table",
     "convergence",
+    "depth",
     "evaluate",
     "halvings",
     "koopman",

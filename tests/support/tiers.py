@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-FILES = sorted(TESTS.glob("*/test_*.py"))
-FOLDERS = sorted({path.parent.name for path in FILES})
+FILES = sorted(TESTS.glob("*/**/test_*.py"))
 SLOW_FOLDERS = ("analysis", "aot", "cli", "compiler", "emulated", "gpu", "interpreted", "tools", "training")
 SLOW_FILES = (  # of the other folders
     "attention", "build", "carry", "convergence", "cpu_conv", "cpu_conv_blocks", "cpu_conv_gradients", "cpu_conv_ops",
@@ -22,9 +21,17 @@ LONG = [
 ]  # fmt: skip
 
 
+def folder(path: Path) -> str:
+    """The folder of tests/ that a file or a folder is in."""
+    return path.relative_to(TESTS).parts[0]
+
+
+FOLDERS = sorted({folder(path) for path in FILES})
+
+
 def is_slow(path: Path) -> bool:
     """Whether ``--quick`` leaves a folder of tests or a test file out."""
-    return path.parent.name in SLOW_FOLDERS or path.stem.removeprefix("test_") in SLOW_FILES
+    return (path != TESTS and folder(path) in SLOW_FOLDERS) or path.stem.removeprefix("test_") in SLOW_FILES
 
 
 def place(path: Path) -> int:

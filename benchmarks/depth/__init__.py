@@ -1,0 +1,1 @@
+"""The depth laboratory: networks that are trained as one computation."""
