@@ -65,7 +65,7 @@ class Config:
     n_basis: int = _option(1, "basis functions of theta(t) at the start", low=1)
     n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
     scheme: str = _option(
-        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
+        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN and WCGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
     )
     basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
     order: str | None = _option(
@@ -194,8 +194,8 @@ class Config:
         for datasets, models in ((IMAGES, IMAGE_MODELS), (NODES, NODE_MODELS), (SERIES, SERIES_MODELS)):
             if self.data in datasets and self.model not in models:
                 raise choice_error(f"model (with data {self.data})", self.model, models)
-        if self.scheme == CHEBYSHEV and self.model != "cgnn":
-            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with model cgnn")
+        if self.scheme == CHEBYSHEV and self.model not in ("cgnn", "wcgnn"):
+            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with cgnn and wcgnn")
         if self.data in IMAGES:
             return
         if self.amp != "none":

@@ -47,6 +47,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
         "cora-wcgnn": {
             **_CGNN,
             "model": "wcgnn",
+            "scheme": "chebyshev",
             "t_end": 14.3,
             "n_steps": 20,
             "self_loops": 0.947,

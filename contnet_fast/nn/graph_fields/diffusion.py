@@ -62,6 +62,10 @@ class DiffusionField(GraphField):
         alpha = self.alpha.sigmoid()
         return diffusion_nodes(alpha if graph.order is None else alpha[:, graph.order], self.form)
 
+    def mixing_rate(self, weights: FloatWeights) -> torch.Tensor | None:
+        """M [F, F] of the term H M of dH/dt, or ``None`` for none."""
+        return None
+
     def operands(self, *, graph: Graph, source: torch.Tensor | None = None) -> DiffusionOperands:  # type: ignore[override]
         """The edges and the source."""
         return operands_of(graph, source)

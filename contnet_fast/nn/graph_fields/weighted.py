@@ -61,6 +61,11 @@ class WeightedDiffusionField(DiffusionField):
         u = combine_nodes(self.eigenvectors, weights)
         return (u * combine_nodes(self.eigenvalues, weights).clamp(0.0, 1.0)) @ u.T
 
+    def mixing_rate(self, weights: FloatWeights) -> torch.Tensor:
+        """W(t) - I [m, m]: no eigenvalue is below -1."""
+        mixing = self.mixing(weights)
+        return mixing - torch.eye(self.features, dtype=mixing.dtype, device=mixing.device)
+
     def rate(  # type: ignore[override]
         self, weights: FloatWeights, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None
     ) -> torch.Tensor:
