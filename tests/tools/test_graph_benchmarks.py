@@ -56,3 +56,5 @@ def test_the_page_has_the_table_and_the_sentences_of_the_rows():
     words = " ".join(given.split())
     for recipe in {row["recipe"] for row in rows}:
         assert accuracy.sentence(rows, recipe) in words
+    depth = pytest.importorskip("benchmarks.graphs.depth")
+    assert depth.sentence(accuracy.read(accuracy.RESULTS / "graph-depth.jsonl")) in words

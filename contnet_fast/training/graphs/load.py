@@ -45,6 +45,8 @@ def load_graph_data(config: Config, path: str | Path | None = None, *, tell: Tel
         data = data.largest_component()
     if config.split == "random":
         data = data.random_split(config.split_seed, **_split_sizes(data))
+    elif config.split == "development":
+        data = data.development_split(config.split_seed)
     tell(
         f"{data.name}: {data.num_nodes:,} nodes, {data.graph.num_edges:,} edges, {data.num_features:,} features, "
         f"{data.num_classes} classes; {len(data.train)} nodes train, {len(data.valid)} validate, {len(data.test)} test"
