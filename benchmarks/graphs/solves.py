@@ -5,6 +5,10 @@
 
 All contenders of a case take turns in one process. A case gets no row if they do not compute the same. The process
 restarts itself with a malloc that keeps freed memory.
+
+Beside each row stands a floor: the bytes that passes over the rows of the graph move if nothing stays in a cache from
+one to the next, over the bandwidth of copies of the state in the same rounds. Passes are one an evaluation, and with
+the gradient three. ``--floor`` times our solve and the copies alone.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from benchmarks.common.timing import Effort, interleave, interval, keep_memory
 from contnet_fast.errors import check_count, check_number
 
 ALPHA, T_END = 0.715, 12.1  # of CGNN's published settings for Cora
+STAGES = 4  # evaluations a step
 MOST_DIFFERENCE = 1e-4  # relative, in float32
 
 
@@ -140,7 +145,12 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
             h, ordered, alpha=alpha, source=source, t_end=T_END, n_steps=case.n_steps
         )
     upstream = torch.randn(n, case.features, generator=generator)
-    return [
+    state, copied = h.detach(), torch.empty_like(h)
+    one_pass = sum(t.numel() * t.element_size() for t in (graph.indptr, graph.indices, graph.values, state, copied))
+    passes = STAGES * case.n_steps * (3 if case.backward else 1)
+    moved = {"bytes": 2 * state.numel() * state.element_size(), "floor_bytes": passes * one_pass}
+    copy = Contender("copy", "copy", lambda: copied.copy_(state), 0.0, extra=moved)
+    return [copy] + [
         Contender(name, "graph", _with_gradient(solve, upstream, (h, source, alpha)) if case.backward else solve, 0.0)
         for name, solve in solves.items()
     ]
@@ -158,7 +168,7 @@ def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
     Raises:
         GateError: one is too large.
     """
-    results = {one.name: one.call() for one in everyone}
+    results = {one.name: one.call() for one in everyone if one.kind != "copy"}
     expected = results["loop"]
     found = {}
     for name, result in results.items():
@@ -169,17 +179,23 @@ def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
     return found
 
 
-def measure(case: Case, effort: Effort, data_path: Path | None) -> dict[str, Any]:
-    """Return a row: times, and ratios of medians to ours."""
+def measure(case: Case, effort: Effort, data_path: Path | None, *, floor_only: bool = False) -> dict[str, Any]:
+    """Return a row: times, ratios of medians to ours, and the floor of ours."""
     torch.set_num_threads(case.threads)
     everyone = contenders(case, data_path)
     gate = check(case, everyone)
+    if floor_only:
+        everyone = [one for one in everyone if one.name in ("ours", "copy")]
     entries = {}
     for name, t in interleave(everyone, effort).items():
         low, high = interval(t.samples)
         entries[name] = {"ms": 1e3 * t.median, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "rounds": t.rounds}
-    ratios = {name: round(e["ms"] / entries["ours"]["ms"], 3) for name, e in entries.items() if name != "ours"}
-    return {"case": case.name, **asdict(case), "gate": gate, "contenders": entries, "ratios": ratios}
+    ours, copy, moved = entries["ours"]["ms"], entries.pop("copy")["ms"], everyone[0].extra
+    floor_ms = moved["floor_bytes"] * copy / moved["bytes"]
+    floor = {"bytes": moved["floor_bytes"], "copy_gb_per_s": round(1e-6 * moved["bytes"] / copy, 2), "ms": floor_ms}
+    ratios = {name: round(e["ms"] / ours, 3) for name, e in entries.items() if name != "ours"}
+    return {"case": case.name, **asdict(case), "gate": gate, "contenders": entries, "ratios": ratios,
+            "floor": {**floor, "times": round(ours / floor_ms, 3)}}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -192,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--rounds", type=checked(lambda x: check_count("rounds", int(x))), default=11, help="of each case")
     p.add_argument("--seconds", type=checked(lambda x: check_number("seconds", float(x))), default=2.0,
                    help="and at least so long")  # fmt: skip
+    p.add_argument("--floor", action="store_true", help="our solve and copies alone")
     p.add_argument("--quick", action="store_true", help="a tiny graph")
     args = p.parse_args(argv)
     chosen = [case for case in suite(args.quick) if args.case in case.name]
@@ -205,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads, failed = torch.get_num_threads(), 0
     for case in chosen:
         try:
-            row = measure(case, effort, args.data_path)
+            row = measure(case, effort, args.data_path, floor_only=args.floor)
         except GateError as error:
             Console(stderr=True).print(f"no row: {error}", markup=False, soft_wrap=True)
             failed += 1
@@ -213,7 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             torch.set_num_threads(threads)
         append(out, row)
-        print(f"{case.name}: ours {row['contenders']['ours']['ms']:.2f} ms, times that: {row['ratios']}", flush=True)
+        print(
+            f"{case.name}: ours {row['contenders']['ours']['ms']:.2f} ms, times that: {row['ratios']}, "
+            f"the floor: {row['floor']['ms']:.2f} ms",
+            flush=True,
+        )
     return 1 if failed else 0
 
 

@@ -26,10 +26,11 @@ Row = dict[str, Any]
 
 def text(rows: list[Row]) -> str:
     """The table, of the latest row of each case, and what it says."""
-    latest = {row["case"]: row for row in rows if "contenders" in row}
-    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values()]
-    lines = [head, ["---"] * len(head), *map(_cells, latest.values())]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    latest = {row["case"]: row for row in rows if row.get("ratios")}
+    floors = {row["case"]: row["floor"]["times"] for row in rows if "floor" in row}
+    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values(), "over the floor"]
+    shown = [[*_cells(row), f"{floors[case]:.1f}" if case in floors else ""] for case, row in latest.items()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *shown])
     return f"{table}\n\n{_sentences(list(latest.values()))}\n"
 
 

@@ -58,3 +58,6 @@ def test_the_page_has_the_table_and_the_sentences_of_the_rows():
         assert accuracy.sentence(rows, recipe) in words
     depth = pytest.importorskip("benchmarks.graphs.depth")
     assert depth.sentence(accuracy.read(accuracy.RESULTS / "graph-depth.jsonl")) in words
+    epochs = pytest.importorskip("benchmarks.graphs.epochs")
+    (steps,) = accuracy.RESULTS.glob("graph-epochs-*.jsonl")
+    assert epochs.sentence(table.read(steps)[-1]) in words
