@@ -31,13 +31,19 @@ def additive_scores(
     return torch.nn.functional.leaky_relu(along, slope)
 
 
-def edge_softmax(scores: torch.Tensor, graph: Graph) -> torch.Tensor:
+SOFTMAX = ("targets", "sources")
+
+
+def edge_softmax(scores: torch.Tensor, graph: Graph, *, over: str = "targets") -> torch.Tensor:
     """exp(s) over its sum along the edges of the same target, the largest score of each target subtracted first.
 
     Scores of minus infinity get zero. 16-bit scores are summed in float32.
+
+    Args:
+        over: ``"sources"`` for the edges of the same source instead, by which a sum over all nodes is kept.
     """
     wide = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-    targets = graph.targets
+    targets = graph.targets if over == "targets" else graph.indices.long()
     places = targets.unsqueeze(1).expand_as(wide)
     fixed = wide.detach()
     largest = fixed.new_zeros(graph.num_nodes, wide.shape[1])

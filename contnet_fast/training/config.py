@@ -85,6 +85,7 @@ class Config:
         choices=("public", "random", "development"),
     )  # fmt: skip
     split_seed: int = _option(0, "of a split that is drawn", low=0)
+    raw_features: bool = _option(False, "Planetoid's as they are, rows not divided by their sums")
     largest_component: bool = _option(False, "only the nodes of the largest connected component")
     neighbours: int = _option(16, "nearest neighbours of a node, in graphs of neighbours", low=1)
     self_loops: float = _option(1.0, "weight of the loop that every node gets before degrees are normalised", low=0.0)
@@ -94,6 +95,7 @@ class Config:
     alpha: float = _option(0.918, "CGNN's share of neighbours at the start, before its sigmoid")
     heads: int = _option(8, "of attention", low=1)
     attention: int = _option(128, "features of GRAND's attention", low=1)
+    softmax: str = _option("targets", "whose edges GRAND's attention sums to one over", choices=("targets", "sources"))
     nonlinear: bool = _option(False, "GRAND computes its attention anew at every evaluation")
     input_dropout: float = _option(0.5, "of a graph network's features", low=0.0, high=0.99)
     dropout: float = _option(0.0, "before a graph network's decoder; inside GDE's field", low=0.0, high=0.99)
@@ -203,6 +205,8 @@ class Config:
             return
         if self.amp != "none":
             raise ValueError(f"amp: got {self.amp!r} with data {self.data!r}, accepted: none")
+        if self.raw_features and self.data not in PLANETOID:
+            raise ValueError(f"raw_features: got True with data {self.data!r}, accepted: with {', '.join(PLANETOID)}")
         if self.largest_component and self.data in SERIES:
             raise ValueError(f"largest_component: got True with data {self.data!r}, accepted: False")
 

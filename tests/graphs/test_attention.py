@@ -40,6 +40,15 @@ def test_softmax_and_sum_are_those_of_dense_rows_also_where_no_edge_ends():
     assert torch.equal(y[-1], torch.zeros(HEADS, 4, dtype=torch.float64))  # isolated
 
 
+def test_softmax_over_sources_is_that_of_dense_columns():
+    graph = small_graph()
+    scores, index = 3 * draw(graph.num_edges, HEADS), graph.edge_index
+    dense = torch.full((HEADS, 7, 7), -torch.inf, dtype=scores.dtype)
+    dense[:, index[1], index[0]] = scores.T
+    expected = dense.softmax(1)[:, index[1], index[0]].T
+    torch.testing.assert_close(edge_softmax(scores, graph, over="sources"), expected, **CLOSE)
+
+
 def test_scores_are_those_of_their_papers():
     graph = small_graph()
     q, k, index = draw(7, HEADS, 5), draw(7, HEADS, 5, seed=1), graph.edge_index

@@ -35,6 +35,8 @@ def test_planetoid_puts_rows_of_the_test_nodes_where_the_index_says(tmp_path):
     assert data.train.tolist() == [0, 1, 2, 3]
     assert data.valid.tolist() == [4, 5, 6, 7]
     assert data.test.tolist() == sorted(TEST)
+    raw = datasets.planetoid("citeseer", tmp_path, normalised=False).x.to_dense()
+    torch.testing.assert_close(raw[:KNOWN], torch.as_tensor(rows[:KNOWN]))
 
 
 def test_planetoid_has_every_edge_once_in_both_directions_without_loops(tmp_path):

@@ -339,6 +339,7 @@ def test_the_command_speaks_of_series(tmp_path, capsys):
         (["--recipe", "karate", "--amp", "bfloat16"], "amp: got 'bfloat16' with data 'karate'"),
         (["--recipe", "karate", "--download"], "download: got data 'karate'"),
         (["--recipe", "neighbours"], "data_path: got none, accepted: an .npz"),
+        (["--recipe", "karate", "--raw-features"], "raw_features: got True with data 'karate'"),
         (["--recipe", "irregular-gcde", "--largest-component"], "largest_component: got True"),
         (["--recipe", "karate", "--model", "gde", "--scheme", "chebyshev"], "scheme: got 'chebyshev' with model 'gde'"),
         (["--recipe", "irregular-gcde", "--batch-size", "500"], "batch_size: got 500, accepted: up to the 140 series"),

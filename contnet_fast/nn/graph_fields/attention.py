@@ -13,7 +13,7 @@ from ...fields import DIFFUSION
 from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from ...fields.reference import combine_nodes, theta_at
 from ...graphs import Graph
-from ...graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
+from ...graphs.attention import SOFTMAX, additive_scores, dot_scores, edge_softmax, weighted_sum
 from ...schemes.bases import Basis, Matrix
 from ...schemes.timegrid import FloatWeights
 from .base import ACTIVATIONS, GraphField, bounded_basis, mapped_logits
@@ -110,6 +110,9 @@ class GRANDField(GraphField):
         attention_dim: width of queries and keys, all heads together; a multiple of ``heads``.
         linear: ``True``: attention is that of X(0) for the whole solve, a linear diffusion that backends may fuse
             (GRAND-l). ``False``: it is computed at every evaluation (GRAND-nl).
+        softmax: ``"targets"``: the weights of the edges into a node sum to one, as in the paper. ``"sources"``: those
+            of the edges out of it, by which the sum of X over the nodes is kept, as in its code with the settings that
+            it has for Cora.
         alpha_init: what the logits of alpha(t) = sum_k phi_k(t) sigmoid(alpha_k) start at, ``alpha`` [K] being learnt.
         n_basis, basis: K, and as in :class:`DiffusionField`. t_end: the length of a solve.
 
@@ -130,6 +133,7 @@ class GRANDField(GraphField):
         heads: int = 8,
         attention_dim: int = 128,
         linear: bool = True,
+        softmax: str = "targets",
         alpha_init: float = 0.0,
         n_basis: int = 1,
         basis: str = "piecewise_constant",
@@ -140,6 +144,7 @@ class GRANDField(GraphField):
         if check_count("attention_dim", attention_dim) % heads:
             raise ValueError(f"attention_dim: got {attention_dim}, accepted: a multiple of heads, {heads}")
         self.linear = check_bool("linear", linear)
+        self.softmax = check_choice("softmax", softmax, SOFTMAX)
         self.query, self.key = (nn.Parameter(torch.zeros(features, attention_dim)) for _ in range(2))
         nn.init.uniform_(self.key, -(features**-0.5), features**-0.5)
         self.beta = nn.Parameter(torch.zeros(()))
@@ -153,7 +158,7 @@ class GRANDField(GraphField):
     def attend(self, x: torch.Tensor, graph: Graph) -> Graph:
         """The edges of ``graph`` with A(x) as their weights."""
         q, k = ((x @ part).unflatten(1, (self.heads, -1)) for part in (self.query, self.key))
-        return graph.with_values(edge_softmax(dot_scores(q, k, graph), graph).mean(1).to(x.dtype))
+        return graph.with_values(edge_softmax(dot_scores(q, k, graph), graph, over=self.softmax).mean(1).to(x.dtype))
 
     def prepare(self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None) -> dict[str, Any]:  # type: ignore[override]
         """What any field on a graph prepares, and for a linear one the attention of a solve from ``x``."""

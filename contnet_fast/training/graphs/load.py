@@ -56,7 +56,8 @@ def load_graph_data(config: Config, path: str | Path | None = None, *, tell: Tel
 
 def _nodes(config: Config, path: str | Path | None) -> NodeData:
     if config.data in PLANETOID:
-        return datasets.planetoid(config.data, Path("data") / "planetoid" if path is None else path)
+        folder = Path("data") / "planetoid" if path is None else path
+        return datasets.planetoid(config.data, folder, normalised=not config.raw_features)
     if config.data == "neighbours":
         if path is None:
             raise ValueError("data_path: got none, accepted: an .npz with x [n, ...] and y [n]")
