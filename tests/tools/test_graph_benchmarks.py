@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from contnet_fast.graphs import datasets
+
 accuracy = pytest.importorskip("benchmarks.graphs.accuracy")
 
 
@@ -46,6 +48,29 @@ def test_finished_rows_are_kept_and_lines_appended(tmp_path, capsys):
     capsys.readouterr()
     accuracy.main(["--show", "--out", str(out)])
     assert capsys.readouterr().out.startswith("karate, test accuracy, 2 seeds: CGNN")
+
+
+def test_floors_stand_beside_our_solves(tmp_path):
+    solves = pytest.importorskip("benchmarks.graphs.solves")
+    pytest.importorskip("torchdiffeq")
+    out = tmp_path / "rows.jsonl"
+    assert solves.main(["--quick", "--floor", "--out", str(out)]) == 0
+    forward, both = (json.loads(line) for line in out.read_text().splitlines()[1:])
+    assert [*forward["contenders"]] == ["ours"]
+    assert both["floor"]["bytes"] == 3 * forward["floor"]["bytes"]
+    ms = both["contenders"]["ours"]["ms"]
+    assert both["floor"]["times"] == pytest.approx(ms / both["floor"]["ms"], abs=1e-3)
+
+
+def test_steps_of_another_field_get_no_row():
+    epochs = pytest.importorskip("benchmarks.graphs.epochs")
+    pytest.importorskip("torchdiffeq")
+    everyone = epochs.contenders(datasets.karate_club())
+    assert len(epochs.check(everyone)) == 8
+    wrong = next(one for one in everyone if one.name == "published, rk4 of 16 steps")
+    wrong.call.net.matrix = wrong.call.net.matrix * 1.01
+    with pytest.raises(epochs.GateError, match="rk4 of 16 steps: gradients differ by"):
+        epochs.check(everyone)
 
 
 def test_the_page_has_the_table_and_the_sentences_of_the_rows():
