@@ -50,7 +50,8 @@ def _sentences(rows: list[Row]) -> str:
         return f"{min(found):.1f} to {max(found):.1f}"
 
     expansion = [row["ratios"]["torchdiffeq rk4"] / row["ratios"]["ours, chebyshev"] for row in cora]
-    ordered = [row["ratios"]["ours, reordered"] for row in rows if "ours, reordered" in row["ratios"]]
+    ordered = {row["threads"]: row["ratios"]["ours, reordered"] for row in rows if "ours, reordered" in row["ratios"]}
+    shares = " and ".join(f"{ratio:.2f} on {n} thread{'s' * (n > 1)}" for n, ratio in sorted(ordered.items()))
     forward, gradient, by_hand = span("torchdiffeq rk4", False), span("torchdiffeq rk4", True), span("loop", False)
     return "\n".join(
         [
@@ -58,7 +59,7 @@ def _sentences(rows: list[Row]) -> str:
             "times with the gradient,",
             f"and {by_hand} times as fast as a loop by hand forward; Chebyshev polynomials are {min(expansion):.0f} to "
             f"{max(expansion):.0f} times as fast as torchdiffeq.",
-            *(f'`reorder="rcm"` takes {ratio:.2f} of the time on the shuffled mesh.' for ratio in ordered),
+            *([f'`reorder="rcm"` takes of the time on the shuffled mesh {shares}.'] if shares else []),
         ]
     )
 
