@@ -96,8 +96,9 @@ class GATField(GraphField):
         if self.training and self.dropout:
             mask = F.dropout(scores.new_ones(graph.num_edges, self.heads), self.dropout)
         states = (x @ weight).unflatten(1, (self.heads, -1))
-        mean = graph_attention(*scores.chunk(2, 1), graph, states, slope=self.slope, factors=mask)
-        rate = ACTIVATIONS[self.activation](mean.flatten(1) + bias)
+        ends, starts = scores.chunk(2, 1)
+        sums = graph_attention(ends, starts, graph, states, slope=self.slope, factors=mask)
+        rate = ACTIVATIONS[self.activation](sums.flatten(1) + bias)
         return self.scaled(rate.to(x.dtype), source)
 
 
