@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(cpu._extension is None, reason="the C++ extensio
 SUMS = ("each head", "mean", "edges")
 HEADS = (1, 2, 3, 5, 8)
 FEATURES = (1, 4, 7, 16, 33, 256)
+FEW = 8.0  # the largest error of few numbers is luck: a wrong maximum or head is off by thousands of budgets
 
 
 def directed(n=23, edges=90, *, seed=0, hub=False):
@@ -65,7 +66,7 @@ def check(inputs, graph, dtype, *, magnitude=1.0, **options):
     for name, y, exact, other in zip(("y", "targets", "sources", "states"), got, truth, plain, strict=False):
         same = () if dtype == torch.float64 else other
         scale = max(magnitude if dtype == torch.float64 else 1.0, exact.abs().max().item()) if exact.numel() else None
-        assert_within_budget(y, exact, same, name=name, factor=4.0, scale=scale)
+        assert_within_budget(y, exact, same, name=name, factor=FEW, scale=scale, evaluations=4)
 
 
 @pytest.mark.parametrize("heads", HEADS)
