@@ -86,3 +86,23 @@ def test_the_page_has_the_table_and_the_sentences_of_the_rows():
     epochs = pytest.importorskip("benchmarks.graphs.epochs")
     (steps,) = accuracy.RESULTS.glob("graph-epochs-*.jsonl")
     assert epochs.sentence(table.read(steps)[-1]) in words
+
+
+def test_attention_is_measured_beside_plain_pytorch_and_a_wrong_contender_gets_no_row(tmp_path, monkeypatch):
+    attention = pytest.importorskip("benchmarks.graphs.attention")
+    options = ["--quick", "--case", "grand-nl/tiny/forward/", "--out", str(tmp_path / "rows.jsonl")]
+    assert attention.main(options) == 0
+    header, row = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert "header" in header
+    assert set(row["contenders"]) == {"ours", "plain PyTorch"}
+    assert row["field"] == "grand-nl"
+    honest = attention.contenders
+
+    def one_wrong(*given):
+        ours, *others = honest(*given)
+        ours.call = lambda: 2 * others[0].call()
+        return [ours, *others]
+
+    monkeypatch.setattr(attention, "contenders", one_wrong)
+    assert attention.main(options) == 1
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3  # another header and no row

@@ -10,6 +10,7 @@ from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec
 from ...fields.reference import theta_at
 from ...functional.graphs import FORMS, diffusion_nodes
 from ...graphs import Graph
+from ...graphs.products import propagate
 from ...schemes.bases import Basis, Matrix
 from ...schemes.timegrid import FloatWeights
 from .base import GraphField, bounded_basis, mapped_logits
@@ -75,7 +76,7 @@ class DiffusionField(GraphField):
     ) -> torch.Tensor:
         """t_end (L H + S), [n, F] in the order inside of the graph."""
         theta = theta_at(self.nodes(graph=graph), weights)
-        return self.diffused(x, theta, graph, source)
+        return self.diffused(x, theta, propagate(graph, x), source)
 
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:

@@ -9,6 +9,7 @@ import torch
 from ...errors import check_count, check_number
 from ...fields.reference import combine_nodes, theta_at
 from ...graphs import Graph
+from ...graphs.products import propagate
 from ...schemes.timegrid import FloatWeights
 from .diffusion import DiffusionField
 
@@ -72,7 +73,7 @@ class WeightedDiffusionField(DiffusionField):
         """t_end (L H + H (W - I) + S), [n, m] in the order inside of the graph."""
         theta = theta_at(self.nodes(graph=graph), weights)
         theta = theta._replace(diagonal=theta.diagonal - 1)
-        return self.diffused(x, theta, graph, source, self.mixing(weights))
+        return self.diffused(x, theta, propagate(graph, x), source, self.mixing(weights))
 
     @torch.no_grad()
     def retract(self, beta: float = 0.5) -> None:
