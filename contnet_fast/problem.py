@@ -25,6 +25,7 @@ class Facts(NamedTuple):
 
 
 NO_FACTS = Facts()
+PARTS = ("graph_attention",)  # ops that are parts of a field, which a solve around them calls at its evaluations
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Problem:
     """Every fact that the choice of a backend may use.
 
     Attributes:
-        op: ``"rk_solve"``, ``"odeint"``, ``"rk_combine"``, ``"rk_combine_error"``, or the solve of a field family, such
-            as ``"conv_solve"``.
+        op: ``"rk_solve"``, ``"odeint"``, ``"rk_combine"``, ``"rk_combine_error"``, the solve of a field family, such
+            as ``"conv_solve"``, or one of ``PARTS``.
         device: with its index, so that a machine with different GPUs is asked about the right one.
         dtype: of the state. compute_dtype: of the field's products, another one under autocast.
         shape: of the state. leaf_dtypes: of a pytree of several tensors, whose ``dtype`` is that of the first and whose
@@ -60,6 +61,11 @@ class Problem:
     leaf_dtypes: tuple[torch.dtype, ...] = ()
     compensated: bool = False
     called: str = ""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether this is a part of a field, served at level stage or by PyTorch."""
+        return self.op in PARTS
 
     def values(self) -> tuple[Any, ...]:
         """The fields in order, which ``Problem(*values)`` takes: what a compiler can hold as a constant."""

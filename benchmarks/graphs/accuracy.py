@@ -3,6 +3,7 @@
 ``python -m benchmarks.graphs.accuracy --data-path FOLDER`` trains recipes from ten seeds each, appends a row for each
 finished run to ``benchmarks/results/graph-accuracy.jsonl``, skips what is there already, and prints the table. The
 weights of a run are those of the first epoch that is best on the validation nodes; the test nodes decide nothing.
+Splits that are drawn are another one for each seed, the same for both networks.
 Differences are within a seed, and their interval is Student's over the seeds.
 """
 
@@ -74,6 +75,8 @@ def collect(
         for recipe in recipes:
             settings = {**overrides, "seed": seed, **({} if data_path is None else {"data_path": data_path})}
             config = make_config(recipe, overrides=settings)
+            if config.split != "public":
+                config = make_config(recipe, overrides={**settings, "split_seed": seed})
             for own in (config, baseline(config, overrides)):
                 key = (recipe, seed, own.model)
                 if key in known:

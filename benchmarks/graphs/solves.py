@@ -5,29 +5,33 @@
 
 All contenders of a case take turns in one process. A case gets no row if they do not compute the same. The process
 restarts itself with a malloc that keeps freed memory.
+
+Beside each row stands a floor: the bytes that passes over the rows of the graph move if nothing stays in a cache from
+one to the next, over the bandwidth of copies of the state in the same rounds. Passes are one an evaluation, and with
+the gradient three. ``--floor`` times our solve and the copies alone.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import contnet_fast as cf
 from benchmarks.common.contender import Contender
 from benchmarks.common.gate import GateError
-from benchmarks.common.options import Parser, checked
-from benchmarks.common.rows import append, header, results_file
-from benchmarks.common.timing import Effort, interleave, interval, keep_memory
-from contnet_fast.errors import check_count, check_number
+from benchmarks.common.options import Parser
+from benchmarks.common.timing import Effort, keep_memory
+from benchmarks.graphs.cases import edges_of, run, timed
 
 ALPHA, T_END = 0.715, 12.1  # of CGNN's published settings for Cora
+STAGES = 4  # evaluations a step
 MOST_DIFFERENCE = 1e-4  # relative, in float32
 
 
@@ -54,30 +58,6 @@ def suite(quick: bool) -> list[Case]:
         return [Case("tiny", 4, 2, 1, backward) for backward in (False, True)]
     small = [Case("cora", f, 16, n, b) for f in (16, 64, 256) for b in (False, True) for n in (1, 2)]
     return [*small, *(Case(name, 64, 16, n, False) for name in ("random", "mesh") for n in (1, 2))]
-
-
-def edges_of(name: str, data_path: Path | None) -> tuple[torch.Tensor, int]:
-    """Sources and targets, and the number of nodes; seeded."""
-    generator = torch.Generator().manual_seed(0)
-    if name == "tiny":
-        return torch.randint(0, 50, (2, 120), generator=generator), 50
-    if name == "cora":
-        if data_path is not None:
-            from contnet_fast.graphs.datasets import planetoid
-
-            graph = planetoid("cora", data_path).graph
-            return graph.edge_index, graph.num_nodes
-        return torch.randint(0, 2708, (2, 5278), generator=generator), 2708  # of Cora's nodes and edges
-    n = 100_000
-    if name == "random":
-        return torch.randint(0, n, (2, 5 * n), generator=generator), n
-    side = 316  # a mesh of eight neighbours whose nodes are numbered at random
-    y, x = (t.flatten() for t in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
-    pairs = []
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        inside = (y + dy < side) & (x + dx < side) & (x + dx >= 0)
-        pairs.append(torch.stack([y * side + x, (y + dy) * side + x + dx])[:, inside])
-    return torch.randperm(side * side, generator=generator)[torch.cat(pairs, 1)], side * side
 
 
 def contenders(case: Case, data_path: Path | None) -> list[Contender]:
@@ -140,7 +120,12 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
             h, ordered, alpha=alpha, source=source, t_end=T_END, n_steps=case.n_steps
         )
     upstream = torch.randn(n, case.features, generator=generator)
-    return [
+    state, copied = h.detach(), torch.empty_like(h)
+    one_pass = sum(t.numel() * t.element_size() for t in (graph.indptr, graph.indices, graph.values, state, copied))
+    passes = STAGES * case.n_steps * (3 if case.backward else 1)
+    moved = {"bytes": 2 * state.numel() * state.element_size(), "floor_bytes": passes * one_pass}
+    copy = Contender("copy", "copy", lambda: copied.copy_(state), 0.0, extra=moved)
+    return [copy] + [
         Contender(name, "graph", _with_gradient(solve, upstream, (h, source, alpha)) if case.backward else solve, 0.0)
         for name, solve in solves.items()
     ]
@@ -158,7 +143,7 @@ def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
     Raises:
         GateError: one is too large.
     """
-    results = {one.name: one.call() for one in everyone}
+    results = {one.name: one.call() for one in everyone if one.kind != "copy"}
     expected = results["loop"]
     found = {}
     for name, result in results.items():
@@ -169,52 +154,30 @@ def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
     return found
 
 
-def measure(case: Case, effort: Effort, data_path: Path | None) -> dict[str, Any]:
-    """Return a row: times, and ratios of medians to ours."""
+def measure(case: Case, effort: Effort, args: Namespace) -> dict[str, Any]:
+    """Return a row: times, ratios of medians to ours, and the floor of ours."""
     torch.set_num_threads(case.threads)
-    everyone = contenders(case, data_path)
+    everyone = contenders(case, args.data_path)
     gate = check(case, everyone)
-    entries = {}
-    for name, t in interleave(everyone, effort).items():
-        low, high = interval(t.samples)
-        entries[name] = {"ms": 1e3 * t.median, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "rounds": t.rounds}
-    ratios = {name: round(e["ms"] / entries["ours"]["ms"], 3) for name, e in entries.items() if name != "ours"}
-    return {"case": case.name, **asdict(case), "gate": gate, "contenders": entries, "ratios": ratios}
+    if args.floor:
+        everyone = [one for one in everyone if one.name in ("ours", "copy")]
+    moved, times = everyone[0].extra, timed(everyone, effort)
+    ours, copy = times["contenders"]["ours"]["ms"], times["contenders"].pop("copy")["ms"]
+    times["ratios"].pop("copy")
+    floor_ms = moved["floor_bytes"] * copy / moved["bytes"]
+    floor = {"bytes": moved["floor_bytes"], "copy_gb_per_s": round(1e-6 * moved["bytes"] / copy, 2), "ms": floor_ms}
+    return {"case": case.name, **asdict(case), "gate": gate, **times,
+            "floor": {**floor, "times": round(ours / floor_ms, 3)}}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit status."""
-    p = Parser("python -m benchmarks.graphs.solves", __doc__)
-    p.add_argument("--out", type=Path, help="appended to; default benchmarks/results/graphs-<device>.jsonl, with "
-                   "--quick quick.jsonl")  # fmt: skip
-    p.add_argument("--data-path", type=Path, help="folder of Planetoid's files; without it a graph of Cora's size")
-    p.add_argument("--case", default="", metavar="TEXT", help="only cases whose name contains this, e.g. cora/F=16/")
-    p.add_argument("--rounds", type=checked(lambda x: check_count("rounds", int(x))), default=11, help="of each case")
-    p.add_argument("--seconds", type=checked(lambda x: check_number("seconds", float(x))), default=2.0,
-                   help="and at least so long")  # fmt: skip
-    p.add_argument("--quick", action="store_true", help="a tiny graph")
-    args = p.parse_args(argv)
-    chosen = [case for case in suite(args.quick) if args.case in case.name]
-    if not chosen:
-        names = "\n  ".join(case.name for case in suite(args.quick))
-        p.error(f"--case: {args.case!r} is in no name, accepted: a part of one of\n  {names}")
-    effort = Effort(rounds=3, seconds=0.0) if args.quick else Effort(rounds=args.rounds, seconds=args.seconds)
-    out = args.out or (Path("quick.jsonl") if args.quick else results_file("cpu", "graphs"))
-    cora = "a random graph of Cora's size" if args.data_path is None else "Planetoid's"
-    append(out, header({"cora": cora, "case": args.case, "quick": args.quick}))
-    threads, failed = torch.get_num_threads(), 0
-    for case in chosen:
-        try:
-            row = measure(case, effort, args.data_path)
-        except GateError as error:
-            Console(stderr=True).print(f"no row: {error}", markup=False, soft_wrap=True)
-            failed += 1
-            continue
-        finally:
-            torch.set_num_threads(threads)
-        append(out, row)
-        print(f"{case.name}: ours {row['contenders']['ours']['ms']:.2f} ms, times that: {row['ratios']}", flush=True)
-    return 1 if failed else 0
+    return run("python -m benchmarks.graphs.solves", __doc__, suite, measure, argv, add_arguments)
+
+
+def add_arguments(parser: Parser) -> None:
+    """What this benchmark asks beside the others."""
+    parser.add_argument("--floor", action="store_true", help="our solve and copies alone")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of solves on graphs in docs/graphs.md, and the sentences below it, from committed rows.
+"""The tables of solves and of attention on graphs in docs/graphs.md, and the sentences below them, from committed rows.
 
 python -m benchmarks.graphs.table           # prints them
 python -m benchmarks.graphs.table --write   # puts them into the page
@@ -14,6 +14,8 @@ from benchmarks.common.rows import RESULTS, ROOT, read
 ROWS = RESULTS / "graphs-intel-r-xeon-r-processor.jsonl"
 PAGE = ROOT / "docs" / "graphs.md"
 BEGIN, END = "<!-- benchmarks.graphs.table: begin -->", "<!-- benchmarks.graphs.table: end -->"
+BEGIN_ATTENTION = "<!-- benchmarks.graphs.table, attention: begin -->"
+END_ATTENTION = "<!-- benchmarks.graphs.table, attention: end -->"
 GRAPHS = {"cora": "Cora", "random": "random, 1.1 M edges", "mesh": "mesh of 8 neighbours, shuffled"}
 COLUMNS = {
     "ours, chebyshev": "Chebyshev, 1e-6",
@@ -21,24 +23,60 @@ COLUMNS = {
     "torchdiffeq rk4": "torchdiffeq rk4",
     "chain of addmm": "chain of `addmm`",
 }
+FIELDS = {
+    "gat, 8 heads": "GAT, 64 features, 8 heads",
+    "gat, 1 head": "GAT, 64 features, 1 head",
+    "grand-nl": "GRAND-nl, 80 features, 8 heads",
+    "grand-l, its attention": "GRAND-l's attention, once a solve",
+}
+OTHERS = ("plain PyTorch", "PyTorch Geometric")
 Row = dict[str, Any]
 
 
-def text(rows: list[Row]) -> str:
-    """The table, of the latest row of each case, and what it says."""
-    latest = {row["case"]: row for row in rows if "contenders" in row}
-    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values()]
-    lines = [head, ["---"] * len(head), *map(_cells, latest.values())]
+def attention(rows: list[Row]) -> str:
+    """The table of evaluations of attention fields, and what it says."""
+    latest = {row["case"]: row for row in rows if "field" in row}
+    head = ["field, on Cora", "pass", "threads", "ours, ms", *OTHERS]
+    lines = [head, ["---"] * len(head)]
+    for row in latest.values():
+        ratios = [row["ratios"].get(name) for name in OTHERS]
+        shown = ["" if ratio is None else f"{ratio:.1f}" for ratio in ratios]
+        ms = f"{row['contenders']['ours']['ms']:.2f}"
+        lines.append([FIELDS[row["field"]], _pass(row), str(row["threads"]), ms, *shown])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def span(name: str, backward: bool) -> str:
+        found = [row["ratios"][name] for row in latest.values() if row["backward"] == backward if name in row["ratios"]]
+        return f"{min(found):.1f} to {max(found):.1f}" if found else "an unknown number of"
+
+    plain, geometric = OTHERS
+    sentences = (
+        f"Times over the column of ms. Evaluations are {span(plain, False)} times as fast as in plain PyTorch, with the"
+        f" gradient\n{span(plain, True)} times; GAT is {span(geometric, False)} times as fast as the layer of PyTorch "
+        f"Geometric, with the gradient\n{span(geometric, True)} times."
+    )
+    return f"{table}\n\n{sentences}\n"
+
+
+def text(rows: list[Row]) -> str:
+    """The table of solves, of the latest row of each case, and what it says."""
+    latest = {row["case"]: row for row in rows if row.get("ratios") and "field" not in row}
+    floors = {row["case"]: row["floor"]["times"] for row in rows if "floor" in row}
+    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values(), "over the floor"]
+    shown = [[*_cells(row), f"{floors[case]:.1f}" if case in floors else ""] for case, row in latest.items()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *shown])
     return f"{table}\n\n{_sentences(list(latest.values()))}\n"
 
 
 def _cells(row: Row) -> list[str]:
-    what = "forward and backward" if row["backward"] else "forward"
     ratios = [row["ratios"].get(name) for name in COLUMNS]
     shown = ["" if ratio is None else f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" for ratio in ratios]
     ms = f"{row['contenders']['ours']['ms']:.1f}"
-    return [GRAPHS[row["graph"]], str(row["features"]), what, str(row["threads"]), ms, *shown]
+    return [GRAPHS[row["graph"]], str(row["features"]), _pass(row), str(row["threads"]), ms, *shown]
+
+
+def _pass(row: Row) -> str:
+    return "forward and backward" if row["backward"] else "forward"
 
 
 def _sentences(rows: list[Row]) -> str:
@@ -49,7 +87,8 @@ def _sentences(rows: list[Row]) -> str:
         return f"{min(found):.1f} to {max(found):.1f}"
 
     expansion = [row["ratios"]["torchdiffeq rk4"] / row["ratios"]["ours, chebyshev"] for row in cora]
-    ordered = [row["ratios"]["ours, reordered"] for row in rows if "ours, reordered" in row["ratios"]]
+    ordered = {row["threads"]: row["ratios"]["ours, reordered"] for row in rows if "ours, reordered" in row["ratios"]}
+    shares = " and ".join(f"{ratio:.2f} on {n} thread{'s' * (n > 1)}" for n, ratio in sorted(ordered.items()))
     forward, gradient, by_hand = span("torchdiffeq rk4", False), span("torchdiffeq rk4", True), span("loop", False)
     return "\n".join(
         [
@@ -57,15 +96,17 @@ def _sentences(rows: list[Row]) -> str:
             "times with the gradient,",
             f"and {by_hand} times as fast as a loop by hand forward; Chebyshev polynomials are {min(expansion):.0f} to "
             f"{max(expansion):.0f} times as fast as torchdiffeq.",
-            *(f'`reorder="rcm"` takes {ratio:.2f} of the time on the shuffled mesh.' for ratio in ordered),
+            *([f'`reorder="rcm"` takes of the time on the shuffled mesh {shares}.'] if shares else []),
         ]
     )
 
 
 def page(given: str, rows: list[Row]) -> str:
     """The page with what stands between the marks made anew."""
-    before, rest = given.split(BEGIN)
-    return f"{before}{BEGIN}\n{text(rows)}{END}{rest.split(END)[1]}"
+    for begin, end, made in ((BEGIN, END, text(rows)), (BEGIN_ATTENTION, END_ATTENTION, attention(rows))):
+        before, rest = given.split(begin)
+        given = f"{before}{begin}\n{made}{end}{rest.split(end)[1]}"
+    return given
 
 
 if __name__ == "__main__":
@@ -74,4 +115,4 @@ if __name__ == "__main__":
     elif sys.argv[1:]:
         sys.exit(f"got {' '.join(sys.argv[1:])}, accepted: --write or nothing")
     else:
-        print(text(read(ROWS)), end="")
+        print(text(read(ROWS)), attention(read(ROWS)), sep="\n", end="")

@@ -17,10 +17,15 @@ FUSED = LEVELS[:2]  # that only an implementation of the field's family serves
 
 
 class Backend(ABC):
-    """One way of computing. ``levels`` are those it knows, most preferred first."""
+    """One way of computing.
+
+    Attributes:
+        levels: those it knows, most preferred first. parts: of ``contnet_fast.problem.PARTS`` those it has kernels for.
+    """
 
     name = ""
     levels: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @abstractmethod
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
@@ -75,7 +80,9 @@ class Backend(ABC):
         return found.why(problem, level) if found is not None and level in FUSED else self.why(problem, level)
 
     def against_field(self, problem: Problem, level: str) -> tuple[str, ...]:
-        """Reasons of the field against level solve or stage."""
+        """Reasons of the field, or of a part of one, against level solve or stage."""
+        if problem.is_part:
+            return () if problem.op in self.parts else (f"it has no kernels of {problem.op}",)
         found = self.implementation(problem)
         if found is None or level not in found.levels:
             offered = {f.op: f.implementations.get(self.name) for f in FAMILIES.values()}

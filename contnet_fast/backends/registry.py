@@ -111,6 +111,8 @@ def select(problem: Problem, request: str = "auto") -> Plan:
 
 def _choose(problem: Problem, request: str) -> Plan:
     name, _, wanted = request.partition(":")
+    if problem.is_part:
+        return _choose_part(problem, name)
     family = FAMILIES.get(problem.family)
     if name == "auto" and family is not None and family.rank is not None and problem.device.type == "cuda":
         return _fastest(problem, family)
@@ -128,6 +130,23 @@ def _choose(problem: Problem, request: str) -> Plan:
                 return Plan(problem, candidate, level, why, tuple(refused))
             refused.append(Refusal(candidate, level, reasons))
     raise BackendUnavailable(_reasons(f"backend {request!r} cannot serve {problem.op}", refused))
+
+
+def _choose_part(problem: Problem, name: str) -> Plan:
+    """A part of a field follows the backend of the solve where that has kernels for it. PyTorch serves the rest."""
+    refused: list[Refusal] = []
+    asked = f"asked for {name!r}" if name != "auto" else ""
+    for candidate in REGISTRY if name == "auto" else (name,):
+        if candidate == "reference":
+            continue
+        reasons = _against(REGISTRY[candidate], problem, "stage")
+        if not reasons:
+            why = asked or REGISTRY[candidate].why(problem, "stage")
+            return Plan(problem, candidate, "stage", why, tuple(refused))
+        refused.append(Refusal(candidate, "stage", reasons))
+    why = asked or REGISTRY["reference"].why(problem, "none")
+    why = f"{why}, which does not serve this" if asked and refused else why
+    return Plan(problem, "reference", "none", why, tuple(refused))
 
 
 def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The stateless API: check the arguments, choose a backend, call it."""
 
+from .attention import graph_attention
 from .combine import rk_combine, rk_combine_error
 from .fields import conv_solve, field_solve
 from .graphs import FORMS, diffusion_nodes, graph_solve
@@ -13,6 +14,7 @@ __all__ = [
     "diffusion_nodes",
     "field_solve",
     "fixed_steps",
+    "graph_attention",
     "graph_solve",
     "grid_solve",
     "rk_combine",

@@ -38,8 +38,13 @@ def chebyshev_solve(
     form: str,
     tolerance: float,
     backend: str,
+    mixing: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`contnet_fast.functional.graph_solve` with ``scheme="chebyshev"``; ``nodes`` of K = 1.
+
+    Args:
+        mixing: M [F, F], symmetric, of eigenvalues from -1: the flow is that of dH/dt = L H + H M + S, whose operator
+            has the sums of eigenvalues of L and M.
 
     Raises:
         ValueError: the graph is not symmetric, alpha is outside of [0, 1], or the solve is too long.
@@ -51,10 +56,12 @@ def chebyshev_solve(
         )
     t_end, largest = constant(t_end), _largest_alpha(nodes.scale)
     low, high = (-largest, 0.0) if form == "repository" else (-1.0, largest - 1.0)
+    if mixing is not None:
+        low, high, mixing = low - 1.0, high + _largest_eigenvalue(mixing), mixing.to(h0.dtype)
     terms = _constant_coefficients(low * t_end, high * t_end, constant(tolerance))
     grid = one_node_grid("euler", 1)
     plan = choose(DIFFUSION, h0, spec=DiffusionSpec(), grid=grid, backend=backend)
-    if plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
+    if mixing is None and plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
         spec = DiffusionSpec(t_end, (low, high, *terms))
         operands = operands_of(graph, source)
         DIFFUSION.check(h0, nodes, operands, spec=DiffusionSpec(t_end), grid=grid, training=False)
@@ -64,15 +71,17 @@ def chebyshev_solve(
         )  # fmt: skip
         return y
 
-    def step(v: torch.Tensor, nodes: DiffusionNodes, added: torch.Tensor | None) -> torch.Tensor:
-        """Scale A v + (1 + diagonal) v + added: a step of Euler's method."""
+    def step(v: torch.Tensor, nodes: DiffusionNodes, added: torch.Tensor | None, weight: float) -> torch.Tensor:
+        """Scale A v + (1 + diagonal) v + weight v M + added: a step of Euler's method, with v M as a source."""
+        if mixing is not None:
+            added = v @ (mixing * weight) if added is None else added.addmm(v, mixing, alpha=weight)
         y, _ = field_solve(
             DIFFUSION, v, nodes, operands=operands_of(graph, added), spec=DiffusionSpec(), grid=grid,
             checkpoint="none", backend=backend,
         )  # fmt: skip
         return y
 
-    # of M = (2 L - (high + low) I) / (high - low) the polynomials T_{k+1} = 2 M T_k - T_{k-1}, with the signs
+    # of Z = (2 L - (high + low) I) / (high - low) the polynomials T_{k+1} = 2 Z T_k - T_{k-1}, with the signs
     # +, +, -, -, ... by which every difference is a sum
     factor = 2.0 / (high - low or 1.0)
     plus, minus = (
@@ -80,10 +89,11 @@ def chebyshev_solve(
         for f in (2.0 * factor, -2.0 * factor)
     )
     first = DiffusionNodes(nodes.scale * factor, nodes.diagonal * factor - (0.5 * factor * (high + low) + 1.0))
-    states = [step(h0, nodes._replace(diagonal=nodes.diagonal - 1.0), source)]
-    states.append(step(states[0], first, None))
+    states = [step(h0, nodes._replace(diagonal=nodes.diagonal - 1.0), source, 1.0)]
+    states.append(step(states[0], first, None, factor))
     while len(states) < len(terms):
-        states.append(step(states[-1], plus if len(states) % 2 else minus, states[-2]))
+        sign = 1.0 if len(states) % 2 else -1.0
+        states.append(step(states[-1], plus if sign > 0 else minus, states[-2], 2.0 * sign * factor))
     signed = [t_end * c * (1.0, 1.0, -1.0, -1.0)[k % 4] for k, c in enumerate(terms)]
     return rk_combine(h0, states, signed)
 
@@ -96,6 +106,14 @@ def _largest_alpha(scale: torch.Tensor) -> float:
     if least < 0 or largest > 1:
         raise ValueError(f"alpha: got {least if least < 0 else largest:.4g}, accepted with 'chebyshev': 0 to 1")
     return max(1, math.ceil(largest * PARTS)) / PARTS
+
+
+def _largest_eigenvalue(mixing: torch.Tensor) -> float:
+    """The largest eigenvalue of M, rounded up, and at least 0; 0 where no values can be read."""
+    if not has_values(mixing):
+        return 0.0
+    largest = float(torch.linalg.eigvalsh(mixing.detach().double())[-1])
+    return max(0, math.ceil(round(largest * PARTS, 6))) / PARTS
 
 
 @constant_when_traced

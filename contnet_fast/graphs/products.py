@@ -30,6 +30,16 @@ class Rows(NamedTuple):
         """Those of A."""
         return cls(graph.indptr, graph.indices, *graph.transpose)
 
+    @property
+    def num_nodes(self) -> int:
+        """n."""
+        return self.indptr.numel() - 1
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """[E], the row of each entry, int64."""
+        return targets_of(self.indptr, self.indices.numel())
+
 
 def propagate(graph: Graph, h: torch.Tensor) -> torch.Tensor:
     """A h for h [n, F], in the order inside of the graph."""

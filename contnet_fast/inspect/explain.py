@@ -28,6 +28,8 @@ ROUNDS = 5
 class Plan:
     """The plans of a call, in order: one (name, plan) for each unit that a backend serves. ``print`` shows a table.
 
+    A part of a field, such as attention, is a unit of the block around it, whatever the number of evaluations.
+
     Attributes:
         device: whose rates the floors are by; ``None`` for none.
         seconds: of the forward pass of each unit, by name, if they were measured.
@@ -45,7 +47,7 @@ class Plan:
     def __str__(self) -> str:
         if not self.units:
             return "no unit of contnet_fast runs in this call"
-        measured = dict(self.seconds)
+        measured, around = dict(self.seconds), {name for name, plan in self.units if not plan.problem.is_part}
         head = ["unit", "op", "state", "dtype", "scheme", "backend", "level", "GFLOP", "MiB"]
         head += ["floor ms"] if self.device else []
         head += ["ms", "over floor"] if measured else []
@@ -60,14 +62,14 @@ class Plan:
                 p.op,
                 "x".join(map(str, p.shape)),
                 dtype if p.dtype == p.compute_dtype else f"{dtype}, field {compute}",
-                f"{p.scheme} x {p.n_steps}" if p.n_steps else f"{p.stages} terms",
+                f"{p.scheme} x {p.n_steps}" if p.n_steps else "" if p.is_part else f"{p.stages} terms",
                 plan.backend,
                 plan.level,
                 *(("", "") if cost is None else (f"{cost.flops / 1e9:.3g}", f"{cost.bytes / 2**20:.3g}")),
             ]
             cells += [_ms(floor)] if self.device else []
             if measured:
-                taken = measured.get(name)
+                taken = None if p.is_part and name in around else measured.get(name)
                 cells += [_ms(taken), f"{taken / floor:.2f}" if taken and floor else ""]
             rows.append((*cells, plan.why))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -140,13 +142,25 @@ def _plan(call: Callable[..., Any], *inputs: Any) -> Plan:
         fake_inputs = tree_map_only(torch.Tensor, mode.from_tensor, inputs)
         if not isinstance(call, nn.Module):
             call(*fake_inputs)
-            return Plan(tuple(("", plan) for plan in plans))
+            return Plan(_distinct_parts([("", plan) for plan in plans]))
         state: dict[str, torch.Tensor] = {
             name: mode.from_tensor(t) for name, t in (*call.named_parameters(), *call.named_buffers())
         }
         with computed_kept(call), _names(call, path, plans, named):
             torch.func.functional_call(call, state, fake_inputs)
-    return Plan(tuple(named))
+    return Plan(_distinct_parts(named))
+
+
+def _distinct_parts(named: list[tuple[str, BlockPlan]]) -> tuple[tuple[str, BlockPlan], ...]:
+    """Each part of a field once, which every evaluation asks about again."""
+    seen: set[tuple[str, BlockPlan]] = set()
+    found = []
+    for unit in named:
+        if unit not in seen:
+            found.append(unit)
+        if unit[1].problem.is_part:
+            seen.add(unit)
+    return tuple(found)
 
 
 def _measured(

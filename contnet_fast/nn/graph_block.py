@@ -10,7 +10,6 @@ from torch import nn
 from torch.fx import Proxy
 
 from ..errors import check_number
-from ..fields import DIFFUSION
 from ..fields.diffusion import DiffusionNodes
 from ..functional.chebyshev import CHEBYSHEV, chebyshev_solve
 from ..graphs import Graph
@@ -26,8 +25,9 @@ class GraphBlock(ContinuousBlock):
         field: one of ``contnet_fast.nn``'s fields on graphs, or any field of a :class:`ContinuousBlock` that takes the
             keyword ``graph``, and ``source`` if one is given: it sees the nodes in the order inside of the graph.
         scheme, n_steps, checkpoint, backend: as in :class:`ContinuousBlock`. Or ``scheme="chebyshev"``, for a
-            :class:`DiffusionField` of piecewise constants on a graph that was symmetric before its normalisation: the
-            flow by Chebyshev polynomials (:func:`contnet_fast.graph_solve`), which needs no steps.
+            :class:`DiffusionField` or :class:`WeightedDiffusionField` of piecewise constants on a graph that was
+            symmetric before its normalisation: the flow by Chebyshev polynomials (:func:`contnet_fast.graph_solve`),
+            which needs no steps.
         tolerance: of ``"chebyshev"``: the bound of the expansion's error (:func:`contnet_fast.graph_solve`), for each
             piece on which alpha(t) is constant.
 
@@ -55,7 +55,7 @@ class GraphBlock(ContinuousBlock):
         if (self.scheme if scheme is None else scheme) != CHEBYSHEV:
             return super().set_discretization(scheme=scheme, n_steps=n_steps, edge=edge)
         field: Any = self.field
-        if not (isinstance(field, DiffusionField) and field.family is DIFFUSION):
+        if not isinstance(field, DiffusionField):
             got = getattr(field, "__name__", type(field).__name__)
             raise ValueError(f"scheme: got 'chebyshev' with the field {got}, accepted: with a DiffusionField")
         if field.basis.size > 1 and field.basis.name != "piecewise_constant":
@@ -107,7 +107,7 @@ class GraphBlock(ContinuousBlock):
             piece = DiffusionNodes(*(node[k : k + 1].to(h.dtype) for node in nodes))
             h = chebyshev_solve(
                 h, context["graph"], piece, source=context["source"], t_end=field.t_end / field.basis.size,
-                form=field.form, backend=self.backend, tolerance=self.tolerance,
+                form=field.form, backend=self.backend, tolerance=self.tolerance, mixing=field.mixing_rate(((k, 1.0),)),
             )  # fmt: skip
         return h
 

@@ -2,6 +2,8 @@
 
 from ..backends import REGISTRY, Backend
 from ..fields import FAMILIES, Family
+from .attention import OP as ATTENTION
+from .attention import define_attention, fused_attention
 from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
 from .flops import register_flop_formulas
 from .schemas import define, define_solve, lookup
@@ -13,6 +15,7 @@ __all__ = [
     "combine",
     "combine_compensated",
     "combine_error",
+    "fused_attention",
     "fused_solve",
     "lookup",
     "register_backend",
@@ -27,7 +30,7 @@ def register_family(family: Family) -> None:
 
 
 def register_backend(backend: Backend, key: str | None) -> None:
-    """Define the ops of a backend: stage combinations, and the solves of the families that it has kernels for.
+    """Define the ops of a backend: stage combinations, parts of fields, and solves of families, as far as it has them.
 
     Args:
         key: the dispatch key of its ops; ``None``: it can have none here.
@@ -36,6 +39,9 @@ def register_backend(backend: Backend, key: str | None) -> None:
         for op, function in backend.combinations().items():
             define(op, backend.name, function, key)
         register_flop_formulas({(op, backend.name): None for op in backend.combinations()})
+    if key is not None and ATTENTION in backend.parts:
+        define_attention(backend.name)
+        register_flop_formulas({(f"{ATTENTION}{end}", backend.name): None for end in ("", "_backward")})
     for family in FAMILIES.values():
         _define_solve(family, backend, key)
 

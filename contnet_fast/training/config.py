@@ -65,7 +65,7 @@ class Config:
     n_basis: int = _option(1, "basis functions of theta(t) at the start", low=1)
     n_steps: int = _option(1, "Runge-Kutta steps of a block at the start", low=1)
     scheme: str = _option(
-        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
+        "rk4_classic", "Runge-Kutta scheme, or chebyshev for CGNN and WCGNN", choices=(*SCHEMES, *ALIASES, CHEBYSHEV)
     )
     basis: str = _option("piecewise_constant", "basis of theta(t)", choices=(*BASES, *BASIS_ALIASES))
     order: str | None = _option(
@@ -80,8 +80,12 @@ class Config:
     checkpoint: str = _option("none", "what backward keeps; the rest is recomputed", choices=CHECKPOINTS)
     backend: str = _option("auto", "auto, a backend, or backend:level")
 
-    split: str = _option("public", "of nodes: as published, or drawn", choices=("public", "random"))
+    split: str = _option(
+        "public", "of nodes: as published; drawn in the same sizes; drawn, where the rest of 1,500 nodes validates",
+        choices=("public", "random", "development"),
+    )  # fmt: skip
     split_seed: int = _option(0, "of a split that is drawn", low=0)
+    raw_features: bool = _option(False, "Planetoid's as they are, rows not divided by their sums")
     largest_component: bool = _option(False, "only the nodes of the largest connected component")
     neighbours: int = _option(16, "nearest neighbours of a node, in graphs of neighbours", low=1)
     self_loops: float = _option(1.0, "weight of the loop that every node gets before degrees are normalised", low=0.0)
@@ -91,6 +95,7 @@ class Config:
     alpha: float = _option(0.918, "CGNN's share of neighbours at the start, before its sigmoid")
     heads: int = _option(8, "of attention", low=1)
     attention: int = _option(128, "features of GRAND's attention", low=1)
+    softmax: str = _option("targets", "whose edges GRAND's attention sums to one over", choices=("targets", "sources"))
     nonlinear: bool = _option(False, "GRAND computes its attention anew at every evaluation")
     input_dropout: float = _option(0.5, "of a graph network's features", low=0.0, high=0.99)
     dropout: float = _option(0.0, "before a graph network's decoder; inside GDE's field", low=0.0, high=0.99)
@@ -200,12 +205,14 @@ class Config:
         for datasets, models in ((IMAGES, IMAGE_MODELS), (NODES, NODE_MODELS), (SERIES, SERIES_MODELS)):
             if self.data in datasets and self.model not in models:
                 raise choice_error(f"model (with data {self.data})", self.model, models)
-        if self.scheme == CHEBYSHEV and self.model != "cgnn":
-            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with model cgnn")
+        if self.scheme == CHEBYSHEV and self.model not in ("cgnn", "wcgnn"):
+            raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with cgnn and wcgnn")
         if self.data in IMAGES:
             return
         if self.amp != "none":
             raise ValueError(f"amp: got {self.amp!r} with data {self.data!r}, accepted: none")
+        if self.raw_features and self.data not in PLANETOID:
+            raise ValueError(f"raw_features: got True with data {self.data!r}, accepted: with {', '.join(PLANETOID)}")
         if self.largest_component and self.data in SERIES:
             raise ValueError(f"largest_component: got True with data {self.data!r}, accepted: False")
 

@@ -7,6 +7,7 @@ import torch
 from dense_graphs import permuted, small_graph
 
 import contnet_fast as cf
+from contnet_fast.functional import graph_attention
 from contnet_fast.graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
 from contnet_fast.graphs.products import Rows, propagate, sparse_product
 
@@ -38,6 +39,15 @@ def test_softmax_and_sum_are_those_of_dense_rows_also_where_no_edge_ends():
     y = weighted_sum(weights, states, graph)
     torch.testing.assert_close(y, torch.einsum("hts,shf->thf", dense, states), **CLOSE)
     assert torch.equal(y[-1], torch.zeros(HEADS, 4, dtype=torch.float64))  # isolated
+
+
+def test_softmax_over_sources_is_that_of_dense_columns():
+    graph = small_graph()
+    scores, index = 3 * draw(graph.num_edges, HEADS), graph.edge_index
+    dense = torch.full((HEADS, 7, 7), -torch.inf, dtype=scores.dtype)
+    dense[:, index[1], index[0]] = scores.T
+    expected = dense.softmax(1)[:, index[1], index[0]].T
+    torch.testing.assert_close(edge_softmax(scores, graph, over="sources"), expected, **CLOSE)
 
 
 def test_scores_are_those_of_their_papers():
@@ -121,3 +131,42 @@ def test_products_under_torch_func_and_a_compiler_that_traces():
     u = h.clone().requires_grad_()
     (found,) = torch.autograd.grad(compiled(u), u)
     torch.testing.assert_close(found, 2 * dense.T @ (dense @ h), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:.*runs in plain PyTorch")
+@pytest.mark.parametrize("depth", [(), (5,)])
+def test_the_whole_of_it_is_that_of_its_parts(depth):
+    graph = small_graph(12, 40)
+    targets, sources, mask = draw(12, HEADS, *depth), draw(12, HEADS, *depth, seed=1), draw(graph.num_edges, HEADS)
+    scores = dot_scores(targets, sources, graph) if depth else additive_scores(targets, sources, graph, slope=0.1)
+    for factors in (None, mask):
+        weights = edge_softmax(scores, graph) * (1.0 if factors is None else factors)
+        own, shared = draw(12, HEADS, 4, seed=2), draw(12, 4, seed=2)
+        options = {"slope": 0.1, "factors": factors}
+        found = [graph_attention(targets, sources, graph, states, **options) for states in (own, shared, None)]
+        mean = weights.mean(1)
+        expected = [weighted_sum(weights, own, graph), graph.with_values(mean).matmul(shared), mean]
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_arguments_of_attention_are_refused_by_name():
+    graph = small_graph()
+    q, numbers, states = draw(7, HEADS, 5), draw(7, HEADS), draw(7, HEADS, 4)
+    mask = torch.ones(graph.num_edges, HEADS)
+    cases = [
+        (TypeError, "graph: got list", lambda: graph_attention(q, q, [graph])),
+        (TypeError, "targets: got torch.int64", lambda: graph_attention(q.long(), q, graph)),
+        (TypeError, "states: got float", lambda: graph_attention(q, q, graph, 1.0)),
+        (ValueError, "targets: got shape .6, 3, 5.", lambda: graph_attention(q[:6], q, graph)),
+        (ValueError, "targets: got shape .7, 0.", lambda: graph_attention(numbers[:, :0], numbers[:, :0], graph)),
+        (ValueError, "sources: got shape .7, 3.", lambda: graph_attention(q, numbers, graph)),
+        (TypeError, "sources: got dtype torch.float32", lambda: graph_attention(q, q.float(), graph)),
+        (ValueError, "states: got shape .7, 2, 4.", lambda: graph_attention(q, q, graph, states[:, :2])),
+        (ValueError, "factors: got shape .3, 3.", lambda: graph_attention(q, q, graph, factors=mask[:3])),
+        (ValueError, "factors: got a tensor that requires grad",
+         lambda: graph_attention(q, q, graph, factors=mask.clone().requires_grad_())),
+        (TypeError, "slope: got", lambda: graph_attention(numbers, numbers, graph, slope="steep")),
+    ]  # fmt: skip
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()

@@ -35,6 +35,8 @@ def test_planetoid_puts_rows_of_the_test_nodes_where_the_index_says(tmp_path):
     assert data.train.tolist() == [0, 1, 2, 3]
     assert data.valid.tolist() == [4, 5, 6, 7]
     assert data.test.tolist() == sorted(TEST)
+    raw = datasets.planetoid("citeseer", tmp_path, normalised=False).x.to_dense()
+    torch.testing.assert_close(raw[:KNOWN], torch.as_tensor(rows[:KNOWN]))
 
 
 def test_planetoid_has_every_edge_once_in_both_directions_without_loops(tmp_path):
@@ -140,6 +142,20 @@ def test_karate_club_is_the_published_one():
     assert data.y.bincount().tolist() == [17, 17]
     assert data.y[data.train].tolist() == [0, 1]
     assert len(data.train) + len(data.valid) + len(data.test) == 34
+
+
+def test_what_training_leaves_of_the_development_nodes_validates_and_all_others_test():
+    data = datasets.block_model(nodes=300, classes=3, valid=60, test=90)
+    a, b, c = (data.development_split(seed, development=200, per_class=7) for seed in (0, 0, 1))
+    assert torch.equal(a.train, b.train)
+    assert not torch.equal(a.valid, c.valid)
+    assert torch.bincount(data.y[a.train]).tolist() == [7] * data.num_classes
+    assert len(a.train) + len(a.valid) == 200
+    assert sorted(torch.cat([a.train, a.valid, a.test]).tolist()) == list(range(data.num_nodes))
+    with pytest.raises(ValueError, match=f"development: got {data.num_nodes}, accepted: below"):
+        data.development_split(0, development=data.num_nodes)
+    with pytest.raises(ValueError, match="per_class: got 70, accepted: up to the"):
+        data.development_split(0, development=100, per_class=70)
 
 
 def test_random_splits_are_seeded_disjoint_and_balanced():

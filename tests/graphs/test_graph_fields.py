@@ -237,6 +237,7 @@ def test_constructors_name_what_they_refuse():
     cases = [
         (ValueError, "heads: got 3", lambda: GATField(4, heads=3)),
         (ValueError, "attention_dim: got 10", lambda: GRANDField(4, heads=4, attention_dim=10)),
+        (ValueError, "softmax: got 'edges'", lambda: GRANDField(4, softmax="edges")),
         (TypeError, "linear: got 1", lambda: GRANDField(4, linear=1)),
         (ValueError, "dropout: got 1", lambda: GCNField(4, dropout=1)),
         (ValueError, "redraw: got 'step'", lambda: GCNField(4, redraw="step")),
@@ -276,6 +277,18 @@ def test_a_new_grand_field_spreads_evenly():
     even = (graph.to_dense() != 0).double()
     even = even / even.sum(1, keepdim=True).clamp_min(1)
     torch.testing.assert_close(field.attend(h, graph).to_dense(), even, **CLOSE)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_attention_that_sums_to_one_over_sources_keeps_the_sum_over_nodes(linear):
+    torch.manual_seed(0)
+    graph = cf.Graph(torch.randint(0, N, (2, 20)), num_nodes=N).symmetrized().normalized()
+    field = GRANDField(WIDTH, heads=2, attention_dim=6, linear=linear, softmax="sources", t_end=1.5).double()
+    field.query.data.normal_()
+    h = torch.randn(N, WIDTH, dtype=torch.float64)
+    y = GraphBlock(field, n_steps=3)(h, graph.to(torch.float64))
+    assert (y - h).abs().max() > 0.1
+    torch.testing.assert_close(y.sum(0), h.sum(0), **CLOSE)
 
 
 def test_retraction_makes_orthogonal_matrices_and_eigenvalues_stay_in_bounds():

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from contnet_fast.graphs import datasets
+
 accuracy = pytest.importorskip("benchmarks.graphs.accuracy")
 
 
@@ -48,6 +50,29 @@ def test_finished_rows_are_kept_and_lines_appended(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("karate, test accuracy, 2 seeds: CGNN")
 
 
+def test_floors_stand_beside_our_solves(tmp_path):
+    solves = pytest.importorskip("benchmarks.graphs.solves")
+    pytest.importorskip("torchdiffeq")
+    out = tmp_path / "rows.jsonl"
+    assert solves.main(["--quick", "--floor", "--out", str(out)]) == 0
+    forward, both = (json.loads(line) for line in out.read_text().splitlines()[1:])
+    assert [*forward["contenders"]] == ["ours"]
+    assert both["floor"]["bytes"] == 3 * forward["floor"]["bytes"]
+    ms = both["contenders"]["ours"]["ms"]
+    assert both["floor"]["times"] == pytest.approx(ms / both["floor"]["ms"], abs=1e-3)
+
+
+def test_steps_of_another_field_get_no_row():
+    epochs = pytest.importorskip("benchmarks.graphs.epochs")
+    pytest.importorskip("torchdiffeq")
+    everyone = epochs.contenders(datasets.karate_club())
+    assert len(epochs.check(everyone)) == 8
+    wrong = next(one for one in everyone if one.name == "published, rk4 of 16 steps")
+    wrong.call.net.matrix = wrong.call.net.matrix * 1.01
+    with pytest.raises(epochs.GateError, match="rk4 of 16 steps: gradients differ by"):
+        epochs.check(everyone)
+
+
 def test_the_page_has_the_table_and_the_sentences_of_the_rows():
     table = pytest.importorskip("benchmarks.graphs.table")
     given = table.PAGE.read_text(encoding="utf-8")
@@ -56,3 +81,28 @@ def test_the_page_has_the_table_and_the_sentences_of_the_rows():
     words = " ".join(given.split())
     for recipe in {row["recipe"] for row in rows}:
         assert accuracy.sentence(rows, recipe) in words
+    depth = pytest.importorskip("benchmarks.graphs.depth")
+    assert depth.sentence(accuracy.read(accuracy.RESULTS / "graph-depth.jsonl")) in words
+    epochs = pytest.importorskip("benchmarks.graphs.epochs")
+    (steps,) = accuracy.RESULTS.glob("graph-epochs-*.jsonl")
+    assert epochs.sentence(table.read(steps)[-1]) in words
+
+
+def test_attention_is_measured_beside_plain_pytorch_and_a_wrong_contender_gets_no_row(tmp_path, monkeypatch):
+    attention = pytest.importorskip("benchmarks.graphs.attention")
+    options = ["--quick", "--case", "grand-nl/tiny/forward/", "--out", str(tmp_path / "rows.jsonl")]
+    assert attention.main(options) == 0
+    header, row = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert "header" in header
+    assert set(row["contenders"]) == {"ours", "plain PyTorch"}
+    assert row["field"] == "grand-nl"
+    honest = attention.contenders
+
+    def one_wrong(*given):
+        ours, *others = honest(*given)
+        ours.call = lambda: 2 * others[0].call()
+        return [ours, *others]
+
+    monkeypatch.setattr(attention, "contenders", one_wrong)
+    assert attention.main(options) == 1
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3  # another header and no row

@@ -223,6 +223,8 @@ def test_settings_change_what_is_trained_on(tmp_path):
     ]
     assert not torch.equal(drawn[0].train, drawn[1].train)
     assert [len(drawn[1].train), len(drawn[1].valid), len(drawn[1].test)] == [100, 300, 1000]
+    held = load_for(make_config(overrides={"data": "digits-neighbours", "split": "development"})).data
+    assert [len(held.train), len(held.valid), len(held.test)] == [200, 1300, 297]
     loops = load_for(make_config("karate", overrides={"self_loops": 0.25})).data.graph.normalized(0.25)
     assert torch.equal(load_for(make_config("karate", overrides={"self_loops": 0.25})).graph.values, loops.values)
 
@@ -337,6 +339,7 @@ def test_the_command_speaks_of_series(tmp_path, capsys):
         (["--recipe", "karate", "--amp", "bfloat16"], "amp: got 'bfloat16' with data 'karate'"),
         (["--recipe", "karate", "--download"], "download: got data 'karate'"),
         (["--recipe", "neighbours"], "data_path: got none, accepted: an .npz"),
+        (["--recipe", "karate", "--raw-features"], "raw_features: got True with data 'karate'"),
         (["--recipe", "irregular-gcde", "--largest-component"], "largest_component: got True"),
         (["--recipe", "karate", "--model", "gde", "--scheme", "chebyshev"], "scheme: got 'chebyshev' with model 'gde'"),
         (["--recipe", "irregular-gcde", "--batch-size", "500"], "batch_size: got 500, accepted: up to the 140 series"),

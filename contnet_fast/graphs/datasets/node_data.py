@@ -88,26 +88,51 @@ class NodeData:
         Raises:
             ValueError: there are too few nodes.
         """
-        for name, count in (("per_class", per_class), ("valid", valid), ("test", test)):
+        for name, count in (("valid", valid), ("test", test)):
             check_count(name, count)
-        y = self.y.cpu()
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(check_count("seed", seed, minimum=0)))
-        order = order[y[order] >= 0]
-        chosen = torch.zeros(len(y), dtype=torch.bool)
-        for label in range(self.num_classes):
-            members = order[y[order] == label]
-            if len(members) < per_class:
-                raise ValueError(
-                    f"per_class: got {per_class}, accepted: up to the {len(members)} nodes of class "
-                    f"{self.classes[label]}"
-                )
-            chosen[members[:per_class]] = True
-        rest = order[~chosen[order]]
+        train, rest = self._drawn(self._order(seed), per_class)
         if valid + test > len(rest):
             raise ValueError(
                 f"test: got {test} beside {valid} of validation, accepted: up to the {len(rest)} nodes left, together"
             )
-        parts = (order[chosen[order]], rest[:valid], rest[valid : valid + test])
+        return self._split(train, rest[:valid], rest[valid : valid + test])
+
+    def development_split(self, seed: int, *, development: int = 1500, per_class: int = 20) -> NodeData:
+        """The same nodes with another split: of ``development`` drawn nodes ``per_class`` of each class train and the
+        others validate; all other nodes test (arXiv 1911.05485; GRAND's code does so on the largest component).
+
+        Raises:
+            ValueError: there are too few nodes.
+        """
+        check_count("development", development)
+        order = self._order(seed)
+        if development >= len(order):
+            raise ValueError(f"development: got {development}, accepted: below the {len(order)} nodes with a class")
+        train, rest = self._drawn(order[:development], per_class)
+        return self._split(train, rest, order[development:])
+
+    def _order(self, seed: int) -> torch.Tensor:
+        """The nodes with a class, as ``seed`` shuffles them."""
+        generator = torch.Generator().manual_seed(check_count("seed", seed, minimum=0))
+        order = torch.randperm(self.num_nodes, generator=generator)
+        return order[self.y.cpu()[order] >= 0]
+
+    def _drawn(self, order: torch.Tensor, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first ``per_class`` nodes of each class in ``order``, and the others."""
+        check_count("per_class", per_class)
+        y = self.y.cpu()[order]
+        chosen = torch.zeros(len(order), dtype=torch.bool)
+        for label in range(self.num_classes):
+            places = (y == label).nonzero().flatten()
+            if len(places) < per_class:
+                raise ValueError(
+                    f"per_class: got {per_class}, accepted: up to the {len(places)} nodes of class "
+                    f"{self.classes[label]}"
+                )
+            chosen[places[:per_class]] = True
+        return order[chosen], order[~chosen]
+
+    def _split(self, *parts: torch.Tensor) -> NodeData:
         found: dict[str, Any] = {
             name: part.sort().values.to(self.y.device) for name, part in zip(SPLITS, parts, strict=True)
         }

@@ -26,7 +26,7 @@ PARTS = ("x", "y", "tx", "ty", "allx", "ally", "graph")
 VALID = 500  # nodes of validation in the public split: those that follow the ones of training
 
 
-def planetoid(name: str, path: str | Path) -> NodeData:
+def planetoid(name: str, path: str | Path, *, normalised: bool = True) -> NodeData:
     """Read ``ind.<name>.x, .y, .tx, .ty, .allx, .ally, .graph, .test.index`` with the public split.
 
     Edges are those of the files in both directions, each once, without loops. Rows of features are divided by their
@@ -36,6 +36,7 @@ def planetoid(name: str, path: str | Path) -> NodeData:
     Args:
         name: ``"cora"`` (2,708 nodes, 10,556 edges), ``"citeseer"`` (3,327, 9,104) or ``"pubmed"`` (19,717, 88,648).
         path: their folder, or one with a folder ``raw`` or ``planetoid``.
+        normalised: ``False`` leaves the features as the files have them, 0 and 1 in Cora and Citeseer.
 
     Raises:
         ValueError: naming the argument; a file is missing or damaged, or does not fit the others.
@@ -49,12 +50,12 @@ def planetoid(name: str, path: str | Path) -> NodeData:
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise _damaged(files["test.index"], error) from None
     try:
-        return _assembled(name, parts, places)
+        return _assembled(name, parts, places, normalised=normalised)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise _damaged(folder / f"ind.{name}.*", error) from None
 
 
-def _assembled(name: str, parts: dict[str, Any], places: np.ndarray) -> NodeData:
+def _assembled(name: str, parts: dict[str, Any], places: np.ndarray, *, normalised: bool) -> NodeData:
     features = {part: _rows(parts[part]) for part in ("x", "tx", "allx")}
     labels = {part: _labels(parts[part], len(CLASSES[name])) for part in ("y", "ty", "ally")}
     for part, label in (("x", "y"), ("tx", "ty"), ("allx", "ally")):
@@ -77,7 +78,7 @@ def _assembled(name: str, parts: dict[str, Any], places: np.ndarray) -> NodeData
         raise ValueError("y is not the start of ally")
     graph = undirected(_pairs(parts["graph"], n), n)
     return NodeData(
-        name, _row_normalised(x), y, graph, torch.arange(train),
+        name, _row_normalised(x) if normalised else x, y, graph, torch.arange(train),
         torch.arange(train, min(train + VALID, known)), torch.as_tensor(places).sort().values, CLASSES[name],
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ class CGNN(nn.Module):
         num_nodes: n.
         t_end: the length of the solve.
         scheme, n_steps, checkpoint, backend: of the solve, as in :class:`contnet_fast.nn.GraphBlock`, which has
-            ``"chebyshev"`` for CGNN too.
+            ``"chebyshev"`` too.
         form: ``"repository"``, L = diag(alpha)/2 (A - I), and no gradient flows through the source E, as in the
             published code; ``"paper"``, L = diag(alpha)/2 (A + I) - I and the whole gradient.
         input_dropout: of X. dropout: before the decoder.

@@ -21,7 +21,7 @@ class GRAND(nn.Module):
     Args:
         in_features, hidden, num_classes: widths of the features, of X, and of the logits.
         linear: attention once, at X(0) (GRAND-l), or at every evaluation (GRAND-nl).
-        heads, attention_dim, n_basis, basis: of :class:`contnet_fast.nn.GRANDField`.
+        heads, attention_dim, softmax, n_basis, basis: of :class:`contnet_fast.nn.GRANDField`.
         with_source: the term beta X(0); beta starts at zero.
         t_end: the length of the solve. scheme, n_steps, checkpoint, backend: of the solve.
         input_dropout: of the features. dropout: before the decoder.
@@ -39,6 +39,7 @@ class GRAND(nn.Module):
         linear: bool = True,
         heads: int = 8,
         attention_dim: int = 128,
+        softmax: str = "targets",
         with_source: bool = True,
         t_end: float = 18.29,
         scheme: str = "rk4_classic",
@@ -56,8 +57,9 @@ class GRAND(nn.Module):
         check_share("input_dropout", input_dropout)
         self.encoder = SparseLinear(in_features, hidden, dropout=input_dropout)
         field = GRANDField(
-            hidden, heads=heads, attention_dim=attention_dim, linear=linear, n_basis=n_basis, basis=basis, t_end=t_end
-        )
+            hidden, heads=heads, attention_dim=attention_dim, linear=linear, softmax=softmax, n_basis=n_basis,
+            basis=basis, t_end=t_end,
+        )  # fmt: skip
         self.block = GraphBlock(field, scheme=scheme, n_steps=n_steps, checkpoint=checkpoint, backend=backend)
         self.decoder = nn.Linear(hidden, check_count("num_classes", num_classes))
 

@@ -12,8 +12,10 @@ from ...errors import check_bool, check_choice, check_count, check_number, check
 from ...fields import DIFFUSION
 from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from ...fields.reference import combine_nodes, theta_at
+from ...functional.attention import graph_attention
 from ...graphs import Graph
-from ...graphs.attention import additive_scores, dot_scores, edge_softmax, weighted_sum
+from ...graphs.attention import SOFTMAX, dot_scores, edge_softmax
+from ...graphs.products import propagate
 from ...schemes.bases import Basis, Matrix
 from ...schemes.timegrid import FloatWeights
 from .base import ACTIVATIONS, GraphField, bounded_basis, mapped_logits
@@ -88,10 +90,16 @@ class GATField(GraphField):
         weight, target, origin, bias = (
             combine_nodes(getattr(self, name), weights) for name in ("weight", *VECTORS, "bias")
         )
+        by_head = weight.unflatten(1, (self.heads, -1))
+        # (X W) v by head is X (W v): a product of few columns in place of passes over states
+        scores = x @ torch.cat([(by_head * vector).sum(-1) for vector in (target, origin)], 1)
+        mask = None
+        if self.training and self.dropout:
+            mask = F.dropout(scores.new_ones(graph.num_edges, self.heads), self.dropout)
         states = (x @ weight).unflatten(1, (self.heads, -1))
-        scores = additive_scores((states * target).sum(-1), (states * origin).sum(-1), graph, slope=self.slope)
-        shares = F.dropout(edge_softmax(scores, graph), self.dropout, self.training)
-        rate = ACTIVATIONS[self.activation](weighted_sum(shares, states, graph).flatten(1) + bias)
+        ends, starts = scores.chunk(2, 1)
+        sums = graph_attention(ends, starts, graph, states, slope=self.slope, factors=mask)
+        rate = ACTIVATIONS[self.activation](sums.flatten(1) + bias)
         return self.scaled(rate.to(x.dtype), source)
 
 
@@ -110,6 +118,9 @@ class GRANDField(GraphField):
         attention_dim: width of queries and keys, all heads together; a multiple of ``heads``.
         linear: ``True``: attention is that of X(0) for the whole solve, a linear diffusion that backends may fuse
             (GRAND-l). ``False``: it is computed at every evaluation (GRAND-nl).
+        softmax: ``"targets"``: the weights of the edges into a node sum to one, as in the paper. ``"sources"``: those
+            of the edges out of it, by which the sum of X over the nodes is kept, as in its code with the settings that
+            it has for Cora.
         alpha_init: what the logits of alpha(t) = sum_k phi_k(t) sigmoid(alpha_k) start at, ``alpha`` [K] being learnt.
         n_basis, basis: K, and as in :class:`DiffusionField`. t_end: the length of a solve.
 
@@ -130,6 +141,7 @@ class GRANDField(GraphField):
         heads: int = 8,
         attention_dim: int = 128,
         linear: bool = True,
+        softmax: str = "targets",
         alpha_init: float = 0.0,
         n_basis: int = 1,
         basis: str = "piecewise_constant",
@@ -140,6 +152,7 @@ class GRANDField(GraphField):
         if check_count("attention_dim", attention_dim) % heads:
             raise ValueError(f"attention_dim: got {attention_dim}, accepted: a multiple of heads, {heads}")
         self.linear = check_bool("linear", linear)
+        self.softmax = check_choice("softmax", softmax, SOFTMAX)
         self.query, self.key = (nn.Parameter(torch.zeros(features, attention_dim)) for _ in range(2))
         nn.init.uniform_(self.key, -(features**-0.5), features**-0.5)
         self.beta = nn.Parameter(torch.zeros(()))
@@ -152,8 +165,16 @@ class GRANDField(GraphField):
 
     def attend(self, x: torch.Tensor, graph: Graph) -> Graph:
         """The edges of ``graph`` with A(x) as their weights."""
-        q, k = ((x @ part).unflatten(1, (self.heads, -1)) for part in (self.query, self.key))
-        return graph.with_values(edge_softmax(dot_scores(q, k, graph), graph).mean(1).to(x.dtype))
+        q, k = self._queries_and_keys(x)
+        if self.softmax == "targets":
+            weights = graph_attention(q, k, graph)
+        else:
+            weights = edge_softmax(dot_scores(q, k, graph), graph, over=self.softmax).mean(1)
+        return graph.with_values(weights.to(x.dtype))
+
+    def _queries_and_keys(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n, heads, d] each."""
+        return (x @ self.query).unflatten(1, (self.heads, -1)), (x @ self.key).unflatten(1, (self.heads, -1))
 
     def prepare(self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None) -> dict[str, Any]:  # type: ignore[override]
         """What any field on a graph prepares, and for a linear one the attention of a solve from ``x``."""
@@ -184,12 +205,16 @@ class GRANDField(GraphField):
         attended: Graph | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The rate [n, features]. ``attended``: what :meth:`prepare` made of X(0) for a linear field."""
-        if attended is None:
-            if self.linear:
-                raise TypeError("attended: got nothing, accepted: what field.prepare(x, graph=...) makes of X(0)")
-            attended = self.attend(x, graph)
+        if attended is None and self.linear:
+            raise TypeError("attended: got nothing, accepted: what field.prepare(x, graph=...) makes of X(0)")
+        if attended is None and self.softmax == "targets":
+            product = graph_attention(*self._queries_and_keys(x), graph, x)
+        elif attended is None:
+            product = propagate(self.attend(x, graph), x)
+        else:
+            product = propagate(attended, x)
         theta = theta_at(self.nodes(graph=graph), weights)
-        return self.diffused(x, theta, attended, None if source is None else (self.beta * source).to(x.dtype))
+        return self.diffused(x, theta, product, None if source is None else (self.beta * source).to(x.dtype))
 
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:

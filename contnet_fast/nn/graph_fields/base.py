@@ -11,7 +11,6 @@ from ...errors import check_number
 from ...fields.diffusion import DiffusionNodes
 from ...functional.autocast import autocast_enabled
 from ...graphs import Graph
-from ...graphs.products import propagate
 from ...schemes.bases import Basis, Matrix, apply_matrix
 from ...transforms import constant
 from ..basis_module import BasisModule
@@ -95,19 +94,24 @@ class GraphField(BasisModule):
         return rate if self._t_end == 1.0 else rate * self._t_end
 
     def diffused(
-        self, x: torch.Tensor, theta: DiffusionNodes, graph: Graph, source: torch.Tensor | None, mixing: Any = None
-    ) -> torch.Tensor:
-        """t_end (scale * (A H) + diagonal * H + H M + S) for the field's tensors at one t, M [F, F] or ``None``."""
+        self, x: torch.Tensor, theta: DiffusionNodes, product: torch.Tensor, source: torch.Tensor | None,
+        mixing: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """t_end (scale * (A H) + diagonal * H + H M + S) for the field's tensors at one t.
+
+        Args:
+            product: A H. mixing: M [F, F], or ``None``.
+        """
         scale, diagonal = ((node * self._t_end).to(x.dtype).unsqueeze(1) for node in theta)
         if mixing is None:
-            rate = scale * propagate(graph, x) if source is None else source * self._t_end
+            rate = scale * product if source is None else source * self._t_end
         elif source is None:
             rate = x @ (mixing * self._t_end)
         else:
             rate = torch.addmm(source, x, mixing.to(x.dtype), beta=self._t_end, alpha=self._t_end)
         rate = rate.to(x.dtype)
         if mixing is not None or source is not None:
-            rate = torch.addcmul(rate, scale, propagate(graph, x))
+            rate = torch.addcmul(rate, scale, product)
         return torch.addcmul(rate, diagonal, x)
 
     @torch.no_grad()

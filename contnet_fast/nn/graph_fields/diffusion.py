@@ -10,6 +10,7 @@ from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec
 from ...fields.reference import theta_at
 from ...functional.graphs import FORMS, diffusion_nodes
 from ...graphs import Graph
+from ...graphs.products import propagate
 from ...schemes.bases import Basis, Matrix
 from ...schemes.timegrid import FloatWeights
 from .base import GraphField, bounded_basis, mapped_logits
@@ -62,6 +63,10 @@ class DiffusionField(GraphField):
         alpha = self.alpha.sigmoid()
         return diffusion_nodes(alpha if graph.order is None else alpha[:, graph.order], self.form)
 
+    def mixing_rate(self, weights: FloatWeights) -> torch.Tensor | None:
+        """M [F, F] of the term H M of dH/dt, or ``None`` for none."""
+        return None
+
     def operands(self, *, graph: Graph, source: torch.Tensor | None = None) -> DiffusionOperands:  # type: ignore[override]
         """The edges and the source."""
         return operands_of(graph, source)
@@ -71,7 +76,7 @@ class DiffusionField(GraphField):
     ) -> torch.Tensor:
         """t_end (L H + S), [n, F] in the order inside of the graph."""
         theta = theta_at(self.nodes(graph=graph), weights)
-        return self.diffused(x, theta, graph, source)
+        return self.diffused(x, theta, propagate(graph, x), source)
 
     @torch.no_grad()
     def change_basis(self, basis: Basis, matrix: Matrix) -> None:

@@ -9,6 +9,7 @@ import torch
 from ...errors import check_count, check_number
 from ...fields.reference import combine_nodes, theta_at
 from ...graphs import Graph
+from ...graphs.products import propagate
 from ...schemes.timegrid import FloatWeights
 from .diffusion import DiffusionField
 
@@ -61,13 +62,18 @@ class WeightedDiffusionField(DiffusionField):
         u = combine_nodes(self.eigenvectors, weights)
         return (u * combine_nodes(self.eigenvalues, weights).clamp(0.0, 1.0)) @ u.T
 
+    def mixing_rate(self, weights: FloatWeights) -> torch.Tensor:
+        """W(t) - I [m, m]: no eigenvalue is below -1."""
+        mixing = self.mixing(weights)
+        return mixing - torch.eye(self.features, dtype=mixing.dtype, device=mixing.device)
+
     def rate(  # type: ignore[override]
         self, weights: FloatWeights, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None
     ) -> torch.Tensor:
         """t_end (L H + H (W - I) + S), [n, m] in the order inside of the graph."""
         theta = theta_at(self.nodes(graph=graph), weights)
         theta = theta._replace(diagonal=theta.diagonal - 1)
-        return self.diffused(x, theta, graph, source, self.mixing(weights))
+        return self.diffused(x, theta, propagate(graph, x), source, self.mixing(weights))
 
     @torch.no_grad()
     def retract(self, beta: float = 0.5) -> None:

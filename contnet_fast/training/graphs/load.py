@@ -45,6 +45,8 @@ def load_graph_data(config: Config, path: str | Path | None = None, *, tell: Tel
         data = data.largest_component()
     if config.split == "random":
         data = data.random_split(config.split_seed, **_split_sizes(data))
+    elif config.split == "development":
+        data = data.development_split(config.split_seed)
     tell(
         f"{data.name}: {data.num_nodes:,} nodes, {data.graph.num_edges:,} edges, {data.num_features:,} features, "
         f"{data.num_classes} classes; {len(data.train)} nodes train, {len(data.valid)} validate, {len(data.test)} test"
@@ -54,7 +56,8 @@ def load_graph_data(config: Config, path: str | Path | None = None, *, tell: Tel
 
 def _nodes(config: Config, path: str | Path | None) -> NodeData:
     if config.data in PLANETOID:
-        return datasets.planetoid(config.data, Path("data") / "planetoid" if path is None else path)
+        folder = Path("data") / "planetoid" if path is None else path
+        return datasets.planetoid(config.data, folder, normalised=not config.raw_features)
     if config.data == "neighbours":
         if path is None:
             raise ValueError("data_path: got none, accepted: an .npz with x [n, ...] and y [n]")

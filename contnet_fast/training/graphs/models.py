@@ -27,7 +27,7 @@ def build_graph_model(config: Config, in_features: int, num_classes: int, num_no
         return GDE(*widths, field=config.field, heads=config.heads, field_dropout=config.dropout, **options)
     options["dropout"] = config.dropout
     if config.model == "grand":
-        options |= {"heads": config.heads, "attention_dim": config.attention}
+        options |= {"heads": config.heads, "attention_dim": config.attention, "softmax": config.softmax}
         return GRAND(*widths, linear=not config.nonlinear, **options)
     options |= {"num_nodes": num_nodes, "form": config.form, "alpha_init": config.alpha}
     return CGNN(*widths, **options) if config.model == "cgnn" else WCGNN(*widths, **options)

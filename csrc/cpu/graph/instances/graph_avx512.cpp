@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/graph/attention_kernels.h"
 #include "cpu/graph/graph_kernels.h"
 
 #ifdef CONTNET_FAST_X86
@@ -15,6 +16,7 @@ namespace {
 constexpr int kRegister = 64;  // bytes
 }
 
+#include "cpu/graph/attention_kernels-inl.h"
 #include "cpu/graph/graph_kernels-inl.h"
 }  // namespace contnet_fast::avx512
 #include "cpu/isa/end.h"

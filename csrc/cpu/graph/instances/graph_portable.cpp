@@ -4,6 +4,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/graph/attention_kernels.h"
 #include "cpu/graph/graph_kernels.h"
 
 namespace contnet_fast::portable {
@@ -13,5 +14,6 @@ namespace {
 constexpr int kRegister = 16;  // bytes
 }
 
+#include "cpu/graph/attention_kernels-inl.h"
 #include "cpu/graph/graph_kernels-inl.h"
 }  // namespace contnet_fast::portable
