@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "cpu/graph/row_ranges.h"
 #include "runtime/pool.h"
@@ -24,7 +23,7 @@ class Maps {
     copy_.resize(nodes * heads * width);
     for (int64_t i = 0; i < nodes * heads; ++i) {
       T* own = copy_.data() + i * width;
-      std::memcpy(own, given + i * features, features * sizeof(T));
+      std::copy_n(given + i * features, features, own);
       std::fill(own + features, own + width, T(0));
     }
     data = copy_.data();
@@ -48,7 +47,7 @@ class Written {
   }
   void finish() const {
     if (data == place_) return;
-    for (int64_t i = 0; i < count_; ++i) std::memcpy(place_ + i * features_, data + i * width_, features_ * sizeof(T));
+    for (int64_t i = 0; i < count_; ++i) std::copy_n(data + i * width_, features_, place_ + i * features_);
   }
   T* data;
 
@@ -161,12 +160,12 @@ class Backward {
     if (spec_.width)
       kernels_.states.dots(block, spec_.maps(), states_.width, grad_.data, states_.data, T(1), sums);
     else
-      std::memcpy(sums, call_.grad + block.begin(), count * sizeof(T));
+      std::copy_n(call_.grad + block.begin(), count, sums);
     factored_backward(spec_, block, sums, call_.factors, grad);
     kernels_.scores.gradient(block, heads, weights, grad);
     if (!spec_.depth)
       for (int64_t t = 0; t < count * heads; ++t) grad[t] *= slopes[t];
-    if (call_.column_grad) std::memcpy(score_grads_.data() + block.begin() * heads, grad, count * heads * sizeof(T));
+    if (call_.column_grad) std::copy_n(grad, count * heads, score_grads_.data() + block.begin() * heads);
     if (call_.row_grad) summed(block, grad, columns_, row_grad_.data);
   }
 
