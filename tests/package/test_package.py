@@ -110,6 +110,12 @@ def test_files_stay_readable():
         assert len(path.read_text().splitlines()) <= 400, path
 
 
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name: the second of two is an error, which a run of its folder alone does not show."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names))
+
+
 def test_names_of_the_design_are_public():
     for name in [
         "refine",
