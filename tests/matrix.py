@@ -115,7 +115,7 @@ def part_or_file(name: str) -> str:
     Raises:
         ValueError: it is neither a folder of tests nor a test file.
     """
-    found = TESTS.glob("*/test_*.py") if name.endswith(".py") else []
+    found = TESTS.glob("*/**/test_*.py") if name.endswith(".py") else []
     return one_of("part", [*PARTS, *(path.relative_to(TESTS).as_posix() for path in found)])(name)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_test_file_is_in_a_part():
     named = {matrix.TESTS / file for part in matrix.PARTS for file in matrix.files(part)}
     assert named == set(matrix.TESTS.rglob("test_*.py"))
+    assert all(matrix.part_or_file(path.relative_to(matrix.TESTS).as_posix()) for path in named)
     assert matrix.files("ode/test_odeint.py") == ["ode/test_odeint.py"]
 
 
