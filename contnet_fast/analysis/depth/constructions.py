@@ -64,6 +64,13 @@ def inner_product(d: int, folded: bool = False) -> LayeredNet:
     return LayeredNet(name, layers, source=source, target=target, domain="bits", lipschitz=math.sqrt(2 * d))
 
 
+def _places(name: str, given: Sequence[int] | None, n: int) -> list[int]:
+    places = list(range(n)) if given is None else sorted(given)
+    if not places or len(set(places)) < len(places) or not set(places) <= set(range(n)):
+        raise ValueError(f"{name}: got {given!r}, accepted: different places from 0 to {n - 1}, one at least")
+    return places
+
+
 def parity(n: int, *, subset: Sequence[int] | None = None, signs: bool = False) -> LayeredNet:
     """The parity of n bits, given as [batch, n], in one hidden layer of n units (of as many as ``subset`` has).
 
@@ -76,9 +83,7 @@ def parity(n: int, *, subset: Sequence[int] | None = None, signs: bool = False) 
         TypeError, ValueError: ``n`` is no count, or ``subset`` is empty, repeats a place or leaves the range.
     """
     check_count("n", n)
-    places = list(range(n)) if subset is None else sorted(subset)
-    if not places or len(set(places)) < len(places) or not set(places) <= set(range(n)):
-        raise ValueError(f"subset: got {subset!r}, accepted: different places from 0 to {n - 1}, one at least")
+    places = _places("subset", subset, n)
     size = len(places)
     chosen = [float(i in places) for i in range(n)]
     if check_bool("signs", signs):  # twice the number of -1 is size - sum
@@ -108,9 +113,7 @@ def or_product(n: int, selected: Sequence[int] | None = None) -> LayeredNet:
         TypeError, ValueError: ``n`` is no count, or ``selected`` is empty, repeats a place or leaves the range.
     """
     check_count("n", n)
-    places = list(range(n)) if selected is None else sorted(selected)
-    if not places or len(set(places)) < len(places) or not set(places) <= set(range(n)):
-        raise ValueError(f"selected: got {selected!r}, accepted: different places from 0 to {n - 1}, one at least")
+    places = _places("selected", selected, n)
     size, blocks = len(places), 3 if selected is None else 2
     first = torch.zeros(size, blocks * n, dtype=torch.float64)
     for row, place in enumerate(places):  # 2 where both are -1 (and z' is 1), else 0
