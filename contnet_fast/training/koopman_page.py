@@ -77,11 +77,11 @@ def _pruning_sentence(rows: list[PruningScore]) -> str:
 def show(console: Console, told: Findings) -> None:
     """Print the table and the sentences."""
     table = Table()
-    for name in ("eigenvalue", "modulus", "snapshots to halve", "residual", "counts", "size"):
+    for name in ("eigenvalue", "modulus", "half-life", "residual", "counts", "size"):
         table.add_column(name, justify="left" if name == "counts" else "right", no_wrap=True)
     for row in eigenvalue_rows(told.decomposition):
         table.add_row(*map(str, row))
-    print_table(console, f"{told.run}: the largest modes at the last snapshot", table)
+    print_table(console, f"{told.run}: the largest modes at the last snapshot, half-lives in snapshots", table)
     console.print()
     for sentence in sentences(told):
         console.print(sentence)
@@ -123,7 +123,7 @@ def write(told: Findings, folder: Path) -> None:
         "the scale count. Larger dots are modes of larger amplitude.",
     )  # fmt: skip
     page.table(
-        ["eigenvalue", "modulus", "snapshots to halve", "residual", "counts", "size"],
+        ["eigenvalue", "modulus", "half-life", "residual", "counts", "size"],
         eigenvalue_rows(told.decomposition),
         caption="The largest modes at the last snapshot",
     )

@@ -43,6 +43,16 @@ def test_a_repeated_eigenvalue_is_one_mode(dtype, promise):
     assert distances(found.eigenvalues, [0.9, 0.6]) < promise
 
 
+def test_amplitudes_are_those_at_the_first_snapshot_of_modes_that_grow_too():
+    size = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    rates = torch.tensor([1.1, 1.0, 0.8], dtype=torch.float64)
+    snapshots = orbit(rates.diag(), size, 45) @ directions(300, 3).T
+    found = decompose(snapshots[:40])
+    assert torch.allclose(found.amplitudes.abs(), size, rtol=1e-7)
+    assert torch.allclose(found.evaluate(range(40)), snapshots[:40], rtol=1e-7, atol=1e-9)
+    assert torch.allclose(found.predict(5), snapshots[40:45], rtol=1e-7, atol=1e-9)
+
+
 def test_a_defective_eigenvalue_splits_by_the_root_of_rounding():
     """The sum of both is exact; each is off by no more than the square root of the error of the matrix."""
     block = torch.tensor([[0.9, 1.0], [0.0, 0.9]], dtype=torch.float64)
