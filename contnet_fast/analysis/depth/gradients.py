@@ -36,7 +36,7 @@ def sampled_sawtooth_gradient(
     """
     weights = architecture.start(1, size, seed, dtype=torch.float64)
     scale = 2 ** (n + 10)
-    drawn = torch.randint(scale, (samples, 1), generator=torch.Generator().manual_seed(draw))
+    drawn = 2 * torch.randint(scale // 2, (samples, 1), generator=torch.Generator().manual_seed(draw)) + 1
     labels = sign_sawtooth(n).target(drawn, scale).double()
     return _norm(architecture, weights, drawn.double() / scale, labels / samples)
 

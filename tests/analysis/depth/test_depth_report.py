@@ -50,6 +50,15 @@ def test_the_same_numbers_make_the_same_page(written):
     assert len(json.loads((out / "summaries.json").read_text())) == 3 * 6 * 2
 
 
+def test_losses_of_trained_networks_keep_the_proved_bound():
+    """At n = 36 it is 0.997, which a scale chosen on the points that measure the loss goes below by fitting them."""
+    (found,) = measurements.trained_losses([36], width=8, seeds=range(4), steps=100, progress=lambda done: None)
+    assert 0.99 < found.bound < 1
+    assert found.kept
+    assert not replace(found, losses=(found.bound - 5 * max(found.errors) - 1e-6, *found.losses[1:])).kept
+    assert max(found.errors) < 0.02
+
+
 def test_under_every_figure_is_what_it_shows_and_does_not(written):
     page = written[1].decode()
     parts = page.split("<h2")[1:]
