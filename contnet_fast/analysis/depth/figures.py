@@ -47,10 +47,15 @@ def accuracy_by_size(
         ceilings: proved bounds of each target, dashed, in the colour of the architecture that they are named after.
         exact: (name, hidden units) of constructions that have the target exactly, as stars.
     """
-    figure = blank_figure(4.2 * len(panels), 4.2)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = blank_figure(3.6 * columns, 3.3 * lines + 0.8)
+    places = figure.subplots(lines, columns, squeeze=False)
+    for unused in places.flat[len(panels) :]:
+        unused.remove()
     names = list(dict.fromkeys(s.architecture for summaries in panels.values() for s in summaries))
     colours = {name: COLOURS[i % 6] for i, name in enumerate(names)}
-    for axes, (target, summaries) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+    for axes, (target, summaries) in zip(places.flat, panels.items(), strict=False):
         for i, name in enumerate(names):
             own = sorted((s for s in summaries if s.architecture == name), key=lambda s: s.units)
             units, medians = [s.units for s in own], [s.median for s in own]
@@ -66,9 +71,10 @@ def accuracy_by_size(
         axes.set_ylim(0.42, 1.03)
         axes.set_xlabel("ReLU units")
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("accuracy")
+    for axes in places[:, 0]:
+        axes.set_ylabel("accuracy")
     known = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
