@@ -31,6 +31,7 @@ def evaluate(
     prepare: Callable[[torch.Tensor], torch.Tensor],
     batch_size: int = 512,
     amp_dtype: torch.dtype | None = None,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Score:
     """Score a classifier in eval mode; it is left unchanged, its training mode included.
 
@@ -38,23 +39,29 @@ def evaluate(
         images: [N, ...], passed to ``prepare`` batch by batch.
         labels: int64 [N], on the same device.
         amp_dtype: autocast dtype; ``None`` for no autocast.
+        total: where several processes score a part of the images each: the sum over all of them.
     """
     was_training = net.training
     net.eval()
     device = images.device
     context = torch.autocast(device.type, dtype=amp_dtype) if amp_dtype else nullcontext()
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    right = torch.zeros((), dtype=torch.float64, device=device)
     start = time.perf_counter()
     try:
         with context:
             for first in range(0, len(labels), batch_size):
                 wanted = labels[first : first + batch_size]
-                logits = net(prepare(images[first : first + batch_size])).float()
+                logits = at_least_single(net(prepare(images[first : first + batch_size])))
                 loss += F.cross_entropy(logits, wanted, reduction="sum")
                 right += (logits.argmax(1) == wanted).sum()
     finally:
         net.train(was_training)
-    n = len(labels)
-    accuracy, mean_loss = right.item() / n, loss.item() / n  # waits for the device
-    return Score(accuracy, mean_loss, n, (time.perf_counter() - start) / n)
+    sums = torch.stack([loss, right, loss.new_tensor(len(labels))])
+    all_loss, all_right, n = (sums if total is None else total(sums)).tolist()  # waits for the device
+    return Score(all_right / n, all_loss / n, int(n), (time.perf_counter() - start) / n)
+
+
+def at_least_single(values: torch.Tensor) -> torch.Tensor:
+    """Return half-precision numbers in float32, others as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -103,6 +103,8 @@ class Config:
 
     epochs: int = _option(30, "passes over the training images, nodes or series", low=1)
     batch_size: int = _option(128, "images or series in a batch; all nodes of a graph are one", low=2)
+    micro_batch: int = _option(0, "rows of a batch that a process computes at once, by accumulation (0: all)", low=0)
+    drop_last: bool = _option(True, "leave out the rows of an epoch that do not fill a batch")
     refine_epochs: tuple[int, ...] = _option((), "epochs (from 0) before which basis and steps double", low=1)
     refine_variance: float = _option(0.0, "noise on refined weights: w (1 + v randn)", low=0.0)
     refine_state: str = _option("carry", "optimiser state at refinement", choices=("carry", "reset"))
@@ -133,6 +135,7 @@ class Config:
     device: str = _option("auto", "auto, cpu, cuda or cuda:<index>")
     deterministic: bool = _option(True, "reproducible cuDNN algorithms")
     save_every: int = _option(0, "also save a checkpoint every so many batches (0: at the end of an epoch)", low=0)
+    keep_checkpoints: int = _option(1, "how many of the last checkpoints are kept", low=1)
     tensorboard: bool = _option(False, "also write TensorBoard events")
     koopman: bool = _option(False, "also record the weights, for contnet-fast analyze koopman")
     koopman_every: int = _option(10, "batches between two of their snapshots", low=1)
@@ -209,6 +212,8 @@ class Config:
             raise ValueError(f"scheme: got {CHEBYSHEV!r} with model {self.model!r}, accepted: with cgnn and wcgnn")
         if self.data in IMAGES:
             return
+        if self.micro_batch and self.data in NODES:
+            raise ValueError(f"micro_batch: got {self.micro_batch} with data {self.data!r}, accepted: 0, for one graph")
         if self.amp != "none":
             raise ValueError(f"amp: got {self.amp!r} with data {self.data!r}, accepted: none")
         if self.raw_features and self.data not in PLANETOID:

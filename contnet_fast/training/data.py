@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..analysis.accuracy import Score, evaluate
+from ..analysis.accuracy import Score, at_least_single, evaluate
 from ..errors import choice_error
 from .build import amp_dtype
 from .config import NODES, SERIES, Config
 from .folder import Tell, listed, read_folder, silent
+from .processes import ALONE, Processes
 from .readers import Arrays, read_cifar, read_digits, read_idx, read_packed, synthetic
-from .task import Outcome, Task
+from .task import Outcome, Task, batch_count, batch_rows
 
 
 @dataclass(frozen=True)
@@ -106,35 +107,48 @@ class Data:
             )
 
     def batches(self, config: Config) -> int:
-        """Return the number of whole batches of an epoch."""
-        return len(self.train) // config.batch_size
+        """Return the number of batches of an epoch."""
+        return batch_count(self, config)
 
     def outcome(
-        self, run: Callable[..., Any], config: Config, *, order: torch.Tensor, batch: int, generator: torch.Generator
+        self,
+        run: Callable[..., Any],
+        config: Config,
+        *,
+        order: torch.Tensor,
+        batch: int,
+        generator: torch.Generator,
+        rows: slice | None = None,
     ) -> Outcome:
-        """Return the outcome of a batch of ``order``."""
-        index = order[batch * config.batch_size : (batch + 1) * config.batch_size].to(self.device)
-        images, labels = self.train.images[index], self.train.labels[index]
+        """Return the outcome of ``rows`` of a batch of ``order``."""
+        index = order[batch_rows(self, config, batch)].to(self.device)
+        own, n = index[rows or slice(None)], len(index)
+        images, labels = self.train.images[own], self.train.labels[own]
         if config.augment:
-            images = self.augment(images, generator)
+            images = self.augment(images, generator, rows=rows, batch=n)
         logits = run(_formatted(self.normalise(images), config))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-        return Outcome(loss, (logits.detach().argmax(1) == labels).sum(), len(index))
+        smoothing = config.label_smoothing
+        loss = F.cross_entropy(at_least_single(logits), labels, label_smoothing=smoothing, reduction="sum") / n
+        return Outcome(loss, (logits.detach().argmax(1) == labels).sum(), len(own))
 
-    def score(self, net: nn.Module, part: str, config: Config, batch_size: int = 512) -> Score:
+    def score(
+        self, net: nn.Module, part: str, config: Config, batch_size: int = 512, *, processes: Processes = ALONE
+    ) -> Score:
         """Return the score of a network on a split, with the memory format and autocast of ``config``."""
 
         def prepare(images: torch.Tensor) -> torch.Tensor:
             return _formatted(self.normalise(images), config)
 
         split: Split = getattr(self, part)
+        own = processes.own(len(split))
         return evaluate(
-            net, split.images, split.labels, prepare=prepare, batch_size=batch_size, amp_dtype=amp_dtype(config)
-        )
+            net, split.images[own], split.labels[own], prepare=prepare, batch_size=batch_size,
+            amp_dtype=amp_dtype(config), total=processes.sum,
+        )  # fmt: skip
 
-    def scores(self, net: nn.Module, config: Config) -> dict[str, Score]:
+    def scores(self, net: nn.Module, config: Config, *, processes: Processes = ALONE) -> dict[str, Score]:
         """Return the score of the validation split."""
-        return {"valid": self.score(net, "valid", config)}
+        return {"valid": self.score(net, "valid", config, processes=processes)}
 
     def to(self, device: torch.device) -> Data:
         """Return it on another device."""
@@ -146,29 +160,33 @@ class Data:
         shape = (1, -1, 1, 1)
         return (images.float() / 255.0 - self.mean.view(shape)) / self.std.view(shape)
 
-    def augment(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def augment(
+        self, images: torch.Tensor, generator: torch.Generator, *, rows: slice | None = None, batch: int = 0
+    ) -> torch.Tensor:
         """Shift images randomly by up to ``pad`` pixels, with zeros outside, and mirror them if ``flip``.
 
         Args:
             images: [B, C, H, W] of any dtype.
             generator: generator on the device of ``images``.
+            rows, batch: ``images`` are these rows of so many, and get the shifts that they have among all of them.
         """
         b, c, h, w = images.shape
         device, pad = images.device, self.pad
 
         def draw(high: int) -> torch.Tensor:
-            return torch.randint(0, high, (b, 1), generator=generator, device=device)
+            drawn = torch.randint(0, high, (batch or b, 1), generator=generator, device=device)
+            return drawn if rows is None else drawn[rows]
 
-        rows = draw(2 * pad + 1) + torch.arange(h, device=device)
+        lines = draw(2 * pad + 1) + torch.arange(h, device=device)
         columns = torch.arange(w, device=device).expand(b, w)
         mirrored = draw(2).bool() if self.flip else None
         if mirrored is not None:
             columns = torch.where(mirrored, columns.flip(1), columns)
         columns = columns + draw(2 * pad + 1)
         padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-        batch = torch.arange(b, device=device).view(b, 1, 1, 1)
+        own = torch.arange(b, device=device).view(b, 1, 1, 1)
         channels = torch.arange(c, device=device).view(1, c, 1, 1)
-        return padded[batch, channels, rows.view(b, 1, h, 1), columns.view(b, 1, 1, w)]
+        return padded[own, channels, lines.view(b, 1, h, 1), columns.view(b, 1, 1, w)]
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,17 @@ from ..analysis.accuracy import Score
 from ..analysis.discretizations import kept_discretization
 from ..files import writable_folder, write_text
 from ..nn import blocks, set_discretization
-from .build import amp_dtype, pick_device
+from .build import amp_dtype
 from .checkpoints import load_checkpoint, save_checkpoint
 from .config import Config
 from .koopman import begin_recording, end_recording
+from .processes import ALONE, Processes, Stopped, TrainingError, counted, kept_statistics
 from .run import load_net, open_run, write_run
 from .session import Session
-from .task import Task, kind_of
+from .task import Outcome, Task, batch_rows, kind_of
 
 CHECK_EVERY = 20  # batches between two reads of the running loss from the device
 SAVE_AFTER = 1.0  # seconds between two checkpoints of a run with brief epochs
-
-
-class TrainingError(RuntimeError):
-    """The run cannot go on; its last checkpoint is kept."""
 
 
 class Reporter(Protocol):
@@ -62,36 +59,50 @@ class Result:
     history: list[dict[str, Any]]
 
 
-def train(config: Config, data: Task, out: Path, *, reporter: Reporter, resume: bool = False) -> Result:
+def train(
+    config: Config,
+    data: Task,
+    out: Path,
+    *,
+    reporter: Reporter,
+    resume: bool = False,
+    processes: Processes = ALONE,
+) -> Result:
     """Run ``config`` in the folder ``out``, from its start or from the last checkpoint there.
 
     The images of an epoch that do not fill a batch are left out; they differ from epoch to epoch. Writes
     ``config.json``, ``log.jsonl`` (a line for each epoch), the checkpoints ``last`` and ``best``, and ``result.json``.
 
+    Args:
+        processes: those that share the batches; each calls this function.
+
     Raises:
         ValueError: impossible settings, before anything is written; a damaged or foreign checkpoint.
         TrainingError: the loss is not finite.
+        Stopped: ``processes.stop`` was set; the checkpoint ``last`` is that of the last batch.
     """
-    data = data.to(pick_device(config.device))
-    event_writer = _event_writer(config)
-    session = begin(config, data, out, resume=resume)
+    data = data.to(processes.device(config.device))
+    event_writer = _event_writer(config) if processes.first else None
+    session = begin(config, data, out, resume=resume, processes=processes)
     size = sum(p.numel() for p in session.net.parameters())
     reporter.start(config, size, work(config, data, config.epochs), work(config, data, session.epoch))
     writer = event_writer(str(out / "tensorboard")) if event_writer else None
     try:
         while session.epoch < config.epochs:
             deepen(session, data, out, reporter)
-            begin_recording(session, out, step=_step_number(session, data))
+            if processes.first:
+                begin_recording(session, out, step=_step_number(session, data))
             train_epoch(session, data, out, reporter)
             record = finish_epoch(session, data, out, reporter)
             if writer is not None:
                 _write_events(writer, record)
     finally:
         end_recording(session)
+    processes.finish_saving()
     return _report(session, data, out)
 
 
-def begin(config: Config, data: Task, out: Path, *, resume: bool = False) -> Session:
+def begin(config: Config, data: Task, out: Path, *, resume: bool = False, processes: Processes = ALONE) -> Session:
     """Return the state of a run in the folder ``out``: its start, or the last checkpoint there.
 
     Args:
@@ -100,14 +111,21 @@ def begin(config: Config, data: Task, out: Path, *, resume: bool = False) -> Ses
     Raises:
         ValueError: impossible settings; a damaged or foreign checkpoint.
     """
-    data.check(config)
-    torch.backends.cudnn.deterministic = config.deterministic
-    session = Session.start(config, data, data.device)
-    writable_folder("out", out)
-    if resume and (out / "last.json").is_file():
-        session.restore(*load_checkpoint(out, "last"))
-    write_run(out, config, data)
-    write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in session.history))
+    with processes.together():
+        data.check(config)
+        processes.check(config)
+        torch.backends.cudnn.deterministic = config.deterministic
+        session = Session.start(config, data, data.device, processes)
+        writable_folder("out", out)
+        if resume and (out / "last.json").is_file():
+            session.restore(*load_checkpoint(out, "last"))
+    with processes.together():
+        if processes.first:
+            write_run(out, config, data)
+            write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in session.history))
+    with processes.together():
+        if not (out / "config.json").is_file():
+            raise ValueError(f"out: got {out}, accepted: a folder on a file system that all hosts share")
     return session
 
 
@@ -138,12 +156,12 @@ def deepen(session: Session, data: Task, out: Path, reporter: Reporter) -> None:
     config = session.config
     while session.batch == 0 and session.refinements < config.refinements(session.epoch):
         torch.manual_seed(_seed(config, session.epoch, -1))
-        before = data.score(session.net, "valid", config)
+        before = data.score(session.net, "valid", config, processes=session.processes)
         doubled = session.depth()["n_steps"] * 2
         session.refine()
-        after = data.score(session.net, "valid", config)
+        after = data.score(session.net, "valid", config, processes=session.processes)
         same = set_discretization(session.net, n_steps=doubled // 2)
-        kept = data.score(same, "valid", config)
+        kept = data.score(same, "valid", config, processes=session.processes)
         set_discretization(session.net, n_steps=doubled)
         record = {
             "event": "refine",
@@ -155,7 +173,7 @@ def deepen(session: Session, data: Task, out: Path, reporter: Reporter) -> None:
             "parameters": sum(p.numel() for p in session.net.parameters()),
         }
         session.history.append(record)
-        _log(out, reporter, record)
+        _log(session, out, reporter, record)
 
 
 def train_epoch(
@@ -175,21 +193,21 @@ def train_epoch(
 
     Raises:
         TrainingError: the loss is not finite.
+        Stopped: the run was asked to end.
     """
-    config, device = session.config, data.device
+    config, device, processes = session.config, data.device, session.processes
     n_batches, per_second = data.batches(config), f"{kind_of(config).unit}_per_second"
     end = n_batches if until is None else until
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(_seed(config, session.epoch, -2)))
     generator = torch.Generator(device)
-    dtype = amp_dtype(config)
-    context = torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
     start = time.perf_counter()
 
-    def settle() -> dict[str, float]:
-        """Read the sums from the device, check them, and return the status."""
+    def settle() -> tuple[dict[str, float], bool]:
+        """Read the sums from the device, check them, and return the status and whether a process is asked to end."""
         nonlocal start
-        loss, right, seen = totals.tolist()
+        totals[3] = float(processes.stop)
+        loss, right, seen, stop = processes.sum(totals).tolist()
         totals.zero_()
         if not math.isfinite(loss):
             raise TrainingError(
@@ -201,45 +219,73 @@ def train_epoch(
             session.totals[name] = session.totals.get(name, 0.0) + value
         start = now
         seen, seconds = max(session.totals["seen"], 1.0), max(session.totals["seconds"], 1e-9)
-        return {
+        status = {
             "loss": session.totals["loss"] / seen,
             "accuracy": session.totals["right"] / seen,
             per_second: seen / seconds,
         }
+        return status, stop > 0.0
 
     session.net.train()
-    run = session.net if forward is None else forward
-    with kept_discretization(session.net):
+    with processes.parallel(session, data.sizes) as run, kept_discretization(session.net):
+        run = run if forward is None else forward
         while session.batch < end:
             seed = _seed(config, session.epoch, session.batch)
-            torch.manual_seed(seed)
+            torch.manual_seed(processes.seed(seed))
             if drawn := drawn_discretization(config, session.epoch, session.batch):
                 set_discretization(session.net, scheme=drawn[0], n_steps=drawn[1])
-            generator.manual_seed(seed)
             rate = config.learning_rate(session.epoch + session.batch / n_batches)
             for group in session.optimizer.param_groups:
                 group["lr"] = rate
-            with context:
-                done = data.outcome(run, config, order=order, batch=session.batch, generator=generator)
-            _step(session, done.loss)
-            if session.recorder is not None:
-                session.recorder.record(_step_number(session, data), loss=done.loss)
-            with torch.no_grad():
-                seen = totals.new_tensor(done.seen)
-                totals += torch.stack([done.loss.double() * seen, done.right.double(), seen])
+            done = _gradients(session, data, run, order=order, generator=generator)
+            _step(session)
+            if config.koopman:
+                _record(session, data, done.loss)
+            count = counted(batch_rows(data, config, session.batch))
+            totals[:3] += torch.stack([done.loss.double() * count, done.right.double(), totals.new_tensor(done.seen)])
             session.batch += 1
             last = session.batch == end
-            status = settle() if last or session.batch % CHECK_EVERY == 0 or device.type == "cpu" else {}
+            look = last or session.batch % CHECK_EVERY == 0 or device.type == "cpu"
+            status, stop = settle() if look else ({}, False)
             reporter.batch(2**session.refinements, status)
-            if config.save_every and session.batch % config.save_every == 0 and not last:
+            if last:  # of an epoch, whose end saves too
+                break
+            if stop or (config.save_every and session.batch % config.save_every == 0):
                 settle()
-                save_checkpoint(out, "last", session.tensors(), session.state())
+                _save(session, out)
+            if stop:
+                processes.finish_saving()
+                raise Stopped(
+                    f"asked to end: saved in epoch {session.epoch} after {session.batch} of {n_batches} batches"
+                )
 
 
-def _step(session: Session, loss: torch.Tensor) -> None:
-    config, scaler = session.config, session.scaler
+def _gradients(
+    session: Session, data: Task, run: Callable[..., Any], *, order: torch.Tensor, generator: torch.Generator
+) -> Outcome:
+    """Compute the gradient of the mean loss of a batch, and return what this process has of its outcome.
+
+    Wrappers average gradients over processes, so each multiplies its share of the loss by their number.
+    """
+    config, processes, dtype = session.config, session.processes, amp_dtype(session.config)
+    parts = processes.parts(counted(batch_rows(data, config, session.batch)), config.micro_batch)
+    seed = _seed(config, session.epoch, session.batch)
+    found = []
     session.optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
+    for i, rows in enumerate(parts):
+        generator.manual_seed(seed)
+        with processes.gathers(run, i == len(parts) - 1), kept_statistics(session.net, counted(rows) == 0):
+            with torch.autocast(data.device.type, dtype=dtype) if dtype else nullcontext():
+                one = data.outcome(run, config, order=order, batch=session.batch, generator=generator, rows=rows)
+            session.scaler.scale(one.loss * processes.size).backward()
+        found.append(Outcome(one.loss.detach(), one.right, one.seen))
+    loss, right, seen = (sum(values) for values in zip(*found, strict=True))
+    processes.merge_statistics(session.net, seen)
+    return Outcome(loss, right, seen)
+
+
+def _step(session: Session) -> None:
+    config, scaler = session.config, session.scaler
     if config.grad_clip:
         scaler.unscale_(session.optimizer)
         nn.utils.clip_grad_norm_(session.net.parameters(), config.grad_clip)
@@ -254,7 +300,7 @@ def _step(session: Session, loss: torch.Tensor) -> None:
 def finish_epoch(session: Session, data: Task, out: Path, reporter: Reporter) -> dict[str, Any]:
     """Score the validation split, write the record of the epoch and the checkpoints, and return the record."""
     config, totals = session.config, session.totals
-    scores = data.scores(session.evaluated, config)
+    scores = data.scores(session.evaluated, config, processes=session.processes)
     valid = scores["valid"]
     record = {
         "event": "epoch",
@@ -273,14 +319,20 @@ def finish_epoch(session: Session, data: Task, out: Path, reporter: Reporter) ->
     session.history.append(record)
     if better:
         session.best = record
+    if better and session.processes.first:
         chosen = {f"net/{name}": t for name, t in session.evaluated.state_dict().items()}
         save_checkpoint(out, "best", chosen, {"refinements": session.refinements, "record": record})
     now = time.monotonic()
     if not kind_of(config).brief or session.epoch == config.epochs or now - session.saved >= SAVE_AFTER:
-        save_checkpoint(out, "last", session.tensors(), session.state())
+        _save(session, out)
         session.saved = now
-    _log(out, reporter, record)
+    _log(session, out, reporter, record)
     return record
+
+
+def _save(session: Session, out: Path) -> None:
+    keep = session.config.keep_checkpoints
+    session.processes.save(out, "last", session.tensors(), session.state(), keep=keep)
 
 
 def _write_events(writer: Any, record: dict[str, Any]) -> None:
@@ -292,9 +344,10 @@ def _write_events(writer: Any, record: dict[str, Any]) -> None:
 def _report(session: Session, data: Task, out: Path) -> Result:
     """Score the chosen and the last weights on the test split, which was not used before."""
     config = session.config
-    last_test = data.score(session.evaluated, "test", config)
+    processes = session.processes
+    last_test = data.score(session.evaluated, "test", config, processes=processes)
     best_net, record = load_net(open_run(out), device=data.device)
-    test = data.score(best_net, "test", config)
+    test = data.score(best_net, "test", config, processes=processes)
     summary = {
         "parameters": sum(p.numel() for p in best_net.parameters()),
         "best_epoch": record["epoch"],
@@ -305,14 +358,23 @@ def _report(session: Session, data: Task, out: Path) -> Result:
         "n_test": test.n_images,
         **session.depth(),
     }
-    write_text(out / "result.json", json.dumps(summary, indent=1))
+    if processes.first:
+        write_text(out / "result.json", json.dumps(summary, indent=1))
     return Result(best_net, record, test, last_test, session.history)
 
 
-def _log(out: Path, reporter: Reporter, record: dict[str, Any]) -> None:
-    with (out / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record) + "\n")
+def _log(session: Session, out: Path, reporter: Reporter, record: dict[str, Any]) -> None:
+    if session.processes.first:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
     reporter.record(record)
+
+
+def _record(session: Session, data: Task, loss: torch.Tensor) -> None:
+    """Record the weights after a batch; the loss is that of all processes, of which one records."""
+    loss = session.processes.sum(loss)
+    if session.recorder is not None:
+        session.recorder.record(_step_number(session, data), loss=loss)
 
 
 def _event_writer(config: Config) -> Any:

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from ..files import write_text
-from .build import build_on
 from .checkpoints import load_checkpoint
 from .config import IMAGES, Config
 from .data import Data, load_for
 from .folder import Tell, silent
-from .session import deepened, load_part
+from .session import built, load_part
 from .task import Task
 
 
@@ -127,10 +126,8 @@ def load_net(run: Run, *, device: torch.device, name: str = "best") -> tuple[nn.
         ValueError: the checkpoint is missing, damaged or foreign.
     """
     tensors, state = load_checkpoint(run.folder, name)
-    net = build_on(run.config, run.sizes, device)
     try:
-        for _ in range(state["refinements"]):
-            net = deepened(net)
+        net = built(run.config, run.sizes, device, state["refinements"])
         load_part(net, "ema" if name == "last" and run.config.ema else "net", tensors)
         record = state["record"] if name == "best" else {"epoch": state["epoch"] - 1}
     except (KeyError, TypeError, RuntimeError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..analysis.koopman import Recorder
 from ..nn import blocks, carry_optimizer, refine, set_discretization
 from .build import build_on, build_optimizer
 from .config import Config
+from .processes import ALONE, Processes
 from .task import Task
 
 
@@ -28,6 +30,7 @@ class Session:
         history: one record for each finished epoch or refinement.
         best: the record of the epoch with the best validation accuracy at the present refinement.
         recorder: of the weights, where the settings ask for one.
+        processes: those that train it.
     """
 
     config: Config
@@ -42,16 +45,21 @@ class Session:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
     saved: float = -math.inf  # when, by the clock of this process
+    processes: Processes = ALONE
     recorder: Recorder | None = None
 
     @classmethod
-    def start(cls, config: Config, data: Task, device: torch.device) -> Session:
+    def start(cls, config: Config, data: Task, device: torch.device, processes: Processes = ALONE) -> Session:
         """Return the first state of a run, drawn from ``config.seed``."""
         torch.manual_seed(config.seed)
         net = build_on(config, data.sizes, device)
         scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
         ema = _frozen(copy.deepcopy(net)) if config.ema else None
-        return cls(config, net, build_optimizer(config, net), scaler, ema)
+        return cls(config, net, build_optimizer(config, net), scaler, ema, processes=processes)
+
+    def blank(self, sizes: Mapping[str, int]) -> nn.Module:
+        """Return another network of the present depth, whose values mean nothing."""
+        return built(self.config, sizes, next(self.net.parameters()).device, self.refinements)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -132,6 +140,14 @@ def deepened(net: nn.Module, *, variance: float = 0.0) -> nn.Module:
     """Return :func:`contnet_fast.refine` with twice the steps: a refinement in depth of arXiv 2008.02389."""
     finer = refine(net, variance=variance)
     return set_discretization(finer, n_steps=2 * blocks(net)[0].n_steps)
+
+
+def built(config: Config, sizes: Mapping[str, int], device: torch.device, refinements: int) -> nn.Module:
+    """Return the network of ``config`` after so many refinements, with weights of its own."""
+    net = build_on(config, sizes, device)
+    for _ in range(refinements):
+        net = deepened(net)
+    return net
 
 
 def load_part(net: nn.Module, part: str, tensors: dict[str, torch.Tensor]) -> None:

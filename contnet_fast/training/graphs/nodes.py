@@ -16,6 +16,7 @@ from ...graphs import Graph
 from ...graphs.datasets import NodeData
 from ...nn.sparse_features import SparseFeatures
 from ..config import Config
+from ..processes import ALONE, Processes
 from ..task import Outcome, digest_of
 
 
@@ -79,19 +80,28 @@ class NodeTask:
         return 1
 
     def outcome(
-        self, run: Callable[..., Any], config: Config, *, order: torch.Tensor, batch: int, generator: torch.Generator
+        self,
+        run: Callable[..., Any],
+        config: Config,
+        *,
+        order: torch.Tensor,
+        batch: int,
+        generator: torch.Generator,
+        rows: slice | None = None,
     ) -> Outcome:
-        """Return the outcome of all nodes of training."""
+        """Return the outcome of all nodes of training, which cannot be cut into parts."""
         labels = self.data.y[self.train]
         logits = run(self.features, self.graph)[self.train]
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
         return Outcome(loss, (logits.detach().argmax(1) == labels).sum(), len(labels))
 
-    def score(self, net: nn.Module, part: str, config: Config, batch_size: int = 512) -> Score:
+    def score(
+        self, net: nn.Module, part: str, config: Config, batch_size: int = 512, *, processes: Processes = ALONE
+    ) -> Score:
         """Return the score of a network on a split; all nodes are computed at once."""
         return self._scores(net, (part,))[part]
 
-    def scores(self, net: nn.Module, config: Config) -> dict[str, Score]:
+    def scores(self, net: nn.Module, config: Config, *, processes: Processes = ALONE) -> dict[str, Score]:
         """Return the scores of validation and test, which one forward pass yields."""
         return self._scores(net, ("valid", "test"))
 

@@ -14,7 +14,8 @@ from ...analysis.accuracy import Score
 from ...graphs import Graph
 from ...graphs.datasets import SeriesData
 from ..config import Config
-from ..task import Outcome, digest_of
+from ..processes import ALONE, Processes
+from ..task import Outcome, batch_count, batch_rows, digest_of
 
 
 @dataclass(frozen=True)
@@ -77,43 +78,60 @@ class SeriesTask:
             raise ValueError(f"batch_size: got {config.batch_size}, accepted: up to the {len(self.train)} series")
 
     def batches(self, config: Config) -> int:
-        """Return the number of whole batches of an epoch."""
-        return len(self.train) // config.batch_size
+        """Return the number of batches of an epoch."""
+        return batch_count(self, config)
 
     def outcome(
-        self, run: Callable[..., Any], config: Config, *, order: torch.Tensor, batch: int, generator: torch.Generator
+        self,
+        run: Callable[..., Any],
+        config: Config,
+        *,
+        order: torch.Tensor,
+        batch: int,
+        generator: torch.Generator,
+        rows: slice | None = None,
     ) -> Outcome:
-        """Return the outcome of a batch of ``order``: the mean squared error of what was observed."""
-        index = self.train[order[batch * config.batch_size : (batch + 1) * config.batch_size].to(self.device)]
-        errors, variance, count = self._errors(run, index)
-        loss = errors / count
-        return Outcome(loss, (1.0 - loss.detach() * count / variance) * len(index), len(index))
+        """Return the outcome of ``rows`` of a batch of ``order``: the mean squared error of what was observed."""
+        index = self.train[order[batch_rows(self, config, batch)].to(self.device)]
+        own = index[rows or slice(None)]
+        wanted, _ = self._wanted(index)
+        errors = self._errors(run, own)[0]
+        right = len(own) - len(index) * errors.detach() / wanted.square().sum()
+        return Outcome(errors / wanted.numel(), right, len(own))
 
-    def score(self, net: nn.Module, part: str, config: Config, batch_size: int = 512) -> Score:
+    def score(
+        self, net: nn.Module, part: str, config: Config, batch_size: int = 512, *, processes: Processes = ALONE
+    ) -> Score:
         """Return the score of a network on a split; the loss is the mean squared error."""
         was_training = net.training
         net.eval()
         index: torch.Tensor = getattr(self.data, part)
+        own = index[processes.own(len(index))]
         start = time.perf_counter()
         sums = torch.zeros(3, dtype=torch.float64)
         try:
             with torch.no_grad():
-                for some in index.split(batch_size):
+                for some in own.split(batch_size):
                     sums += torch.stack(self._errors(net, some)).double().cpu()
         finally:
             net.train(was_training)
-        errors, variance, count = sums.tolist()
+        errors, variance, count = processes.sum(sums).tolist()
         return Score(1.0 - errors / variance, errors / count, len(index), (time.perf_counter() - start) / len(index))
 
-    def scores(self, net: nn.Module, config: Config) -> dict[str, Score]:
+    def scores(self, net: nn.Module, config: Config, *, processes: Processes = ALONE) -> dict[str, Score]:
         """Return the score of validation."""
-        return {"valid": self.score(net, "valid", config)}
+        return {"valid": self.score(net, "valid", config, processes=processes)}
 
     def _errors(self, run: Callable[..., Any], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sums over what was observed after the first arrivals: squared errors, squared values, and their number."""
         values, times, mask = self.data.values[index], self.data.times[index], self.data.mask[index]
         predicted = run(values, times, mask, self.graph)
-        scored = mask[:, 1:].unsqueeze(3).expand_as(values[:, 1:])
-        wanted = values[:, 1:][scored]
+        wanted, scored = self._wanted(index)
         errors = (predicted[:, 1:][scored].float() - wanted).square().sum()
         return errors, wanted.square().sum(), errors.new_tensor(wanted.numel())
+
+    def _wanted(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was observed after the first arrivals, in one row, and where."""
+        values, mask = self.data.values[index], self.data.mask[index]
+        scored = mask[:, 1:].unsqueeze(3).expand_as(values[:, 1:])
+        return values[:, 1:][scored], scored
