@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def load_checkpoint(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], d
         target = folder / state.pop("file")
         blob = target.read_bytes()
         wanted = state.pop("sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
         if str(error).startswith("checkpoint: "):
             raise
         raise ValueError(f"checkpoint: got {pointer}, which is damaged ({type(error).__name__}: {error})") from None

@@ -92,7 +92,7 @@ class Processes:
             most: rows in a part; 0 for all.
         """
         largest = counted(share(count, among=self.size, index=0))
-        rows, n = self.own(count), -(-largest // most) if most else 1
+        rows, n = self.own(count), max(1, -(-largest // most)) if most else 1
         own = (share(counted(rows), among=n, index=i) for i in range(n))
         return [slice(rows.start + part.start, rows.start + part.stop) for part in own]
 
