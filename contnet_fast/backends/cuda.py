@@ -12,7 +12,6 @@ from ..problem import Problem
 from .backend import COMBINATIONS, FUSED, Backend
 
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-OPERANDS = STATES[:3]  # of whole solves
 _reason = extension.missing("cuda")
 if _reason is None and not chips.CHIPS:
     _reason = (
@@ -37,10 +36,9 @@ class CudaBackend(Backend):
             reasons.append(f"the tensors are on {problem.device.type}")
         elif _reason is None:
             reasons += _against_device(problem.device)
-        served = STATES if level == "accumulate" else OPERANDS
-        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in served)
+        accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATES)
         states = problem.leaf_dtypes or (problem.dtype,)
-        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in served]
+        reasons += [f"dtype {dtype} is not one of {accepted}" for dtype in states if dtype not in STATES]
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
         if level in FUSED and not (reasons and torch.compiler.is_compiling()):  # its sizes would become constants

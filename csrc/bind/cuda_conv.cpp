@@ -1,66 +1,22 @@
 // Registers the CUDA implementation of whole solves of the convolutional field: tensors in, cuda/conv/conv_launch.h
 // called.
 #include <ATen/ATen.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <cstdint>
-#include <future>
-#include <map>
-#include <mutex>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "bind/device_grid.h"
 #include "bind/solve_arguments.h"
 #include "cuda/conv/conv_launch.h"
 #include "runtime/runs.h"
 
 namespace contnet_fast {
 namespace {
-
-// A time grid on the device.
-struct DeviceGrid {
-  TimeGrid host;
-  int32_t count = 0;        // of slots
-  at::Tensor slot_of, mix;  // [evaluation], [slot, basis]
-};
-
-using GridKey = std::tuple<int, int64_t, std::vector<int32_t>, std::vector<BasisWeights>>;
-
-DeviceGrid to_device(const TimeGrid& host, at::Device device) {
-  DeviceGrid grid{host, static_cast<int32_t>(host.slots.size()), {}, {}};
-  std::vector<float> mix(host.slots.size() * host.basis);
-  for (size_t slot = 0; slot < host.slots.size(); ++slot)
-    for (const auto& [k, weight] : host.slots[slot]) mix[slot * host.basis + k] = static_cast<float>(weight);
-  grid.slot_of = at::tensor(host.slot_of, at::kInt).to(device);
-  grid.mix = at::tensor(mix, at::kFloat).to(device).view({grid.count, host.basis});
-  return grid;
-}
-
-// What `make` returns, made on a thread of its own: the memory pool that this one may allocate from (torch.compile's
-// CUDA graphs) is given back.
-template <typename Make>
-auto outside_of_graph_pool(Make make) {
-  return std::async(std::launch::async, make).get();
-}
-
-// Copied to the device once for each grid and kept: captured graphs have its address. Never destroyed, as the allocator
-// may be gone by then.
-const DeviceGrid& grid_of(const TimeGrid& host, at::Device device) {
-  static std::mutex guard;
-  static auto& grids = *new std::map<GridKey, DeviceGrid>;
-  const GridKey key{device.index(), host.basis, host.slot_of, host.slots};
-  const std::lock_guard<std::mutex> lock(guard);
-  const auto known = grids.find(key);
-  if (known != grids.end()) return known->second;
-  TORCH_CHECK(c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None,
-              "conv_solve on backend 'cuda' is used for the first time with this time grid while a CUDA graph is "
-              "captured, which cannot copy its table; run the same call once before the capture");
-  return grids.emplace(key, outside_of_graph_pool([&] { return to_device(host, device); })).first->second;
-}
 
 cuda::Scalar scalar_of(at::ScalarType type, const char* what) {
   switch (type) {
@@ -125,7 +81,11 @@ struct Call {
   cuda::ConvProblem problem{};
 
   Call(const at::Tensor& x, const OptionalTensors& given, const SolveArguments& a)
-      : x(x), nodes(given), grid(grid_of(a.grid, x.device())), sample(a.sample_norm()), stage(a.level == Level::stage) {
+      : x(x),
+        nodes(given),
+        grid(grid_of("conv_solve", a.grid, x.device(), at::kFloat)),
+        sample(a.sample_norm()),
+        stage(a.level == Level::stage) {
     TORCH_CHECK(stage ? !sample : !a.batch_statistics, a.op, ": level ", a.level_word, " with norm ", a.norm_word,
                 a.batch_statistics ? " in training" : "");
     cuda::ConvProblem& p = problem;

@@ -9,6 +9,7 @@ from ...problem import Facts
 from ...schemes.timegrid import TimeGrid
 from ..family import Example, Family
 from .cpu import CpuDiffusion
+from .cuda import CudaDiffusion
 from .reference import diffusion_rate
 from .spec import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from .triton.implementation import TritonDiffusion
@@ -75,5 +76,5 @@ DIFFUSION = Family(
     check=check,
     facts=facts,
     draw=draw,
-    implementations={"cpu": CpuDiffusion(), "triton": TritonDiffusion()},
+    implementations={"cpu": CpuDiffusion(), "triton": TritonDiffusion(), "cuda": CudaDiffusion()},
 )

@@ -45,24 +45,6 @@ struct Leaves {
   bool has_before;
 };
 
-template <typename A, typename T>
-DEVICE A widen(T x) {
-  if constexpr (std::is_same_v<T, double>) {
-    return x;
-  } else {
-    return to_float(x);
-  }
-}
-
-template <typename Y, typename A>
-DEVICE Y narrow(A x) {
-  if constexpr (std::is_same_v<A, double>) {
-    return static_cast<Y>(x);
-  } else {
-    return from_float<Y>(x);
-  }
-}
-
 // a + b - total, where total is a + b rounded
 template <typename A>
 DEVICE A lost(A a, A b, A total) {

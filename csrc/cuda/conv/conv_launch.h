@@ -12,7 +12,7 @@
 
 namespace contnet_fast::cuda {
 
-constexpr int kMostStages = limits::MOST_STAGES, kMostChannels = limits::MOST_CHANNELS;
+constexpr int kMostChannels = limits::MOST_CHANNELS;
 
 // Rows of the parameters of a slot.
 enum ParameterRow { kRowBias1, kRowBias2, kRowGamma1, kRowBeta1, kRowGamma2, kRowBeta2, kRowSkip, kParameterRows };

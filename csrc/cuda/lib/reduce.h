@@ -5,6 +5,25 @@
 
 namespace contnet_fast::cuda {
 
+// a value in the type of sums, and back
+template <typename A, typename T>
+DEVICE A widen(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+
+template <typename Y, typename A>
+DEVICE Y narrow(A x) {
+  if constexpr (std::is_same_v<A, double>) {
+    return static_cast<Y>(x);
+  } else {
+    return from_float<Y>(x);
+  }
+}
+
 // the two values of a register of 16-bit values
 template <typename T>
 DEVICE float low_half(uint32_t r) {

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "runtime/limits.h"
+
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -12,6 +14,8 @@
 #endif
 
 namespace contnet_fast::cuda {
+
+constexpr int kMostStages = limits::MOST_STAGES;  // of a scheme
 
 enum class Scalar : int32_t { f32, f64, bf16, f16 };
 

@@ -5,6 +5,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <future>
 #include <map>
 #include <mutex>
 #include <set>
@@ -16,6 +18,7 @@
 
 #include "cuda/conv/conv_launch.h"
 #include "cuda/combine/combine_launch.h"
+#include "cuda/graph/graph_launch.h"
 #include "bind/leaves.h"
 #include "runtime/runs.h"
 
@@ -33,6 +36,14 @@ const char* emulated_conv_solve_backward(const contnet_fast::cuda::ConvSolveBack
 const char* emulated_conv_stages_backward(const contnet_fast::cuda::ConvStagesBackward* p);
 const char* emulated_conv_solve(const contnet_fast::cuda::ConvSolve* p);
 const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type);
+const char* emulated_diffusion_solve(const contnet_fast::cuda::DiffusionSolve* p);
+const char* emulated_diffusion_backward(const contnet_fast::cuda::DiffusionBackward* p);
+const char* emulated_diffusion_mix(const contnet_fast::cuda::DiffusionMix* p);
+const char* planted_diffusion_solve(int fault, const contnet_fast::cuda::DiffusionSolve* p);
+const char* planted_diffusion_backward(int fault, const contnet_fast::cuda::DiffusionBackward* p);
+
+static int planted = 0;  // the fault in passes on graphs; 0: they run as they are
+void plant_fault(int fault) { planted = fault; }
 
 static int launches = 0, all_launches = 0;
 int launches_of_last_run() { return launches; }
@@ -182,6 +193,66 @@ void emulated_stages_backward(const ConvStagesBackward& p) {
   buffers.finish(emulated_conv_stages_backward(&p));
 }
 
+int64_t map_bytes(const DiffusionProblem& p) { return p.nodes * p.features * size_of(p.state); }
+int64_t sum_bytes(const DiffusionProblem& p) { return p.state == Scalar::f64 ? 8 : 4; }
+
+void in_graph(Buffers& buffers, const DiffusionProblem& p, const void* x) {
+  const int64_t index = p.wide_index ? 8 : 4, count = p.steps * p.stages, last = *std::max_element(p.slot_list, p.slot_list + count);
+  buffers.in(x, map_bytes(p));
+  buffers.in(p.indptr, (p.nodes + 1) * index);
+  buffers.in(p.indices, p.edges * index);
+  buffers.in(p.values, p.edges * size_of(p.state));
+  buffers.in(p.scale, (last + 1) * p.nodes * sum_bytes(p));
+  buffers.in(p.diagonal, (last + 1) * p.nodes * sum_bytes(p));
+  if (p.source != nullptr) buffers.in(p.source, map_bytes(p));
+}
+
+// f(pointer, bytes) for the maps that are there
+template <typename P, typename F>
+void for_kept(const P& p, const F& f) {
+  if (p.kept.states != nullptr) f(p.kept.states, (p.steps - 1) * map_bytes(p));
+  if (p.kept.inputs != nullptr) f(p.kept.inputs, p.steps * (p.stages - 1) * map_bytes(p));
+  if (p.kept.products != nullptr) f(p.kept.products, p.steps * p.stages * map_bytes(p));
+}
+
+void emulated_graph_solve(const DiffusionSolve& p) {
+  Buffers buffers;
+  in_graph(buffers, p, p.x);
+  buffers.out(p.y, map_bytes(p));
+  for_kept(p, [&](void* data, int64_t bytes) { buffers.out(data, bytes); });
+  if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_diffusion_solve(p), false, true);
+  buffers.finish(planted ? planted_diffusion_solve(planted, &p) : emulated_diffusion_solve(&p));
+}
+
+void emulated_graph_backward(const DiffusionBackward& p) {
+  Buffers buffers;
+  in_graph(buffers, p, p.x);
+  const int64_t index = p.wide_index ? 8 : 4, slots = p.slots * p.nodes * sum_bytes(p);
+  buffers.in(p.back_indptr, (p.nodes + 1) * index);
+  buffers.in(p.back_indices, p.edges * index);
+  buffers.in(p.back_places, p.edges * index);
+  for_kept(p, [&](void* data, int64_t bytes) { buffers.in(data, bytes); });
+  buffers.in(p.grad, map_bytes(p) * (p.by_step ? p.steps + 1 : 1));
+  buffers.out(p.grad_x, map_bytes(p));
+  if (p.grad_scale != nullptr) buffers.out(p.grad_scale, slots);
+  if (p.grad_diagonal != nullptr) buffers.out(p.grad_diagonal, slots);
+  if (p.grad_values != nullptr) buffers.out(p.grad_values, p.edges * sum_bytes(p));
+  if (p.grad_source != nullptr) buffers.out(p.grad_source, p.nodes * p.features * sum_bytes(p));
+  if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_diffusion_backward(p), false, true);
+  buffers.finish(planted ? planted_diffusion_backward(planted, &p) : emulated_diffusion_backward(&p));
+}
+
+void emulated_graph_mix(const DiffusionMix& p) {
+  Buffers buffers;
+  buffers.in(p.mix, int64_t{1} * p.rows * p.terms * size_of(p.sums));
+  for (int k = 0; k < 2; ++k) {
+    if (p.from[k] == nullptr) continue;
+    buffers.in(p.from[k], p.terms * p.nodes * size_of(p.sums));
+    buffers.out(p.to[k], p.rows * p.nodes * size_of(p.sums));
+  }
+  buffers.finish(emulated_diffusion_mix(&p));
+}
+
 }  // namespace cuda
 }  // namespace contnet_fast
 
@@ -193,5 +264,9 @@ void emulated_stages_backward(const ConvStagesBackward& p) {
 #define conv_solve_backward emulated_solve_backward
 #define conv_stages emulated_stages
 #define conv_stages_backward emulated_stages_backward
+#define diffusion_solve emulated_graph_solve
+#define diffusion_backward emulated_graph_backward
+#define diffusion_mix emulated_graph_mix
 #include "bind/cuda_combine.cpp"
 #include "bind/cuda_conv.cpp"
+#include "bind/cuda_graph.cpp"

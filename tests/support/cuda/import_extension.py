@@ -14,6 +14,8 @@ OPS = (
     "rk_combine_compensated_cuda",
     "conv_solve_cuda",
     "conv_solve_backward_cuda",
+    "diffusion_solve_cuda",
+    "diffusion_solve_backward_cuda",
 )
 
 info = cf.info()
@@ -22,6 +24,6 @@ for op in OPS:
     for key in ("CUDA", "Meta"):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"contnet_fast::{op}", key):
             raise SystemExit(f"contnet_fast::{op} is not registered under {key}")
-    print(f"op {op:<28} registered under CUDA and Meta")
+    print(f"op {op:<30} registered under CUDA and Meta")
 if not torch.cuda.is_available() and "sees no CUDA device" not in info.backends["cuda"]:
     raise SystemExit(f"the backend has another reason than the missing device: {info.backends['cuda']}")

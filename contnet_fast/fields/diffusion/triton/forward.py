@@ -8,8 +8,9 @@ import torch
 
 from ....triton.grids import Rows
 from ....triton.launch import allocate, launch
+from ..kept import maps_kept
 from ..spec import DiffusionNodes, DiffusionOperands
-from .plan import Solve, kept_maps
+from .plan import Solve
 from .stage import diffusion_stage, mix_rows
 
 BLOCK = 1024  # of nodes that are mixed
@@ -29,7 +30,7 @@ class Kept(NamedTuple):
 
     @classmethod
     def of(cls, s: Solve, keep: str, maps: torch.Tensor) -> Kept:
-        """The views of what :func:`contnet_fast.fields.diffusion.triton.plan.saved` describes."""
+        """The views of what :func:`contnet_fast.fields.diffusion.kept.kept_maps` describes."""
         n, stages, plane = s.grid.n_steps, s.grid.stages, maps.shape[1:]
         if keep != "none":
             return cls(maps if keep == "step" else None, None, None)
@@ -124,9 +125,9 @@ def mixed(
 def diffusion_forward(
     s: Solve, x: torch.Tensor, nodes: DiffusionNodes, operands: DiffusionOperands, *, keep: str, return_steps: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """State or trajectory, and the maps that ``plan.saved`` describes."""
+    """State or trajectory, and the maps that ``kept_maps`` describes."""
     n, start = s.grid.n_steps, x.contiguous()
-    maps = s.maps(kept_maps(keep, n, s.grid.stages))
+    maps = s.maps(maps_kept(keep, n, s.grid.stages))
     steps = s.maps(n + 1) if return_steps else None
     y = s.maps() if steps is None else steps[n]
     if x.numel() > 0:

@@ -8,6 +8,7 @@ import torch
 
 from ....problem import Problem
 from ...family import Call, PythonImplementation, TensorSpec
+from ..kept import kept_maps
 
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -30,9 +31,7 @@ class TritonDiffusion(PythonImplementation):
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
         """Maps, as the forward pass allocates them."""
-        from . import plan
-
-        return plan.saved(call)
+        return kept_maps(call)
 
     def forward(self, call: Call, *, return_steps: bool) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """``contnet_fast::diffusion_solve_triton``."""

@@ -12,7 +12,7 @@ from ....reference.rk import accumulation_dtype
 from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
 from ....triton.launch import allocate
 from ....triton.tiles import power_of_two
-from ...family import Call, TensorSpec
+from ...family import Call
 
 COLUMNS = 64  # of features that a program takes at most
 EDGES = 4  # of a row that it gathers at once
@@ -104,20 +104,6 @@ def _graph_tables(grid: Grid, device: torch.device, dtype: torch.dtype, t_end: f
         slots=slots,
         nodes=nodes,
     )
-
-
-def kept_maps(keep: str, n_steps: int, stages: int) -> int:
-    """How many maps outlive a forward pass: states of steps, and with "none" inputs of stages and products A u."""
-    states = n_steps - 1
-    if keep == "none":
-        return states + n_steps * (2 * stages - 1)
-    return states if keep == "step" else 0
-
-
-def saved(call: Call) -> tuple[TensorSpec, ...]:
-    """Maps in the dtype of the state."""
-    maps = kept_maps(call.keep, call.grid.n_steps, len(call.grid.update))
-    return (TensorSpec((maps, *call.x.shape), call.x.dtype),)
 
 
 def describe(call: Call) -> Solve:

@@ -1,0 +1,20 @@
+// The launchers of graphs with C linkage, for tests: each returns what went wrong, or null.
+
+#include "cuda/graph/graph_launch.h"
+#include "emulate/entries.h"
+
+using namespace contnet_fast::cuda;
+
+extern "C" {
+
+const char* emulated_diffusion_solve(const DiffusionSolve* p) {
+  return guarded([&] { diffusion_solve(*p); });
+}
+const char* emulated_diffusion_backward(const DiffusionBackward* p) {
+  return guarded([&] { diffusion_backward(*p); });
+}
+const char* emulated_diffusion_mix(const DiffusionMix* p) {
+  return guarded([&] { diffusion_mix(*p); });
+}
+
+}  // extern "C"

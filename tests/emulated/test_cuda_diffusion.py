@@ -1,0 +1,313 @@
+"""Solves of the diffusion field by CUDA C++ kernels, emulated, from tensors to tensors: values and every gradient."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import cuda_emulator as emulator
+import pytest
+import torch
+
+import contnet_fast as cf
+from contnet_fast.fields import DIFFUSION, Call
+from contnet_fast.fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
+from contnet_fast.functional import field_solve
+from contnet_fast.graphs import Graph
+from contnet_fast.ops import fused_solve, lookup
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.testing import assert_within_budget
+
+pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NAMES = ("y", "x", "scale", "diagonal", "values", "source")
+DIFFERENTIABLE = (0, 1, 4, 8)  # places of scale, diagonal, values and source among nodes and operands
+LONG = 512  # kLongRow of csrc/cuda/graph/diffusion_stage.h
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solve as data. Graphs have equal edges, loops, isolated nodes; ``hub``: edges of a row and a column."""
+
+    features: int = 4
+    dtype: torch.dtype = torch.float32
+    nodes: int = 19
+    edges: int = 45
+    hub: int = 0
+    scheme: str = "rk4_38"
+    n_steps: int = 2
+    basis: str = "piecewise_constant"
+    n_basis: int = 2
+    checkpoint: str = "step"
+    return_steps: bool = False
+    source: bool = True
+    index: torch.dtype = torch.int32
+    seed: int = 0
+
+    def __str__(self) -> str:
+        changed = (name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(Case(), name))
+        return ",".join(f"{name}={getattr(self, name)}".replace("torch.", "") for name in changed) or "plain"
+
+    @property
+    def grid(self):
+        return cf.time_grid(self.scheme, self.n_steps, Basis(self.basis, self.n_basis))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launches():
+    """Load the ops; the number of launches of the last run."""
+    return emulator.binding().launches_of_last_run
+
+
+def draw(case):
+    """Float64 tensors of values that the dtype of the case has."""
+    generator = torch.Generator().manual_seed(case.seed)
+    n = case.nodes
+
+    def uniform(*shape):
+        return (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5).to(case.dtype).double()
+
+    index = torch.randint(0, max(n - 3, 1), (2, case.edges), generator=generator)
+    index = torch.cat([index, index[:, :5], torch.full((2, min(1, case.edges)), n - 1)], 1)
+    if case.hub:
+        others = torch.randint(0, n, (case.hub,), generator=generator)
+        index = torch.cat([index, torch.stack([others, torch.full_like(others, 2)]),
+                           torch.stack([torch.full_like(others, 3), others])], 1)  # fmt: skip
+    scale = 1.0 if not case.hub else 4.0 / case.hub
+    graph = Graph(index, scale * uniform(index.shape[1]), num_nodes=n)
+    operands = operands_of(graph, uniform(n, case.features) if case.source else None)
+    operands = [t if t is None or t.is_floating_point() else t.to(case.index) for t in operands]
+    nodes = DiffusionNodes(uniform(case.n_basis, n), uniform(case.n_basis, n))
+    return uniform(n, case.features), nodes, DiffusionOperands(*operands)
+
+
+def solve(case, dtype, backend=None):
+    """The result and all gradients by name; ``backend``: of the choice, else the emulated kernels."""
+
+    def leaf(t):
+        return t if t is None or not t.is_floating_point() else t.to(dtype).requires_grad_()
+
+    x, nodes, operands = draw(case)
+    x, nodes, operands = leaf(x), nodes._make(map(leaf, nodes)), operands._make(map(leaf, operands))
+    settings = {
+        "spec": DiffusionSpec(1.5), "grid": case.grid, "checkpoint": case.checkpoint, "return_steps": case.return_steps,
+    }  # fmt: skip
+    if backend is None:
+        y, _ = fused_solve(
+            DIFFUSION, x, nodes, operands=operands, backend="cuda", level="stage", training=False, compute_dtype=dtype,
+            **settings,
+        )  # fmt: skip
+    else:
+        y, _ = field_solve(DIFFUSION, x, nodes, operands=operands, backend=backend, **settings)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(case.dtype).to(y.dtype)
+    leaves = [t for t in (x, *nodes, operands.values, operands.source) if t is not None]
+    return dict(zip(NAMES, [y.detach(), *torch.autograd.grad(y, leaves, upstream)], strict=False))
+
+
+@lru_cache(maxsize=64)
+def truth(case):
+    return solve(case, torch.float64, "reference:none"), solve(case, case.dtype, "reference:none")
+
+
+def check(case):
+    """Every result within the error rule; tensors are small, so that PyTorch's own error is luck."""
+    got, (exact, same) = solve(case, case.dtype), truth(replace(case, checkpoint="none", index=torch.int32))
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        assert value.dtype == case.dtype
+        assert_within_budget(
+            value, exact[name], () if case.dtype == torch.float64 else same[name], name=name, gradient=name != "y",
+            factor=8.0, evaluations=case.grid.n_evaluations,
+        )  # fmt: skip
+    return got
+
+
+def judged(*cases):
+    return pytest.mark.parametrize("case", dict.fromkeys(cases), ids=str)
+
+
+@judged(*(Case(features, dtype, scheme="midpoint") for dtype in DTYPES for features in (1, 7, 8, 40)))
+def test_widths_and_dtypes(case):
+    check(case)
+
+
+@judged(
+    Case(264, scheme="euler", nodes=5, edges=7),
+    Case(1024, torch.bfloat16, scheme="euler", nodes=3, edges=4, n_steps=1),
+)
+def test_wide_states(case):
+    check(case)
+
+
+@judged(*(
+    Case(dtype=torch.float64, nodes=11, edges=20, scheme=scheme, n_steps=3, checkpoint=checkpoint, return_steps=steps)
+    for scheme in ("euler", "rk4_classic", "dopri5")
+    for checkpoint in ("none", "step", "block")
+    for steps in (False, True)
+))  # fmt: skip
+def test_schemes_and_what_backward_keeps(case):
+    check(case)
+
+
+@judged(*(
+    Case(basis=basis, n_basis=3, n_steps=3, scheme="heun2", dtype=dtype, checkpoint=checkpoint)
+    for basis in ("hat", "polynomial")
+    for dtype, checkpoint in ((torch.float32, "none"), (torch.float64, "block"), (torch.float16, "step"))
+))  # fmt: skip
+def test_bases_that_mix_nodes(case):
+    check(case)
+
+
+def test_a_node_that_is_not_read_spreads_nothing():
+    case = Case(basis="hat", n_basis=3, n_steps=1, scheme="euler")  # reads the node at t = 0 alone
+    x, nodes, operands = (t if isinstance(t, tuple) else t.float() for t in draw(case))
+    nodes = nodes._make(torch.cat([node[:1], node[1:] * float("nan")]).float() for node in nodes)
+    operands = operands._make(t if t is None or not t.is_floating_point() else t.float() for t in operands)
+    arguments = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, case.grid.flat, "", "stage").arguments
+    assert lookup("diffusion_solve", "cuda")(*arguments, False)[0].isfinite().all()
+
+
+@judged(
+    Case(source=False), Case(edges=0), Case(edges=0, features=1, dtype=torch.float64), Case(index=torch.int64),
+    Case(index=torch.int64, features=3, dtype=torch.float64), Case(nodes=1, edges=3), Case(edges=400, features=16),
+    Case(edges=400, features=1, nodes=200),
+)  # fmt: skip
+def test_graphs(case):
+    check(case)
+
+
+@judged(*(
+    Case(features, dtype, hub=hub, nodes=40, n_steps=1, scheme="midpoint")
+    for features, dtype in ((1, torch.float32), (8, torch.bfloat16), (36, torch.float32))
+    for hub in (LONG - 7, LONG + 60)
+))  # fmt: skip
+def test_long_rows_are_taken_by_a_block(case):
+    check(case)
+
+
+def test_same_bits_whatever_is_kept_and_however_often(launches):
+    case = Case(features=7, n_steps=3)
+    expected = solve(case, torch.float32)
+    assert launches() == 1 + 12 + 12 + 2 * 3  # values reordered; steps back, again, their gradients
+    for checkpoint in ("none", "step", "block"):
+        again = solve(replace(case, checkpoint=checkpoint), torch.float32)
+        assert all(torch.equal(again[name], expected[name]) for name in NAMES)
+    with_steps = solve(replace(case, return_steps=True), torch.float32)["y"]
+    assert torch.equal(with_steps[0], draw(case)[0].float())
+    assert torch.equal(with_steps[-1], expected["y"])
+
+
+@pytest.mark.parametrize("wanted", [(), (0,), (1,), (4,), (8,), (1, 4), DIFFERENTIABLE])
+@pytest.mark.parametrize("checkpoint", ["none", "block"])
+def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint, launches):
+    case = Case(scheme="midpoint", dtype=torch.float64, checkpoint=checkpoint, n_basis=1)
+    x, nodes, operands = draw(case)
+    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(1.5), False, case.grid.flat, checkpoint, "stage")
+    y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
+    assert launches() == case.grid.n_evaluations  # and none to mix: one node is one slot
+    assert [(tuple(t.shape), t.dtype) for t in saved] == [*DIFFUSION.implementations["cuda"].saved(call)]
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    found = lookup("diffusion_solve_backward", "cuda")(upstream, *call.arguments, saved, wanted)
+    names = ["x", *(NAMES[2 + DIFFERENTIABLE.index(place)] for place in wanted)]
+    for name, value in zip(names, found, strict=True):
+        torch.testing.assert_close(value, truth(replace(case, checkpoint="none"))[0][name], rtol=1e-12, atol=1e-14)
+
+
+def test_strides_are_kept_and_vectors_begin_anywhere():
+    case = Case(features=4)
+    expected, (x, nodes, operands) = solve(case, torch.float32)["y"], draw(case)
+    nodes = nodes._make(t.float() for t in nodes)
+    operands = operands._make(t if t is None or not t.is_floating_point() else t.float() for t in operands)
+    off = torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)  # 4 bytes into a storage
+    for given in (off, x.float().T.contiguous().T, x.float().repeat(1, 2)[:, :4]):
+        moved = operands._replace(source=torch.cat([operands.source, given], 1)[:, :4])
+        call = Call(DIFFUSION, given, nodes, moved, DiffusionSpec(1.5), False, case.grid.flat, "", "stage")
+        y, _, _ = lookup("diffusion_solve", "cuda")(*call.arguments, False)
+        assert torch.equal(y, expected)
+        assert y.stride() == torch.empty_like(given).stride()
+
+
+@pytest.mark.parametrize("return_steps", [False, True])
+@pytest.mark.parametrize(("nodes", "features"), [(0, 4), (3, 0)])
+def test_nothing_to_solve(nodes, features, return_steps, launches):
+    got = solve(Case(features, nodes=nodes, edges=0, return_steps=return_steps), torch.float32)
+    assert got["y"].shape == ((3, nodes, features) if return_steps else (nodes, features))
+    assert launches() == 0
+    assert all(got[name].count_nonzero() == 0 for name in NAMES)
+
+
+def test_opcheck():
+    case = Case(scheme="midpoint", nodes=7, edges=9)
+    x, nodes, operands = draw(case)
+    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, case.grid.flat, "none", "stage")
+    tests = ("test_schema", "test_faketensor")
+    y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
+    torch.library.opcheck(lookup("diffusion_solve", "cuda"), (*call.arguments, False), test_utils=tests)
+    arguments = (torch.randn_like(y), *call.arguments, saved, list(DIFFERENTIABLE))
+    torch.library.opcheck(lookup("diffusion_solve_backward", "cuda"), arguments, test_utils=tests)
+
+
+# ---- what gets past the backend
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"level": "solve"}, ValueError, "level: got 'solve', accepted: 'stage'"),
+        ({"keep": "all"}, ValueError, "keep: got 'all', accepted: '', 'block', 'step', 'none'"),
+        ({"x": torch.zeros(19, 4, dtype=torch.int32)}, RuntimeError, "x of dtype Int: accepted are float16, bfloat16"),
+        ({"x": torch.zeros(18, 4)}, RuntimeError, "a nodal tensor of shape"),
+    ],
+    ids=str,
+)
+def test_refusals(change, error, words):
+    case = Case()
+    x, nodes, operands = draw(case)
+    given = {"x": x.float(), "keep": "", "level": "stage"} | change
+    call = Call(
+        DIFFUSION, given["x"], nodes, operands, DiffusionSpec(), False, case.grid.flat, given["keep"], given["level"]
+    )
+    with pytest.raises(error, match=words):
+        lookup("diffusion_solve", "cuda")(*call.arguments, False)
+
+
+# ---- planted faults
+
+
+@pytest.fixture
+def plant():
+    """Plant a fault by its number in tests/support/cuda/planted_graph.cu."""
+    entry = emulator.binding().plant_fault
+    yield lambda fault: entry(ctypes.c_int(fault))
+    entry(ctypes.c_int(0))
+
+
+FAULTY = Case(features=8, scheme="midpoint", n_steps=1)
+
+
+def test_faults_are_planted_in_kernels_that_are_right_without_them(plant):
+    plant(-1)
+    check(FAULTY)
+
+
+def test_a_dropped_row_is_caught(plant):
+    plant(1)
+    with pytest.raises(RuntimeError, match=r"nobody has written|was not written"):
+        check(FAULTY)
+
+
+@pytest.mark.parametrize("fault", [2, 3], ids=["untransposed", "no source"])
+def test_a_wrong_product_and_a_missing_source_are_caught(fault, plant):
+    plant(fault)
+    with pytest.raises(AssertionError, match="largest error"):
+        check(FAULTY)
+
+
+def test_a_missing_barrier_between_long_rows_is_caught(plant):
+    case = replace(FAULTY, nodes=5, edges=2 * LONG + 200, features=32)  # two rows have nearly all of them
+    plant(-1)
+    check(case)
+    plant(4)
+    with pytest.raises(RuntimeError, match="race"):
+        check(case)

@@ -1,0 +1,32 @@
+// Solves of the diffusion field with faults planted in them (tests/emulated/test_cuda_diffusion.py).
+
+#include "planted.h"
+
+#define diffusion_solve planted_solve_of_graphs
+#define plan_diffusion_solve planted_plan_of_graphs
+#define diffusion_backward planted_back_of_graphs
+#define plan_diffusion_backward planted_plan_back_of_graphs
+#define diffusion_mix planted_mix_of_graphs
+#define diffusion_stage_f32 planted_stage_of_graphs
+#include "cuda/graph/diffusion.cu"
+#include "cuda/graph/instances/diffusion_stage_f32.cu"
+#undef diffusion_solve
+#undef diffusion_backward
+
+#include "emulate/entries.h"
+
+using namespace contnet_fast::cuda;
+
+extern "C" {
+
+const char* planted_diffusion_solve(int fault, const DiffusionSolve* p) {
+  plant(fault);
+  return guarded([&] { planted_solve_of_graphs(*p); });
+}
+
+const char* planted_diffusion_backward(int fault, const DiffusionBackward* p) {
+  plant(fault);
+  return guarded([&] { planted_back_of_graphs(*p); });
+}
+
+}  // extern "C"
