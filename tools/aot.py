@@ -31,6 +31,8 @@ from contnet_fast.fields.conv.triton import manifest as conv
 from contnet_fast.fields.conv.triton.manifest import Block, Combination
 from contnet_fast.fields.diffusion.triton import manifest as diffusion
 from contnet_fast.fields.diffusion.triton.manifest import GraphSolve
+from contnet_fast.triton.attention import manifest as attention
+from contnet_fast.triton.attention.manifest import GraphAttention
 from contnet_fast.triton.launch import INTERPRETED, Launch
 from tools import pages
 from tools.sass import disassembly, instruction, mix, registers_of
@@ -47,8 +49,8 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-Shipped = Block | Combination | GraphSolve
-BLOCKS: tuple[Shipped, ...] = (*conv.BLOCKS, *diffusion.SOLVES)
+Shipped = Block | Combination | GraphSolve | GraphAttention
+BLOCKS: tuple[Shipped, ...] = (*conv.BLOCKS, *diffusion.SOLVES, *attention.CALLS)
 MARK = "make aot"
 TABLES, SUMMARY = pages.GENERATED / "triton-kernels.md", pages.DOCS / "kernels.md"
 SHOWN = [
@@ -157,7 +159,9 @@ def _type(value: Any, place: tuple[int, ...], aligned: list[tuple[int, ...]]) ->
 
 def launches(block: Shipped, chip: str) -> list[Launch]:
     """Every launch of what ships, with the tiles of ``chip``, none of them run."""
-    return diffusion.launches(block) if isinstance(block, GraphSolve) else conv.launches(block, chip)
+    if isinstance(block, GraphSolve):
+        return diffusion.launches(block)
+    return attention.launches(block) if isinstance(block, GraphAttention) else conv.launches(block, chip)
 
 
 @lru_cache(maxsize=8)

@@ -54,6 +54,10 @@ class Backend(ABC):
         """The stage combinations: op name -> function, ``None`` where an extension registers it."""
         return {}
 
+    def part(self, op: str) -> Callable | None:
+        """The function of a part of a field or of its backward pass; ``None`` where an extension registers it."""
+        return None
+
     @contextmanager
     def running(self, op: str, call: Call, *rest: Any) -> Iterator[None]:
         """A context for a pass of a solve that Python launches; it records what ran.

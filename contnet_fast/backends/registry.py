@@ -139,9 +139,13 @@ def _choose_part(problem: Problem, name: str) -> Plan:
     for candidate in REGISTRY if name == "auto" else (name,):
         if candidate == "reference":
             continue
-        reasons = _against(REGISTRY[candidate], problem, "stage")
+        backend = REGISTRY[candidate]
+        reasons = _against(backend, problem, "stage")
+        slower = backend.reason_to_skip(problem, "stage") if name == "auto" and not reasons else None
+        if slower is not None:
+            reasons = (slower,)
         if not reasons:
-            why = asked or REGISTRY[candidate].why(problem, "stage")
+            why = asked or backend.why(problem, "stage")
             return Plan(problem, candidate, "stage", why, tuple(refused))
         refused.append(Refusal(candidate, "stage", reasons))
     why = asked or REGISTRY["reference"].why(problem, "none")

@@ -39,6 +39,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
+    parts = ("graph_attention",)
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -68,7 +69,9 @@ class TritonBackend(Backend):
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for its combinations."""
+        """What speaks for its combinations, and for parts of fields."""
+        if problem.is_part:
+            return "one visit of each row, and no value for each edge and feature in memory; not yet measured"
         return "one pass over memory: predicted faster than PyTorch's chain (docs/kernels.md), not yet measured"
 
     def unavailable(self) -> str | None:
@@ -93,13 +96,19 @@ class TritonBackend(Backend):
             "rk_combine_compensated": rk_combine_compensated,
         }
 
+    def part(self, op: str) -> Callable:
+        """Its functions."""
+        functions: dict[str, Callable] = {
+            "graph_attention": graph_attention, "graph_attention_backward": graph_attention_backward,
+        }  # fmt: skip
+        return functions[op]
+
     @contextmanager
     def running(self, op: str, call: Call, *rest: Any) -> Iterator[None]:
         """Launches on the device of the tensors, a first use of which a CUDA graph cannot capture."""
         x = call.x
-        described = tuple(None if t is None else (tuple(t.shape), t.dtype) for t in (x, *call.nodes, *call.operands))
         settings = (call.spec, call.training, call.grid, call.keep, call.level)
-        check_first_use((op, described, x.device, settings, *rest), _capturing(x))
+        check_first_use((op, _described(x, *call.nodes, *call.operands), x.device, settings, *rest), _capturing(x))
         with _running(op, call.level, x):
             yield
 
@@ -139,6 +148,35 @@ def rk_combine_compensated(
 
     with _running("rk_combine_compensated", "accumulate", ys[0]):
         return combine_compensated(ys, cs, ks, coefficients)
+
+
+def graph_attention(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``contnet_fast::graph_attention_triton``."""
+    from ..triton.attention.passes import attention_forward
+
+    with _running_part("graph_attention", arguments[:4], arguments[4], arguments[5]):
+        return attention_forward(*arguments)
+
+
+def graph_attention_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
+    """``contnet_fast::graph_attention_backward_triton``."""
+    from ..triton.attention.passes import attention_backward
+
+    with _running_part("graph_attention_backward", arguments[:4], arguments[4], arguments[5], *arguments[-1]):
+        return attention_backward(grad, *arguments)
+
+
+@contextmanager
+def _running_part(op: str, tensors: Sequence[Any], rows: Sequence[torch.Tensor], *settings: Any) -> Iterator[None]:
+    """As :meth:`TritonBackend.running`, for a part of a field."""
+    x = tensors[0]
+    check_first_use((op, _described(*tensors, *rows), x.device, *settings), _capturing(x))
+    with _running(op, "stage", x):
+        yield
+
+
+def _described(*tensors: torch.Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if t is None else (tuple(t.shape), t.dtype) for t in tensors)
 
 
 @contextmanager

@@ -199,6 +199,31 @@ def _mix_rows(a: Arguments) -> Cost:
     return Cost(0.0, float(sum(t.numel() * t.element_size() for t in given)), 1)
 
 
+def _size(a: Arguments, *names: str) -> float:
+    """Bytes of the named tensors that are there."""
+    return float(sum(a[name].numel() * a[name].element_size() for name in names if a.get(name) is not None))
+
+
+def _gathered(a: Arguments, *names: str) -> tuple[float, float]:
+    """Values that the edges gather of the named maps, a row of each for each edge, and their bytes."""
+    each = [(a[name].numel() / max(1, a["n"]), a[name]) for name in names if a.get(name) is not None]
+    edges = a["indices"].numel()
+    return sum(edges * width for width, _ in each), sum(edges * width * t.element_size() for width, t in each)
+
+
+def _over_edges(*names: str, gathered: tuple[str, ...] = (), times: int = 2) -> Callable[[Arguments], Cost]:
+    """A pass over the edges of all rows: each map moves once and is gathered from first-level caches, of which the
+    program of every head reads the edges for itself; ``times`` operations a gathered value."""
+
+    def counted(a: Arguments) -> Cost:
+        values, inner = _gathered(a, *gathered)
+        edges = _size(a, "indices", "places")
+        moved = _size(a, "indptr", *names) + edges
+        return Cost(times * values, moved, 1, inner=inner, reread=(a.get("HEADS", 1) - 1) * edges)
+
+    return counted
+
+
 def _error_norm(a: Arguments) -> Cost:
     return Cost(0.0, a["rows"] * a["partials"].element_size(), 1)
 
@@ -218,6 +243,27 @@ _COUNTS: dict[str, Callable[[Arguments], Cost]] = {
     "row_gradients": _row_gradients,
     "value_gradient": _value_gradient,
     "mix_rows": _mix_rows,
+    "attention_sums": _over_edges(
+        "targets", "sources", "states", "factors", "result", "largest", "sums", gathered=("sources", "states")
+    ),
+    "mean_weights": _over_edges("targets", "sources", "factors", "largest", "sums", "result", gathered=("sources",)),
+    "edge_products": _over_edges("first", "second", "result", gathered=("second",)),
+    "score_gradient": _over_edges(
+        "targets",
+        "sources",
+        "states",
+        "grad",
+        "factors",
+        "largest",
+        "sums",
+        "weights",
+        "weights",
+        "score_grads",
+        "score_grads",
+        "score_grads",
+        gathered=("sources", "states"),
+    ),
+    "gathered_sums": _over_edges("numbers", "factors", "map", "result", gathered=("map",)),
     "rk_combine": _rk_combine,
     "error_norm": _error_norm,
 }

@@ -40,7 +40,7 @@ def register_backend(backend: Backend, key: str | None) -> None:
             define(op, backend.name, function, key)
         register_flop_formulas({(op, backend.name): None for op in backend.combinations()})
     if key is not None and ATTENTION in backend.parts:
-        define_attention(backend.name)
+        define_attention(backend, key)
         register_flop_formulas({(f"{ATTENTION}{end}", backend.name): None for end in ("", "_backward")})
     for family in FAMILIES.values():
         _define_solve(family, backend, key)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..backends import Backend
 from ..graphs.attention import attention
 from ..graphs.products import Rows
 from .batching import older_one_by_one, one_by_one
@@ -36,14 +37,22 @@ def fake_attention_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.T
     return [arguments[place].new_empty(arguments[place].shape) for place in arguments[-1]]
 
 
-def define_attention(backend: str) -> None:
-    """Define the forward and the backward op of a backend, which an extension registers, with fakes and batching."""
-    forward, backward = f"{OP}_{backend}", f"{OP}_backward_{backend}"
-    for name, schema, fake in ((forward, FORWARD, fake_attention), (backward, BACKWARD, fake_attention_backward)):
+def define_attention(backend: Backend, key: str) -> None:
+    """Define the forward and the backward op of a backend, with fakes and batching.
+
+    Args:
+        key: the dispatch key of its functions, unless an extension registers them.
+    """
+    passes = ((OP, FORWARD, fake_attention), (f"{OP}_backward", BACKWARD, fake_attention_backward))
+    for op, schema, fake in passes:
+        name, function = f"{op}_{backend.name}", backend.part(op)
         LIBRARY.define(name + schema)
         torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
+        if function is not None:
+            LIBRARY.impl(name, function, key)
     # the forward op never sees a batch: under transforms PyTorch serves
-    call = lookup(f"{OP}_backward", backend)
+    backward = f"{OP}_backward_{backend.name}"
+    call = lookup(f"{OP}_backward", backend.name)
     torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
     LIBRARY.impl(backward, older_one_by_one(call), "Batched")
 

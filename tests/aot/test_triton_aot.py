@@ -47,6 +47,15 @@ def test_kernels_on_graphs():
     }  # fmt: skip
 
 
+def test_kernels_of_attention():
+    done = run("--chips", "sm_90", "--filter", "attention 19717 heads 8 depth 16 mean 128 int32 float32")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ", 0 at fault" in done.stdout
+    assert {line.split()[0] for line in done.stdout.splitlines() if "attention 19717" in line} == {
+        "attention_sums", "mean_weights", "edge_products", "score_gradient", "gathered_sums",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "words"),
     [

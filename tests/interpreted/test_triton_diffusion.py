@@ -188,12 +188,12 @@ def test_every_tile_gives_the_same(case, shape, monkeypatch):
 
 
 def test_tiles_hold_the_features_and_no_more_than_they_may():
-    from contnet_fast.fields.diffusion.triton import plan
+    from contnet_fast.triton import graphs
 
     for features in (1, 2, 3, 16, 33, 64, 65, 1024):
-        tile = plan.tile(features)
-        assert tile.columns >= min(features, plan.COLUMNS)
-        assert tile.rows * tile.edges * tile.columns <= plan.ELEMENTS
+        tile = graphs.tile(features)
+        assert tile.columns >= min(features, graphs.COLUMNS)
+        assert tile.rows * tile.edges * tile.columns <= graphs.ELEMENTS
         assert all(size & (size - 1) == 0 for size in tile)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .stage import edges_of
+from ....triton.graphs import edges_of
 
 
 @triton.jit

@@ -4,38 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import torch
 
 from ....reference.rk import accumulation_dtype
+from ....triton.graphs import GraphTile, tile
 from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
 from ....triton.launch import allocate
-from ....triton.tiles import power_of_two
 from ...family import Call
 
-COLUMNS = 64  # of features that a program takes at most
-EDGES = 4  # of a row that it gathers at once
-ELEMENTS = 2048  # that it gathers at once: with four warps 16 a thread, so that several loads are under way
-ROWS = 64  # at most
 REGISTERS = (
     128  # most of a thread of row_gradients; left to itself the assembler spills at float64 for one program more
 )
-
-
-class GraphTile(NamedTuple):
-    """What a program takes: rows of the graph, edges of each at once, columns of features; and its warps."""
-
-    rows: int
-    edges: int
-    columns: int
-    warps: int
-
-
-def tile(features: int) -> GraphTile:
-    """The tile for states of so many features."""
-    columns = min(COLUMNS, power_of_two(features))
-    return GraphTile(max(1, min(ROWS, ELEMENTS // (columns * EDGES))), EDGES, columns, 4)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ....triton.graphs import edges_of
 from ....triton.stages import combination
-
-
-@triton.jit
-def edges_of(indptr, rows, n):
-    """Where the edges of ``rows`` begin and end, [row]; rows from ``n`` on have none."""
-    begin = tl.load(indptr + rows, mask=rows < n, other=0)
-    return begin, tl.load(indptr + rows + 1, mask=rows < n, other=0)
 
 
 @triton.jit(do_not_specialize=["slot", "stage", "n", "keep"])
