@@ -16,7 +16,7 @@ from .events import Event, link_gradient, solve_until
 from .gradients.adjoint import Adjoint, Backsolve, adjoint_settings
 from .gradients.checkpoint import KEEP, Checkpointed
 from .gradients.linked import together
-from .methods import get_method
+from .methods import EXPLICIT, FIXED_EXPLICIT, SCIPY, get_method
 from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
@@ -46,7 +46,7 @@ def odeint(
     on_max_steps: str = "raise",
     strict_options: bool = True,
 ) -> Any:
-    """Solve dy/dt = func(t, y), y(t[0]) = y0 by an explicit method: torchdiffeq's call, with its numbers.
+    """Solve dy/dt = func(t, y), y(t[0]) = y0: torchdiffeq's call, with its numbers.
 
     Args:
         func: ``func(t, y)`` with ``t`` a 0-d tensor beside the state in the dtype of \\|y\\|; returns what ``y`` is.
@@ -55,7 +55,9 @@ def odeint(
         rtol: relative tolerance: a number, a tensor that broadcasts to y0, or for a pytree one of those for each leaf.
         atol: absolute tolerance, likewise.
         method: ``"dopri5"`` unless given; euler, midpoint, heun2, heun3, ralston2, rk4 (the 3/8 rule), rk4_classic,
-            explicit_adams on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5, tsit5, dopri8 with chosen steps.
+            explicit_adams, implicit_adams (fixed_adams) and the implicit implicit_euler, implicit_midpoint, trapezoid,
+            radauIIA3, radauIIA5, gl4, gl6, sdirk2, trbdf2 on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5,
+            tsit5, dopri8 with chosen steps; scipy_solver, by SciPy.
         options: options of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
@@ -86,11 +88,12 @@ def odeint(
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
+    _check_method(settings.method, gradient, event_fn)
     settings.compensated = check_bool("compensated", compensated)
     if compensated and (batched or event_fn is not None or not settings.fixed):
         got = f"method {settings.method!r}" if not settings.fixed else "batched=True" if batched else "event_fn"
         raise ValueError(f"compensated: got True with {got}, accepted: a fixed grid, without batched and event_fn")
-    constant = settings.fixed and event_fn is None and gradient == "discrete"
+    constant = settings.method in FIXED_EXPLICIT and event_fn is None and gradient == "discrete"
     if not constant:
         refuse_trace("odeint")
     problem = InitialValueProblem(func, y0, t, constant=constant)
@@ -175,6 +178,7 @@ def odeint_adjoint(
     norm = chosen.pop("norm", None)
     back, _ = read_options(get_method(name).name, chosen, strict=strict_options, quiet=adjoint_options is None)
     back.norm = norm
+    _check_method(settings.method, "discrete", event_fn)
     problem = InitialValueProblem(func, y0, t)
     adjoint = Adjoint(
         problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, parameters
@@ -255,6 +259,17 @@ def _settings(
             "{'step_size': None} says that this is meant"
         )
     return settings
+
+
+def _check_method(method: str, gradient: str, event_fn: Callable | None) -> None:
+    """Refuse what methods that are not explicit cannot do."""
+    if method not in EXPLICIT:
+        if in_torch_func():
+            raise RuntimeError(f"method: got {method!r} inside of torch.func, accepted there: {', '.join(EXPLICIT)}")
+        refuse_trace(f"odeint by {method}")
+    if method == SCIPY and (gradient != "discrete" or event_fn is not None):
+        got = "event_fn" if event_fn is not None else f"gradient={gradient!r}"
+        raise ValueError(f"method: got {SCIPY!r} with {got}, accepted: a method of our own")
 
 
 def _refuse_transforms(what: str) -> None:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import cache, cached_property
 
 from ..errors import choice_error
+from ..schemes.implicit import IMPLICIT_SCHEMES, RODAS5P
 from ..schemes.tableaus import ALIASES, SCHEMES
 from ..transforms import constant_when_traced
 
@@ -41,11 +42,17 @@ MID = {
 ADAPTIVE = tuple(MID)
 FIXED = ("euler", "midpoint", "heun2", "heun3", "ralston2", "rk4", "rk4_classic")
 ADAMS = "explicit_adams"
-METHODS = (*FIXED, ADAMS, *ADAPTIVE)
+FIXED_EXPLICIT = (*FIXED, ADAMS)
+EXPLICIT = (*FIXED_EXPLICIT, *ADAPTIVE)
+STIFF = (RODAS5P.name, "kvaerno5", "adaptive_trbdf2")  # implicit, with chosen steps
+IMPLICIT = tuple(name for name in IMPLICIT_SCHEMES if name not in STIFF)  # on a fixed grid
+CORRECTED = ("implicit_adams", "fixed_adams")  # two names of Adams-Bashforth-Moulton
+SCIPY = "scipy_solver"
+METHODS = (*EXPLICIT, *CORRECTED, *IMPLICIT, SCIPY)
+CHOSEN_STEPS = (*ADAPTIVE, *STIFF)
 
 # torchdiffeq gives the last stage of rk4 the end of the step, and that of heun2 the start plus the step size
 END_ITSELF = ("rk4", "rk4_classic")
-IMPLICIT = ("implicit_adams", "fixed_adams", "scipy_solver", "implicit_euler", "implicit_midpoint", "trapezoid")
 ADAMS_START = 3  # explicit_adams takes rk4 steps until so many rates are known
 ADAMS_MAX_ORDER = 12
 
@@ -62,6 +69,8 @@ class Method:
         b: all b_j, zeros included.
         error, mid: weights of the error and of the middle of the step; empty for methods on a grid.
         last_row_is_update: whether y1 is the argument of the last stage.
+        blocks: stages that are solved together, of an implicit method.
+        dense: rows of weights beside those of y1, of a method with an interpolant of its own (``RosenbrockTableau``).
         end_itself: whether the last stage is given t1 rather than t0 + h.
     """
 
@@ -75,6 +84,8 @@ class Method:
     mid: tuple[float, ...] = ()
     last_row_is_update: bool = False
     end_itself: bool = False
+    blocks: tuple[tuple[int, ...], ...] = ()
+    dense: tuple[tuple[float, ...], ...] = ()
 
     @property
     def adaptive(self) -> bool:
@@ -95,10 +106,10 @@ def _terms(weights: Iterable[Fraction]) -> Terms:
 
 @constant_when_traced
 def get_method(name: str) -> Method:
-    """Return the method of a name or alias; for ``explicit_adams`` that is the method that starts it.
+    """Return the method of a name or alias; for Adams methods that is the one that starts them.
 
     Raises:
-        ValueError: an unknown name, for which the message suggests the nearest, or a method that only torchdiffeq has.
+        ValueError: an unknown name, for which the message suggests the nearest.
     """
     return _method(name)
 
@@ -107,13 +118,12 @@ def get_method(name: str) -> Method:
 def _method(name: str) -> Method:
     scheme = ALIASES.get(name, name) if isinstance(name, str) else name
     if scheme not in METHODS:
-        if name in IMPLICIT:
-            known = ", ".join((*METHODS, *ALIASES))
-            raise ValueError(
-                f"method: got {name!r}, accepted: {known}; implicit methods and scipy_solver are torchdiffeq's"
-            )
         raise choice_error("method", name, (*METHODS, *ALIASES))
-    tableau = SCHEMES["rk4" if scheme == ADAMS else scheme]
+    if scheme in IMPLICIT_SCHEMES:
+        return _implicit(scheme)
+    if scheme == RODAS5P.name:
+        return _rosenbrock()
+    tableau = SCHEMES["rk4" if scheme in (ADAMS, *CORRECTED, SCIPY) else scheme]
     adaptive = scheme in ADAPTIVE
     return Method(
         name=scheme,
@@ -129,6 +139,51 @@ def _method(name: str) -> Method:
     )
 
 
+def _implicit(scheme: str) -> Method:
+    """Return an implicit method; unless its first stage is explicit, a stage at the start comes before the others."""
+    tableau = IMPLICIT_SCHEMES[scheme]
+    a, b, blocks = tableau.a, tableau.b, tableau.blocks
+    if any(a[0]):
+        a, b = ((0.0,) * (len(b) + 1), *((0.0, *row) for row in a)), (0.0, *b)
+        blocks = tuple(tuple(i + 1 for i in block) for block in blocks)
+    # the cubic by y0, y1, f0, f1, at 1/2
+    mid = tuple(x / 2 + ((i == 0) - (i == len(b) - 1)) / 8 for i, x in enumerate(b)) if scheme in STIFF else ()
+    return Method(
+        name=scheme,
+        order=tableau.order,
+        c=tableau.c if len(b) == len(tableau.b) else (0.0, *tableau.c),
+        rows=tuple(_floats(row) for row in a),
+        update=_floats(b),
+        b=tuple(b),
+        error=_floats(tableau.error),
+        mid=mid,
+        last_row_is_update=a[-1] == tuple(b),
+        blocks=blocks,
+    )
+
+
+def _rosenbrock() -> Method:
+    """Return rodas5p with the rate at the end as a stage more; rates are u / h."""
+    t, n = RODAS5P, len(RODAS5P.m)
+    return Method(
+        name=t.name,
+        order=t.order,
+        c=(*t.c, 1.0),
+        rows=(*map(_floats, t.a), _floats(t.m)),
+        update=_floats(t.m),
+        b=(*t.m, 0.0),
+        error=_floats(t.error),
+        mid=(*(m / 2 + (p + (q + r / 2) / 2) / 4 for m, p, q, r in zip(t.m, *t.dense, strict=True)), 0.0),
+        last_row_is_update=True,
+        blocks=tuple((i,) for i in range(n)),
+        dense=tuple((*row, 0.0) for row in t.dense),
+    )
+
+
+def _floats(weights: Iterable[float]) -> Terms:
+    return tuple((j, w) for j, w in enumerate(weights) if w)
+
+
 @constant_when_traced
 def adams_weights(points: int) -> Terms:
     """Return the Adams-Bashforth weights of ``points`` rates, the newest first (Hairer, Norsett, Wanner I, III.1).
@@ -138,12 +193,20 @@ def adams_weights(points: int) -> Terms:
     return _adams_weights(points)
 
 
+@constant_when_traced
+def moulton_weights(points: int) -> Terms:
+    """Return the Adams-Moulton weights of ``points`` rates, the first at the end of the step, then the newest first."""
+    return _adams_weights(points, -1)
+
+
 @cache
-def _adams_weights(points: int) -> Terms:
+def _adams_weights(points: int, first: int = 0) -> Terms:
+    """Return the integrals over [0, 1] of the Lagrange polynomials of the nodes -first, -first - 1, ..."""
     weights = []
-    for j in range(points):
+    nodes = range(first, first + points)
+    for j in nodes:
         polynomial = [Fraction(1)]  # coefficients by ascending power
-        for m in range(points):
+        for m in nodes:
             if m != j:
                 scale = Fraction(1, m - j)
                 shifted = [Fraction(0), *polynomial]
@@ -154,7 +217,11 @@ def _adams_weights(points: int) -> Terms:
 
 
 def interpolation_weights(x: float, method: Method) -> Terms:
-    """Return B_j(x) of y(t0 + x h) = y0 + h sum_j B_j(x) k_j, torchdiffeq's quartic by y0, y1, the middle, f0, f1."""
+    """Return B_j(x) of y(t0 + x h) = y0 + h sum_j B_j(x) k_j, torchdiffeq's quartic by y0, y1, the middle, f0, f1
+    unless the method has an interpolant of its own."""
+    if method.dense:
+        columns = zip(method.b, *method.dense, strict=True)
+        return tuple((j, x * b + x * (1 - x) * (p + x * (q + x * r))) for j, (b, p, q, r) in enumerate(columns))
     x2, x3, x4 = x * x, x * x * x, x * x * x * x
     end, middle = -5 * x2 + 14 * x3 - 8 * x4, 16 * x2 - 32 * x3 + 16 * x4
     weights = [end * b + middle * m for b, m in zip(method.b, method.mid, strict=True)]

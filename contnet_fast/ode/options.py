@@ -11,7 +11,16 @@ import torch
 
 from ..errors import check_bool, check_choice, check_count, check_number, choice_error, warn
 from ..transforms import constant, constant_when_traced, tracing
-from .methods import ADAMS, ADAMS_MAX_ORDER, ADAMS_START, ADAPTIVE
+from .methods import (  # fmt: skip
+    ADAMS,
+    ADAMS_MAX_ORDER,
+    ADAMS_START,
+    CHOSEN_STEPS,
+    CORRECTED,
+    IMPLICIT,
+    SCIPY,
+    STIFF,
+)
 
 
 @dataclass
@@ -48,7 +57,7 @@ class FixedOptions:
 
 @dataclass
 class AdamsOptions(FixedOptions):
-    """Options of explicit_adams. ``max_iters`` and ``implicit`` are the corrector's, accepted and not used."""
+    """Options of Adams methods; ``max_iters`` is the corrector's, of which explicit_adams has none."""
 
     max_order: int = ADAMS_MAX_ORDER
     max_iters: int = 4
@@ -58,6 +67,54 @@ class AdamsOptions(FixedOptions):
         super().check()
         if check_count("options['max_order']", self.max_order) > ADAMS_MAX_ORDER:
             raise ValueError(f"options['max_order']: got {self.max_order}, accepted: at most {ADAMS_MAX_ORDER}")
+
+
+def _check_jacobian(value: Any) -> None:
+    if value not in ("forward", "reverse") and not callable(value):
+        raise ValueError(f"options['jacobian']: got {value!r}, accepted: 'forward', 'reverse', or a callable on (t, y)")
+
+
+@dataclass
+class ImplicitOptions(FixedOptions):
+    """Options of implicit methods on a fixed grid. ``perturb`` is accepted and not used, as in torchdiffeq.
+
+    Attributes:
+        max_iters: the most iterations of Newton's method in a step; a step that needs more warns.
+        jacobian: how the Jacobian of the field by the state is computed: ``"forward"`` or ``"reverse"`` by torch.func,
+            or ``jacobian(t, y)``, [*y.shape, *y.shape].
+    """
+
+    max_iters: int = 100
+    jacobian: Any = "forward"
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        super().check()
+        check_count("options['max_iters']", self.max_iters)
+        _check_jacobian(self.jacobian)
+
+
+@dataclass
+class ScipyOptions:
+    """Options of scipy_solver.
+
+    Attributes:
+        norm: accepted and not used.
+        solver: a method of ``scipy.integrate.solve_ivp``.
+        min_step, max_step: bounds of the step size; only LSODA knows the first.
+    """
+
+    solver: str = "LSODA"
+    min_step: float = 0.0
+    max_step: float = float("inf")
+    norm: Any = None
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        check_choice("options['solver']", self.solver, ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"))
+        self.min_step = _number("min_step", self.min_step)
+        if self.max_step != float("inf"):
+            self.max_step = _number("max_step", self.max_step, positive=True)
 
 
 @dataclass
@@ -124,7 +181,26 @@ class AdaptiveOptions:
                 raise ValueError(f"options[{name!r}]: got nan among its times, accepted: numbers")
 
 
-Options = FixedOptions | AdaptiveOptions
+@dataclass
+class StiffOptions(AdaptiveOptions):
+    """Options of implicit methods with chosen steps: those of adaptive ones, and the Jacobian.
+
+    Attributes:
+        jacobian: as in :class:`ImplicitOptions`; with ``batched=True`` of rows, [b, *row.shape, *row.shape].
+        max_iters: the most iterations of Newton's method in a stage; a step that needs more is made smaller.
+    """
+
+    jacobian: Any = "forward"
+    max_iters: int = 10
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        super().check()
+        check_count("options['max_iters']", self.max_iters)
+        _check_jacobian(self.jacobian)
+
+
+Options = FixedOptions | AdaptiveOptions | ScipyOptions
 _ALIASES = {"enforce_openset": "perturb"}
 
 
@@ -145,7 +221,7 @@ def read_options(
 def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: bool, quiet: bool) -> tuple[Options, bool]:
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"options: got {type(options).__name__}, accepted: a dict or None")
-    kind = AdaptiveOptions if method in ADAPTIVE else AdamsOptions if method == ADAMS else FixedOptions
+    kind: Any = _kind(method)
     known = _names(kind)
     given: dict[str, Any] = {}
     for name, value in (options or {}).items():
@@ -160,8 +236,16 @@ def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: boo
     read = kind(**given)
     read.check()
     if isinstance(read, AdamsOptions) and read.max_order < ADAMS_START + 1 and not quiet:
-        warn(f"explicit_adams with max_order = {read.max_order} < {ADAMS_START + 1} is rk4")
-    return read, "step_size" in given or "grid_constructor" in given
+        warn(f"{method} with max_order = {read.max_order} < {ADAMS_START + 1} is rk4")
+    return read, "step_size" in given or "grid_constructor" in given or method == SCIPY
+
+
+def _kind(method: str) -> type[Options]:
+    if method in CHOSEN_STEPS:
+        return StiffOptions if method in STIFF else AdaptiveOptions
+    if method in (ADAMS, *CORRECTED):
+        return AdamsOptions
+    return ImplicitOptions if method in IMPLICIT else ScipyOptions if method == SCIPY else FixedOptions
 
 
 def refuse_trace(what: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -59,6 +60,8 @@ class Stats:
         completed: whether every output time was reached.
         times: start times of the accepted steps, in the caller's direction of time.
         step_sizes: their sizes, >= 0.
+        jacobians, factorizations: numbers of Jacobians and of LU factorizations, of implicit methods. The evaluations
+            within a Jacobian are not in nfe.
     """
 
     nfe: int = 0
@@ -68,6 +71,8 @@ class Stats:
     completed: bool = True
     times: list[float] = field(default_factory=list)
     step_sizes: list[float] = field(default_factory=list)
+    jacobians: int = 0
+    factorizations: int = 0
 
 
 class InitialValueProblem:
@@ -155,6 +160,20 @@ class InitialValueProblem:
         if self.watch is not None:
             ks = self._watched(ys, ks)
         return ks
+
+    def rates_of(self, t: torch.Tensor, ys: Leaves) -> Leaves:
+        """Evaluate the field under a transform of torch.func, which is not counted."""
+        nfe = self.stats.nfe
+        found = self(t, ys)
+        self.stats.nfe = nfe
+        return found
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Within the block what the field does with memory is not inspected."""
+        watch, self.watch = self.watch, None
+        yield
+        self.watch = watch
 
     def _rates(self, ks: Sequence[Any], ys: Leaves) -> Leaves:
         """Check the rates, and return them in the dtypes of the state."""

@@ -11,12 +11,15 @@ import torch
 from ..errors import check_choice
 from ..transforms import followed, transforming
 from .arithmetic import End, Leaves, Outputs
-from .methods import get_method
-from .options import FixedOptions, Options
+from .methods import CORRECTED, EXPLICIT, get_method
+from .options import AdamsOptions, AdaptiveOptions, FixedOptions, ImplicitOptions, Options, ScipyOptions
 from .problem import InitialValueProblem
 from .steppers.adaptive import Adaptive, AdaptiveStep
 from .steppers.device import Bursts, steps_per_read
 from .steppers.fixed import FixedGrid, FixedStep
+from .steppers.implicit import ImplicitGrid
+from .steppers.multistep import AdamsMoulton
+from .steppers.scipy_solvers import solve_by_scipy
 
 BUDGETS = ("raise", "return")
 
@@ -70,7 +73,14 @@ def make_solver(
     """Return the solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
-        return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s, compensated=settings.compensated)
+        more = {"graph": graph, "s": s, "compensated": settings.compensated}
+        if isinstance(settings.options, ImplicitOptions):
+            return ImplicitGrid(problem, settings.method, settings.options, **more)
+        if isinstance(settings.options, AdamsOptions) and settings.method in CORRECTED:
+            tolerances = {"rtol": settings.rtol, "atol": settings.atol}
+            return AdamsMoulton(problem, settings.method, settings.options, **tolerances, **more)
+        return FixedGrid(problem, settings.method, settings.options, **more)  # type: ignore[arg-type]
+    assert isinstance(settings.options, AdaptiveOptions)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     attempts = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
@@ -97,15 +107,24 @@ def solve(
 ) -> Leaves:
     """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them."""
     get_method(settings.method)
+    if isinstance(settings.options, ScipyOptions):
+        tables = in_python(solve_by_scipy)(problem, settings.options, settings.rtol, settings.atol)
+        return tables if outputs is None else _last(outputs, tables)
     outputs = Outputs(problem.leaves, len(problem.times), graph=graph) if outputs is None else outputs
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
         solver = make_solver(problem, settings, graph=graph, bursts=True)
         if isinstance(solver, FixedGrid):
-            _fixed_steps(solver, outputs, record)
+            loop = _fixed_steps if settings.method in EXPLICIT else in_python(_fixed_steps)
+            loop(solver, outputs, record)
         else:
             in_python(_adaptively)(solver, outputs, record, settings.on_max_steps)
+    return outputs.finish()
+
+
+def _last(outputs: Outputs | End, tables: Leaves) -> Leaves:
+    outputs.append([table[-1] for table in tables])
     return outputs.finish()
 
 

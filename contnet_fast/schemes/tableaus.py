@@ -113,7 +113,7 @@ def order_residuals(tableau: ButcherTableau, order: int, *, weights: Row | None 
     for size in range(1, order + 1):
         for tree in rooted_trees(size):
             phi = _elementary_weights(tableau, tree, values)
-            yield sum((w * p for w, p in zip(b, phi, strict=True)), Fraction(0)) - Fraction(1, _density(tree))
+            yield sum((w * p for w, p in zip(b, phi, strict=True)), Fraction(0)) - Fraction(1, density(tree))
 
 
 @cache
@@ -143,8 +143,9 @@ def _size(tree: Tree) -> int:
     return 1 + sum(map(_size, tree))
 
 
-def _density(tree: Tree) -> int:
-    return _size(tree) * prod(map(_density, tree))
+def density(tree: Tree) -> int:
+    """gamma(tree): the product of the sizes of its subtrees, itself included."""
+    return _size(tree) * prod(map(density, tree))
 
 
 def _elementary_weights(tableau: ButcherTableau, tree: Tree, values: dict[Tree, Row]) -> Row:

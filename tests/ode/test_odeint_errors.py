@@ -66,7 +66,7 @@ ONES = torch.ones(2)
     ("arguments", "error", "message"),
     [
         ({"method": "dopri6"}, ValueError, "did you mean 'dopri"),
-        ({"method": "implicit_adams"}, ValueError, "rk4_classic.*; implicit methods and scipy_solver are"),
+        ({"method": "radauIIA7"}, ValueError, "did you mean 'radauIIA"),
         ({"options": {"max_steps": 3}}, ValueError, "did you mean 'max_step'"),
         ({"method": "rk4", "options": {"stepsize": 3}}, ValueError, "did you mean 'step_size'"),
         ({"method": "rk4", "options": {"step_size": -1.0}}, ValueError, "step_size"),

@@ -11,10 +11,11 @@ import torchdiffeq
 
 import contnet_fast as cf
 
-FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 ADAPTIVE = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "dopri8")
 STOPS = torch.tensor([0.4, 0.9])
-TOLERANCES = dict.fromkeys((*FIXED, *ADAPTIVE), (1e-3, 1e-4)) | {
+SCIPY = "scipy_solver"
+TOLERANCES = dict.fromkeys((*FIXED, *ADAPTIVE, SCIPY), (1e-3, 1e-4)) | {
     "dopri5": (1e-5, 1e-5),
     "dopri8": (1e-6, 1e-6),
     "fehlberg2": (1e-3, 1e-4),
@@ -38,7 +39,16 @@ OPTIONS = {
         "cubic": {"step_size": 0.17, "interp": "cubic"},
         "constructor": {"grid_constructor": doubled},
     },
-    "adams": {"step_size": {"step_size": 0.08}, "order": {"step_size": 0.03, "max_order": 5}},
+    "adams": {
+        "step_size": {"step_size": 0.08},
+        "order": {"step_size": 0.03, "max_order": 5},
+        "iterations": {"step_size": 0.05, "max_iters": 2},
+    },
+    "scipy": {
+        "default": {},
+        "Radau": {"solver": "Radau", "max_step": 0.2},
+        "DOP853": {"solver": "DOP853"},
+    },
     "adaptive": {
         "default": {},
         "first_step": {"first_step": 0.2},
@@ -51,6 +61,12 @@ OPTIONS = {
         "jump_t": {"jump_t": STOPS, "max_step": 0.1},
     },
 }
+
+
+def kind_of(method):
+    if method == SCIPY:
+        return "scipy"
+    return "adams" if "adams" in method else "fixed" if method in FIXED else "adaptive"
 
 
 class Field(torch.nn.Module):
@@ -67,6 +83,16 @@ class Field(torch.nn.Module):
         return torch.sin(4 * a @ self.weight + 5 * t) + 0.1 * b.sum(), torch.cos(6 * b) * a.mean() + torch.sin(7 * t)
 
 
+@pytest.fixture(autouse=True)
+def default_dtype(request):
+    """torchdiffeq gives SciPy's times to the field through the default dtype: in float32 it would round them."""
+    before = torch.get_default_dtype()
+    if "scipy" in request.node.name:
+        torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 def solve(library, interface, method, options, *, pair, backwards, dtype, with_t, **more):
     field = Field(dtype, pair)
     y = torch.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3).requires_grad_()
@@ -80,6 +106,8 @@ def solve(library, interface, method, options, *, pair, backwards, dtype, with_t
             field, (y, b) if pair else y, t, method=method, options=dict(options), rtol=rtol, atol=atol, **more
         )
     out = out if pair else (out,)
+    if not out[0].requires_grad:  # scipy_solver
+        return field.times, list(out)
     loss = sum((o * torch.linspace(0.1, 1, o.numel(), dtype=dtype).reshape(o.shape)).sum() for o in out)
     asked = [y, *([b] if pair else []), field.weight, *([t] if with_t else [])]
     return field.times, [*out, *torch.autograd.grad(loss, asked)]
@@ -87,7 +115,7 @@ def solve(library, interface, method, options, *, pair, backwards, dtype, with_t
 
 def compare(interface, method, name, *, dtype, **case):
     """Compare one solve, and return the number of comparisons."""
-    kind = "adams" if method == "explicit_adams" else "fixed" if method in FIXED else "adaptive"
+    kind = kind_of(method)
     theirs = dict(OPTIONS[kind][name])
     ours = theirs if kind != "adaptive" or interface == "odeint_adjoint" else {**theirs, "first_step_grad": True}
     more_theirs, more_ours = {}, {}
@@ -103,11 +131,11 @@ def compare(interface, method, name, *, dtype, **case):
     assert [d for _, d in times] == [d for _, d in own_times]
     a, b = (torch.tensor([t for t, _ in x], dtype=torch.float64) for x in (own_times, times))
     # an error estimate is a small difference of large sums, so a chosen step is known to fewer digits than they are
-    loose = rtol if kind != "adaptive" or name == "forced" else 2e-6 if dtype == torch.float64 else 1e-3
+    loose = rtol if kind in ("fixed", "adams") or name == "forced" else 2e-6 if dtype == torch.float64 else 1e-3
     if method == "dopri8" and name != "forced":  # to so few that they show in what is computed from it
         loose, rtol = 1e-3, 1e-6
     torch.testing.assert_close(a, b, rtol=loose, atol=loose)
-    if kind == "adaptive" and dtype == torch.float64:  # what is computed moves with the steps
+    if kind in ("adaptive", "scipy") and dtype == torch.float64:  # what is computed moves with the steps
         rtol = max(rtol, min((a - b).abs().max().item(), 1e-8))
     for x, y in zip(got, expected, strict=True):
         assert x.shape == y.shape
@@ -122,8 +150,8 @@ def product(interface, method, *, full):
 
     Which of the two pairs of flags a method takes alternates, so that the methods together show every triple.
     """
-    kind = "adams" if method == "explicit_adams" else "fixed" if method in FIXED else "adaptive"
-    turn = [*FIXED, *ADAPTIVE].index(method) + (interface == "odeint_adjoint")
+    kind = kind_of(method)
+    turn = [*FIXED, *ADAPTIVE, SCIPY].index(method) + (interface == "odeint_adjoint")
     for i, (name, pair, backwards, with_t) in enumerate(
         itertools.product(OPTIONS[kind], (False, True), (False, True), (False, True))
     ):
@@ -132,7 +160,7 @@ def product(interface, method, *, full):
             yield name, {"pair": pair, "backwards": backwards, "with_t": with_t}
 
 
-@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE])
+@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE, SCIPY])
 @pytest.mark.parametrize("interface", ["odeint", "odeint_adjoint"])
 def test_the_same_numbers_in_float64(interface, method, record_property):
     count = sum(
@@ -146,7 +174,7 @@ def test_the_same_numbers_in_float64(interface, method, record_property):
 @pytest.mark.parametrize("method", [*FIXED, *(m for m in ADAPTIVE if m != "dopri8")])
 def test_the_same_numbers_in_float32(method, record_property):
     # the error estimate of dopri8 is rounding noise in float32, which decides its steps in both libraries
-    kind = "adams" if method == "explicit_adams" else "fixed" if method in FIXED else "adaptive"
+    kind = kind_of(method)
     names = [n for n in OPTIONS[kind] if n in ("open set", "cubic", "order", "first_step", "bounds", "forced")]
     count = sum(
         compare("odeint", method, name, dtype=torch.float32, pair=pair, backwards=backwards, with_t=False)

@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_structure
 
 from ...errors import warn
 from ..arithmetic import End, Leaves
+from ..methods import CORRECTED
+from ..newton import Flat, FlatField
 from ..problem import CALLBACKS, InitialValueProblem, OdeintError
 from ..solve import Settings, solve
 from ..tolerances import LeafNorm, by_leaf
@@ -103,8 +105,8 @@ class Adjoint:
         n, problem, reached = self.n, self.problem, self.problem.reached
         late = torch.zeros_like(t[reached:])
         t, tables, grads = t[:reached], [y[:reached] for y in tables], [g[:reached] for g in grads]
-        # norms look at dL/dt
-        field = AugmentedField(problem, params, time_gradient or not self.settings.fixed, fixed=self.settings.fixed)
+        seen = time_gradient or not self.settings.fixed or self.settings.method in CORRECTED  # norms look at dL/dt
+        field = AugmentedField(problem, params, seen, fixed=self.settings.fixed)
         first = torch.zeros((), dtype=problem.dtype, device=problem.device)
         lambdas = [g[-1] for g in grads]
         sums = [torch.zeros_like(p) for p in params]
@@ -182,6 +184,17 @@ class AugmentedProblem(InitialValueProblem):
         """Evaluate the field, which depends on whether integrals are ``summed``."""
         self._field.summed = summed
         return super().__call__(t, ys)
+
+    def jacobian(self, t: torch.Tensor, ys: Leaves, mode: Any) -> torch.Tensor:
+        """Return the derivative of the rates of (dL/dt, y, dL/dy) by these, [1, n, n], for Newton's method.
+
+        What y does to the rates of the others is left out: they do not act back on y, so that Newton's method ends.
+        """
+        forward = self._forward
+        shape = Flat(forward.leaves)
+        inner = FlatField(forward, shape, mode).jacobian(t, shape.flat(ys[1 : 1 + len(forward.leaves)]))[0]
+        zero = inner.new_zeros(1, 1)
+        return torch.block_diag(zero, inner, -inner.T)[None]
 
     def leaf_name(self, name: str, i: int) -> str:
         """Return a name such as ``dL/dy['v']`` for a state, ``func of dL/dy['v']`` for a rate."""

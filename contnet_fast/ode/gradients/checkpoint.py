@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..arithmetic import Leaves
-from ..options import AdaptiveOptions
+from ..methods import EXPLICIT
+from ..options import AdaptiveOptions, FixedOptions
 from ..problem import InitialValueProblem
 from ..solve import Record, Settings, make_solver, solve
 from ..steppers.adaptive import Adaptive, AdaptiveStep
@@ -139,7 +140,7 @@ def _resolve_grid(
 ) -> tuple[Settings, torch.Tensor | None]:
     """Call a grid constructor, once; return settings with its grid, and the grid if it has a gradient."""
     options = settings.options
-    if isinstance(options, AdaptiveOptions) or options.grid_constructor is None or len(t) < 2:
+    if not isinstance(options, FixedOptions) or options.grid_constructor is None or len(t) < 2:
         return settings, None
     with torch.enable_grad():
         grid = options.grid_constructor(problem.func, problem.state(ys), t)
@@ -210,7 +211,8 @@ def _has_time_gradient(ctx: Any) -> bool:
 def _use_tape(ctx: Any, steps: Sequence[Step]) -> bool:
     """Tell whether steps run on a tape: all but evaluations must be sums, large enough to gain by it."""
     size, options = sum(y.numel() for y in ctx.problem.leaves), ctx.settings.options
-    if _has_time_gradient(ctx) or size < LEAST_TAPED:
+    only_sums = ctx.settings.method in EXPLICIT  # beside evaluations
+    if _has_time_gradient(ctx) or size < LEAST_TAPED or not only_sums:
         return False
     if isinstance(options, AdaptiveOptions):
         return True

@@ -12,7 +12,7 @@ import torch
 
 from ...transforms import constant_when_traced, followed, tracing
 from ..arithmetic import Arithmetic, Leaves
-from ..methods import ADAMS, ADAMS_START, Method, Terms, adams_weights, get_method
+from ..methods import ADAMS, ADAMS_START, CORRECTED, Method, Terms, adams_weights, get_method
 from ..options import AdamsOptions, FixedOptions
 from ..problem import InitialValueProblem
 
@@ -50,13 +50,7 @@ class FixedStep:
         k0 = problem(self.times[0], ys, summed=solver.summed[0])
         if solver.first is not None:
             solver.first = k0
-        if solver.adams:
-            known = [k0, *known][: solver.remembered]
-        if solver.adams and len(known) >= ADAMS_START:
-            ks, terms = known, adams_weights(len(known))
-        else:
-            ks, terms = solver.rates(self.times, ys, k0, dt), solver.method.update
-        end = solver.end(ys, lost, ks, terms, dt)
+        end, known = solver.advance(self.times, ys, lost, k0, known, dt)
         outs = [self.interpolate(solver, w, ys, k0, end[0]) for w in self.weights] if self.weights else []
         return [*end, *known], outs
 
@@ -96,7 +90,7 @@ class FixedGrid:
     ) -> None:
         self.problem, self.options, self.compensated = problem, options, compensated
         self.method: Method = get_method(name)
-        self.adams = self.method.name == ADAMS
+        self.adams = self.method.name in (ADAMS, *CORRECTED)
         self.remembered = options.max_order - 1 if isinstance(options, AdamsOptions) else 0
         self.s = problem.s if s is None else s
         self.arithmetic = Arithmetic(problem.leaves, len(self.method.c), graph=graph, read=problem.read)
@@ -129,15 +123,17 @@ class FixedGrid:
 
     def stage_times(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> list[torch.Tensor]:
         """Return the times [n] of each stage in n steps, rounded as torchdiffeq rounds them."""
-        c, last = self.method.c, len(self.method.c) - 1
+        c, last, implicit = self.method.c, len(self.method.c) - 1, bool(self.method.blocks)
+        if implicit:
+            t0, dt, t1 = (x.to(self.problem.dtype) for x in (t0, dt, t1))
         columns = []
         for j, node in enumerate(c):
-            if j == last and self.method.end_itself:
+            if (j == last and self.method.end_itself) or (implicit and node == 1.0):
                 time = t1
             else:
                 time = t0 if node == 0.0 else t0 + dt * node
             time = time.to(self.problem.dtype)
-            if self.options.perturb and (j == 0 or node == 1.0):
+            if self.options.perturb and not implicit and (j == 0 or node == 1.0):
                 time = nudge(time, 1.0 if j == 0 else -1.0)
             columns.append(time if self.problem.sign > 0 else -time)
         return columns
@@ -205,6 +201,18 @@ class FixedGrid:
         if times.device == self.problem.device or followed(times):
             return times.to(self.problem.device).unbind()
         return [self.problem.scalar(t) for t in times.tolist()]
+
+    def advance(
+        self, times: list[torch.Tensor], ys: Leaves, lost: Leaves, k0: Leaves, known: list[Leaves], dt: Any
+    ) -> tuple[list[Leaves], list[Leaves]]:
+        """Return the end of a step, and the rates that the next one remembers."""
+        if self.adams:
+            known = [k0, *known][: self.remembered]
+        if self.adams and len(known) >= ADAMS_START:
+            ks, terms = known, adams_weights(len(known))
+        else:
+            ks, terms = self.rates(times, ys, k0, dt), self.method.update
+        return self.end(ys, lost, ks, terms, dt), known
 
     def rates(self, times: list[torch.Tensor], ys: Leaves, k0: Leaves, dt: float | torch.Tensor) -> list[Leaves]:
         """Return the rates of all stages of a Runge-Kutta step."""
