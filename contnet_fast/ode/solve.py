@@ -17,13 +17,14 @@ from .problem import InitialValueProblem
 from .steppers.adaptive import Adaptive, AdaptiveStep
 from .steppers.device import Bursts, steps_per_read
 from .steppers.fixed import FixedGrid, FixedStep
+from .steppers.reversible import ReversibleAdaptive, ReversibleGrid
 
 BUDGETS = ("raise", "return")
 
 
 @dataclass
 class Settings:
-    """The checked arguments of ``odeint`` other than the problem."""
+    """The checked arguments of ``odeint`` other than the problem; with a ``coupling`` steps are reversible."""
 
     method: str
     options: Options
@@ -31,6 +32,7 @@ class Settings:
     atol: Any
     on_max_steps: str = "raise"
     compensated: bool = False
+    coupling: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("on_max_steps", self.on_max_steps, BUDGETS)
@@ -70,8 +72,14 @@ def make_solver(
     """Return the solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
+        if settings.coupling is not None:
+            return ReversibleGrid(problem, settings.method, settings.options, graph=graph, coupling=settings.coupling)
         return FixedGrid(problem, settings.method, settings.options, graph=graph, s=s, compensated=settings.compensated)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
+    if settings.coupling is not None:
+        return ReversibleAdaptive(
+            problem, settings.method, settings.options, tolerance, graph=graph, coupling=settings.coupling
+        )
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     attempts = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
     plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
@@ -94,14 +102,19 @@ def solve(
     graph: bool,
     record: Record | None = None,
     outputs: Outputs | End | None = None,
+    solver: FixedGrid | Adaptive | None = None,
 ) -> Leaves:
-    """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them."""
+    """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them.
+
+    Args:
+        solver: takes the steps, in place of a new one.
+    """
     get_method(settings.method)
     outputs = Outputs(problem.leaves, len(problem.times), graph=graph) if outputs is None else outputs
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
-        solver = make_solver(problem, settings, graph=graph, bursts=True)
+        solver = make_solver(problem, settings, graph=graph, bursts=True) if solver is None else solver
         if isinstance(solver, FixedGrid):
             _fixed_steps(solver, outputs, record)
         else:
