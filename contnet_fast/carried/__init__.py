@@ -2,6 +2,6 @@
 
 from .kept import changed, version
 from .moments import Carried, Moment, Unchanged
-from .places import modules_within, shards_within
+from .places import modules_within, shards_within, tensors_within
 
-__all__ = ["Carried", "Moment", "Unchanged", "changed", "modules_within", "shards_within", "version"]
+__all__ = ["Carried", "Moment", "Unchanged", "changed", "modules_within", "shards_within", "tensors_within", "version"]

@@ -11,10 +11,9 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .kept import Kept, KeptGenerator, changed, copy_all, without_graph
-from .places import Place, places_within
+from .places import TREES, Place, places_within
 
 MISSING = object()
-TREES = (tuple, list, dict)  # tensors in them are kept where they come, by reference
 
 
 class Entry(NamedTuple):
@@ -93,6 +92,15 @@ class Carried:
                 kept.copy = value
             self._moment = Moment(self._moment.places, entries)
         return self._moment
+
+    def moved(self, before: Moment) -> str | None:
+        """The name of a tensor or generator that is not what it was at a moment, or ``None``; numbers may change."""
+        for place, old, new in zip(before.places, before.entries, self.now().entries, strict=True):
+            names = [*new.kept, *(name for name in old.kept if name not in new.kept)]
+            changed = next((name for name in names if new.kept.get(name) is not old.kept.get(name)), None)
+            if changed is not None:
+                return f"{place.owner}.{changed}"
+        return None
 
     def settle(self) -> None:
         """Note the end of the forward pass: large tensors that nothing has written to need no copy."""

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 FOREIGN = ("torch", "numpy", "contnet_fast", "builtins")  # whose plain objects hold no state of a field
 CALLABLES = (FunctionType, MethodType, partial)
+TREES = (tuple, list, dict)
 ATOMS = {bool, int, float, str, tuple, list, dict, type(None)}
 OF_MODULE = frozenset(vars(nn.Module())) - {"training"}  # its own dictionaries, which stay the same objects
 NO_STATE = (*CALLABLES, BuiltinFunctionType, nn.Module, ModuleType, type)
@@ -138,6 +140,16 @@ def modules_within(func: Any) -> list[nn.Module]:
     Functions that it closes over, binds or wraps are searched too; lists and dicts are not.
     """
     return [x for x in _reached(func) if isinstance(x, nn.Module)]
+
+
+def tensors_within(func: Any) -> list[torch.Tensor]:
+    """The tensors that want a gradient in these places, and in tuples, lists and dicts there, each once."""
+    found: dict[int, torch.Tensor] = {}
+    for place in places_within(func):
+        for value in place.read().values():
+            leaves = tree_leaves(value) if type(value) in TREES else [value]
+            found.update((id(x), x) for x in leaves if isinstance(x, torch.Tensor) and x.requires_grad)
+    return list(found.values())
 
 
 def shards_within(func: Any) -> bool:

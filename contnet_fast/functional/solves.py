@@ -15,24 +15,29 @@ from ..backends import Problem, check_backend, record, select
 from ..errors import check_bool, check_choice, check_count, check_number
 from ..reference.rk import CHECKPOINTS, Stage, State
 from ..schemes.tableaus import ButcherTableau, get_tableau
-from ..schemes.timegrid import FloatWeights, TimeGrid
+from ..schemes.timegrid import FloatWeights, TimeGrid, backward_nodes
 from ..transforms import constant, constant_when_traced
 from .autocast import compute_dtype
 from .combine import combination, compensation
 from .pytrees import flatten, flatten_as, is_rate, leaf_dtypes, leaf_name, rate_error, state_shape, unflatten
+from .reversible import REVERSIBLE, EqualSteps, reversible_solve
 
 Field = Callable[[float, State], State]
 
 
 @dataclass(frozen=True)
 class FixedSteps:
-    """The host floats of a fixed-step solve over [t0, t1]: times[i][s], h * a_sj and h * b_j."""
+    """The host floats of a fixed-step solve over [t0, t1]: times[i][s], h * a_sj and h * b_j.
+
+    ``back_times`` are those of the same steps from their ends to their starts.
+    """
 
     scheme: str
     n_steps: int
     times: tuple[tuple[float, ...], ...]
     stage_rows: tuple[tuple[float, ...], ...]
     update: tuple[float, ...]
+    back_times: tuple[tuple[float, ...], ...]
 
 
 @lru_cache(maxsize=512)
@@ -47,6 +52,7 @@ def fixed_steps(scheme: str | ButcherTableau, n_steps: int, t0: float = 0.0, t1:
         times=tuple(tuple(float(start + (i + tableau.c[s]) * h) for s in stages) for i in range(n_steps)),
         stage_rows=tuple(tuple(float(h * a) for a in tableau.a[s]) for s in stages),
         update=tuple(float(h * tableau.b[s]) for s in stages),
+        back_times=tuple(tuple(float(start + (i + 1 - tableau.c[s]) * h) for s in stages) for i in range(n_steps)),
     )
 
 
@@ -82,7 +88,9 @@ def rk_solve(
             grow by it. One more tensor like y0 is kept, and read and written at each step.
         checkpoint: ``"none"``, ``"step"`` or ``"block"``: what backward keeps, the rest is recomputed. Then random
             numbers, buffers, attributes and variables that the field closes over are as they were in the forward pass,
-            and afterwards as they were before (:mod:`contnet_fast.carried` says what is seen).
+            and afterwards as they were before (:mod:`contnet_fast.carried` says what is seen). ``"reversible"`` takes
+            other steps, of the same order and twice the evaluations, which backward undoes: nothing is kept but two
+            states, whatever ``n_steps`` (:mod:`contnet_fast.reference.reversible`).
 
     Raises:
         TypeError, ValueError: naming the argument. BackendUnavailable: with every reason.
@@ -94,6 +102,7 @@ def rk_solve(
         y0,
         carrier=field,
         steps=steps,
+        back=lambda: lambda i, s, y: field(steps.back_times[i][s], y),
         return_steps=return_steps,
         compensated=compensated,
         checkpoint=checkpoint,
@@ -122,6 +131,7 @@ def basis_solve(
         y0,
         carrier=rate,
         steps=grid,
+        back=lambda: _back_of_rate(rate, grid),
         return_steps=return_steps,
         compensated=compensated,
         checkpoint=checkpoint,
@@ -144,6 +154,7 @@ def grid_solve(
         y0,
         carrier=field,
         steps=grid,
+        back=lambda: _back_of_field(field, grid),
         return_steps=return_steps,
         checkpoint=checkpoint,
         backend=backend,
@@ -156,13 +167,17 @@ def _solve(
     *,
     carrier: Callable,
     steps: FixedSteps | TimeGrid,
+    back: Callable[[], Callable[[int, int, State], State]],
     return_steps: bool,
     checkpoint: str,
     backend: str,
     compensated: bool = False,
 ) -> State:
     check_bool("compensated", compensated)
-    check_choice("checkpoint", checkpoint, CHECKPOINTS)
+    check_choice("checkpoint", checkpoint, (*CHECKPOINTS, REVERSIBLE))
+    reversible = checkpoint == REVERSIBLE
+    if reversible and compensated:
+        raise ValueError("compensated: got True with checkpoint='reversible', accepted: False")
     leaves, structure = flatten("y0", y0)
     plan = select(
         Problem(
@@ -176,7 +191,7 @@ def _solve(
             n_steps=steps.n_steps,
             scheme=steps.scheme,
             needs_grad=torch.is_grad_enabled(),
-            checkpoint=checkpoint,
+            checkpoint="none" if reversible else checkpoint,
             compensated=compensated,
         ),
         check_backend(backend),
@@ -184,6 +199,12 @@ def _solve(
     if plan.level == "none" and not torch.compiler.is_compiling():
         record("rk_solve", plan.backend, plan.level)
 
+    if reversible:
+        scheme = EqualSteps(
+            (_stage(field, structure), _stage(back(), structure)), leaves, steps.stage_rows, steps.update,
+            n_steps=steps.n_steps, combine=combination(plan), returns_all=return_steps, single=structure is None,
+        )  # fmt: skip
+        return unflatten(reversible_solve(scheme, leaves, carrier), structure)
     states, _ = reference.rk_solve(
         _stage(field, structure),
         y0 if structure is None else tuple(leaves),
@@ -198,6 +219,16 @@ def _solve(
         compensate=compensation(plan) if compensated else None,
     )
     return states if structure is None else unflatten(states, structure)
+
+
+def _back_of_rate(rate: Callable[[FloatWeights, State], State], grid: TimeGrid) -> Callable[[int, int, State], State]:
+    weights = backward_nodes(grid).weights
+    return lambda i, s, y: rate(weights[i][s], y)
+
+
+def _back_of_field(field: Callable[..., State], grid: TimeGrid) -> Callable[[int, int, State], State]:
+    nodes = backward_nodes(grid)
+    return lambda i, s, y: field(nodes.times[i][s], y, weights=nodes.weights[i][s])
 
 
 def _stage(field: Callable[[int, int, State], State], structure: TreeSpec | None) -> Stage:

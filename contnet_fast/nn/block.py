@@ -13,6 +13,7 @@ from ..backends import check_backend
 from ..errors import check_choice, check_count
 from ..fields.reference import CalledField
 from ..functional import basis_solve, field_solve, grid_solve, rk_solve
+from ..functional.reversible import REVERSIBLE
 from ..reference.rk import CHECKPOINTS, State
 from ..schemes.tableaus import get_tableau
 from ..schemes.timegrid import EDGES, TimeGrid, time_grid
@@ -31,6 +32,8 @@ class ContinuousBlock(nn.Module):
         edge: which cell a stage at the right end of its step reads, ``"left"`` or ``"reference_fp32"``.
         checkpoint: what backward keeps: ``"step"`` the state of each step, ``"none"`` everything, ``"block"`` the
             input alone. The rest is recomputed; the gradients are the same, those of the discrete solve.
+            ``"reversible"`` takes other steps, of the same order and twice the evaluations, which backward undoes: it
+            keeps two states, whatever N, and calls a field without statistics of the batch at every evaluation.
         backend: ``"auto"``, a backend, or ``"backend:level"``.
 
     Shape, dtype and memory format of the output are those of the input.
@@ -64,7 +67,7 @@ class ContinuousBlock(nn.Module):
         if not callable(field):
             raise TypeError(f"field: got {type(field).__name__}, accepted: a module or a callable field(t, x)")
         self.field: Any = field
-        self.checkpoint = check_choice("checkpoint", checkpoint, CHECKPOINTS)
+        self.checkpoint = check_choice("checkpoint", checkpoint, (*CHECKPOINTS, REVERSIBLE))
         self.backend = check_backend(backend)
         self.set_discretization(scheme=scheme, n_steps=n_steps, edge=edge)
 
@@ -119,7 +122,13 @@ class ContinuousBlock(nn.Module):
             self._accepted.check(self.field, context)
             if isinstance(self.field, BasisModule):
                 context = self.field.prepare(x, **context)
-        if isinstance(self.field, BasisModule) and self.field.family is not None:
+        reversible = self.checkpoint == REVERSIBLE
+        if reversible and isinstance(self.field, BasisModule) and self.field.statistics_of_batch:
+            raise ValueError(
+                f"checkpoint: got 'reversible' with a {type(self.field).__name__} that takes statistics of the batch, "
+                "accepted: eval(), another norm, or checkpoint='step'"
+            )
+        if isinstance(self.field, BasisModule) and self.field.family is not None and not reversible:
             return self._solve_family(self.field, x, context, return_steps=return_steps)
         if self.grid is not None:
             field, solve = self._call_of_basis(context)

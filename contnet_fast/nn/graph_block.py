@@ -12,6 +12,7 @@ from torch.fx import Proxy
 from ..errors import check_number
 from ..fields.diffusion import DiffusionNodes
 from ..functional.chebyshev import CHEBYSHEV, chebyshev_solve
+from ..functional.reversible import REVERSIBLE
 from ..graphs import Graph
 from .block import ContinuousBlock
 from .calls import compute_tensors
@@ -98,6 +99,8 @@ class GraphBlock(ContinuousBlock):
         field: DiffusionField = self.field
         if return_steps:
             raise ValueError("return_steps: got True with 'chebyshev', accepted: False, or a Runge-Kutta scheme")
+        if self.checkpoint == REVERSIBLE:
+            raise ValueError("checkpoint: got 'reversible' with 'chebyshev', accepted: a Runge-Kutta scheme")
         if why := field.why_called():
             raise ValueError(f"scheme: got 'chebyshev' where {why}, accepted: a Runge-Kutta scheme")
         compute_tensors(field)

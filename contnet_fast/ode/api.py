@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from ..carried import shards_within
-from ..errors import check_bool, check_choice, warn
+from ..errors import check_bool, check_choice, check_number, warn
 from ..functional.pytrees import flatten
+from ..reference.reversible import COUPLING
+from ..reference.vjps import independent
 from ..transforms import in_torch_func, transforming
 from .events import Event, link_gradient, solve_until
 from .gradients.adjoint import Adjoint, Backsolve, adjoint_settings
 from .gradients.checkpoint import KEEP, Checkpointed
 from .gradients.linked import together
+from .gradients.reversible import solve_reversibly
 from .methods import EXPLICIT, FIXED_EXPLICIT, SCIPY, get_method
 from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
@@ -24,7 +27,7 @@ from .solve import Settings, in_python, solve
 from .steppers.batched import solve_rows
 
 DEFAULT_METHOD = "dopri5"
-GRADIENTS = ("discrete", "checkpoint")
+GRADIENTS = ("discrete", "checkpoint", "reversible")
 
 
 def odeint(
@@ -40,6 +43,7 @@ def odeint(
     gradient: str = "discrete",
     params: Iterable[torch.Tensor] | None = None,
     keep: str = "all",
+    coupling: float = COUPLING,
     batched: bool = False,
     compensated: bool = False,
     return_stats: bool = False,
@@ -65,7 +69,11 @@ def odeint(
             runs each step again in backward, with the same gradients, random numbers, autocast and buffers (what it
             cannot give back is in docs/guide.md). ``params`` then are the tensors beside y0 and t that ``func`` depends
             on (those of a module unless given), each counted once; ``keep="sqrt"`` keeps about the square root of the
-            number of states and runs steps twice.
+            number of states and runs steps twice. ``"reversible"`` takes other steps (arXiv 2410.11648), of the same
+            order and twice the evaluations, which backward undoes: it keeps two states whatever their number, for a
+            func without state and random numbers, and times without a gradient.
+        coupling: of reversible steps, in (0, 1]: undoing a step multiplies rounding by 1/coupling, and a step damps the
+            difference of the two states by coupling. Backward tells if too many steps lose y0.
         batched: rows of y0 [B, ...] are independent: in an adaptive method each has its own steps, error and
             acceptance, and finished rows are no longer evaluated. ``func(t, y)`` gets ``t`` [b] and ``y`` [b, ...] of
             the rows still going. t is one for all rows, without a gradient; outputs between steps are interpolated.
@@ -87,12 +95,17 @@ def odeint(
     """
     check_choice("gradient", gradient, GRADIENTS)
     check_choice("keep", keep, KEEP)
+    reversible = gradient == "reversible"
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     _check_method(settings.method, gradient, event_fn)
     settings.compensated = check_bool("compensated", compensated)
     if compensated and (batched or event_fn is not None or not settings.fixed):
         got = f"method {settings.method!r}" if not settings.fixed else "batched=True" if batched else "event_fn"
         raise ValueError(f"compensated: got True with {got}, accepted: a fixed grid, without batched and event_fn")
+    if not 0.0 < check_number("coupling", coupling) <= 1.0:
+        raise ValueError(f"coupling: got {coupling}, accepted: a number above 0, at most 1")
+    if reversible and compensated:
+        raise ValueError("compensated: got True with gradient='reversible', accepted: False")
     constant = settings.method in FIXED_EXPLICIT and event_fn is None and gradient == "discrete"
     if not constant:
         refuse_trace("odeint")
@@ -116,7 +129,12 @@ def odeint(
         return (event_t, problem.state(tables), *([problem.stats] if return_stats else []))
     if packed:
         problem = PackedProblem(problem)
-    if gradient == "checkpoint" and taped:
+    if reversible:
+        _refuse_transforms("gradient='reversible'")
+        _refuse_shards("gradient='reversible'", func)
+        settings.coupling = float(coupling)
+        outputs = in_python(solve_reversibly)(problem, settings, _parameters("params", func, params) if taped else [])
+    elif gradient == "checkpoint" and taped:
         _refuse_transforms("gradient='checkpoint'")
         if isinstance(settings.options, AdaptiveOptions) and settings.options.first_step_grad:
             raise ValueError("options['first_step_grad']: got True with gradient='checkpoint', accepted: False")
@@ -306,29 +324,4 @@ def _parameters(name: str, func: Callable, given: Iterable[torch.Tensor] | None)
         found = list(module.parameters())
         if getattr(module, "_is_replica", False):  # DataParallel keeps the parameters of a replica as attributes
             found = [x for m in module.modules() for x in vars(m).values() if isinstance(x, torch.Tensor)]
-    return _independent([x for x in found if x.requires_grad])
-
-
-def _independent(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return each tensor once; where one is computed from another, the leaves of both, so that no path counts twice."""
-    tensors = list({id(x): x for x in tensors}.values())
-    nodes = {(x.grad_fn, x.output_nr) for x in tensors if x.grad_fn is not None}
-    if not nodes:
-        return tensors
-    known, seen = {id(x) for x in tensors}, set()
-    leaves: dict[int, torch.Tensor] = {id(x): x for x in tensors if x.grad_fn is None}
-    pending, dependent = [node for node, _ in nodes], False
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for previous, output in node.next_functions:
-            if type(previous).__name__ == "AccumulateGrad":
-                leaf = previous.variable  # type: ignore[union-attr]
-                leaves.setdefault(id(leaf), leaf)
-                dependent |= id(leaf) in known
-            elif previous is not None:
-                pending.append(previous)
-                dependent |= (previous, output) in nodes
-    return list(leaves.values()) if dependent else tensors
+    return independent([x for x in found if x.requires_grad])

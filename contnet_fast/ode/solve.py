@@ -19,6 +19,7 @@ from .steppers.device import Bursts, steps_per_read
 from .steppers.fixed import FixedGrid, FixedStep
 from .steppers.implicit import ImplicitGrid
 from .steppers.multistep import AdamsMoulton
+from .steppers.reversible import ReversibleAdaptive, ReversibleGrid
 from .steppers.scipy_solvers import solve_by_scipy
 
 BUDGETS = ("raise", "return")
@@ -26,7 +27,7 @@ BUDGETS = ("raise", "return")
 
 @dataclass
 class Settings:
-    """The checked arguments of ``odeint`` other than the problem."""
+    """The checked arguments of ``odeint`` other than the problem; with a ``coupling`` steps are reversible."""
 
     method: str
     options: Options
@@ -34,6 +35,7 @@ class Settings:
     atol: Any
     on_max_steps: str = "raise"
     compensated: bool = False
+    coupling: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("on_max_steps", self.on_max_steps, BUDGETS)
@@ -73,6 +75,8 @@ def make_solver(
     """Return the solver of a method, ready to step."""
     if isinstance(settings.options, FixedOptions):
         problem.check_callbacks(settings.method, ("callback_step",))
+        if settings.coupling is not None:
+            return ReversibleGrid(problem, settings.method, settings.options, graph=graph, coupling=settings.coupling)
         more = {"graph": graph, "s": s, "compensated": settings.compensated}
         if isinstance(settings.options, ImplicitOptions):
             return ImplicitGrid(problem, settings.method, settings.options, **more)
@@ -82,6 +86,10 @@ def make_solver(
         return FixedGrid(problem, settings.method, settings.options, **more)  # type: ignore[arg-type]
     assert isinstance(settings.options, AdaptiveOptions)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
+    if settings.coupling is not None:
+        return ReversibleAdaptive(
+            problem, settings.method, settings.options, tolerance, graph=graph, coupling=settings.coupling
+        )
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
     attempts = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
     plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
@@ -104,8 +112,13 @@ def solve(
     graph: bool,
     record: Record | None = None,
     outputs: Outputs | End | None = None,
+    solver: FixedGrid | Adaptive | None = None,
 ) -> Leaves:
-    """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them."""
+    """Return the states at all times, [T, *y.shape] for each leaf, or what ``outputs`` returns for them.
+
+    Args:
+        solver: takes the steps, in place of a new one.
+    """
     get_method(settings.method)
     if isinstance(settings.options, ScipyOptions):
         tables = in_python(solve_by_scipy)(problem, settings.options, settings.rtol, settings.atol)
@@ -114,7 +127,7 @@ def solve(
     outputs.append(problem.leaves)
     if len(problem.times) > 1:
         record = Record() if record is None else record
-        solver = make_solver(problem, settings, graph=graph, bursts=True)
+        solver = make_solver(problem, settings, graph=graph, bursts=True) if solver is None else solver
         if isinstance(solver, FixedGrid):
             loop = _fixed_steps if settings.method in EXPLICIT else in_python(_fixed_steps)
             loop(solver, outputs, record)

@@ -139,6 +139,33 @@ class TimeGrid:
         return tuple(steps)
 
 
+class Nodes(NamedTuple):
+    """Where the stages of each step evaluate a field: times[i][s], and basis weights at these."""
+
+    times: tuple[tuple[float, ...], ...]
+    weights: tuple[tuple[FloatWeights, ...], ...]
+
+
+@lru_cache(maxsize=64)
+def backward_nodes(grid: TimeGrid) -> Nodes:
+    """The nodes of the steps from their ends to their starts, stage s of step i at (i + 1 - c_s)/N.
+
+    A stage at the right end of its step reads the left limit there, one at its left end the right limit.
+
+    Raises:
+        ValueError: the grid repeats float32 arithmetic, which knows no such steps.
+    """
+    if grid.edge != "left":
+        raise ValueError(f"edge: got {grid.edge!r} for steps that are undone, accepted: left")
+    nodes = grid.tableau.c[: grid.n_stages]
+    times = [[(i + 1 - c) / grid.n_steps for c in nodes] for i in range(grid.n_steps)]
+    weights = [[grid.basis.weights(t, left=c == 0) for t, c in zip(step, nodes, strict=True)] for step in times]
+    return Nodes(
+        times=tuple(tuple(map(float, step)) for step in times),
+        weights=tuple(tuple(tuple((k, float(w)) for k, w in slot) for slot in step) for step in weights),
+    )
+
+
 def reference_times(n_steps: int) -> list[np.float32]:
     """torch.linspace(0, 1, n_steps + 1) in float32 as a CPU with fused multiply-add computes it, on every machine.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...reference.replay import Moment, Replay
 from ..arithmetic import Leaves
 from ..methods import EXPLICIT
 from ..options import AdaptiveOptions, FixedOptions
@@ -18,7 +19,6 @@ from ..solve import Record, Settings, make_solver, solve
 from ..steppers.adaptive import Adaptive, AdaptiveStep
 from ..steppers.fixed import FixedGrid, FixedStep
 from .linked import linked, stand_ins
-from .replay import Moment, Replay
 from .tape import Cotangents, Graph, Tape
 
 KEEP = ("all", "sqrt")
@@ -110,7 +110,7 @@ class Checkpointed(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         """Solve; ``tensors`` are t, the ``n`` leaves of y0, and the parameters."""
         ctx.t, *ctx.ys = stand_ins(tensors[: 1 + n])
-        settings, ctx.grid = _resolve_grid(problem, settings, ctx.t, ctx.ys)
+        settings, ctx.grid = resolve_grid(problem, settings, ctx.t, ctx.ys)
         ctx.replay = Replay(problem.func, problem.device)
         ctx.problem, ctx.settings, ctx.n = problem, settings, n
         record = Kept(ctx.replay, partial(_tail, ctx, tensors))
@@ -135,7 +135,7 @@ class Checkpointed(torch.autograd.Function):
         return None, None, None, None, *found
 
 
-def _resolve_grid(
+def resolve_grid(
     problem: InitialValueProblem, settings: Settings, t: torch.Tensor, ys: Leaves
 ) -> tuple[Settings, torch.Tensor | None]:
     """Call a grid constructor, once; return settings with its grid, and the grid if it has a gradient."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ...reference.vjps import Cotangents, GradientSums, vjp
 from ..arithmetic import Arithmetic, Leaves
 from ..methods import Terms
 from ..problem import InitialValueProblem
 from ..steppers.adaptive import Adaptive
 from ..steppers.fixed import FixedGrid
 
-Cotangents = list[torch.Tensor | None]
 Step = Callable[[list[Leaves]], tuple[list[Leaves], list[Leaves]]]
 MOST_TERMS = 13  # terms of one fused sum
 
@@ -175,41 +175,3 @@ class Graph:
         self.gradients.add(found[len(inputs) :])
         split = iter(found)
         return [[next(split) for _ in leaves] for leaves in self._starts]
-
-
-class GradientSums:
-    """Sums of gradients, in place from the third term on: the first may be a tensor that is used elsewhere."""
-
-    def __init__(self, count: int) -> None:
-        self.totals: Cotangents = [None] * count
-        self._summed = [False] * count
-
-    def add(self, more: Sequence[torch.Tensor | None]) -> None:
-        """Add to each sum; ``None`` is 0."""
-        for i, g in enumerate(more):
-            if g is None:
-                continue
-            total = self.totals[i]
-            if total is None:
-                self.totals[i] = g
-            elif self._summed[i]:
-                total.add_(g)
-            else:
-                self.totals[i], self._summed[i] = total + g, True
-
-
-def vjp(results: Sequence[torch.Tensor], cotangents: Cotangents, inputs: Sequence[torch.Tensor]) -> Cotangents:
-    """Return the gradients of ``inputs``, and keep the graph: steps may share parts (times, what a field closes over).
-
-    An input that has been frozen in the meantime gets none, as in PyTorch's own graphs.
-    """
-    pairs = [(r, g) for r, g in zip(results, cotangents, strict=True) if g is not None and r.requires_grad]
-    if not pairs:
-        return [None] * len(inputs)
-    asked = [x for x in inputs if x.requires_grad]
-    if not asked:
-        return [None] * len(inputs)
-    found = iter(
-        torch.autograd.grad([r for r, _ in pairs], asked, [g for _, g in pairs], allow_unused=True, retain_graph=True)
-    )
-    return [next(found) if x.requires_grad else None for x in inputs]

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from ... import carried
-from ...carried import Carried, modules_within
-from ...transforms import has_autocast
+from .. import carried
+from ..carried import Carried, modules_within
+from ..transforms import has_autocast
 
 
 class Moment(NamedTuple):
@@ -47,6 +47,14 @@ class Replay:
         if drawn or state is not self._latest.state:
             self._latest = Moment(random if drawn else self._latest.random, state)
         return self._latest
+
+    def moved(self, before: Moment) -> str | None:
+        """Return in words what has changed since a moment, of random numbers and tensors, or ``None``."""
+        now = self.now()
+        if now.random is not before.random:
+            return "draws random numbers"
+        name = self._carried.moved(before.state)
+        return None if name is None else f"changes {name}"
 
     def settle(self) -> None:
         """Note the end of the forward pass."""
