@@ -148,7 +148,8 @@ class Specialisation:
 def _type(value: Any, place: tuple[int, ...], aligned: list[tuple[int, ...]]) -> Any:
     """The type of an argument as triton writes it; tuples element by element."""
     if isinstance(value, tuple):
-        return tuple(_type(part, (*place, i), aligned) for i, part in enumerate(value))
+        types = [_type(part, (*place, i), aligned) for i, part in enumerate(value)]
+        return value._make(types) if hasattr(value, "_make") else tuple(types)
     if isinstance(value, torch.Tensor):
         aligned.append(place)
         return "*" + TYPES[value.dtype]

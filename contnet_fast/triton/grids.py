@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -57,13 +57,19 @@ def host_grid(flat: FlatGrid, size: int) -> Grid:
     return Grid(tuple(slots), tuple(slot_of), tuple(rows[i * s : (i + 1) * s] for i in range(s)), update, n_steps)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of weights as a kernel reads them: for each target its own term, and the others as a sparse row."""
+class Rows(NamedTuple):
+    """Rows of weights, one argument of a kernel: for each target the weight of its own term, and a sparse row of others.
 
-    own_weight: torch.Tensor
+    Tensors alone: Triton compiles anew for integers in a tuple that are one or divisible by 16, whatever
+    ``do_not_specialize`` says.
+
+    Attributes:
+        own: [target]. start: [target + 1], where the entries of a target begin. term, weight: [entry].
+    """
+
+    own: torch.Tensor
     start: torch.Tensor
-    index: torch.Tensor
+    term: torch.Tensor
     weight: torch.Tensor
 
 
@@ -85,7 +91,7 @@ class Tables:
 
 
 def sparse_rows(
-    own_weight: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], device: torch.device,
+    own: Sequence[float], entries: Sequence[Sequence[tuple[int, float]]], device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Rows:  # fmt: skip
     """Rows of ``entries`` (place, weight) without those of weight zero; there is a first entry even if all are empty."""
@@ -93,7 +99,7 @@ def sparse_rows(
     start = [sum(map(len, kept[:i])) for i in range(len(kept) + 1)]
     flat = [entry for row in kept for entry in row] or [(0, 0.0)]
     return Rows(
-        torch.tensor(own_weight, dtype=dtype, device=device),
+        torch.tensor(own, dtype=dtype, device=device),
         torch.tensor(start, dtype=torch.int32, device=device),
         torch.tensor([j for j, _ in flat], dtype=torch.int32, device=device),
         torch.tensor([w for _, w in flat], dtype=dtype, device=device),

@@ -7,10 +7,13 @@ import triton.language as tl
 
 
 @triton.jit
-def combination(own_weight, last, terms, offsets, mask, table_start, table_index, table_weight, target, distance):
-    """own + the terms that row ``target`` of a table lists, each ``distance`` elements after the one before, + ``last``."""
-    total = own_weight
-    for entry in range(tl.load(table_start + target), tl.load(table_start + target + 1)):
-        term = terms + tl.cast(tl.load(table_index + entry), tl.int64) * distance
-        total += tl.load(table_weight + entry) * tl.load(term + offsets, mask=mask, other=0.0).to(total.dtype)
+def combination(own, last, terms, offsets, mask, rows, target, distance):
+    """own + the terms that row ``target`` of ``rows`` lists, each ``distance`` elements after the one before, + last.
+
+    ``rows``: :class:`contnet_fast.triton.grids.Rows`. ``own``: the target's own term, weighted.
+    """
+    total = own
+    for entry in range(tl.load(rows.start + target), tl.load(rows.start + target + 1)):
+        term = terms + tl.cast(tl.load(rows.term + entry), tl.int64) * distance
+        total += tl.load(rows.weight + entry) * tl.load(term + offsets, mask=mask, other=0.0).to(total.dtype)
     return last + total

@@ -92,8 +92,7 @@ class _Backward:
         launch(
             adjoint.stage_gradient, (self.map_units.programs,), num_warps=self.map_units.tile.warps, maxnreg=self.map_units.tile.registers,
             costate=costate, upstream=costate if upstream is None else upstream, grad_in=grad, value_in=value,
-            inputs=self.inputs, target=target, own_table=table.backward.own_weight, costate_table=table.costate,
-            start_table=table.backward.start, index_table=table.backward.index, weight_table=table.backward.weight,
+            inputs=self.inputs, target=target, table=table.backward, costate_table=table.costate,
             stage=evaluation % s.grid.stages, plane=s.plane, **self._norm(0, evaluation),
             COUPLING=coupling.value, ADD=upstream is not None,
         )  # fmt: skip

@@ -110,7 +110,7 @@ def norm_gradient(
 @triton.jit(do_not_specialize=[*UNITS, "stage", "plane"])
 def stage_gradient(
     costate, upstream, grad_in, value_in, sums, parameters, moments, inputs, target,
-    own_table, costate_table, start_table, index_table, weight_table,
+    table, costate_table,
     evaluation, slot, stage, units, units_per_program, tiles, sum_tiles, rows, images, pixels, count, plane, norm_eps,
     C: tl.constexpr, COUPLING: tl.constexpr, GROUP: tl.constexpr, ADD: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -118,7 +118,7 @@ def stage_gradient(
     """Turn the gradient by a stage's input into that by the rate before it, or at stage 0 to the costate of the step.
 
     grad_in is the gradient by the stage's input, or with COUPLING by its norm's result; kept in ``inputs[stage]``.
-    target = costate_table[stage] * costate + own_table[stage] * it + gradients of later stages from ``inputs``, by the
+    target = costate_table[stage] * costate + table.own[stage] * it + gradients of later stages from ``inputs``, by the
     columns of the tableau; at stage 0 the sum of all, to which ADD adds the gradient given for the state there.
     """
     plane = tl.cast(plane, tl.int64) * C  # a multiple of C, which the compiler may see
@@ -150,8 +150,7 @@ def stage_gradient(
         if ADD:
             total += tl.load(upstream + offsets, mask=mask, other=0.0).to(tl.float32)
         total = combination(
-            tl.load(own_table + stage) * grad, total, inputs, offsets, mask,
-            start_table, index_table, weight_table, stage, plane,
+            tl.load(table.own + stage) * grad, total, inputs, offsets, mask, table, stage, plane,
         )  # fmt: skip
         tl.store(target + offsets, total.to(target.dtype.element_ty), mask=mask)
 

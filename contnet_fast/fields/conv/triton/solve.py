@@ -76,8 +76,7 @@ def rewrite(raw, operand, scale, shift, pixels, channels, C: tl.constexpr, MODE:
 
 @triton.jit(do_not_specialize=RUNTIME)
 def conv_solve(
-    x, y, states, packed, parameters, moments, left, right, tape, rates,
-    slot_of, own_table, keep_table, start_table, index_table, weight_table,
+    x, y, states, packed, parameters, moments, left, right, tape, rates, slot_of, table, keep_table,
     first, evaluations, stages, slots, images, height, width,
     state_step, tape_step, tape_kind, tape_plane, plane, eps, norm_eps,
     C: tl.constexpr, POST: tl.constexpr, STATS: tl.constexpr, GROUP: tl.constexpr, TAPE: tl.constexpr,
@@ -170,7 +169,7 @@ def conv_solve(
         if POST or proceed:
             next_slot = tl.load(slot_of + tl.minimum(evaluation + 1, first + evaluations - 1))
             last = stage == stages - 1
-            own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+            own_weight, keep = tl.load(table.own + stage), tl.load(keep_table + stage)
             if last:
                 if evaluation == first + evaluations - 1:
                     target = y + here
@@ -194,8 +193,7 @@ def conv_solve(
                             tl.store(after + p[:, None] * C + n[None, :], value, mask=mask)
                     if proceed and not (POST and STATS == SAMPLE):
                         advance(
-                            value, p, n, k, pixels, state, target, left, rates + here, tape, parameters, moments,
-                            start_table, index_table, weight_table,
+                            value, p, n, k, pixels, state, target, left, rates + here, tape, parameters, moments, table,
                             evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
                             tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32), eps, norm_eps,
                             C, POST, STATS, TAPE, RECOMPUTE, LEFT, first + evaluations - 1,
@@ -212,8 +210,7 @@ def conv_solve(
                     mask = (p < pixels)[:, None] & (k < C)[None, :]
                     value = tl.load(after + p[:, None] * C + k[None, :], mask=mask, other=0.0)
                     advance(
-                        value, p, k, k, pixels, state, target, left, rates + here, tape, parameters, moments,
-                        start_table, index_table, weight_table,
+                        value, p, k, k, pixels, state, target, left, rates + here, tape, parameters, moments, table,
                         evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
                         scale, shift, eps, norm_eps,
                         C, POST, STATS, TAPE, RECOMPUTE, LEFT, first + evaluations - 1,
@@ -233,8 +230,7 @@ def conv_solve(
 
 @triton.jit
 def advance(
-    value, p, n, k, pixels, state, target, left, rates, tape, parameters, moments,
-    start_table, index_table, weight_table,
+    value, p, n, k, pixels, state, target, left, rates, tape, parameters, moments, table,
     evaluation, stage, slot, next_slot, step, last, own_weight, keep, plane, tape_step, here,
     scale, shift, eps, norm_eps,
     C: tl.constexpr, POST: tl.constexpr, STATS: tl.constexpr, TAPE: tl.constexpr, RECOMPUTE: tl.constexpr,
@@ -253,9 +249,9 @@ def advance(
     if keep != 0:
         tl.store(rates + tl.cast(stage, tl.int64) * plane + offsets, rate.to(rates.dtype.element_ty), mask=mask)
     before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
-    following = combination(
-        own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
-    ).to(tape.dtype.element_ty)
+    following = combination(own_weight * rate, before, rates, offsets, mask, table, stage, plane).to(
+        tape.dtype.element_ty
+    )
     if last or TAPE or (STATS == SAMPLE):
         tl.store(target + offsets, following, mask=mask)
     if TAPE and not RECOMPUTE:

@@ -70,7 +70,7 @@ def norm_moments(
 @triton.jit(do_not_specialize=FORWARD_RUNTIME)
 def conv_stage(
     source, packed, parameters, moments, partials_in, statistics, target, partials_out,
-    state, rates, inputs, own_table, keep_table, start_table, index_table, weight_table,
+    state, rates, inputs, table, keep_table,
     evaluation, slot, slot_before, stage, rows_in, units, units_per_program, tiles, height, width, plane,
     eps, norm_eps, unbiased,
     C: tl.constexpr, CONV: tl.constexpr, MODE: tl.constexpr, NORM_INDEX: tl.constexpr, MERGE: tl.constexpr,
@@ -110,7 +110,7 @@ def conv_stage(
         else:
             scale = tl.full([BLOCK_K], 1.0, tl.float32)
         skip = parameters + (slot_before * PARAMETERS + SKIP) * C
-        step = tl.load(own_table + stage)
+        step = tl.load(table.own + stage)
         keep = tl.load(keep_table + stage)
         scale, shift = scale * vector(skip, k, C) * eps * step, shift * vector(skip, k, C) * eps * step
         scale_n, shift_n = scale_n * vector(skip, n, C) * eps, shift_n * vector(skip, n, C) * eps
@@ -124,7 +124,7 @@ def conv_stage(
         tl.zeros([BLOCK_N], tl.float32),
     )
     if COMBINE:
-        own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+        own_weight, keep = tl.load(table.own + stage), tl.load(keep_table + stage)
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
         image = tl.cast(unit // tiles, tl.int64) * height * width * C
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -144,9 +144,7 @@ def conv_stage(
                 kept = rates + tl.cast(stage, tl.int64) * plane + offsets
                 tl.store(kept, rate.to(rates.dtype.element_ty), mask=mask)
             before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
-            value = combination(
-                own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
-            )
+            value = combination(own_weight * rate, before, rates, offsets, mask, table, stage, plane)
         if MODE == COMBINED:
             if WRITE or keep != 0:
                 rate = (
@@ -170,7 +168,7 @@ def conv_stage(
 @triton.jit(do_not_specialize=[*FORWARD_RUNTIME[:8], "pixels", *FORWARD_RUNTIME[10:]])
 def post_combine(
     after, parameters, moments, partials_in, statistics, target, state, rates,
-    own_table, keep_table, start_table, index_table, weight_table,
+    table, keep_table,
     evaluation, slot, stage, rows_in, units, units_per_program, tiles, pixels, plane, eps, norm_eps, unbiased,
     C: tl.constexpr, NORMED: tl.constexpr, MERGE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -186,7 +184,7 @@ def post_combine(
         )
         scale, shift = scale_and_shift(parameters, slot, 1, mean, variance, norm_eps, c, C)
     factor = vector(parameters + (slot * PARAMETERS + SKIP) * C, c, C) * eps
-    own_weight, keep = tl.load(own_table + stage), tl.load(keep_table + stage)
+    own_weight, keep = tl.load(table.own + stage), tl.load(keep_table + stage)
     for unit in range(pid * units_per_program, tl.minimum(units, (pid + 1) * units_per_program)):
         p = (unit % tiles) * BLOCK_P + tl.arange(0, BLOCK_P)
         offsets = tl.cast(unit // tiles, tl.int64) * pixels * C + p[:, None] * C + c[None, :]
@@ -196,9 +194,7 @@ def post_combine(
         if keep != 0:
             tl.store(rates + tl.cast(stage, tl.int64) * plane + offsets, rate.to(rates.dtype.element_ty), mask=mask)
         before = tl.load(state + offsets, mask=mask, other=0.0).to(tl.float32)
-        value = combination(
-            own_weight * rate, before, rates, offsets, mask, start_table, index_table, weight_table, stage, plane
-        )
+        value = combination(own_weight * rate, before, rates, offsets, mask, table, stage, plane)
         tl.store(target + offsets, value.to(target.dtype.element_ty), mask=mask)
 
 

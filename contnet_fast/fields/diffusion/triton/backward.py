@@ -62,8 +62,7 @@ class _Backward:
             u=given, indptr=o.transpose_indptr, indices=o.transpose_indices, values=o.values,
             places=o.transpose_places, scale=run.scale, diagonal=run.diagonal, source=None, product=None,
             total=self.source, base=costate, upstream=upstream, terms=run.terms, target=target,
-            input_table=table.input, base_table=table.stages.costate, own_table=rows.own_weight,
-            start_table=rows.start, index_table=rows.index, weight_table=rows.weight,
+            input_table=table.input, base_table=table.stages.costate, table=rows,
             slot=s.grid.slot_of[evaluation], stage=stage, n=s.n, keep=int(stage > 0),
             BLOCK_E=s.tile.edges, **run.shapes,
         )  # fmt: skip

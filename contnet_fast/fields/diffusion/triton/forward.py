@@ -62,8 +62,7 @@ class Pass:
             diffusion_stage, self.grid, num_warps=s.tile.warps,
             u=u, indptr=o.indptr, indices=o.indices, values=o.values, places=None, scale=self.scale,
             diagonal=self.diagonal, source=o.source, product=product, total=None, base=state, upstream=None,
-            terms=self.terms, target=target, input_table=None, base_table=None, own_table=table.own_weight,
-            start_table=table.start, index_table=table.index, weight_table=table.weight,
+            terms=self.terms, target=target, input_table=None, base_table=None, table=table,
             slot=s.grid.slot_of[evaluation], stage=stage, n=s.n, keep=int(s.grid.kept[stage]),
             BLOCK_E=s.tile.edges, **self.shapes,
         )  # fmt: skip
@@ -117,7 +116,7 @@ def mixed(
     launch(
         mix_rows, (-(-s.n // BLOCK), rows), num_warps=4,
         first=given[0], second=given[1], first_target=first, second_target=second,
-        start_table=table.start, index_table=table.index, weight_table=table.weight, n=s.n, BLOCK=BLOCK,
+        table=table, n=s.n, BLOCK=BLOCK,
     )  # fmt: skip
     return first, second
 

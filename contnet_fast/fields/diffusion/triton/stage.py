@@ -17,7 +17,7 @@ from ....triton.stages import combination
 @triton.jit(do_not_specialize=["slot", "stage", "n", "keep"])
 def diffusion_stage(
     u, indptr, indices, values, places, scale, diagonal, source, product, total, base, upstream, terms, target,
-    input_table, base_table, own_table, start_table, index_table, weight_table,
+    input_table, base_table, table,
     slot, stage, n, keep,
     FEATURES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -77,24 +77,23 @@ def diffusion_stage(
         if upstream is not None:
             before += tl.load(upstream + offsets, mask=mask, other=0.0).to(SUMS)
         following = combination(
-            tl.load(own_table + stage) * result, before, terms, offsets, mask, start_table, index_table, weight_table,
-            stage, distance,
+            tl.load(table.own + stage) * result, before, terms, offsets, mask, table, stage, distance,
         )  # fmt: skip
         tl.store(target + offsets, following.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n"])
 def mix_rows(
-    first, second, first_target, second_target, start_table, index_table, weight_table, n, BLOCK: tl.constexpr
+    first, second, first_target, second_target, table, n, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Two targets [row, n] <- sums of rows of two sources [., n] by sparse rows of weights; one source may be absent."""
     row = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     target = tl.cast(row, tl.int64) * n + i
-    one, two = tl.zeros([BLOCK], weight_table.dtype.element_ty), tl.zeros([BLOCK], weight_table.dtype.element_ty)
-    for entry in range(tl.load(start_table + row), tl.load(start_table + row + 1)):
-        place = tl.cast(tl.load(index_table + entry), tl.int64) * n + i
-        weight = tl.load(weight_table + entry)
+    one, two = tl.zeros([BLOCK], table.weight.dtype.element_ty), tl.zeros([BLOCK], table.weight.dtype.element_ty)
+    for entry in range(tl.load(table.start + row), tl.load(table.start + row + 1)):
+        place = tl.cast(tl.load(table.term + entry), tl.int64) * n + i
+        weight = tl.load(table.weight + entry)
         if first is not None:
             one += weight * tl.load(first + place, mask=i < n, other=0.0).to(one.dtype)
         if second is not None:
