@@ -19,7 +19,7 @@ from .gradients.adjoint import Adjoint, Backsolve, adjoint_settings
 from .gradients.checkpoint import KEEP, Checkpointed
 from .gradients.linked import together
 from .gradients.reversible import solve_reversibly
-from .methods import EXPLICIT, FIXED_EXPLICIT, SCIPY, get_method
+from .methods import EXPLICIT, FIXED_EXPLICIT, ONE_STEP, SCIPY, get_method
 from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
@@ -288,6 +288,8 @@ def _check_method(method: str, gradient: str, event_fn: Callable | None) -> None
     if method == SCIPY and (gradient != "discrete" or event_fn is not None):
         got = "event_fn" if event_fn is not None else f"gradient={gradient!r}"
         raise ValueError(f"method: got {SCIPY!r} with {got}, accepted: a method of our own")
+    if gradient == "reversible" and method not in ONE_STEP:
+        raise ValueError(f"method: got {method!r} with gradient='reversible', accepted: {', '.join(ONE_STEP)}")
 
 
 def _refuse_transforms(what: str) -> None:

@@ -44,6 +44,7 @@ FIXED = ("euler", "midpoint", "heun2", "heun3", "ralston2", "rk4", "rk4_classic"
 ADAMS = "explicit_adams"
 FIXED_EXPLICIT = (*FIXED, ADAMS)
 EXPLICIT = (*FIXED_EXPLICIT, *ADAPTIVE)
+ONE_STEP = (*FIXED, *ADAPTIVE)  # explicit, without a memory of earlier steps
 STIFF = (RODAS5P.name, "kvaerno5", "adaptive_trbdf2")  # implicit, with chosen steps
 IMPLICIT = tuple(name for name in IMPLICIT_SCHEMES if name not in STIFF)  # on a fixed grid
 CORRECTED = ("implicit_adams", "fixed_adams")  # two names of Adams-Bashforth-Moulton

@@ -271,6 +271,10 @@ def test_fields_with_state_are_refused(field, what):
     ("more", "match"),
     [
         ({"method": "explicit_adams", "options": GRID}, "method: got 'explicit_adams' with gradient='reversible'"),
+        (
+            {"method": "trapezoid", "options": GRID},
+            "method: got 'trapezoid' with gradient='reversible', accepted: euler",
+        ),
         ({"method": "rk4", "options": {**GRID, "interp": "cubic"}}, "interp"),
         ({"options": {"jump_t": [0.5]}}, "jump_t"),
         ({"options": {"first_step_grad": True}}, "first_step_grad"),

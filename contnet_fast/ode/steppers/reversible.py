@@ -83,8 +83,6 @@ class ReversibleGrid(FixedGrid):
         self, problem: InitialValueProblem, name: str, options: FixedOptions, *, graph: bool, coupling: float
     ) -> None:
         super().__init__(problem, name, options, graph=graph)
-        if self.adams:
-            raise ValueError(f"method: got {name!r} with gradient='reversible', accepted: methods without a memory")
         if options.interp != "linear":
             raise ValueError(
                 f"options['interp']: got {options.interp!r} with gradient='reversible', accepted: 'linear'"
