@@ -26,6 +26,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
+    parts = ("graph_attention",)
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -52,7 +53,9 @@ class CudaBackend(Backend):
         return None
 
     def why(self, problem: Problem, level: str) -> str:
-        """What speaks for its combinations."""
+        """What speaks for its combinations, and for parts of fields."""
+        if problem.is_part:
+            return "a softmax and its sum in one visit of each row; not yet measured"
         return "one pass over memory: predicted faster than PyTorch's chain (docs/cuda.md), not yet measured"
 
     def unavailable(self) -> str | None:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bind/device_grid.h"
+#include "bind/device_tensors.h"
 #include "bind/leaves.h"
 #include "bind/schema_arguments.h"
 #include "cuda/graph/graph_launch.h"
@@ -26,29 +27,10 @@ constexpr const char *kOp = "diffusion_solve_cuda", *kBackwardOp = "diffusion_so
 enum Place { kScale, kDiagonal, kIndptr, kIndices, kValues, kBackIndptr, kBackIndices, kBackPlaces, kSource, kPlaces };
 constexpr int kCoefficients = kIndptr;
 
-cuda::Scalar scalar_of(const char* op, at::ScalarType type) {
-  switch (type) {
-    case at::kDouble: return cuda::Scalar::f64;
-    case at::kFloat: return cuda::Scalar::f32;
-    case at::kBFloat16: return cuda::Scalar::bf16;
-    case at::kHalf: return cuda::Scalar::f16;
-    default: TORCH_CHECK(false, op, ": x of dtype ", type, ": accepted are float16, bfloat16, float32, float64");
-  }
-}
-
-// dense, where vectors of 16 bytes can be read
-at::Tensor dense(const at::Tensor& t, at::ScalarType type) {
-  const at::Tensor result = t.to(type).resolve_neg().contiguous();
-  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
-}
-
 at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   const at::Tensor wanted = at::empty_like(x);
   return value.strides() == wanted.strides() ? value : wanted.copy_(value);
 }
-
-const void* data_or_null(const at::Tensor& t) { return t.defined() && t.numel() > 0 ? t.const_data_ptr() : nullptr; }
-void* mutable_or_null(const at::Tensor& t) { return t.defined() && t.numel() > 0 ? t.mutable_data_ptr() : nullptr; }
 
 // What is read of the arguments that both ops share, checked.
 struct Arguments {

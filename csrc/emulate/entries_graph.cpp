@@ -1,5 +1,6 @@
 // The launchers of graphs with C linkage, for tests: each returns what went wrong, or null.
 
+#include "cuda/graph/attention_launch.h"
 #include "cuda/graph/graph_launch.h"
 #include "emulate/entries.h"
 
@@ -15,6 +16,13 @@ const char* emulated_diffusion_backward(const DiffusionBackward* p) {
 }
 const char* emulated_diffusion_mix(const DiffusionMix* p) {
   return guarded([&] { diffusion_mix(*p); });
+}
+
+const char* emulated_graph_attention(const GraphAttention* p) {
+  return guarded([&] { graph_attention(*p); });
+}
+const char* emulated_graph_attention_backward(const GraphAttentionBackward* p) {
+  return guarded([&] { graph_attention_backward(*p); });
 }
 
 }  // extern "C"

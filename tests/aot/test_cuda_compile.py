@@ -23,7 +23,10 @@ pytestmark = pytest.mark.skipif(cuda_build.nvcc() is None, reason="needs nvcc (C
 
 # the page says of which sources it is, so that one chip is enough every time; -m full compiles for all
 CHIPS = [*(pytest.param(c, marks=pytest.mark.full) for c in cuda_build.CHIPS if c != "sm_90a"), "sm_90a"]
-HOST = ("stages_backward",)  # code of the host alone
+HOST = (
+    "attention",
+    "stages_backward",
+)  # code of the host alone
 
 
 def files_read(source: Path) -> list[Path]:

@@ -256,7 +256,11 @@ def test_opcheck():
     [
         ({"level": "solve"}, ValueError, "level: got 'solve', accepted: 'stage'"),
         ({"keep": "all"}, ValueError, "keep: got 'all', accepted: '', 'block', 'step', 'none'"),
-        ({"x": torch.zeros(19, 4, dtype=torch.int32)}, RuntimeError, "x of dtype Int: accepted are float16, bfloat16"),
+        (
+            {"x": torch.zeros(19, 4, dtype=torch.int32)},
+            RuntimeError,
+            "dtype Int: accepted are float16, bfloat16",
+        ),
         ({"x": torch.zeros(18, 4)}, RuntimeError, "a nodal tensor of shape"),
     ],
     ids=str,

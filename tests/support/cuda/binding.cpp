@@ -18,6 +18,7 @@
 
 #include "cuda/conv/conv_launch.h"
 #include "cuda/combine/combine_launch.h"
+#include "cuda/graph/attention_launch.h"
 #include "cuda/graph/graph_launch.h"
 #include "bind/leaves.h"
 #include "runtime/runs.h"
@@ -41,6 +42,10 @@ const char* emulated_diffusion_backward(const contnet_fast::cuda::DiffusionBackw
 const char* emulated_diffusion_mix(const contnet_fast::cuda::DiffusionMix* p);
 const char* planted_diffusion_solve(int fault, const contnet_fast::cuda::DiffusionSolve* p);
 const char* planted_diffusion_backward(int fault, const contnet_fast::cuda::DiffusionBackward* p);
+const char* emulated_graph_attention(const contnet_fast::cuda::GraphAttention* p);
+const char* emulated_graph_attention_backward(const contnet_fast::cuda::GraphAttentionBackward* p);
+const char* planted_graph_attention(int fault, const contnet_fast::cuda::GraphAttention* p);
+const char* planted_graph_attention_backward(int fault, const contnet_fast::cuda::GraphAttentionBackward* p);
 
 static int planted = 0;  // the fault in passes on graphs; 0: they run as they are
 void plant_fault(int fault) { planted = fault; }
@@ -253,6 +258,47 @@ void emulated_graph_mix(const DiffusionMix& p) {
   buffers.finish(emulated_diffusion_mix(&p));
 }
 
+// what both passes read; the bytes of y, and of numbers by node and head
+std::pair<int64_t, int64_t> in_attention(Buffers& buffers, const GraphAttention& p) {
+  const int64_t index = p.wide_index ? 8 : 4, size = size_of(p.type), wide = p.type == Scalar::f64 ? 8 : 4;
+  const int64_t scores = p.nodes * p.heads * std::max<int64_t>(p.depth, 1) * size,
+                states = p.nodes * (p.shared ? 1 : p.heads) * p.features * size;
+  buffers.in(p.targets, scores);
+  buffers.in(p.sources, scores);
+  if (p.states != nullptr) buffers.in(p.states, states);
+  if (p.factors != nullptr) buffers.in(p.factors, p.edges * p.heads * wide);
+  buffers.in(p.indptr, (p.nodes + 1) * index);
+  buffers.in(p.indices, p.edges * index);
+  return {p.features == 0 ? p.edges * size : states, p.nodes * p.heads * wide};
+}
+
+void emulated_attention(const GraphAttention& p) {
+  Buffers buffers;
+  const auto [y, pairs] = in_attention(buffers, p);
+  if (y > 0) buffers.out(p.y, y);
+  buffers.out(p.largest, pairs);
+  buffers.out(p.sums, pairs);
+  if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_graph_attention(p), false, true);
+  buffers.finish(planted ? planted_graph_attention(planted, &p) : emulated_graph_attention(&p));
+}
+
+void emulated_attention_backward(const GraphAttentionBackward& p) {
+  Buffers buffers;
+  const auto [y, pairs] = in_attention(buffers, p);
+  const int64_t index = p.wide_index ? 8 : 4, scores = p.nodes * p.heads * std::max<int64_t>(p.depth, 1) * size_of(p.type);
+  buffers.in(p.grad, y);
+  buffers.in(p.given_largest, pairs);
+  buffers.in(p.given_sums, pairs);
+  buffers.in(p.back_indptr, (p.nodes + 1) * index);
+  buffers.in(p.back_indices, p.edges * index);
+  buffers.in(p.back_places, p.edges * index);
+  if (p.grad_targets != nullptr) buffers.out(p.grad_targets, scores);
+  if (p.grad_sources != nullptr) buffers.out(p.grad_sources, scores);
+  if (p.grad_states != nullptr) buffers.out(p.grad_states, y);
+  if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_graph_attention_backward(p), false, true);
+  buffers.finish(planted ? planted_graph_attention_backward(planted, &p) : emulated_graph_attention_backward(&p));
+}
+
 }  // namespace cuda
 }  // namespace contnet_fast
 
@@ -267,6 +313,9 @@ void emulated_graph_mix(const DiffusionMix& p) {
 #define diffusion_solve emulated_graph_solve
 #define diffusion_backward emulated_graph_backward
 #define diffusion_mix emulated_graph_mix
+#define graph_attention emulated_attention
+#define graph_attention_backward emulated_attention_backward
 #include "bind/cuda_combine.cpp"
 #include "bind/cuda_conv.cpp"
 #include "bind/cuda_graph.cpp"
+#include "bind/cuda_attention.cpp"

@@ -16,6 +16,8 @@ OPS = (
     "conv_solve_backward_cuda",
     "diffusion_solve_cuda",
     "diffusion_solve_backward_cuda",
+    "graph_attention_cuda",
+    "graph_attention_backward_cuda",
 )
 
 info = cf.info()

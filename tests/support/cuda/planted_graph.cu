@@ -1,4 +1,5 @@
-// Solves of the diffusion field with faults planted in them (tests/emulated/test_cuda_diffusion.py).
+// Solves of the diffusion field and attention with faults planted in them (tests/emulated/test_cuda_diffusion.py,
+// tests/emulated/test_cuda_attention.py).
 
 #include "planted.h"
 
@@ -8,6 +9,9 @@
 #define plan_diffusion_backward planted_plan_back_of_graphs
 #define diffusion_mix planted_mix_of_graphs
 #define diffusion_stage_f32 planted_stage_of_graphs
+#define graph_attention_f32 planted_attention
+#define graph_attention_backward_f32 planted_attention_back
+#include "cuda/graph/instances/attention_f32.cu"
 #include "cuda/graph/diffusion.cu"
 #include "cuda/graph/instances/diffusion_stage_f32.cu"
 #undef diffusion_solve
@@ -27,6 +31,16 @@ const char* planted_diffusion_solve(int fault, const DiffusionSolve* p) {
 const char* planted_diffusion_backward(int fault, const DiffusionBackward* p) {
   plant(fault);
   return guarded([&] { planted_back_of_graphs(*p); });
+}
+
+const char* planted_graph_attention(int fault, const GraphAttention* p) {
+  plant(fault);
+  return guarded([&] { planted_attention(*p); });
+}
+
+const char* planted_graph_attention_backward(int fault, const GraphAttentionBackward* p) {
+  plant(fault);
+  return guarded([&] { planted_attention_back(*p); });
 }
 
 }  // extern "C"
