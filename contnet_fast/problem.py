@@ -16,12 +16,14 @@ class Facts(NamedTuple):
         width: channels, or features, of a site.
         couples_batch: an evaluation needs statistics of the whole batch.
         couples_sites: an evaluation needs statistics of all sites of a sample.
+        couples_ranks: an evaluation needs statistics of the batches of other processes too.
     """
 
     words: tuple[str, ...] = ()
     width: int = 0
     couples_batch: bool = False
     couples_sites: bool = False
+    couples_ranks: bool = False
 
 
 NO_FACTS = Facts()

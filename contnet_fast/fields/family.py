@@ -20,6 +20,11 @@ from ..schemes.timegrid import FlatGrid
 
 Tensors = Sequence[torch.Tensor | None]
 
+# a reason against, for implementations that send no messages between their passes
+ACROSS_RANKS = (
+    "batch statistics across ranks need a message between the passes of an evaluation, which these kernels do not send"
+)
+
 
 class Settings(NamedTuple):
     """A spec as arguments of an op."""

@@ -17,6 +17,7 @@ from .graph_fields import (
 )
 from .sparse_features import SparseFeatures, SparseLinear
 from .stitch import Stitch
+from .sync_statistics import convert_sync_statistics
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "WeightedDiffusionField",
     "blocks",
     "carry_optimizer",
+    "convert_sync_statistics",
     "interpolate",
     "no_weight_decay",
     "parameter_groups",

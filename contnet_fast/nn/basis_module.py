@@ -46,6 +46,11 @@ class BasisModule(nn.Module):
         """dx/dt for basis weights ((k, phi_k(t)), ...), which the time grid resolved for this stage."""
         raise TypeError(f"field: got {type(self).__name__}, accepted in a block: one that defines rate(weights, x)")
 
+    @property
+    def spec_now(self) -> Any:
+        """The spec of a solve that begins now."""
+        return self.spec
+
     def prepare(self, x: torch.Tensor, **context: Any) -> dict[str, Any]:
         """The keywords of all evaluations of a solve from ``x``, made of those that the block got: here the same.
 

@@ -199,19 +199,20 @@ class ContinuousBlock(nn.Module):
         else:
             compute_tensors(field)
             nodes = field.nodes(**context)
+        spec = field.spec_now
         y, statistics = field_solve(
             field.family,
             x,
             nodes,
             operands=field.operands(**context),
-            spec=field.spec,
+            spec=spec,
             grid=self.grid,
             training=field.statistics_of_batch,
             checkpoint=self.checkpoint,
             return_steps=return_steps,
             backend=self.backend,
         )
-        if statistics is not None and x.numel():
+        if statistics is not None and (x.numel() or spec.ranks.size > 1):
             field.update_statistics(statistics, self.grid)
         return y
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ..fields.conv.spec import BatchStatistics, ConvSpec
 from ..fields.conv.statistics import STATS, cumulative_share, statistics_tensors, update_statistics
 from ..fields.reference import theta_at
 from ..functional.pytrees import is_rate, rate_error
+from ..reference.ranks import ALONE, Members
 from ..reference.rk import accumulation_dtype
 from ..schemes.bases import Basis
 from ..schemes.timegrid import FloatWeights, TimeGrid
@@ -57,6 +59,7 @@ class ConvField(BasisModule):
     norm1_mean: torch.Tensor
     skip: torch.Tensor
     _evaluated: list[tuple[torch.Tensor, ...]] | None = None  # statistics of the evaluations of a call
+    synchronised: Members | None = None  # whose batches give the statistics of its norms; None: its own
     moving = False  # its tensors are on their way to another device or dtype
 
     def __init__(
@@ -161,10 +164,9 @@ class ConvField(BasisModule):
         self._own_norms()
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Register a module; for ``SyncBatchNorm.convert_sync_batchnorm`` the field's norms stay, and remember it."""
-        norm = self._modules.get(name)
-        if isinstance(norm, NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
-            norm.across_ranks = True
+        """Register a module; for ``SyncBatchNorm.convert_sync_batchnorm`` the norms stay and are synchronised."""
+        if isinstance(self._modules.get(name), NodalBatchNorm) and isinstance(module, nn.SyncBatchNorm):
+            self.synchronised = Members.of(module.process_group)
         else:
             super().add_module(name, module)
 
@@ -180,7 +182,7 @@ class ConvField(BasisModule):
         theta = theta_at(self.nodes(), weights)
         training = self.statistics_of_batch
         norms = [norm.evaluate for norm in self.norms]
-        rate, statistics = reference.conv_field(x, theta, spec=self.spec, training=training, norms=norms)
+        rate, statistics = reference.conv_field(x, theta, spec=self.spec_now, training=training, norms=norms)
         if self._evaluated is not None and statistics:
             self._evaluated.append(statistics)
         return rate
@@ -218,10 +220,13 @@ class ConvField(BasisModule):
     @property
     def statistics_of_batch(self) -> bool:
         """Whether a norm takes the statistics of the batch: it is in training, or tracks none."""
-        found = [norm for norm in self.norms if norm.of_batch]
-        for norm in found:
-            norm.check_ranks()
-        return len(found) > 0
+        return any(norm.of_batch for norm in self.norms)
+
+    @property
+    def spec_now(self) -> ConvSpec:
+        """The spec, with the ranks whose batches give the statistics of its norms if those of the batch are taken."""
+        ranks = ALONE if self.synchronised is None or not self.statistics_of_batch else self.synchronised.now()
+        return self.spec if ranks == self.spec.ranks else replace(self.spec, ranks=ranks)
 
     @torch.no_grad()
     def update_statistics(self, batch: BatchStatistics, grid: TimeGrid) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ..errors import check_number
@@ -61,8 +60,8 @@ class NodalBatchNorm(nn.BatchNorm2d):
       where both norms are alike. ``track_running_stats = False``: those of the batch, always.
     - ``momentum`` is that of its running statistics, ``None`` for a cumulative average for each basis function.
     - ``reset_running_stats()`` and ``reset_parameters()`` reset the field's tensors. ``eps`` is ``norm_eps`` of both.
-    - ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` sets ``across_ranks``: with several processes, a forward pass
-      that would take the statistics of one of them then raises RuntimeError.
+    - :func:`contnet_fast.nn.convert_sync_statistics` and ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` make it take
+      statistics over the batches of several processes: both norms of the field.
 
     Only its field calls it: another call raises TypeError, as it would not know its depth.
     """
@@ -75,7 +74,6 @@ class NodalBatchNorm(nn.BatchNorm2d):
         self.num_features = channels
         self.affine = self.track_running_stats = True
         self.momentum = momentum
-        self.across_ranks = False  # SyncBatchNorm.convert_sync_batchnorm asked for it
 
     weight = _view("norm{}_weight")
     bias = _view("norm{}_bias")
@@ -119,15 +117,6 @@ class NodalBatchNorm(nn.BatchNorm2d):
     def of_batch(self) -> bool:
         """Whether statistics are those of the batch."""
         return self.training or not self.track_running_stats
-
-    def check_ranks(self) -> None:
-        """Refuse statistics of one process where those of all were asked for."""
-        if self.across_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise RuntimeError(
-                f"norm{self.place}: SyncBatchNorm.convert_sync_batchnorm asked for statistics across processes, which "
-                "fields do not take yet; accepted: to convert the other parts alone, norm='group', fields with "
-                "norms in eval(), or across_ranks = False on the norms of each field for statistics of each process"
-            )
 
     @torch.no_grad()
     def reset_running_stats(self) -> None:

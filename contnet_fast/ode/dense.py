@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import check_number
+from ..reference.ranks import OWN_STEPS, messages_refused
 from ..transforms import followed, transforming
 from .arithmetic import Leaves
 from .gradients.linked import together
@@ -18,6 +19,7 @@ from .problem import InitialValueProblem
 from .solve import Settings, make_solver
 
 
+@messages_refused(OWN_STEPS)
 def odeint_dense(
     func: Callable,
     y0: Any,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..reference.ranks import OWN_STEPS, messages_refused
 from ..reference.rk import accumulation_dtype
 from ..transforms import followed, transforming
 from .arithmetic import Leaves
@@ -84,6 +85,7 @@ def bisect_event(
     return (s0 + s1) / type(s0)(2.0)
 
 
+@messages_refused(OWN_STEPS)
 def solve_until(
     problem: InitialValueProblem, settings: Settings, event_fn: Callable, *, graph: bool
 ) -> tuple[torch.Tensor, list[Leaves]]:

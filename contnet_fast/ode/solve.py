@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import check_choice
+from ..reference.ranks import OWN_STEPS, messages_refused
 from ..transforms import followed, transforming
 from .arithmetic import End, Leaves, Outputs
 from .methods import CORRECTED, EXPLICIT, get_method
@@ -153,6 +154,7 @@ def _fixed_steps(solver: FixedGrid, outputs: Outputs | End, record: Record) -> N
             outputs.append(out)
 
 
+@messages_refused(OWN_STEPS)
 def _adaptively(solver: Adaptive, outputs: Outputs | End, record: Record, on_max_steps: str) -> None:
     problem, limit = solver.problem, int(solver.options.max_num_steps)
     times = [solver.number(t) for t in problem.times]

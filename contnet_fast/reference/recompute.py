@@ -1,4 +1,4 @@
-"""Calls whose intermediate results backward makes again instead of keeping them."""
+"""Calls whose intermediate results backward makes again instead of keeping them; messages are not sent again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..carried import Carried, Unchanged, changed, version
 from ..transforms import outside_of_torch_func
+from .ranks import messages_again, messages_kept
 
 
 class Recomputed:
@@ -32,6 +33,7 @@ class Recomputed:
         leaves, structure = tree_flatten(state)
         compiling, carrier, first = torch.compiler.is_compiling(), self._carrier, True
         moment = None
+        messages: list[torch.Tensor] = []
         if not compiling:
             self._notes = self._notes or _notes(carrier)
             moment = self._notes.now()
@@ -45,8 +47,9 @@ class Recomputed:
                 moment = _notes(carrier).now()
             if first:
                 first = False
-                return function(state)
-            with outside_of_torch_func(), moment.again(), _saves_stay():
+                with messages_kept(messages):
+                    return function(state)
+            with outside_of_torch_func(), moment.again(), _saves_stay(), messages_again(messages):
                 return function(state)
 
         return checkpoint(call, *leaves, use_reentrant=False, preserve_rng_state=self._preserve)

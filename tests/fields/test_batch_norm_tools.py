@@ -9,7 +9,6 @@ import weakref
 
 import pytest
 import torch
-import torch.distributed as dist
 from plain_nets import assert_same_statistics, batches, make_block, make_pair
 from torch import nn
 from torch.fx.experimental.optimization import fuse
@@ -18,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import contnet_fast as cf
 from contnet_fast.nn import ContinuousBlock, ConvField
+from contnet_fast.reference.ranks import Members, Ranks
 
 
 def train(module, data):
@@ -272,7 +272,7 @@ def test_norms_in_different_modes_are_evaluated_each_in_its_own(frozen):
 # -- across processes --------------------------------------------------------------------------------------------------
 
 
-def test_convert_sync_batchnorm_is_refused_with_several_processes_alone(monkeypatch):
+def test_convert_sync_batchnorm_synchronises_fields_and_leaves_their_names(monkeypatch):
     torch.manual_seed(0)
     net = cf.models.ContinuousNet(3, 5, width=4, n_basis=2, n_steps=2)
     names = list(net.state_dict())
@@ -282,12 +282,8 @@ def test_convert_sync_batchnorm_is_refused_with_several_processes_alone(monkeypa
     block = converted.stages[1]
     x = torch.randn(2, 4, 5, 5)
     block.train()(x)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(Members, "now", lambda self: Ranks("some group", 2))
     make_block().train()(x)  # was not converted
     block.eval()(x)
-    with pytest.raises(RuntimeError, match=r"norm1: SyncBatchNorm\.convert_sync_batchnorm asked for statistics across"):
+    with pytest.raises(RuntimeError, match="some group"):  # to which it sends
         block.train()(x)
-    for norm in norms(block):
-        norm.across_ranks = False
-    block(x)

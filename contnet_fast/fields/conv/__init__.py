@@ -28,9 +28,9 @@ def rate(
 
 def facts(spec: ConvSpec, *, training: bool) -> Facts:
     """Order and norm; batch norm in training couples the batch, group and layer norm the sites of an image."""
-    return Facts(
-        (spec.order, spec.norm), spec.channels, training and spec.norm == "batch", spec.norm in ("group", "layer")
-    )
+    batch = training and spec.norm == "batch"
+    sites = spec.norm in ("group", "layer")
+    return Facts((spec.order, spec.norm), spec.channels, batch, sites, batch and spec.ranks.size > 1)
 
 
 def present(nodes: ConvNodes, spec: ConvSpec) -> ConvNodes:
@@ -51,7 +51,7 @@ def check(
     """
     if x.dim() != 4 or x.shape[1] != spec.channels:
         raise ValueError(f"x: got shape {tuple(x.shape)}, accepted: [batch, {spec.channels}, height, width]")
-    if training and spec.norm == "batch" and x.numel() == spec.channels:
+    if training and spec.norm == "batch" and x.numel() == spec.channels and spec.ranks.size == 1:
         raise ValueError(
             f"x: got shape {tuple(x.shape)}, accepted with batch norm in training: more than one value per channel"
         )

@@ -8,7 +8,7 @@ from ... import extension
 from ...limits import MOST_STAGES
 from ...problem import Problem
 from ...reference.rk import accumulation_dtype
-from ..family import Call, Implementation, TensorSpec
+from ..family import ACROSS_RANKS, Call, Implementation, TensorSpec
 
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
@@ -30,6 +30,8 @@ class CpuConv(Implementation):
             )
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
+        if problem.facts.couples_ranks:
+            reasons.append(ACROSS_RANKS)
         if level == "solve" and problem.facts.couples_batch:
             reasons.append("batch statistics couple the images of a batch: level stage serves that")
         return tuple(reasons)

@@ -9,7 +9,7 @@ from ...costmodel.cuda_plans import refusals
 from ...limits import MOST_CHANNELS, MOST_CLUSTER
 from ...problem import Problem
 from ...transforms import constant
-from ..family import Call, Implementation, TensorSpec
+from ..family import ACROSS_RANKS, Call, Implementation, TensorSpec
 
 MOST_PIXELS = 2**31  # at level stage; csrc/cuda/conv/plan/band_plan.cpp
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
@@ -28,6 +28,8 @@ class CudaConv(Implementation):
             reasons.append(f"products in {problem.compute_dtype} are not served")
         elif problem.dtype not in (torch.float32, problem.compute_dtype):
             reasons.append(f"a state of {problem.dtype} beside products in {problem.compute_dtype} is not served")
+        if facts.couples_ranks:
+            reasons.append(ACROSS_RANKS)
         batch, channels, height, width = problem.shape
         if level == "stage":
             if facts.couples_sites:

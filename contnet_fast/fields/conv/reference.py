@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from ...reference.batch_norm import batch_norm_across_ranks
 from .spec import ConvNodes, ConvSpec
 
 Normalise = Callable[..., tuple[torch.Tensor, tuple[torch.Tensor, ...]]]
@@ -33,6 +34,10 @@ def normalise(
     if not training:
         # a running variance interpolated in depth may dip below zero between nodes
         return F.batch_norm(x, mean, var.clamp_min(0.0), weight, bias, False, 0.0, spec.norm_eps), ()
+    if spec.ranks.size > 1:
+        return batch_norm_across_ranks(
+            x, weight, bias, eps=spec.norm_eps, ranks=spec.ranks, running=(mean.detach(), var.detach())
+        )
     if x.numel() == 0:
         return x, (mean.detach().clone(), var.detach().clone())
     # momentum 1 writes the plain batch statistics into fresh buffers

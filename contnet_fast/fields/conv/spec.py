@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ...errors import check_choice, check_count, check_number
+from ...reference.ranks import ALONE, Ranks
 from ..family import Settings
 
 ORDERS = ("pre", "post")
@@ -27,6 +28,7 @@ class ConvSpec:
         norm: ``"batch"`` (statistics per basis function), ``"group"``, ``"layer"`` (one group), ``"none"``.
         groups: groups of the group norm; it divides ``channels``.
         norm_eps: added to the variance.
+        ranks: whose batches together give the statistics of batch norm in training.
     """
 
     channels: int
@@ -37,6 +39,7 @@ class ConvSpec:
     eps: float = 1.0
     norm_eps: float = 1e-5
     groups: int = 1
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         check_count("channels", self.channels)
@@ -49,12 +52,15 @@ class ConvSpec:
             raise ValueError(f"groups: got {self.groups}, accepted: a divisor of channels={self.channels}")
 
     def pack(self) -> Settings:
-        """Words (order, norm), integers (channels, groups, bias, skip_init) and numbers (eps, norm_eps)."""
-        return Settings(
-            (self.order, self.norm),
-            (self.channels, self.groups, int(self.bias), int(self.skip_init)),
-            (self.eps, self.norm_eps),
-        )
+        """Words (order, norm), integers (channels, groups, bias, skip_init) and numbers (eps, norm_eps).
+
+        Across ranks the name of their group is another word, and their number another integer.
+        """
+        words: tuple[str, ...] = (self.order, self.norm)
+        integers: tuple[int, ...] = (self.channels, self.groups, int(self.bias), int(self.skip_init))
+        if self.ranks != ALONE:
+            words, integers = (*words, self.ranks.group), (*integers, self.ranks.size)
+        return Settings(words, integers, (self.eps, self.norm_eps))
 
     @classmethod
     def unpack(cls, settings: Settings) -> ConvSpec:
@@ -63,8 +69,9 @@ class ConvSpec:
         Raises:
             TypeError, ValueError: naming what is not accepted.
         """
-        (order, norm), (channels, groups, bias, skip), (eps, norm_eps) = settings
-        return cls(channels, order, norm, bool(bias), bool(skip), eps, norm_eps, groups)
+        (order, norm, *group), (channels, groups, bias, skip, *size), (eps, norm_eps) = settings
+        ranks = Ranks(group[0], size[0]) if group else ALONE
+        return cls(channels, order, norm, bool(bias), bool(skip), eps, norm_eps, groups, ranks)
 
 
 class ConvNodes(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...reference.ranks import OWN_STEPS, messages_refused
 from ...transforms import followed
 from ..arithmetic import Arithmetic, Leaves
 from ..methods import get_method, interpolation_weights
@@ -37,6 +38,7 @@ class RowStats:
     calls: int = 0
 
 
+@messages_refused(OWN_STEPS)
 def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool) -> tuple[Leaves, RowStats]:
     """Return the states [T, B, ...] of independent rows; each row has the step-size rule of :class:`Adaptive`.
 

@@ -8,7 +8,7 @@ import torch
 
 from ....limits import MOST_CHANNELS
 from ....problem import Problem
-from ...family import Call, PythonImplementation, TensorSpec
+from ...family import ACROSS_RANKS, Call, PythonImplementation, TensorSpec
 
 OPERANDS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -27,6 +27,8 @@ class TritonConv(PythonImplementation):
             reasons.append(f"dtype {problem.dtype} is not one of {accepted}")
         if problem.compute_dtype not in OPERANDS:
             reasons.append(f"products in {problem.compute_dtype} are not served")
+        if facts.couples_ranks:
+            reasons.append(ACROSS_RANKS)
         if facts.width > MOST_CHANNELS:
             reasons.append(f"{facts.width} channels: a program holds at most {MOST_CHANNELS} of a pixel")
         if level == "solve" and facts.couples_batch:
