@@ -17,6 +17,7 @@ SIZES = ((16, 32), (32, 16), (64, 8))  # channels and side of the maps of ``Cont
 BATCH = 32
 FORCED = {"first_step": 1 / STEPS, "min_step": 1 / STEPS, "max_step": 1 / STEPS}
 GRID = {"step_size": 1 / STEPS}
+GROWING = "conv 16@8"  # whose number of reversible steps grows
 
 
 class Growth(nn.Module):
@@ -84,7 +85,8 @@ class TimedCase:
     Attributes:
         part: the table that it belongs to.
         problem: field and start in words: a key of ``PROBLEMS``, "leaves N of 16" or "conv CHANNELS@SIDE".
-        gradient: how ours computes it: "" (forward alone), "discrete", "checkpoint" or "adjoint".
+        gradient: how ours computes it: "" (forward alone), "discrete", "checkpoint", "reversible" or
+            "adjoint".
         against: the other contenders, see ``benchmarks.odeint.contenders``; the aim is for the first.
         aim: the least ratio of the first baseline's time to that of ours.
         training: whether batch norm takes the statistics of the batch.
@@ -201,6 +203,13 @@ def suite() -> list[TimedCase]:
     cases += [
         kept,
         replace(tiny, part="odeint checkpoint", gradient="checkpoint", against=("plain", "torchdiffeq"), peak=True),
+    ]
+    undone = replace(kept, part="odeint reversible", gradient="reversible", training=False, aim=1 / 2.2,
+                     against=("plain", "checkpoint", "autograd"))  # fmt: skip
+    cases += [replace(undone, problem=GROWING, options={"step_size": 1 / n}) for n in (4, 16, 64, 256)]
+    cases += [
+        undone,
+        replace(tiny, part="odeint reversible", gradient="reversible", against=undone.against, aim=1 / 2.2, peak=True),
     ]
     others = ("torchdiffeq", "plain", "field")
     back = replace(tiny, part="odeint adjoint", gradient="adjoint", against=others, aim=1.3)

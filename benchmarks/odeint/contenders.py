@@ -15,6 +15,11 @@ import contnet_fast as cf
 from benchmarks.common.contender import Contender
 from benchmarks.common.gate import CHANCE, FLOAT64_TOLERANCE, SMALL_BATCH, VANISHING, GateError
 from benchmarks.odeint.cases import InitialValueProblem, TimedCase, make_problem
+from contnet_fast.ode.options import read_options
+from contnet_fast.ode.problem import InitialValueProblem as OdeProblem
+from contnet_fast.ode.solve import Settings
+from contnet_fast.ode.solve import solve as ode_solve
+from contnet_fast.reference.reversible import COUPLING
 
 FLOAT32_TOLERANCE = 2e-4  # relative to the largest value of an end, and to the norm of a gradient
 OWN_STEPS_TOLERANCE = 1e-3  # where samples have their own steps, relative to the exact solution
@@ -83,8 +88,8 @@ def _ours(case: TimedCase) -> Solver:
     more: dict[str, Any] = {"batched": True} if case.part == "odeint rows" else {}
     if case.compensated:
         more["compensated"] = True
-    if case.gradient == "checkpoint":
-        more["gradient"] = "checkpoint"
+    if case.gradient in ("checkpoint", "reversible"):
+        more["gradient"] = case.gradient
     return _call(cf, case, case.gradient == "adjoint", **more)
 
 
@@ -94,6 +99,22 @@ def _theirs(case: TimedCase) -> Solver:
 
 def _plain(case: TimedCase) -> Solver:
     return _call(cf, case, False)
+
+
+def _checkpoint(case: TimedCase) -> Solver:
+    return _call(cf, case, False, gradient="checkpoint")
+
+
+def _autograd(case: TimedCase) -> Solver:
+    """Return the reversible steps of ours, whose graph is kept."""
+    read, _ = read_options(case.method, case.options, strict=True)
+    settings = Settings(case.method, read, case.rtol, case.atol, coupling=COUPLING)
+
+    def solve(problem: InitialValueProblem) -> Any:
+        task = OdeProblem(problem.field, problem.y0, torch.tensor([0.0, case.t1]))
+        return _end(task.solution(ode_solve(task, settings, graph=torch.is_grad_enabled())))
+
+    return solve
 
 
 def _loop(case: TimedCase) -> Solver:
@@ -201,6 +222,8 @@ SOLVERS: dict[str, Callable[[TimedCase], Solver]] = {
     "ours": _ours,
     "torchdiffeq": _theirs,
     "plain": _plain,
+    "checkpoint": _checkpoint,
+    "autograd": _autograd,
     "one step for all": _plain,
     "loop": _loop,
     "loop and table": _loop_and_table,
@@ -208,7 +231,7 @@ SOLVERS: dict[str, Callable[[TimedCase], Solver]] = {
     "torchode by rows": lambda case: _torchode(case, True),
     "field": _field,
 }
-SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop", "loop and table")
+SAME_STEPS = ("ours", "torchdiffeq", "plain", "loop", "loop and table", "autograd")
 
 
 def available(name: str) -> bool:
@@ -241,6 +264,8 @@ def check(case: TimedCase, everyone: list[Contender]) -> dict[str, float]:
     same = [] if own_steps else [one.kind for one in everyone if one.kind in SAME_STEPS]
     if case.gradient == "adjoint":
         same = [kind for kind in same if kind != "plain"]  # its gradient is that of the steps, not of the ODE
+    if case.gradient == "reversible":
+        same = [kind for kind in same if kind != "plain"]  # whose steps are others
     mine = everyone[0].call.results()
     expected = {one.name: one.call.results() for one in everyone[1:] if one.kind in same}
     if own_steps:

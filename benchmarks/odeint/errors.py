@@ -14,6 +14,7 @@ import torchdiffeq
 import contnet_fast as cf
 from benchmarks.odeint.cases import GRID, TimedCase, make_problem
 from benchmarks.odeint.contenders import SolveTask, _call, _plain
+from contnet_fast.reference.reversible import Coupling, Pair
 
 METHODS = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")
 LIMIT = 40_000  # evaluations of one solve
@@ -59,28 +60,44 @@ class RoundingCase:
         return f"rounding/{self.method}/{self.steps} of {self.step:g}"
 
 
-def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase | RoundingCase]:
+@dataclass(frozen=True)
+class ReversalCase:
+    """Harmonic oscillators by reversible Euler steps of 1e-3: what undoing them has lost of y0, by their number."""
+
+    dtype: str
+    coupling: float
+    counts: tuple[int, ...] = (100, 1000, 10_000)
+
+    @property
+    def name(self) -> str:
+        return f"reversal/{self.dtype} {self.coupling:g}"
+
+
+def error_cases(*, quick: bool = False) -> list[GradientCase | WorkCase | RoundingCase | ReversalCase]:
     """Return every case of errors."""
     mlp = TimedCase("odeint gradients", "MLP 4-32-4, batch 64", "dopri5", {}, t1=5.0, gradient="discrete", threads=1)
     conv = replace(mlp, problem="conv 16@8", t1=1.0, options=GRID)
     tight = [replace(mlp, rtol=tol, atol=tol) for tol in (1e-3, 1e-5, 1e-7)]
     grids = [replace(conv, method=m, options={"step_size": 1 / n}) for m in ("euler", "rk4") for n in (4, 16)]
     if quick:
-        return [GradientCase(tight[0]), RoundingCase(0.01, 1000)]
+        return [GradientCase(tight[0]), RoundingCase(0.01, 1000), ReversalCase("float32", 0.999, (100,))]
     return [
         *map(GradientCase, tight),
         GradientCase(tight[1], "float32"),
         *map(GradientCase, grids),
         *map(WorkCase, PROBLEMS),
+        *(ReversalCase(dtype, c) for dtype in ("float64", "float32") for c in (1.0, 0.9995, 0.999, 0.998)),
         *(RoundingCase(step, 10**n) for step in (0.01, 0.001) for n in (3, 4, 5)),
     ]
 
 
-def measure_errors(case: GradientCase | WorkCase | RoundingCase) -> dict[str, Any]:
+def measure_errors(case: GradientCase | WorkCase | RoundingCase | ReversalCase) -> dict[str, Any]:
     """Return the row of a case."""
     torch.set_num_threads(1)
     if isinstance(case, RoundingCase):
         return _rounding(case)
+    if isinstance(case, ReversalCase):
+        return _reversal(case)
     return _gradients(case) if isinstance(case, GradientCase) else _work(case)
 
 
@@ -222,3 +239,45 @@ def _work(case: WorkCase) -> dict[str, Any]:
                 break
         curves.append({"library": library, "method": method, "points": points})
     return {"case": case.name, "part": "odeint work", **asdict(case), "curves": curves}
+
+
+class _Oscillators:
+    """Euler steps of 1e-3 in both directions."""
+
+    def places(self, step: int) -> tuple[float, ...]:
+        return ()
+
+    def ahead(self, step: int, zs: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+        return [1e-3 * torch.stack([zs[0][1], -zs[0][0]])], []
+
+    def back(self, step: int, ys: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [-1e-3 * torch.stack([ys[0][1], -ys[0][0]])]
+
+
+class _Narrow(Coupling):
+    """The same sums on a pair in the dtype of the state."""
+
+    def start(self, ys: list[torch.Tensor]) -> Pair:
+        return Pair(list(ys), list(ys))
+
+
+def _reversal(case: ReversalCase) -> dict[str, Any]:
+    dtype, found = getattr(torch, case.dtype), {}
+    for name, kind in (("ours", Coupling), ("a pair of the state's dtype", _Narrow)):
+        worst = []
+        for n in case.counts:
+            lost = []
+            for seed in range(3):
+                y0 = torch.randn(2, 16, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+                coupling, scheme = kind([y0], case.coupling), _Oscillators()
+                pair = coupling.start([y0])
+                for i in range(n):
+                    pair, _ = coupling.advance(scheme, i, pair)
+                for i in reversed(range(n)):
+                    increments = scheme.back(i, coupling.narrow(pair.ys))
+                    zs = [z + k for z, k in zip(pair.zs, increments, strict=True)]
+                    pair = Pair(coupling.part(pair.ys, zs, scheme.ahead(i, coupling.narrow(zs))[0]), zs)
+                lost.append(max(float((x - y0).norm() / y0.norm()) for (x,) in pair))
+            worst.append(float(f"{max(lost):.3g}"))
+        found[name] = worst
+    return {"case": case.name, "part": "odeint reversal", **asdict(case), "seeds": 3, "lost": found}

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks.common.results_file import Results, Row
+from benchmarks.odeint.cases import GROWING
 
 FAST_TOLERANCE = 1e-6
 HEADS = {"torchdiffeq": "torchdiffeq", "torchode": "torchode", "torchode by rows": "torchode by rows",
          "loop": "loop by hand", "loop and table": "loop and table", "plain": "odeint",
-         "one step for all": "one step for all", "field": "field alone"}  # fmt: skip
+         "one step for all": "one step for all", "field": "field alone",
+         "checkpoint": "checkpoint", "autograd": "same steps by autograd"}  # fmt: skip
 GRADIENTS = ("odeint", "checkpoint", "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq odeint_adjoint")
 METHODS = {"adaptive_heun": "#7F7F7F", "fehlberg2": "#56B4E9", "bosh3": "#009E73", "dopri5": "#0072B2",
            "tsit5": "#E69F00", "dopri8": "#CC79A7", "DOP853": "#000000"}  # fmt: skip
@@ -100,12 +102,23 @@ def _rounding(results: Results) -> str:
     return _table(("steps", "of size", "torchdiffeq (rk4)", "ours", "`compensated=True`", "ours / compensated"), body)
 
 
-TIMED = ("steps", "compensated", "mlp", "conv", "checkpoint", "adjoint", "rows", "leaves")
+def _reversal(results: Results) -> str:
+    body = [
+        [row["dtype"], f"{row['coupling']:g}", f"{n:,}", f"{ours:.1e}", f"{narrow:.1e}", f"{row['coupling'] ** -n:.1e}"]
+        for row in results.in_parts("odeint reversal")
+        for n, ours, narrow in zip(row["counts"], *row["lost"].values(), strict=True)
+    ]
+    head = ("dtype", "coupling", "steps", "lost of y0", "with a pair of the state's dtype", "coupling ** -steps")
+    return _table(head, body)
+
+
+TIMED = ("steps", "compensated", "mlp", "conv", "checkpoint", "reversible", "adjoint", "rows", "leaves")
 SECTIONS: dict[str, Callable[[Results], str]] = {
     **{f"odeint {name}": _times(f"odeint {name}") for name in TIMED},
     "odeint gradients from the ODE": _gradients("from_ode"),
     "odeint gradients from the steps": _gradients("from_steps"),
     "odeint rounding": _rounding,
+    "odeint reversal": _reversal,
     "odeint work": _work,
 }
 
@@ -134,4 +147,43 @@ def work_chart(results: Results) -> Any:
     words = {name: name.replace("ours", "contnet_fast") for name in STYLES if name != "SciPy"}
     handles += [Line2D([], [], color="#333333", linestyle=STYLES[name], label=text) for name, text in words.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    return figure
+
+
+def growth_rows(results: Results) -> list[Row]:
+    """Return the rows of reversible solves whose number of steps grows, from few to many."""
+    rows = [row for row in results.in_parts("odeint reversible") if row["problem"] == GROWING]
+    return sorted(rows, key=lambda row: -row["options"]["step_size"])
+
+
+def growth_chart(results: Results) -> Any:
+    """Draw the peak memory and the time of forward and backward by the number of steps."""
+    import matplotlib.pyplot as plt
+
+    rows = growth_rows(results)
+    steps = [round(1 / row["options"]["step_size"]) for row in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    names = {
+        "ours": ('gradient="reversible"', "#0072B2"),
+        "checkpoint": ('gradient="checkpoint"', "#E69F00"),
+        "plain": ('gradient="discrete"', "#009E73"),
+        "autograd": ("reversible steps by autograd", "#7F7F7F"),
+    }
+    for name, (words, colour) in names.items():
+        axes[0].plot(steps, [row["peak_bytes"][name] / 2**20 for row in rows], "o-", color=colour, label=words)
+        times = [(row["contenders"][name], row["contenders"]["plain"]["ms"]) for row in rows]
+        axes[1].errorbar(
+            steps, [t["ms"] / plain for t, plain in times], color=colour, marker="o", capsize=2,
+            yerr=[[(t["ms"] - t["p20_ms"]) / plain for t, plain in times],
+                  [(t["p80_ms"] - t["ms"]) / plain for t, plain in times]],
+        )  # fmt: skip
+    for axis, label in zip(axes, ("peak of forward and backward, MiB", "time / plain (p20 to p80)"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(steps, [str(n) for n in steps])
+        axis.set_xlabel("steps")
+        axis.set_ylabel(label)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(0)
+    axes[0].set_title(f"{rows[0]['problem']}, {rows[0]['method']}", loc="left")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure

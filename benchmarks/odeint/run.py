@@ -28,12 +28,12 @@ from benchmarks.common.rows import append, header, results_file
 from benchmarks.common.timing import QUICK, Effort, interleave, interval, keep_memory
 from benchmarks.odeint.cases import TimedCase, quick, suite
 from benchmarks.odeint.contenders import available, check, contenders, peak_allocated
-from benchmarks.odeint.errors import GradientCase, RoundingCase, WorkCase, error_cases, measure_errors
+from benchmarks.odeint.errors import GradientCase, ReversalCase, RoundingCase, WorkCase, error_cases, measure_errors
 from contnet_fast.errors import check_count, check_number
 
 LEAST_SECONDS = 0.02  # of repeated calls: the first after a garbage collection takes 0.5 ms longer
 
-AnyCase = TimedCase | GradientCase | WorkCase | RoundingCase
+AnyCase = TimedCase | GradientCase | WorkCase | RoundingCase | ReversalCase
 
 
 def parser() -> Parser:

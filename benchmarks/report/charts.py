@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks.common.results_file import Results, Row
-from benchmarks.odeint.report import work_chart
+from benchmarks.odeint.report import growth_chart, growth_rows, work_chart
 from contnet_fast.files import write_atomically
 
 mpl.use("Agg")
@@ -225,5 +225,10 @@ CHARTS = {
         "Error at the end by evaluations and by time: contnet_fast, torchdiffeq and SciPy's DOP853",
         lambda results: bool(results.in_parts("odeint work")),
         work_chart,
+    ),
+    "growth": Chart(
+        "Peak memory and time of forward and backward by the number of steps, for each kind of exact gradient",
+        lambda results: bool(growth_rows(results)),
+        growth_chart,
     ),
 }
