@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 import os
 import sys
 import threading
@@ -19,15 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..files import write_text
-from ..nn import blocks
 from .processes import Processes, Stopped, TrainingError
 from .sharded_checkpoints import CheckpointWriter
 from .task import kind_of
+from .wrappers import gather, replicated, shard
 
 if TYPE_CHECKING:
     from .config import Config
@@ -64,14 +63,14 @@ class ManyProcesses(Processes):
         limit = timedelta(seconds=timeout)
         backend = "cpu:gloo,cuda:nccl" if dist_backend == "nccl" else "gloo"
         try:
-            self._store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=limit))
+            store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=limit))
+            token = _met(store, self.rank, self.size, timeout)
+            self._store = dist.PrefixStore(token, store)
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=limit)
         except (dist.DistError, RuntimeError, ValueError) as error:
             raise ValueError(f"torchrun: the {self.size} processes do not meet ({_short(error)})") from None
         self._objects = dist.new_group(backend="gloo", timeout=limit)
-        self._writer = CheckpointWriter(
-            dist.new_group(backend="gloo", timeout=limit), self.agree(uuid.uuid4().hex[:8]), first=self.first
-        )
+        self._writer = CheckpointWriter(dist.new_group(backend="gloo", timeout=limit), token, first=self.first)
 
     def device(self, name: str) -> torch.device:
         """Return the device of this process: of GPUs, that of its rank within the host.
@@ -140,12 +139,12 @@ class ManyProcesses(Processes):
         """Replicas: DDP around a network that is new since the last time. Shards: until the end of the ``with``."""
         if self.strategy == "ddp":
             if self._wrapped is None or self._wrapped.module is not session.net:
-                self._wrapped = _replicated(session.net)
+                self._wrapped = replicated(session.net)
             yield self._wrapped
             return
-        _shard(session, session.net.parameters().__next__().device.type)
+        shard(session, session.net.parameters().__next__().device.type)
         yield session.net
-        _gather(session, sizes)  # not after an error, in which the others may not have come
+        gather(session, sizes)  # not after an error, in which the others may not have come
 
     @contextmanager
     def gathers(self, run: Callable[..., Any], now: bool) -> Iterator[None]:
@@ -214,79 +213,38 @@ class ManyProcesses(Processes):
         return ""
 
 
-def _replicated(net: nn.Module) -> DistributedDataParallel:
-    """DDP with a bucket for each block, whose gradients come at once, and one for what lies between two blocks."""
-    sizes = _bucket_sizes(net)
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    options: dict[str, Any] = {"bucket_cap_mb": max(sizes)}
-    if "bucket_cap_mb_list" in known:  # torch >= 2.11
-        options = {"bucket_cap_mb_list": sizes}
-    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
-    where = next(net.parameters()).device
-    devices = [where] if where.type == "cuda" else None
-    return DistributedDataParallel(net, device_ids=devices, **options)
+def _met(store: dist.Store, rank: int, size: int, timeout: float) -> str:
+    """Return a word that the processes of this start have in common, when all of them are there.
 
+    After a restart the store still holds what the processes before have written, addresses of theirs among it. So each
+    process writes a word of its own; the first one offers what it reads, and an offer counts when all have found their
+    words in it.
 
-def _bucket_sizes(net: nn.Module) -> list[float]:
-    """MiB of each bucket in the order of the backward pass."""
-    owner = {id(p): i for i, block in enumerate(blocks(net)) for p in block.parameters()}
-    sizes: list[float] = []
-    last: Any = "none"
-    for parameter in reversed(list(net.parameters())):
-        if (block := owner.get(id(parameter))) != last:
-            sizes.append(0.0)
-            last = block
-        sizes[-1] += parameter.numel() * parameter.element_size() / 2**20
-    return sizes
-
-
-def _shard(session: Session, device: str) -> None:
-    """Shard blocks, the rest of the network, and the optimiser's state, which follows its parameters."""
-    net, names = session.net, {id(p): name for name, p in session.net.named_parameters()}
-    mesh = dist.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
-    for block in blocks(net):
-        fully_shard(block, mesh=mesh)
-    fully_shard(net, mesh=mesh)
-
-    def cut(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-        assert isinstance(parameter, DTensor)
-        whole = value.shape == parameter.shape
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements) if whole else value
-
-    _move(session.optimizer, names, dict(net.named_parameters()), cut)
-
-
-def _gather(session: Session, sizes: Mapping[str, int]) -> None:
-    """Make the network and the optimiser's state whole again in every process."""
-    net = session.net
-    whole = session.blank(sizes)
-    whole.load_state_dict({name: _whole(tensor) for name, tensor in net.state_dict().items()})
-    names = {id(p): name for name, p in net.named_parameters()}
-    _move(session.optimizer, names, dict(whole.named_parameters()), lambda value, _: _whole(value))
-    session.net = whole.train(net.training)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _move(
-    optimizer: torch.optim.Optimizer,
-    names: Mapping[int, str],
-    targets: Mapping[str, nn.Parameter],
-    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-) -> None:
-    """Let an optimiser go on with other parameters of the same names, and its state as ``change`` returns it."""
-    state: dict[torch.Tensor, Any] = {}
-    for group in optimizer.param_groups:
-        for i, parameter in enumerate(group["params"]):
-            target = targets[names[id(parameter)]]
-            if parameter in optimizer.state:
-                held = optimizer.state[parameter]
-                state[target] = {k: change(v, target) if isinstance(v, torch.Tensor) else v for k, v in held.items()}
-            group["params"][i] = target
-    optimizer.state.clear()
-    optimizer.state.update(state)
+    Raises:
+        ValueError: some did not come in time.
+    """
+    own, place = uuid.uuid4().hex, "contnet_fast/met"
+    words = [f"{place}/rank-{i}" for i in range(size)]
+    store.set(words[rank], own)
+    offered, joined, end = "", set[str](), time.monotonic() + timeout
+    while time.monotonic() < end:
+        if rank == 0 and store.check(words):
+            text = " ".join(store.get(word).decode() for word in words)
+            if text != offered:
+                offered = text
+                store.set(f"{place}/offer", offered)
+        text = store.get(f"{place}/offer").decode() if store.check([f"{place}/offer"]) else ""
+        token = hashlib.sha256(text.encode()).hexdigest()[:8]
+        if own in text.split() and token not in joined:
+            joined.add(token)
+            store.add(f"{place}/{token}/joined", 1)
+        if rank == 0 and token in joined and store.add(f"{place}/{token}/joined", 0) == size:
+            store.set(f"{place}/{token}/go", "1")
+        for token in joined:
+            if store.check([f"{place}/{token}/go"]):
+                return token
+        time.sleep(0.02)
+    raise ValueError(f"not all came within {timeout:g} s")
 
 
 def _of_messages(error: BaseException) -> bool:
@@ -302,6 +260,7 @@ def _short(error: BaseException) -> str:
     """The first line of an error, without the file of C++ that it names."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0].partition("] ")[2] if lines[0].startswith("[/") else lines[0]
+    text = text.partition(". This is typically")[0]
     return text[:300]
 
 
