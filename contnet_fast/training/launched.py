@@ -115,7 +115,7 @@ class ManyProcesses(Processes):
         failed = [rank for rank, text in enumerate(texts) if text is not None]
         if not failed:
             return
-        self._speaks = own is not None and texts.index(str(own)) == self.rank
+        self._speaks = own is None or texts.index(str(own)) == self.rank
         self._agreed = own or ValueError(f"rank {failed[0]}: {texts[failed[0]]}")
         raise self._agreed
 
