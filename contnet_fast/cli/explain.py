@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from .arguments import count, path, title
 
@@ -13,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("run_folder", metavar="RUN", type=path, help="folder of a run")
     parser.add_argument("--batch-size", default="128")
+    parser.add_argument("--data-path", help="where the data set of a run on a graph is, if not where the run had it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--training", action="store_true", help="as in training, not in evaluation")
     parser.add_argument("--measure", action="store_true", help="time the forward pass of each block, over its floor")
@@ -26,18 +28,28 @@ def run(arguments: argparse.Namespace) -> int:
     from ..costmodel.costs import DEVICES
     from ..errors import check_choice
     from ..inspect.explain import explain
-    from ..training import load_net, open_run
+    from ..training import load_net, open_run, run_data
     from ..training.build import pick_device
+    from ..training.graphs import NodeTask
 
     run = open_run(arguments.run_folder)
     device = pick_device(arguments.device)
     batch = count("batch_size", arguments.batch_size)
     rates = None if arguments.rates is None else check_choice("rates", arguments.rates, (*DEVICES, "cpu"))
-    if not run.image_shape:
-        raise ValueError(f"run: got a {run.config.model} on {run.config.data}, accepted: a network of images")
+    if run.image_shape:
+        if arguments.data_path is not None:
+            raise ValueError(f"data_path: got {arguments.data_path} for a network of images, accepted: none")
+        inputs: tuple[Any, ...] = (torch.zeros(batch, *run.image_shape, device=device),)
+    else:  # blocks on graphs run as its edges are
+        data = run_data(run, arguments.data_path).to(device)
+        if not isinstance(data, NodeTask):
+            raise ValueError(
+                f"run: got a {run.config.model}, whose solves are as long as the times of arrival in its data say, "
+                "which explain does not read, accepted: a network of images or of nodes"
+            )
+        inputs = (data.features, data.graph)
     net, record = load_net(run, device=device)
     print(f"{title(run)}, weights of epoch {record['epoch']}, on {device.type}")
-    images = torch.zeros(batch, *run.image_shape, device=device)
     with torch.set_grad_enabled(arguments.training):
-        print(explain(net.train(arguments.training), images, device=rates, measure=arguments.measure))
+        print(explain(net.train(arguments.training), *inputs, device=rates, measure=arguments.measure))
     return 0

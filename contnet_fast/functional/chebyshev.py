@@ -20,6 +20,7 @@ from ..graphs import Graph
 from ..ops import fused_solve
 from ..transforms import constant, constant_when_traced, has_values
 from .combine import rk_combine
+from .eigenvectors import eigenvectors
 from .fields import choose, field_solve
 from .steps import one_node_grid
 
@@ -61,15 +62,20 @@ def chebyshev_solve(
     terms = _constant_coefficients(low * t_end, high * t_end, constant(tolerance))
     grid = one_node_grid("euler", 1)
     plan = choose(DIFFUSION, h0, spec=DiffusionSpec(), grid=grid, backend=backend)
-    if mixing is None and plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
-        spec = DiffusionSpec(t_end, (low, high, *terms))
-        operands = operands_of(graph, source)
-        DIFFUSION.check(h0, nodes, operands, spec=DiffusionSpec(t_end), grid=grid, training=False)
+    if plan.level == "solve" and getattr(DIFFUSION.implementations[plan.backend], "expands", False):
+        rotation = None
+        if mixing is not None:
+            rotation = eigenvectors(mixing)
+            mixing, h0 = rotation.T @ mixing @ rotation, h0 @ rotation
+            source = None if source is None else source @ rotation
+        mixed, operands = mixing is not None, operands_of(graph, source, mixing)
+        DIFFUSION.check(h0, nodes, operands, spec=DiffusionSpec(t_end, mixing=mixed), grid=grid, training=False)
         y, _ = fused_solve(
-            DIFFUSION, h0, nodes, operands=operands, backend=plan.backend, level="solve", spec=spec, grid=grid,
+            DIFFUSION, h0, nodes, operands=operands, backend=plan.backend, level="solve",
+            spec=DiffusionSpec(t_end, (low, high, *terms), mixed), grid=grid,
             training=False, checkpoint="none", return_steps=False, compute_dtype=h0.dtype,
         )  # fmt: skip
-        return y
+        return y if rotation is None else y @ rotation.T
 
     def step(v: torch.Tensor, nodes: DiffusionNodes, added: torch.Tensor | None, weight: float) -> torch.Tensor:
         """Scale A v + (1 + diagonal) v + weight v M + added: a step of Euler's method, with v M as a source."""

@@ -14,9 +14,10 @@ from ..fields.diffusion import DiffusionNodes
 from ..functional.chebyshev import CHEBYSHEV, chebyshev_solve
 from ..functional.reversible import REVERSIBLE
 from ..graphs import Graph
+from .basis_module import BasisModule
 from .block import ContinuousBlock
 from .calls import compute_tensors
-from .graph_fields import DiffusionField
+from .graph_fields import DiffusionField, WeightedDiffusionField
 
 
 class GraphBlock(ContinuousBlock):
@@ -89,10 +90,27 @@ class GraphBlock(ContinuousBlock):
         context = {"graph": graph} if source is None else {"graph": graph, "source": source}
         if self.scheme == CHEBYSHEV:
             return graph.restore(self._expanded(h, return_steps=return_steps, **context))
-        y: torch.Tensor = super().forward(h, return_steps=return_steps, **context)
+        y = self._in_eigenvectors(h, return_steps=return_steps, **context)
         if order is None or not return_steps:
             return graph.restore(y)
         return torch.empty_like(y).index_copy(1, order, y)
+
+    def _in_eigenvectors(self, h: torch.Tensor, *, return_steps: bool, **context: Any) -> torch.Tensor:
+        """The solve, of a state in the basis in which the channels of its field do not mix, where that has one."""
+        solve, rotation = super().forward, None
+        if isinstance(self.field, WeightedDiffusionField):
+            compute_tensors(self.field)
+            rotation = self.field.rotation()
+        if rotation is None or not isinstance(h, torch.Tensor) or h.shape[-1:] != rotation.shape[:1]:
+            y: torch.Tensor = solve(h, return_steps=return_steps, **context)
+            return y
+        with torch.autocast(h.device.type, enabled=False):
+            q = rotation.to(h.dtype)
+            turned = {name: t @ q if name == "source" else t for name, t in context.items()}
+            start = h @ q
+        y = solve(start, return_steps=return_steps, rotation=rotation, **turned)
+        with torch.autocast(h.device.type, enabled=False):
+            return y @ q.T
 
     def _expanded(self, h: torch.Tensor, *, return_steps: bool, **context: Any) -> torch.Tensor:
         """Chebyshev expansions, one for each piece of alpha(t), in the order inside of the graph."""
@@ -101,7 +119,7 @@ class GraphBlock(ContinuousBlock):
             raise ValueError("return_steps: got True with 'chebyshev', accepted: False, or a Runge-Kutta scheme")
         if self.checkpoint == REVERSIBLE:
             raise ValueError("checkpoint: got 'reversible' with 'chebyshev', accepted: a Runge-Kutta scheme")
-        if why := field.why_called():
+        if why := BasisModule.why_called(field):  # that W changes with depth is no reason here
             raise ValueError(f"scheme: got 'chebyshev' where {why}, accepted: a Runge-Kutta scheme")
         compute_tensors(field)
         context = field.prepare(h, **context)

@@ -17,7 +17,19 @@ namespace {
 constexpr const char *kOp = "diffusion_solve_cpu", *kBackwardOp = "diffusion_solve_backward_cpu";
 
 // Places of the tensors: nodes, then operands (contnet_fast/fields/diffusion/spec.py).
-enum Place { kScale, kDiagonal, kIndptr, kIndices, kValues, kBackIndptr, kBackIndices, kBackPlaces, kSource, kPlaces };
+enum Place {
+  kScale,
+  kDiagonal,
+  kIndptr,
+  kIndices,
+  kValues,
+  kBackIndptr,
+  kBackIndices,
+  kBackPlaces,
+  kSource,
+  kMixing,
+  kPlaces
+};
 constexpr int kNodes = kIndptr;
 
 template <typename T, typename I>
@@ -35,19 +47,20 @@ at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at:
 struct Arguments {
   GraphSpec spec{};
   at::ScalarType type;
-  at::Tensor x, scale, diagonal, values, source;
+  at::Tensor x, scale, diagonal, values, source, mixing;
   at::Tensor indptr, indices, back_indptr, back_indices, back_places;
 
   Arguments(const char* op, const at::Tensor& state, const OptionalTensors& nodes, const OptionalTensors& operands,
             const SchemaArguments& given) {
-    TORCH_CHECK(
-        given.words.empty() && given.integers.empty() && (given.numbers.size() == 1 || given.numbers.size() > 4), op,
-        ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ", given.numbers.size(),
-        ", accepted: 0, 0, 1 or more than 4");
+    const bool mixed = given.words.size() == 1 && given.words[0] == "mixing";
+    TORCH_CHECK((mixed || given.words.empty()) && given.integers.empty() &&
+                    (given.numbers.size() == 1 || given.numbers.size() > 4),
+                op, ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
+                given.numbers.size(), ", accepted: 0 or 'mixing', 0, 1 or more than 4");
     TORCH_CHECK(state.dim() == 2, op, ": x of ", state.dim(), " dimensions");
     TORCH_CHECK(nodes.size() == kNodes && operands.size() == kPlaces - kNodes, op, ": ", nodes.size(), " nodes and ",
                 operands.size(), " operands");
-    TORCH_CHECK(read_word(op, "level", given.level, kLevels) == Level::solve, op, ": level ", given.level);
+    spec.by_stage = read_word(op, "level", given.level, kLevels) == Level::stage;
     TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
                 given.products);
     type = compute_type(state);
@@ -56,6 +69,7 @@ struct Arguments {
     diagonal = plain(*nodes.get(kDiagonal));
     values = plain(*operands.get(kValues - kNodes));
     if (operands.get(kSource - kNodes).has_value()) source = plain(*operands.get(kSource - kNodes));
+    if (mixed) mixing = plain(*operands.get(kMixing - kNodes));
     indptr = operands.get(kIndptr - kNodes)->contiguous();
     indices = operands.get(kIndices - kNodes)->contiguous();
     back_indptr = operands.get(kBackIndptr - kNodes)->contiguous();
@@ -110,6 +124,9 @@ struct Arguments {
     for (const at::Tensor* starts : {&indptr, &back_indptr})
       TORCH_CHECK(starts->select(0, n).item<int64_t>() == edges, op, ": a graph of other sizes");
     TORCH_CHECK(!source.defined() || source.sizes() == x.sizes(), op, ": a source of shape ", source.sizes());
+    const int64_t columns = x.size(1);
+    TORCH_CHECK(!mixing.defined() || mixing.sizes() == at::IntArrayRef({columns, columns}), op, ": mixing of shape ",
+                mixing.sizes());
   }
 };
 
@@ -145,8 +162,13 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
   dispatch(a, [&](auto t, auto index) {
     using T = decltype(t);
     using I = decltype(index);
-    GraphForward<T, I> call{a.graph<T, I>(),           a.data<T>(a.x),      a.data<T>(a.scale),
-                            a.data<T>(a.diagonal),     a.data<T>(a.source), {},
+    GraphForward<T, I> call{a.graph<T, I>(),
+                            a.data<T>(a.x),
+                            a.data<T>(a.scale),
+                            a.data<T>(a.diagonal),
+                            a.data<T>(a.source),
+                            a.data<T>(a.mixing),
+                            {},
                             kept.mutable_data_ptr<T>()};
     T* out = y.mutable_data_ptr<T>();
     for (int64_t i = 0; i <= (return_steps ? n_steps : 0); ++i) call.out.push_back(out + i * x.numel());
@@ -177,11 +199,12 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
   const at::Tensor x_grad = at::empty_like(a.x);
   at::Tensor by_place[kPlaces];
   for (int64_t place : wanted) {
-    TORCH_CHECK(place == kScale || place == kDiagonal || place == kValues || place == kSource, kBackwardOp,
-                ": no gradient of tensor ", place);
+    TORCH_CHECK(place == kScale || place == kDiagonal || place == kValues || place == kSource || place == kMixing,
+                kBackwardOp, ": no gradient of tensor ", place);
     const at::Tensor& like = place == kScale      ? a.scale
                              : place == kDiagonal ? a.diagonal
                              : place == kValues   ? a.values
+                             : place == kMixing   ? a.mixing
                                                   : a.source;
     by_place[place] = at::zeros_like(like);
   }
@@ -200,6 +223,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.scale = a.data<T>(a.scale);
     call.diagonal = a.data<T>(a.diagonal);
     call.source = a.data<T>(a.source);
+    call.mixing = a.data<T>(a.mixing);
     const bool steps = upstream.dim() == 3;
     const T* grads = upstream.const_data_ptr<T>();
     for (int64_t i = 0; i <= (steps ? n_steps : 0); ++i) call.out_grad.push_back(grads + i * x.numel());
@@ -209,6 +233,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.diagonal_grad = out(kDiagonal);
     call.value_grad = out(kValues);
     call.source_grad = out(kSource);
+    call.mixing_grad = out(kMixing);
     const auto run = spec.terms.empty() ? graph_solve_backward<T, I> : graph_series_backward<T, I>;
     if (x.numel() > 0) run(spec, choose_kernels<T, I>(static_cast<int>(spec.width)), call);
   });

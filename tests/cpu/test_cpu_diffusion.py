@@ -19,12 +19,12 @@ from contnet_fast.schemes.timegrid import time_grid
 from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(cpu._extension is None, reason="the C++ extension was not built")
-NAMES = ("y", "x", "scale", "diagonal", "values", "source")
+NAMES = ("y", "x", "scale", "diagonal", "values", "source", "mixing")
 WIDTHS = (1, 4, 5, 8, 16, 17, 40)
 
 
-def drawn(features, *, n=23, edges=90, seed=0, source=True, indices=torch.int32):
-    """Float64 tensors of a directed graph with equal edges, loops and isolated nodes."""
+def drawn(features, *, n=23, edges=90, seed=0, source=True, indices=torch.int32, mixing=False):
+    """Float64 tensors of a directed graph with equal edges, loops and isolated nodes; ``mixing``: a diagonal matrix."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -33,6 +33,8 @@ def drawn(features, *, n=23, edges=90, seed=0, source=True, indices=torch.int32)
     index = torch.randint(0, max(1, n - 2), (2, edges), generator=generator)
     graph = cf.Graph(index, normal(edges).abs(), num_nodes=n)
     operands = operands_of(graph, normal(n, features) if source else None)
+    if mixing:
+        operands = operands._replace(mixing=torch.diag(-torch.rand(features, generator=generator).double()))
     operands = operands._make(t if t is None or t.is_floating_point() else t.to(indices) for t in operands)
     return normal(n, features), DiffusionNodes(0.2 * normal(4, n), 0.5 * normal(4, n)), operands
 
@@ -46,18 +48,24 @@ def solve(inputs, backend, grid, dtype, **options):
 
     x, nodes, operands = leaf(x), DiffusionNodes(*map(leaf, nodes)), DiffusionOperands(*map(leaf, operands))
     y, _ = field_solve(
-        DIFFUSION, x, nodes, operands=operands, spec=DiffusionSpec(0.7), grid=grid, backend=backend, **options
+        DIFFUSION, x, nodes, operands=operands, spec=spec_of(operands), grid=grid, backend=backend, **options
     )
     weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(dtype)
-    wanted = [t for t in (x, *nodes, operands.values, operands.source) if t is not None]
+    given = (("x", x), *nodes._asdict().items(), *operands._asdict().items())
+    wanted = [t for name, t in given if name in NAMES and t is not None]
     return [y.detach(), *torch.autograd.grad((y * weight).sum(), wanted)]
 
 
-def check(inputs, grid, dtype, **options):
+def spec_of(operands):
+    return DiffusionSpec(0.7, mixing=operands.mixing is not None)
+
+
+def check(inputs, grid, dtype, level="solve", **options):
     truth = solve(inputs, "reference", grid, torch.float64, **options)
-    got = solve(inputs, "cpu:solve", grid, dtype, **options)
+    got = solve(inputs, f"cpu:{level}", grid, dtype, **options)
     plain = truth if dtype == torch.float64 else solve(inputs, "reference", grid, dtype, **options)
-    for name, y, exact, other in zip(NAMES, got, truth, plain, strict=False):
+    names = [name for name in NAMES if name != "source" or inputs[2].source is not None]
+    for name, y, exact, other in zip(names, got, truth, plain, strict=False):
         same = () if dtype == torch.float64 else other
         scale = max(1.0, exact.abs().max().item()) if exact.numel() else None
         assert_within_budget(y, exact, same, name=name, factor=4.0, scale=scale, evaluations=64)
@@ -107,14 +115,49 @@ def test_every_instruction_set(widest):
         cpu._extension.use_instruction_set(before)
 
 
+@pytest.mark.parametrize("level", ["solve", "stage"])
+@pytest.mark.parametrize("features", WIDTHS)
+def test_columns_have_coefficients_and_the_gradient_is_that_of_a_whole_matrix(features, level):
+    for dtype, scheme in itertools.product((torch.float32, torch.float64), ("rk4_classic", "dopri5")):
+        inputs = drawn(features, mixing=True, source=scheme == "dopri5")
+        check(inputs, grid_of(scheme, 2), dtype, level=level)
+        assert features == 1 or solve(inputs, f"cpu:{level}", grid_of(scheme, 2), dtype)[-1].count_nonzero() > features
+
+
+@pytest.mark.parametrize("checkpoint", ["none", "step", "block"])
+@pytest.mark.parametrize("features", [1, 17, 40])
+def test_level_stage_takes_all_slices_through_a_stage(features, checkpoint):
+    options = {"checkpoint": checkpoint, "return_steps": checkpoint == "step"}
+    for dtype, scheme in itertools.product((torch.float32, torch.float64), ("rk4_classic", "dopri5")):
+        inputs, grid = drawn(features), grid_of(scheme, 3, "hat")
+        check(inputs, grid, dtype, level="stage", **options)
+        with cf.record_runs() as runs:
+            found, other = (solve(inputs, f"cpu:{level}", grid, dtype, **options) for level in ("stage", "solve"))
+        assert [run.level for run in runs] == ["stage"] * 2 + ["solve"] * 2
+        assert all(torch.equal(a, b) for a, b in zip(found[:4], other[:4], strict=True))  # sums over edges differ
+
+
+@pytest.mark.parametrize("widest", cpu._extension.instruction_sets() if cpu._extension else ())
+def test_coefficients_of_columns_on_every_instruction_set(widest):
+    before = cpu._extension.instruction_set()
+    cpu._extension.use_instruction_set(widest)
+    try:
+        for features, dtype in itertools.product((4, 7, 33), (torch.float32, torch.float64)):
+            check(drawn(features, mixing=True), grid_of(), dtype)
+    finally:
+        cpu._extension.use_instruction_set(before)
+
+
+@pytest.mark.parametrize("level", ["solve", "stage"])
 @pytest.mark.parametrize("features", [16, 80])
-def test_any_number_of_threads_gives_the_same_bits(features):
-    inputs, before = drawn(features, n=4000, edges=40_000), torch.get_num_threads()
+def test_any_number_of_threads_gives_the_same_bits(features, level):
+    mixed = level == "stage"
+    inputs, before = drawn(features, n=4000, edges=40_000, mixing=mixed), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(solve(inputs, "cpu:solve", grid_of(), torch.float32))
+            found.append(solve(inputs, f"cpu:{level}", grid_of(), torch.float32))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -137,7 +180,7 @@ def test_only_what_is_wanted_is_computed_and_it_is_the_same():
         return torch.autograd.grad((y * weight).sum(), tensors[wanted])[0]
 
     copies = x.clone(), DiffusionNodes(*map(torch.clone, nodes)), operands._replace(source=operands.source.clone())
-    every = dict(zip(NAMES, solve(copies, "cpu:solve", grid, torch.float64), strict=True))
+    every = dict(zip(NAMES, solve(copies, "cpu:solve", grid, torch.float64), strict=False))
     for name in ("x", "scale", "diagonal", "source"):
         torch.testing.assert_close(gradient(name), every[name], rtol=1e-12, atol=1e-12)
 
@@ -153,14 +196,16 @@ def test_states_in_any_strides():
     assert other.stride() == strided.stride()
 
 
-@pytest.mark.parametrize("source", [False, True])
-def test_opcheck(source):
-    x, nodes, operands = drawn(5, source=source)
-    grid = grid_of().flat
-    arguments = (x, list(nodes), list(operands), [], [], [0.7], False, *grid, "step", "solve")
+@pytest.mark.parametrize("mixed", [False, True])
+def test_opcheck(mixed):
+    x, nodes, operands = drawn(5, source=mixed, mixing=mixed)
+    grid, level = grid_of().flat, "stage" if mixed else "solve"
+    arguments = (x, list(nodes), list(operands), *spec_of(operands).pack(), False, *grid, "step", level)
     torch.library.opcheck(lookup("diffusion_solve", "cpu"), (*arguments, False))
     y, _, saved = lookup("diffusion_solve", "cpu")(*arguments, False)
-    torch.library.opcheck(lookup("diffusion_solve_backward", "cpu"), (y, *arguments, saved, [0, 1, 4]))
+    torch.library.opcheck(
+        lookup("diffusion_solve_backward", "cpu"), (y, *arguments, saved, [0, 1, 4, *([9] if mixed else [])])
+    )
 
 
 @pytest.mark.parametrize("scheme", ["rk4_classic", "chebyshev"])

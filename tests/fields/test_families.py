@@ -99,7 +99,7 @@ def test_a_block_takes_it_as_it_takes_its_own():
     ("request_", "dtype", "words"),
     [
         ("cpu:solve", torch.float32, "dtype torch.float32 is not float64"),
-        ("cpu:stage", torch.float64, "level stage serves conv_solve, not pointwise_solve"),
+        ("cpu:stage", torch.float64, "level stage serves conv_solve, diffusion_solve, not pointwise_solve"),
         ("triton:solve", torch.float64, "level solve serves conv_solve, not pointwise_solve"),
     ],
 )

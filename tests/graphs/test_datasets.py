@@ -59,6 +59,27 @@ class Spy:
         return (open, (str(self.path), "w"))
 
 
+def test_pubmed_has_three_classes_and_features_that_are_no_counts(tmp_path):
+    parts, rows, labels = contents(classes=3)
+    for name in ("x", "allx", "tx"):  # term frequencies, in float64
+        parts[name] = parts[name].astype(np.float64) * 0.0123
+    parts["graph"][10] = [11]  # no node is left out
+    parts["tx"] = parts["allx"][:4]
+    parts["ty"] = one_hot(labels[:4], 3)
+    write(tmp_path, parts, (9, 8, 11, 10), data="pubmed")
+    data = datasets.planetoid("pubmed", tmp_path, normalised=False)
+    assert data.classes == ("diabetes, experimental", "diabetes type 1", "diabetes type 2")
+    assert (data.num_nodes, data.num_features, len(data.train), len(data.test)) == (12, FEATURES, 4, 4)
+    found = data.x.to_dense()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:KNOWN], 0.0123 * torch.from_numpy(rows[:KNOWN]))
+    torch.testing.assert_close(found[[9, 8, 11, 10]], found[:4])
+    assert data.y[:KNOWN].tolist() == labels[:KNOWN].tolist()
+    assert data.y[[9, 8, 11, 10]].tolist() == labels[:4].tolist()
+    sums = datasets.planetoid("pubmed", tmp_path).x.to_dense().sum(1)
+    torch.testing.assert_close(sums, (found.sum(1) > 0).float())
+
+
 def test_planetoid_refuses_files_that_are_not_data(tmp_path):
     parts = contents()[0]
     write(tmp_path, parts | {"graph": Spy(tmp_path / "trace")})

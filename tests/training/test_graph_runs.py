@@ -327,6 +327,8 @@ def test_the_command_speaks_of_series(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "µs per series" in text
     assert not (out / "eval" / "lengths.png").exists()
+    assert cli.main(["explain", str(out)]) == 2
+    assert "as long as the times of arrival in its data say" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -355,13 +357,23 @@ def test_mistakes_are_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_on_a_graph_is_explained_block_by_block(tmp_path, capsys):
+    run(tmp_path / "run", epochs=1)
+    capsys.readouterr()
+    assert cli.main(["explain", str(tmp_path / "run"), "--training"]) == 0
+    text = capsys.readouterr().out
+    assert any(line.split()[:1] == ["block"] for line in text.splitlines()), text
+    assert cli.main(["explain", str(tmp_path / "run"), "--data-path", "elsewhere"]) == 2
+    assert "data_path: got elsewhere" in capsys.readouterr().err
+
+
 def test_commands_for_images_refuse_graphs_and_the_reverse(tmp_path, capsys):
     run(tmp_path / "run", epochs=1)
-    assert cli.main(["explain", str(tmp_path / "run")]) == 2
-    assert "accepted: a network of images" in capsys.readouterr().err
     small = ["--recipe", "synthetic", "--width", "4", "--limit", "64", "--epochs", "1"]
     assert cli.main(["train", *small, "--out", str(tmp_path / "images")]) == 0
     capsys.readouterr()
+    assert cli.main(["explain", str(tmp_path / "images"), "--data-path", "elsewhere"]) == 2
+    assert "data_path: got elsewhere for a network of images" in capsys.readouterr().err
     assert cli.main(["eval", str(tmp_path / "images"), "--t-end", "2"]) == 2
     assert "t_end: got 2.0 for a continuousnet" in capsys.readouterr().err
     assert cli.main(["eval", str(tmp_path / "run"), "--t-end", "-1"]) == 2

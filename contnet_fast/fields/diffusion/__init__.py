@@ -16,8 +16,8 @@ from .triton.implementation import TritonDiffusion
 
 
 def facts(spec: DiffusionSpec, *, training: bool) -> Facts:
-    """Nothing that backends tell apart."""
-    return Facts()
+    """Whether columns mix."""
+    return Facts(words=("mixing",) if spec.mixing else ())
 
 
 def check(
@@ -37,11 +37,16 @@ def check(
     for name, tensor in zip(operands._fields, operands, strict=True):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"graph: got {name} on {tensor.device}, accepted: the device of x, {x.device}")
-    for name, tensor in (("graph", operands.values), ("source", operands.source)):
+    for name, tensor in (("graph", operands.values), ("source", operands.source), ("mixing", operands.mixing)):
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"{name}: got dtype {tensor.dtype}, accepted: that of x, {x.dtype}")
     if operands.source is not None and operands.source.shape != x.shape:
         raise ValueError(f"source: got shape {tuple(operands.source.shape)}, accepted: {tuple(x.shape)}")
+    features = x.shape[1]
+    if spec.mixing != (operands.mixing is not None):
+        raise ValueError(f"mixing: got {operands.mixing is not None}, accepted: what the spec says, {spec.mixing}")
+    if operands.mixing is not None and operands.mixing.shape != (features, features):
+        raise ValueError(f"mixing: got shape {tuple(operands.mixing.shape)}, accepted: {(features, features)}")
     if nodes is None:
         return
     expected = (grid.basis.size, n)

@@ -13,9 +13,12 @@ STATES = ("float16", "bfloat16", "float32", "float64")
 
 
 class CpuDiffusion(Implementation):
-    """``solve``: slices of columns, which do not mix, are integrated to the end one by one."""
+    """``solve``: slices of columns, which do not mix, are integrated to the end one by one.
 
-    levels = ("solve",)
+    ``stage``: all slices take a stage before any takes the next.
+    """
+
+    levels = ("solve", "stage")
     expands = True
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
@@ -26,6 +29,10 @@ class CpuDiffusion(Implementation):
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
         return tuple(reasons)
+
+    def discourage(self, problem: Problem, level: str) -> str | None:
+        """The level that was measured slower."""
+        return "auto leaves it: measured slower than level solve (docs/graphs.md)" if level == "stage" else None
 
     def why(self, problem: Problem, level: str) -> str:
         """It was measured."""

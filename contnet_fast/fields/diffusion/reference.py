@@ -14,7 +14,8 @@ from .spec import DiffusionNodes, DiffusionOperands, DiffusionSpec
 def diffusion_rate(
     h: torch.Tensor, theta: DiffusionNodes, operands: DiffusionOperands, *, spec: DiffusionSpec, training: bool = False
 ) -> tuple[torch.Tensor, tuple[Any, ...]]:
-    """t_end (scale * (A H) + diagonal * H + S), for H [n, F]: CGNN (arXiv 1912.00967), GRAND-l (arXiv 2106.10934).
+    """t_end (scale * (A H) + diagonal * H + H M + S), for H [n, F]: CGNN and WCGNN (arXiv 1912.00967), GRAND-l (arXiv
+    2106.10934).
 
     Sums of 16-bit states are taken in float32.
 
@@ -26,6 +27,8 @@ def diffusion_rate(
     state, values = h.to(dtype), operands.values.to(dtype)
     rate = theta.scale.to(dtype).unsqueeze(1) * product_of(operands.indptr, operands.indices, values, state)
     rate = rate + theta.diagonal.to(dtype).unsqueeze(1) * state
+    if operands.mixing is not None:
+        rate = rate + (state @ operands.mixing.to(dtype)).to(dtype)
     if operands.source is not None:
         rate = rate + operands.source.to(dtype)
     if spec.t_end != 1.0:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...errors import check_number
+from ...errors import check_bool, check_number
 from ...graphs import Graph
 from ..family import Settings
 
@@ -20,6 +20,8 @@ class DiffusionSpec:
         expansion: empty, or the ends of an interval and coefficients of Chebyshev polynomials on it, for
             :func:`contnet_fast.functional.chebyshev.chebyshev_solve`, which gives it to implementations that
             have ``expands``: they compute H0 + t_end phi_1(t_end L) (L H0 + S) by it, whatever the scheme.
+        mixing: the operands have a matrix M [F, F] of a term H M. Kernels read its diagonal alone, what it has beside
+            that being rounding, and return the gradient of the whole matrix.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -27,18 +29,20 @@ class DiffusionSpec:
 
     t_end: float = 1.0
     expansion: tuple[float, ...] = ()
+    mixing: bool = False
 
     def __post_init__(self) -> None:
         check_number("t_end", self.t_end)
+        check_bool("mixing", self.mixing)
 
     def pack(self) -> Settings:
         """All of it."""
-        return Settings(numbers=(self.t_end, *self.expansion))
+        return Settings(words=("mixing",) if self.mixing else (), numbers=(self.t_end, *self.expansion))
 
     @classmethod
     def unpack(cls, settings: Settings) -> DiffusionSpec:
         """The inverse of :meth:`pack`."""
-        return cls(settings.numbers[0], settings.numbers[1:])
+        return cls(settings.numbers[0], settings.numbers[1:], "mixing" in settings.words)
 
 
 class DiffusionNodes(NamedTuple):
@@ -49,11 +53,12 @@ class DiffusionNodes(NamedTuple):
 
 
 class DiffusionOperands(NamedTuple):
-    """A graph as compressed rows and their transpose, and the source term.
+    """A graph as compressed rows and their transpose, the source term, and what mixes columns.
 
     Attributes:
         indptr: [n + 1]. indices: [E]. values: [E], the weights. transpose_indptr: [n + 1]. transpose_indices: [E].
         transpose_places: [E], as :class:`contnet_fast.graphs.graph.Transpose` has them. source: [n, F] or ``None``.
+        mixing: M [F, F], or ``None``.
     """
 
     indptr: torch.Tensor
@@ -63,8 +68,9 @@ class DiffusionOperands(NamedTuple):
     transpose_indices: torch.Tensor
     transpose_places: torch.Tensor
     source: torch.Tensor | None = None
+    mixing: torch.Tensor | None = None
 
 
-def operands_of(graph: Graph, source: torch.Tensor | None) -> DiffusionOperands:
+def operands_of(graph: Graph, source: torch.Tensor | None, mixing: torch.Tensor | None = None) -> DiffusionOperands:
     """The operands of a solve on ``graph``."""
-    return DiffusionOperands(graph.indptr, graph.indices, graph.values, *graph.transpose, source)
+    return DiffusionOperands(graph.indptr, graph.indices, graph.values, *graph.transpose, source, mixing)

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from ...errors import check_count, check_number
+from ...fields import DIFFUSION
+from ...fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from ...fields.reference import combine_nodes, theta_at
+from ...functional.eigenvectors import eigenvectors
 from ...graphs import Graph
 from ...graphs.products import propagate
 from ...schemes.timegrid import FloatWeights
@@ -16,6 +19,9 @@ from .diffusion import DiffusionField
 
 class WeightedDiffusionField(DiffusionField):
     """dH/dt = L H + H (W - I) + S, W = U diag(clamp(d, 0, 1)) U^T (WCGNN, arXiv 1912.00967).
+
+    W is symmetric, so that columns do not mix in the basis of its eigenvectors Q: a block integrates H Q, which
+    backends may fuse where W is the same for the whole solve.
 
     U starts as the identity and d as ones: W = I, and the field is a :class:`DiffusionField` until it learns. After a
     step of the optimiser :meth:`retract` brings U back towards orthogonal matrices.
@@ -31,7 +37,6 @@ class WeightedDiffusionField(DiffusionField):
         TypeError, ValueError: naming the argument, what it got and what is accepted.
     """
 
-    family = None  # type: ignore[assignment]  # its channels mix
     eigenvectors: torch.nn.Parameter
     eigenvalues: torch.nn.Parameter
 
@@ -51,11 +56,47 @@ class WeightedDiffusionField(DiffusionField):
         self.nodal_parameter("eigenvectors", torch.eye(features).repeat(n_basis, 1, 1))
         self.nodal_parameter("eigenvalues", torch.ones(n_basis, features))
 
-    def prepare(self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None) -> dict[str, Any]:  # type: ignore[override]
-        """What any field on a graph prepares, for a state of its width."""
+    family = DIFFUSION
+
+    @property
+    def spec(self) -> DiffusionSpec:
+        """The field as data."""
+        return DiffusionSpec(self.t_end, mixing=True)
+
+    def prepare(  # type: ignore[override]
+        self, x: torch.Tensor, *, graph: Graph, source: torch.Tensor | None = None, rotation: torch.Tensor | None = None
+    ) -> dict[str, Any]:
+        """What any field on a graph prepares, for a state of its width.
+
+        Args:
+            rotation: Q [m, m], if ``x`` and ``source`` are in the basis of these columns.
+        """
         context = super().prepare(x, graph=graph, source=source)
         self.check_width(x, self.features)
-        return context
+        return context if rotation is None else {**context, "rotation": rotation}
+
+    def why_called(self) -> str:
+        """As for any field, or because W changes with depth."""
+        return super().why_called() or (
+            "" if self.basis.size == 1 else "W, and what diagonalises it, changes with depth"
+        )
+
+    def rotation(self) -> torch.Tensor | None:
+        """Orthonormal eigenvectors Q [m, m] of W, as constants; ``None`` where every evaluation calls the field."""
+        return None if self.why_called() else eigenvectors(self.mixing(((0, 1.0),)))
+
+    def nodes(self, *, graph: Graph, **context: Any) -> DiffusionNodes:  # type: ignore[override]
+        """Scale and diagonal [K, n], in the order inside of the graph."""
+        return super().nodes(graph=graph)
+
+    def operands(  # type: ignore[override]
+        self, *, graph: Graph, source: torch.Tensor | None = None, rotation: torch.Tensor | None = None
+    ) -> DiffusionOperands:
+        """The edges, the source, and W - I in the basis of the state."""
+        mixing = self.mixing_rate(((0, 1.0),))
+        if rotation is not None:
+            mixing = rotation.T @ mixing @ rotation
+        return operands_of(graph, source, mixing.to(graph.dtype))
 
     def mixing(self, weights: FloatWeights) -> torch.Tensor:
         """W(t) [m, m], symmetric."""

@@ -14,6 +14,7 @@ from ..launch import allocate, launch
 from .kernels import attention_sums, edge_products, gathered_sums, mean_weights, score_gradient
 
 TARGETS, SOURCES, STATES = 0, 1, 2  # places of what has a gradient
+REGISTERS = 128  # most of a thread of score_gradient; left to itself the assembler spills for one program more
 
 
 def blocks(**widths: int) -> dict[str, int]:
@@ -176,7 +177,7 @@ def _by_scores(
     weights, score_grads = (a.new(edges, a.heads) for _ in range(2))
     features = 0 if own is None else own.shape[2]
     a.launch(
-        score_gradient, a.forth, a.heads, states=own, grad=by_edges, largest=largest, sums=sums, weights=weights,
+        score_gradient, a.forth, a.heads, maxnreg=REGISTERS, states=own, grad=by_edges, largest=largest, sums=sums, weights=weights,
         score_grads=score_grads, FEATURES=features, **a.scoring,
         **blocks(BLOCK_D=max(1, a.depth), BLOCK_F=max(1, features)),
     )  # fmt: skip

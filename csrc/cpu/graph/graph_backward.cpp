@@ -21,13 +21,15 @@ class BackwardSlice {
         diagonal_sums_(diagonal_sums),
         ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
         back_ranges_(transpose.rows.indptr, spec_.nodes, spec_.width) {
-    recompute_ = call.scale_grad || call.diagonal_grad || call.value_grad;
+    recompute_ = call.scale_grad || call.diagonal_grad || call.value_grad || call.mixing_grad;
     const int64_t states = recompute_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
     memory_.resize((8 + (pass.adds ? 2 : 4) * spec_.stages + states) * map_);
     T* next = memory_.data();
     const auto take = [&] { return std::exchange(next, next + map_); };
     x_ = take();
-    source_ = call.source ? take() : nullptr;
+    T* source = call.source ? take() : nullptr;
+    at_.source = source;
+    at_.columns = pass.columns(slice);
     for (T*& one : adjoint_) one = take();
     for (T*& one : rate_grad_) one = take();
     source_grad_ = call.source_grad ? take() : nullptr;
@@ -39,20 +41,64 @@ class BackwardSlice {
     }
     remade_ = next;
     states_ = spec_.keeps_states() ? call.kept + slice * spec_.kept_maps() * map_ : remade_;
-  }
-
-  void run() {
-    load_slice(spec_, slice_, call_.x, x_);
-    if (source_) load_slice(spec_, slice_, call_.source, source_);
+    load_slice(spec_, slice, call.x, x_);
+    if (source) load_slice(spec_, slice, call.source, source);
     if (source_grad_) std::fill(source_grad_, source_grad_ + map_, T(0));
     if (recompute_ && !spec_.keeps_states()) remake_states();
-    load_slice(spec_, slice_, call_.out_grad.back(), adjoint_[0]);
-    for (int i = spec_.n_steps; i-- > 0;) {
-      at_.state = state(i);
-      if (recompute_) pass_.step(ranges_, i, source_, at_);
-      step(i);
-      if (call_.out_grad.size() > 1) load_slice(spec_, slice_, call_.out_grad[i], adjoint_[0], true);
+    load_slice(spec_, slice, call.out_grad.back(), adjoint_[0]);
+  }
+
+  // Before the stages of step i, which are taken from the last.
+  void begin(int i) {
+    at_.state = state(i);
+    if (recompute_) pass_.step(ranges_, i, at_);
+    Adjoint<T, I> start{};
+    start.transpose = transpose_.rows;
+    start.base = adjoint_[0];
+    start.base_factor = static_cast<T>(spec_.update[spec_.stages - 1]);
+    start.to = rate_adjoint(i, spec_.stages - 1);
+    ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
+  }
+
+  // The input of stage s of the step, and after the stage that follows it the gradient of its rate.
+  const T* input(int s) const { return at_.input_of(s); }
+  const T* rate_grad(int s) const { return rate_grad_[s % 2]; }
+
+  void stage(int i, int s) {
+    const int slot = pass_.slot(i, s);
+    if (slot != scaled_for_) scaled_ = transpose_.scaled(pass_.scale(slot), values_);
+    scaled_for_ = slot;
+    if (call_.value_grad) {
+      const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, pass_.scale(slot),
+                                     rate_grad_[s % 2],  at_.input_of(s),     call_.value_grad};
+      ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
     }
+    Adjoint<T, I> a{};
+    a.transpose = scaled_;
+    a.factor = T(1);
+    a.rate_grad = rate_grad_[s % 2];
+    a.diagonal = pass_.diagonal(slot);
+    a.columns = at_.columns;
+    a.input_grad = input_grad_[s];
+    const bool first_stage = s == 0, added = pass_.adds && s + 1 < spec_.stages;
+    a.base = first_stage && added ? adjoint_[1] : adjoint_[0];
+    a.base_factor = s ? static_cast<T>(spec_.update[s - 1]) : T(1);
+    a.own = s ? static_cast<T>(spec_.rows[s][s - 1]) : T(1);
+    for (int r = s + 1; r < spec_.stages && !pass_.adds; ++r)
+      if (const double factor = s ? spec_.rows[r][s - 1] : 1.0) a.later.add(input_grad_[r], factor);
+    if (pass_.adds && s) {
+      a.total_base = added ? adjoint_[1] : adjoint_[0];
+      a.total = adjoint_[1];
+    }
+    if (s)
+      a.to = rate_adjoint(i, s - 1);
+    else
+      a.next = adjoint_[1];
+    back_ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(a, first, last); });
+    if (s) return;
+    std::swap(adjoint_[0], adjoint_[1]);
+    if (call_.out_grad.size() > 1) load_slice(spec_, slice_, call_.out_grad[i], adjoint_[0], true);
+    if (i) return;
     if (call_.x_grad) store_slice(spec_, slice_, adjoint_[0], call_.x_grad);
     if (source_grad_) store_slice(spec_, slice_, source_grad_, call_.source_grad);
   }
@@ -66,7 +112,7 @@ class BackwardSlice {
     for (int i = 0; i + 1 < spec_.n_steps; ++i) {
       at.state = state(i);
       at.next = remade_ + i * map_;
-      pass_.step(ranges_, i, source_, at);
+      pass_.step(ranges_, i, at);
     }
   }
 
@@ -83,48 +129,6 @@ class BackwardSlice {
     return to;
   }
 
-  void step(int i) {
-    const int stages = spec_.stages;
-    Adjoint<T, I> start{};
-    start.transpose = transpose_.rows;
-    start.base = adjoint_[0];
-    start.base_factor = static_cast<T>(spec_.update[stages - 1]);
-    start.to = rate_adjoint(i, stages - 1);
-    ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
-    for (int s = stages; s-- > 0;) {
-      const int slot = pass_.slot(i, s);
-      if (slot != scaled_for_) scaled_ = transpose_.scaled(pass_.scale(slot), values_);
-      scaled_for_ = slot;
-      if (call_.value_grad) {
-        const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, pass_.scale(slot),
-                                       rate_grad_[s % 2],  at_.input_of(s),     call_.value_grad};
-        ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
-      }
-      Adjoint<T, I> a{};
-      a.transpose = scaled_;
-      a.factor = T(1);
-      a.rate_grad = rate_grad_[s % 2];
-      a.diagonal = pass_.diagonal(slot);
-      a.input_grad = input_grad_[s];
-      const bool first_stage = s == 0, added = pass_.adds && s + 1 < stages;
-      a.base = first_stage && added ? adjoint_[1] : adjoint_[0];
-      a.base_factor = s ? static_cast<T>(spec_.update[s - 1]) : T(1);
-      a.own = s ? static_cast<T>(spec_.rows[s][s - 1]) : T(1);
-      for (int r = s + 1; r < stages && !pass_.adds; ++r)
-        if (const double factor = s ? spec_.rows[r][s - 1] : 1.0) a.later.add(input_grad_[r], factor);
-      if (pass_.adds && s) {
-        a.total_base = added ? adjoint_[1] : adjoint_[0];
-        a.total = adjoint_[1];
-      }
-      if (s)
-        a.to = rate_adjoint(i, s - 1);
-      else
-        a.next = adjoint_[1];
-      back_ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(a, first, last); });
-    }
-    std::swap(adjoint_[0], adjoint_[1]);
-  }
-
   const GraphPass<T, I>& pass_;
   const GraphSpec& spec_;
   const GraphBackward<T, I>& call_;
@@ -136,7 +140,7 @@ class BackwardSlice {
   Buffer<T> memory_, values_;
   SparseRows<T, I> scaled_;  // the transpose, its values times the scale of a slot
   int scaled_for_ = -1;
-  T *x_, *source_, *adjoint_[2], *rate_grad_[2], *source_grad_, *remade_;
+  T *x_, *adjoint_[2], *rate_grad_[2], *source_grad_, *remade_;
   const T* states_;
   std::vector<T*> input_grad_;
   StepPlaces<T> at_{};
@@ -157,13 +161,36 @@ template <typename T, typename I>
 void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
   const SortedRows<T, I> graph(call.graph, spec.nodes);
   const SortedRows<T, I> transpose(call.transpose, spec.nodes);
-  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal);
+  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal, call.mixing);
   const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
   SliceSums<T> scales(spec, slots, call.scale_grad), diagonals(spec, slots, call.diagonal_grad);
-  // slices add to the gradients of edges in their order
-  over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
-    BackwardSlice<T, I>(pass, call, transpose, slice, scales.of(slice), diagonals.of(slice)).run();
-  });
+  const bool in_order = call.value_grad;  // slices add to the gradients of edges in their order
+  using Slice = BackwardSlice<T, I>;
+  const auto make = [&](int64_t slice) {
+    return std::make_unique<Slice>(pass, call, transpose, slice, scales.of(slice), diagonals.of(slice));
+  };
+  if (spec.by_stage || call.mixing_grad) {
+    std::vector<std::unique_ptr<Slice>> slices(spec.slices());
+    MixingGradient<T, I> mixing(spec, kernels, call.mixing_grad, 1);
+    const auto each = [&](auto&& f) { over_slices(spec, in_order, [&](int64_t slice) { f(slices[slice]); }); };
+    over_slices(spec, in_order, [&](int64_t slice) { slices[slice] = make(slice); });
+    for (int i = spec.n_steps; i-- > 0;) {
+      each([&](auto& one) { one->begin(i); });
+      for (int s = spec.stages; s-- > 0;) {
+        mixing.add(slices, s, 0);
+        each([&](auto& one) { one->stage(i, s); });
+      }
+    }
+    mixing.finish({1.0});
+  } else {
+    over_slices(spec, in_order, [&](int64_t slice) {
+      const auto one = make(slice);
+      for (int i = spec.n_steps; i-- > 0;) {
+        one->begin(i);
+        for (int s = spec.stages; s-- > 0;) one->stage(i, s);
+      }
+    });
+  }
   if (call.scale_grad) to_nodes(spec, scales.total(), call.scale_grad);
   if (call.diagonal_grad) to_nodes(spec, diagonals.total(), call.diagonal_grad);
 }

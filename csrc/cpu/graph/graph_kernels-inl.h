@@ -34,6 +34,10 @@ struct Slice {
     for (int k = 0; k < N; ++k) r.v[k] = f * other.v[k];
     return r;
   }
+  static inline __attribute__((always_inline)) void add(Row& r, const Row& factors, const Row& other) {
+#pragma GCC unroll 8
+    for (int k = 0; k < N; ++k) r.v[k] += factors.v[k] * other.v[k];
+  }
   static inline __attribute__((always_inline)) T dot(const Row& a, const Row& b) {
     V sum = a.v[0] * b.v[0];
 #pragma GCC unroll 8
@@ -55,12 +59,15 @@ struct Slice {
   // the copies of the arguments are no memory that a store could change
   static void evaluate(const Evaluation<T, I>& given, int64_t first, int64_t last) {
     const Evaluation<T, I> c = given;
+    const Row columns = c.columns ? load(c.columns, 0) : Row{};
     for (int64_t p = first; p < last; ++p) {
       const Row product_row = product(c.graph, c.input, p);
       const int64_t i = c.graph.row[p];
       if (c.product) store(c.product, i, product_row);
       Row k = times(c.scale[i], product_row);
-      add(k, c.diagonal[i], load(c.input, i));
+      const Row input = load(c.input, i);
+      add(k, c.diagonal[i], input);
+      if (c.columns) add(k, columns, input);
       if (c.source) add(k, T(1), load(c.source, i));
       if (c.rate) store(c.rate, i, k);
       if (c.total) {
@@ -78,13 +85,16 @@ struct Slice {
 
   static void adjoint(const Adjoint<T, I>& given, int64_t first, int64_t last) {
     const Adjoint<T, I> c = given;
+    const Row columns = c.columns ? load(c.columns, 0) : Row{};
     for (int64_t p = first; p < last; ++p) {
       const int64_t i = c.transpose.row[p];
       Row next = times(c.base_factor, load(c.base, i));
       add(next, c.later, i);
       if (c.rate_grad) {
         Row by_input = times(c.factor, product(c.transpose, c.rate_grad, p));
-        add(by_input, c.diagonal[i], load(c.rate_grad, i));
+        const Row grad = load(c.rate_grad, i);
+        add(by_input, c.diagonal[i], grad);
+        if (c.columns) add(by_input, columns, grad);
         if (c.input_grad) store(c.input_grad, i, by_input);
         if (c.total) {
           Row total = load(c.total_base, i);
@@ -117,7 +127,29 @@ struct Slice {
     }
   }
 
-  static constexpr GraphKernels<T, I> table{W, evaluate, adjoint, edges};
+  // sums of a block of nodes stay in registers
+  static void inner(const T* map, const T* other, int64_t nodes, T* sums) {
+    constexpr int64_t kBlock = 256;
+    constexpr int R = 8 / N < W ? 8 / N : W;  // columns of the first map that are taken together
+    static_assert(N <= 8 && W % R == 0);
+    for (int64_t begin = 0; begin < nodes; begin += kBlock) {
+      const int64_t end = begin + kBlock < nodes ? begin + kBlock : nodes;
+      for (int first = 0; first < W; first += R) {
+        Row sum[R] = {};
+        for (int64_t i = begin; i < end; ++i) {
+          const Row row = load(other, i);
+#pragma GCC unroll 8
+          for (int k = 0; k < R; ++k) add(sum[k], map[i * W + first + k], row);
+        }
+        for (int k = 0; k < R; ++k) {
+          add(sum[k], T(1), load(sums, first + k));
+          store(sums, first + k, sum[k]);
+        }
+      }
+    }
+  }
+
+  static constexpr GraphKernels<T, I> table{W, evaluate, adjoint, edges, inner};
 };
 
 // L: the values of a vector register

@@ -28,12 +28,14 @@ struct MapSum {
   }
 };
 
-// The rate k = scale * (A u) + diagonal * u + source of one evaluation, and what follows it in the same pass over rows:
-// next = base + earlier + own * k, and total = total_base + total_own * k. Maps that are null are not there, or not wanted.
+// The rate k = scale * (A u) + (diagonal + columns) * u + source of one evaluation, and what follows it in the same pass
+// over rows: next = base + earlier + own * k, and total = total_base + total_own * k. Maps that are null are not there, or
+// not wanted.
 template <typename T, typename I>
 struct Evaluation {
   SparseRows<T, I> graph;
   const T *scale, *diagonal;  // [n]
+  const T* columns;           // [W]
   const T *source, *input;
   T *product, *rate;  // A u, k
   const T* base;
@@ -54,14 +56,14 @@ struct RateAdjoint {
   T *scale_grad, *diagonal_grad;
 };
 
-// The gradient of an evaluation's input, factor * A^T (scale * g) + diagonal * g, and what follows it in the same pass
+// The gradient of an evaluation's input, factor * A^T (scale * g) + (diagonal + columns) * g, and what follows it in the same pass
 // over rows: next = base_factor * base + later + own * (that gradient), and total = total_base + (that gradient). The
 // scale is in the values of the transpose. Without g there is no evaluation yet.
 template <typename T, typename I>
 struct Adjoint {
   SparseRows<T, I> transpose;
   T factor;
-  const T *rate_grad, *diagonal;
+  const T *rate_grad, *diagonal, *columns;
   T* input_grad;
   const T* base;
   T base_factor;
@@ -82,13 +84,15 @@ struct EdgeGradient {
   T* grad;
 };
 
-// Places [first, last) of the rows; of `edges` the caller's rows.
+// Places [first, last) of the rows; of `edges` the caller's rows. `inner` adds to sums [W][W] the inner products over
+// nodes of the columns of one map with those of another, in one order.
 template <typename T, typename I>
 struct GraphKernels {
   int width;
   void (*evaluate)(const Evaluation<T, I>&, int64_t first, int64_t last);
   void (*adjoint)(const Adjoint<T, I>&, int64_t first, int64_t last);
   void (*edges)(const EdgeGradient<T, I>&, int64_t first, int64_t last);
+  void (*inner)(const T* map, const T* other, int64_t nodes, T* sums);
 };
 
 #define DECLARE_GRAPH_KERNELS(isa)                    \

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -123,6 +124,53 @@ class SliceSums {
   std::vector<T> sums_;
 };
 
+// The coefficients of columns, the diagonal of a matrix [columns, columns], by slice: [slices][width]; empty without one.
+template <typename T>
+std::vector<T> column_coefficients(const GraphSpec& spec, const T* mixing, double factor = 1.0) {
+  std::vector<T> found(mixing ? spec.slices() * spec.width : 0, T(0));
+  for (int64_t j = 0; mixing && j < spec.columns; ++j)
+    found[j] = static_cast<T>(factor * mixing[j * (spec.columns + 1)]);
+  return found;
+}
+
+// The gradient of the matrix by which columns mix, for which all slices are at the same stage: inner products over nodes
+// of the columns of inputs with those of gradients of rates, each pair of slices by one thread.
+template <typename T, typename I>
+class MixingGradient {
+ public:
+  // kinds: of evaluations, whose rates have a factor each
+  MixingGradient(const GraphSpec& spec, const GraphKernels<T, I>& kernels, T* grad, int kinds)
+      : spec_(spec), kernels_(kernels), grad_(grad), slices_(spec.slices()), tile_(spec.width * spec.width) {
+    if (grad) sums_.assign(kinds * slices_ * slices_ * tile_, T(0));
+  }
+  template <typename Slices>
+  void add(const Slices& slices, int evaluation, int kind) {
+    if (!grad_) return;
+    const int64_t pairs = slices_ * slices_;
+    at::parallel_for(0, pairs, 1, [&](int64_t first, int64_t last) {
+      for (int64_t pair = first; pair < last; ++pair)
+        kernels_.inner(slices[pair / slices_]->input(evaluation), slices[pair % slices_]->rate_grad(evaluation),
+                       spec_.nodes, sums_.data() + (kind * pairs + pair) * tile_);
+    });
+  }
+  void finish(const std::vector<double>& factors) const {
+    const int64_t width = spec_.width, columns = grad_ ? spec_.columns : 0;
+    for (size_t kind = 0; kind < factors.size(); ++kind)
+      for (int64_t i = 0; i < columns; ++i)
+        for (int64_t j = 0; j < columns; ++j) {
+          const int64_t pair = (kind * slices_ + i / width) * slices_ + j / width;
+          grad_[i * columns + j] += static_cast<T>(factors[kind]) * sums_[pair * tile_ + i % width * width + j % width];
+        }
+  }
+
+ private:
+  const GraphSpec& spec_;
+  const GraphKernels<T, I>& kernels_;
+  T* const grad_;
+  const int64_t slices_, tile_;
+  std::vector<T> sums_;  // [kind][slice][slice][width][width]
+};
+
 // A nodal tensor [basis, nodes] at every slot of the time grid, [slots][nodes].
 template <typename T>
 std::vector<T> mix_slots(const GraphSpec& spec, const T* nodal) {
@@ -150,6 +198,7 @@ struct StepPlaces {
   const T* state;
   std::vector<T*> input, product, rate;  // [stage]; input[0] is not used
   T* next;                               // null: the step is made again for its inputs and products alone
+  const T *source, *columns;             // of the slice
   const T* input_of(int s) const { return s ? input[s] : state; }
 };
 
@@ -161,47 +210,53 @@ struct GraphPass {
   const SparseRows<T, I>& graph;
   const bool adds;                   // reads_one_rate
   std::vector<T> scales, diagonals;  // [slots][nodes]
+  std::vector<T> mixing;             // column_coefficients
 
   GraphPass(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const SparseRows<T, I>& graph, const T* scale,
-            const T* diagonal)
+            const T* diagonal, const T* mixing)
       : spec(spec),
         kernels(kernels),
         graph(graph),
         adds(reads_one_rate(spec)),
         scales(mix_slots(spec, scale)),
-        diagonals(mix_slots(spec, diagonal)) {}
+        diagonals(mix_slots(spec, diagonal)),
+        mixing(column_coefficients(spec, mixing)) {}
 
   int slot(int step, int s) const { return spec.grid.slot_of[step * spec.stages + s]; }
   const T* scale(int slot) const { return scales.data() + slot * spec.nodes; }
   const T* diagonal(int slot) const { return diagonals.data() + slot * spec.nodes; }
+  const T* columns(int64_t slice) const { return mixing.empty() ? nullptr : mixing.data() + slice * spec.width; }
 
-  void step(const RowRanges& ranges, int i, const T* source, const StepPlaces<T>& at) const {
-    for (int s = 0; s < spec.stages; ++s) {
-      const bool last = s + 1 == spec.stages;
-      const std::vector<double>& row = last ? spec.update : spec.rows[s + 1];
-      Evaluation<T, I> e{};
-      e.graph = graph;
-      e.scale = scale(slot(i, s));
-      e.diagonal = diagonal(slot(i, s));
-      e.source = source;
-      e.input = at.input_of(s);
-      e.product = at.product[s];
-      e.rate = at.rate[s];
-      e.next = last ? at.next : at.input[s + 1];
-      if (!e.next && !e.product) continue;
-      e.base = at.state;
-      e.own = static_cast<T>(row[s]);
-      if (adds && at.next) {
-        e.base = last && s ? at.next : at.state;
-        e.total_base = s ? at.next : at.state;
-        e.total_own = static_cast<T>(spec.update[s]);
-        e.total = last ? nullptr : at.next;
-      } else if (!adds && e.next) {
-        for (int j = 0; j < s; ++j)
-          if (row[j] != 0.0) e.earlier.add(at.rate[j], row[j]);
-      }
-      ranges.run([&](int64_t first, int64_t end) { kernels.evaluate(e, first, end); });
+  void step(const RowRanges& ranges, int i, const StepPlaces<T>& at) const {
+    for (int s = 0; s < spec.stages; ++s) stage(ranges, i, s, at);
+  }
+
+  void stage(const RowRanges& ranges, int i, int s, const StepPlaces<T>& at) const {
+    const bool last = s + 1 == spec.stages;
+    const std::vector<double>& row = last ? spec.update : spec.rows[s + 1];
+    Evaluation<T, I> e{};
+    e.graph = graph;
+    e.scale = scale(slot(i, s));
+    e.diagonal = diagonal(slot(i, s));
+    e.columns = at.columns;
+    e.source = at.source;
+    e.input = at.input_of(s);
+    e.product = at.product[s];
+    e.rate = at.rate[s];
+    e.next = last ? at.next : at.input[s + 1];
+    if (!e.next && !e.product) return;
+    e.base = at.state;
+    e.own = static_cast<T>(row[s]);
+    if (adds && at.next) {
+      e.base = last && s ? at.next : at.state;
+      e.total_base = s ? at.next : at.state;
+      e.total_own = static_cast<T>(spec.update[s]);
+      e.total = last ? nullptr : at.next;
+    } else if (!adds && e.next) {
+      for (int j = 0; j < s; ++j)
+        if (row[j] != 0.0) e.earlier.add(at.rate[j], row[j]);
     }
+    ranges.run([&](int64_t first, int64_t end) { kernels.evaluate(e, first, end); });
   }
 };
 

@@ -12,12 +12,13 @@ enum Kind { kPlain, kFirst, kMinus, kPlus, kKinds };  // L, M, -2 M, 2 M
 template <typename T, typename I>
 class Series {
  public:
-  Series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const T* scale, const T* diagonal)
+  Series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const T* scale, const T* diagonal, const T* mixing)
       : spec(spec), kernels(kernels), degree(static_cast<int>(spec.terms.size()) - 1) {
     const double f = 2.0 / (spec.high > spec.low ? spec.high - spec.low : 1.0), c = 0.5 * f * (spec.high + spec.low);
     const double times[] = {1.0, 1.0, -2.0, 2.0};
     for (int kind = 0; kind < kKinds; ++kind) {
       factor[kind] = times[kind] * (kind == kPlain ? 1.0 : f);
+      columns_of[kind] = column_coefficients(spec, mixing, factor[kind]);
       const double shift = kind == kPlain ? 0.0 : times[kind] * c;
       for (int64_t i = 0; i < spec.nodes; ++i) {
         scales.push_back(static_cast<T>(factor[kind] * scale[i]));
@@ -31,13 +32,18 @@ class Series {
   static Kind kind(int k) { return k < 0 ? kPlain : k == 0 ? kFirst : k % 2 ? kMinus : kPlus; }
   const T* scale(int k) const { return scales.data() + kind(k) * spec.nodes; }
   const T* diagonal(int k) const { return diagonals.data() + kind(k) * spec.nodes; }
+  const T* columns(int k, int64_t slice) const {
+    const std::vector<T>& found = columns_of[kind(k)];
+    return found.empty() ? nullptr : found.data() + slice * spec.width;
+  }
 
   const GraphSpec& spec;
   const GraphKernels<T, I>& kernels;
   const int degree;
   double factor[kKinds];
-  std::vector<T> scales, diagonals;  // [kind][nodes]
-  std::vector<double> sums;          // D
+  std::vector<T> scales, diagonals;   // [kind][nodes]
+  std::vector<T> columns_of[kKinds];  // column_coefficients
+  std::vector<double> sums;           // D
 };
 
 // Maps that are kept: S_0, ..., S_{degree - 1}, then A H0, A S_0, ..., A S_{degree - 1}.
@@ -61,6 +67,7 @@ void forward_slice(const Series<T, I>& series, const SparseRows<T, I>& graph, co
     e.graph = graph;
     e.scale = series.scale(k);
     e.diagonal = series.diagonal(k);
+    e.columns = series.columns(k, slice);
     e.input = k < 0 ? state : place(k);
     e.product = product(k);
     if (k < 0) {
@@ -86,80 +93,106 @@ void forward_slice(const Series<T, I>& series, const SparseRows<T, I>& graph, co
 }
 
 template <typename T, typename I>
-void backward_slice(const Series<T, I>& series, const SparseRows<T, I>& transpose, const GraphBackward<T, I>& call,
-                    int64_t slice, T* scale_sums, T* diagonal_sums) {
-  const GraphSpec& spec = series.spec;
-  const RowRanges ranges(transpose.indptr, spec.nodes, spec.width);
-  const int64_t map = spec.map();
-  const int degree = series.degree;
-  Buffer<T> memory(10 * map);
-  T* work = memory.data();
-  const auto take = [&] { return std::exchange(work, work + map); };
-  T *state = take(), *grad = take(), *x_grad = take();
-  T* source_grad = call.source_grad ? take() : nullptr;
-  T* rate_grad[2] = {take(), take()};
-  T* later[3] = {take(), take(), take()};  // the gradients of S_k, S_{k+1}, S_{k+2}, each at k % 3
-  std::fill(later[0], later[0] + 3 * map, T(0));
-  if (source_grad) std::fill(source_grad, source_grad + map, T(0));
-  const T* kept = call.kept + slice * spec.kept_maps() * map;
-  load_slice(spec, slice, call.x, state);
-  load_slice(spec, slice, call.out_grad[0], grad);
-  const auto input = [&](int k) { return k < 0 ? state : kept + k * map; };
-  const auto rate_adjoint = [&](int k) {  // of the evaluation of S_k
-    RateAdjoint<T> to{};
-    to.rate_grad = rate_grad[(k + 1) % 2];
-    to.source_grad = k < 0 ? source_grad : nullptr;
-    to.product = kept + (degree + 1 + k) * map;
-    to.input = input(k);
-    to.scale_grad = scale_sums ? scale_sums + series.kind(k) * spec.nodes : nullptr;
-    to.diagonal_grad = diagonal_sums ? diagonal_sums + series.kind(k) * spec.nodes : nullptr;
-    return to;
-  };
-  for (int k = degree - 1; k >= -1; --k) {
+class SeriesSlice {
+ public:
+  SeriesSlice(const Series<T, I>& series, const SparseRows<T, I>& transpose, const GraphBackward<T, I>& call,
+              int64_t slice, T* scale_sums, T* diagonal_sums)
+      : series_(series),
+        spec_(series.spec),
+        transpose_(transpose),
+        call_(call),
+        slice_(slice),
+        map_(spec_.map()),
+        scale_sums_(scale_sums),
+        diagonal_sums_(diagonal_sums),
+        ranges_(transpose.indptr, spec_.nodes, spec_.width),
+        memory_(10 * map_),
+        kept_(call.kept + slice * spec_.kept_maps() * map_) {
+    T* work = memory_.data();
+    const auto take = [&] { return std::exchange(work, work + map_); };
+    for (T** one : {&state_, &grad_, &x_grad_, &rate_grad_[0], &rate_grad_[1]}) *one = take();
+    source_grad_ = call.source_grad ? take() : nullptr;
+    for (T*& one : later_) one = take();
+    std::fill(later_[0], later_[0] + 3 * map_, T(0));
+    if (source_grad_) std::fill(source_grad_, source_grad_ + map_, T(0));
+    load_slice(spec_, slice, call.x, state_);
+    load_slice(spec_, slice, call.out_grad[0], grad_);
+    Adjoint<T, I> a{};  // the gradient of the last rate is D_degree times that of the result
+    a.transpose = transpose;
+    a.base = grad_;
+    a.base_factor = static_cast<T>(series.sums[series.degree]);
+    a.to = rate_adjoint(series.degree - 1);
+    ranges_.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
+  }
+
+  // Of the evaluation of S_k: its input, and after those of higher k the gradient of its rate.
+  const T* input(int k) const { return k < 0 ? state_ : kept_ + k * map_; }
+  const T* rate_grad(int k) const { return rate_grad_[(k + 1) % 2]; }
+
+  // From the gradient of that rate to the one before it.
+  void evaluation(int k) {
+    if (call_.value_grad) {
+      const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, series_.scale(k), rate_grad(k),
+                                     input(k),           call_.value_grad};
+      const RowRanges rows(call_.graph.indptr, spec_.nodes, spec_.width);
+      rows.run([&](int64_t first, int64_t last) { series_.kernels.edges(edges, first, last); });
+    }
     Adjoint<T, I> a{};
-    a.transpose = transpose;
-    a.base = grad;
-    if (k == degree - 1) {  // the gradient of the last rate is D_degree times that of the result
-      a.base_factor = static_cast<T>(series.sums[degree]);
-      a.to = rate_adjoint(k);
-      ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
-    }
-    if (call.value_grad) {
-      const EdgeGradient<T, I> edges{call.graph.indptr,      call.graph.indices, series.scale(k),
-                                     rate_grad[(k + 1) % 2], input(k),           call.value_grad};
-      const RowRanges rows(call.graph.indptr, spec.nodes, spec.width);
-      rows.run([&](int64_t first, int64_t last) { series.kernels.edges(edges, first, last); });
-    }
-    a = {};
-    a.transpose = transpose;
-    a.base = grad;
-    a.factor = static_cast<T>(series.factor[series.kind(k)]);
-    a.rate_grad = rate_grad[(k + 1) % 2];
-    a.diagonal = series.diagonal(k);
+    a.transpose = transpose_;
+    a.base = grad_;
+    a.factor = static_cast<T>(series_.factor[series_.kind(k)]);
+    a.rate_grad = rate_grad(k);
+    a.diagonal = series_.diagonal(k);
+    a.columns = series_.columns(k, slice_);
     a.own = T(1);
     if (k < 0) {
       a.base_factor = T(1);
-      a.next = x_grad;
+      a.next = x_grad_;
     } else {
-      T* carried = later[(k + 2) % 3];
-      a.base_factor = static_cast<T>(series.sums[k]);
+      T* carried = later_[(k + 2) % 3];
+      a.base_factor = static_cast<T>(series_.sums[k]);
       a.later.add(carried, 1.0);
       a.total_base = carried;
-      a.total = later[k % 3];
+      a.total = later_[k % 3];
       a.to = rate_adjoint(k - 1);
     }
-    ranges.run([&](int64_t first, int64_t last) { series.kernels.adjoint(a, first, last); });
+    ranges_.run([&](int64_t first, int64_t last) { series_.kernels.adjoint(a, first, last); });
+    if (k >= 0) return;
+    if (call_.x_grad) store_slice(spec_, slice_, x_grad_, call_.x_grad);
+    if (source_grad_) store_slice(spec_, slice_, source_grad_, call_.source_grad);
   }
-  if (call.x_grad) store_slice(spec, slice, x_grad, call.x_grad);
-  if (source_grad) store_slice(spec, slice, source_grad, call.source_grad);
-}
+
+ private:
+  RateAdjoint<T> rate_adjoint(int k) {
+    RateAdjoint<T> to{};
+    to.rate_grad = rate_grad_[(k + 1) % 2];
+    to.source_grad = k < 0 ? source_grad_ : nullptr;
+    to.product = kept_ + (series_.degree + 1 + k) * map_;
+    to.input = input(k);
+    to.scale_grad = scale_sums_ ? scale_sums_ + series_.kind(k) * spec_.nodes : nullptr;
+    to.diagonal_grad = diagonal_sums_ ? diagonal_sums_ + series_.kind(k) * spec_.nodes : nullptr;
+    return to;
+  }
+
+  const Series<T, I>& series_;
+  const GraphSpec& spec_;
+  const SparseRows<T, I>& transpose_;
+  const GraphBackward<T, I>& call_;
+  const int64_t slice_, map_;
+  T *const scale_sums_, *const diagonal_sums_;
+  const RowRanges ranges_;
+  Buffer<T> memory_;
+  const T* kept_;
+  T *state_, *grad_, *x_grad_, *source_grad_, *rate_grad_[2];
+  T* later_[3];  // the gradients of S_k, S_{k+1}, S_{k+2}, each at k % 3
+};
 
 }  // namespace
 
 template <typename T, typename I>
 void graph_series(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
   const SortedRows<T, I> graph(call.graph, spec.nodes);
-  const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
+  const Series<T, I> series(spec, kernels, call.scale, call.diagonal, call.mixing);
   over_slices(spec, false, [&](int64_t slice) { forward_slice(series, graph.rows, call, slice); });
 }
 
@@ -168,11 +201,28 @@ void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kern
   const SortedRows<T, I> transpose(call.transpose, spec.nodes);
   Buffer<T> values;
   const SparseRows<T, I> scaled = transpose.scaled(call.scale, values);
-  const Series<T, I> series(spec, kernels, call.scale, call.diagonal);
+  const Series<T, I> series(spec, kernels, call.scale, call.diagonal, call.mixing);
   SliceSums<T> scales(spec, kKinds, call.scale_grad), diagonals(spec, kKinds, call.diagonal_grad);
-  over_slices(spec, call.value_grad != nullptr, [&](int64_t slice) {
-    backward_slice(series, scaled, call, slice, scales.of(slice), diagonals.of(slice));
-  });
+  const bool in_order = call.value_grad;
+  using Slice = SeriesSlice<T, I>;
+  const auto make = [&](int64_t slice) {
+    return std::make_unique<Slice>(series, scaled, call, slice, scales.of(slice), diagonals.of(slice));
+  };
+  if (call.mixing_grad) {  // of which pairs of slices are at the same evaluation
+    std::vector<std::unique_ptr<Slice>> slices(spec.slices());
+    MixingGradient<T, I> mixing(spec, kernels, call.mixing_grad, kKinds);
+    over_slices(spec, in_order, [&](int64_t slice) { slices[slice] = make(slice); });
+    for (int k = series.degree - 1; k >= -1; --k) {
+      mixing.add(slices, k, series.kind(k));
+      over_slices(spec, in_order, [&](int64_t slice) { slices[slice]->evaluation(k); });
+    }
+    mixing.finish({series.factor, series.factor + kKinds});
+  } else {
+    over_slices(spec, in_order, [&](int64_t slice) {
+      const auto one = make(slice);
+      for (int k = series.degree - 1; k >= -1; --k) one->evaluation(k);
+    });
+  }
   for (const auto& [sums, grad] : {std::pair{&scales, call.scale_grad}, std::pair{&diagonals, call.diagonal_grad}})
     if (grad)
       for (int kind = 0; kind < kKinds; ++kind)

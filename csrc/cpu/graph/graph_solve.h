@@ -1,5 +1,6 @@
-// Integration of dH/dt = t_end (scale * (A H) + diagonal * H + S) over a graph, forward and backward. Columns do not
-// mix, so that slices of them are integrated to the end one by one. No torch types.
+// Integration of dH/dt = t_end (scale * (A H) + diagonal * H + H M + S) over a graph, forward and backward, for a diagonal
+// M. Columns do not mix, so that slices of them are integrated to the end one by one; or, at level stage, all slices take
+// each stage before any takes the next. No torch types.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@ struct GraphSpec {
   std::vector<double> update;             // t_end * h * b_j
   TimeGrid grid;
   Keep keep;
+  bool by_stage;  // level stage
   // of an expansion in Chebyshev polynomials on [low, high], in place of Runge-Kutta stages: times t_end, or empty
   double low, high;
   std::vector<double> terms;
@@ -39,11 +41,12 @@ struct Graph {
   const T* values;
 };
 
-// Everything is contiguous: states [nodes, columns], nodal values [basis, nodes].
+// Everything is contiguous: states [nodes, columns], nodal values [basis, nodes], mixing [columns, columns], whose diagonal
+// alone is read, or null.
 template <typename T, typename I>
 struct GraphForward {
   Graph<T, I> graph;
-  const T *x, *scale, *diagonal, *source;
+  const T *x, *scale, *diagonal, *source, *mixing;
   std::vector<T*> out;  // the state at t = 1, or at all grid points
   T* kept;              // [slices][kept_maps][nodes][width]
 };
@@ -51,11 +54,11 @@ struct GraphForward {
 template <typename T, typename I>
 struct GraphBackward {
   Graph<T, I> graph, transpose;
-  const T *x, *scale, *diagonal, *source;
+  const T *x, *scale, *diagonal, *source, *mixing;
   std::vector<const T*> out_grad;  // as out
   const T* kept;
-  // null where none is wanted; nodal values and edges of zeros
-  T *x_grad, *scale_grad, *diagonal_grad, *source_grad, *value_grad;
+  // null where none is wanted; nodal values, edges and mixing of zeros, of which the last is that of a whole matrix
+  T *x_grad, *scale_grad, *diagonal_grad, *source_grad, *value_grad, *mixing_grad;
 };
 
 template <typename T, typename I>
