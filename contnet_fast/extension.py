@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 10  # of csrc/bind/module.cpp, which has the same number
+INTERFACE = 11  # of csrc/bind/module.cpp, which has the same number
 
 module: Any = None
 _absent = _stale = ""
@@ -29,6 +30,8 @@ if module is not None:
         _stale = "was built from other sources than those of this package"
     if _stale:
         module = None
+    elif os.environ.get("CONTNET_FAST_ISA"):
+        module.limit_instruction_set(os.environ["CONTNET_FAST_ISA"])
 
 
 def missing(build: str) -> str | None:
@@ -50,6 +53,15 @@ def summary() -> str:
     chips = module.cuda_chips()
     cuda = f"CUDA {module.cuda_release()} for {' '.join(chips)}" if chips else f"without CUDA: {module.without_cuda()}"
     return f"{module.compiler()}, {module.instruction_set()}; {cuda}"
+
+
+def instruction_sets() -> str:
+    """One line: the instruction sets of its kernels on the CPU, and of each that cannot run here why."""
+    if module is None:
+        return "none"
+    reasons = module.instruction_set_reasons()
+    absent = "; ".join(f"{name}: {why}" for name, why in reasons if why)
+    return ", ".join(module.instruction_sets()) + (f" ({absent})" if absent else "")
 
 
 def _why() -> str:

@@ -69,7 +69,8 @@ class Call:
             function. operands: tensors that are no functions of depth, such as the edges of a graph.
         keep: what outlives the forward pass: ``"none"`` (everything is kept), ``"step"`` (the state of each step),
             ``"block"`` (nothing, x is enough) or ``""`` (there is no backward pass).
-        level: ``"solve"`` or ``"stage"``.
+        level: ``"solve"`` or ``"stage"``. products: what the operands of products are rounded to: a dtype's name, or
+            ``""`` (they are not).
     """
 
     family: Family
@@ -81,6 +82,7 @@ class Call:
     grid: FlatGrid
     keep: str
     level: str
+    products: str = ""
 
     @property
     def facts(self) -> Facts:
@@ -91,23 +93,25 @@ class Call:
     def arguments(self) -> tuple[Any, ...]:
         """The arguments in the order of the schema, from x on."""
         tensors = (self.x, list(self.nodes), list(self.operands))
-        return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level)
+        return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level, self.products)
 
     @classmethod
     def of_arguments(
         cls, family: Family, x: torch.Tensor, nodes: Tensors, operands: Tensors, words: Sequence[str],
-        integers: Sequence[int], numbers: Sequence[float], training: bool, *grid_keep_level: Any,
+        integers: Sequence[int], numbers: Sequence[float], training: bool, *rest: Any,
     ) -> Call:  # fmt: skip
         """The inverse of :attr:`arguments`."""
-        *grid, keep, level = grid_keep_level
+        *grid, keep, level, products = rest
         grid = [tuple(part) if isinstance(part, (list, tuple)) else part for part in grid]
         settings = Settings(tuple(words), tuple(integers), tuple(numbers))
         tensors = (x, family.nodes._make(nodes), family.operands._make(operands))
-        return cls(family, *tensors, family.spec.unpack(settings), training, FlatGrid._make(grid), keep, level)
+        return cls(
+            family, *tensors, family.spec.unpack(settings), training, FlatGrid._make(grid), keep, level, products
+        )
 
 
-# of a call: x, nodes, operands, the spec, training, the grid, keep, level
-ARGUMENTS = 3 + len(Settings._fields) + 1 + len(FlatGrid._fields) + 2
+# of a call: x, nodes, operands, the spec, training, the grid, keep, level, products
+ARGUMENTS = 3 + len(Settings._fields) + 1 + len(FlatGrid._fields) + 3
 
 
 class Implementation(ABC):
@@ -130,6 +134,10 @@ class Implementation(ABC):
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Why ``auto`` leaves this although it serves; it is asked about level accumulate too."""
         return None
+
+    def products(self, dtype: torch.dtype, compute_dtype: torch.dtype) -> str:
+        """What the kernels round the operands of products to (:attr:`Call.products`), for a state of ``dtype``."""
+        return ""
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it where ``auto`` takes it."""

@@ -10,7 +10,7 @@ import torch
 
 from .._version import __version__
 from ..backends import describe
-from ..extension import summary
+from ..extension import instruction_sets, summary
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Info:
     """Versions, and every backend with ``"available"`` or why not. ``print`` shows a table.
 
     ``extension``: what the C++ extension was built with and for which GPUs, or why it has no CUDA, or is not there.
+    ``instruction_sets``: those that its kernels can use on this CPU, and of the others why not;
+    ``CONTNET_FAST_ISA`` in the environment names the last one that they may use.
     """
 
     contnet_fast: str
@@ -29,6 +31,7 @@ class Info:
     threads: int
     cpu_capability: str
     extension: str
+    instruction_sets: str
     backends: dict[str, str]
 
     def as_dict(self) -> dict[str, object]:
@@ -62,5 +65,6 @@ def info() -> Info:
         threads=torch.get_num_threads(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         extension=summary(),
+        instruction_sets=instruction_sets(),
         backends=describe(),
     )

@@ -23,10 +23,11 @@ from .batching import older_one_by_one, one_by_one
 LIBRARY = torch.library.Library("contnet_fast", "DEF")
 
 # what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
-# is kept for backward, and the level
+# is kept for backward, the level, and the dtype of products where it is another one than that of sums
 _SOLVE = (
     "Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
-    "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level"
+    "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level, "
+    "str products"
 )
 # of every field family: contnet_fast::<family>_solve_<backend>
 SOLVE = f"({_SOLVE}, bool return_steps) -> (Tensor y, Tensor statistics, Tensor[] saved)"

@@ -28,7 +28,9 @@ def fused_solve(
 ) -> tuple[torch.Tensor, Any]:
     """:func:`contnet_fast.functional.field_solve` by the op of a backend that serves at level solve or stage."""
     nodes = family.present(nodes, spec)
-    if family.implementations[backend].casts_products:  # autocast
+    implementation = family.implementations[backend]
+    products = implementation.products(x.dtype, compute_dtype)
+    if implementation.casts_products:  # autocast
         cast = {name: getattr(nodes, name) for name in family.products}
         cast = {name: t.to(compute_dtype) for name, t in cast.items() if t is not None and t.dtype != compute_dtype}
         nodes = nodes._replace(**cast) if cast else nodes
@@ -37,11 +39,11 @@ def fused_solve(
     operands = family.operands._make(operands)
     tensors = (x, *nodes, *operands)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        call = Call(family, x, nodes, operands, spec, training, grid.flat, checkpoint, level)
+        call = Call(family, x, nodes, operands, spec, training, grid.flat, checkpoint, level, products)
         settings = call.arguments[3:]
         y, statistics = FieldSolve.apply(family, backend, settings, len(nodes), return_steps, *tensors)
     else:
-        call = Call(family, x, nodes, operands, spec, training, grid.flat, "", level)
+        call = Call(family, x, nodes, operands, spec, training, grid.flat, "", level, products)
         y, statistics, _ = lookup(family.op, backend)(*call.arguments, return_steps)
     if not call.facts.couples_batch or family.statistics is None:
         return y, None

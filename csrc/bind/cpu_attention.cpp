@@ -21,7 +21,7 @@ enum Place { kTargets, kSources, kStates, kPlaces };
 template <typename T, typename I>
 const AttentionKernels<T, I>& choose_kernels(int64_t width) {
 #ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return avx512::attention_kernels<T, I>(width);
+  if (instruction_set() >= Isa::avx512) return avx512::attention_kernels<T, I>(width);
   if (instruction_set() == Isa::avx2) return avx2::attention_kernels<T, I>(width);
 #endif
   return portable::attention_kernels<T, I>(width);

@@ -15,14 +15,24 @@
 namespace contnet_fast {
 namespace {
 
+// Where the CPU has no products of bfloat16 operands, the portable ones stand in: right and slow.
+const ConvKernels<float>& direct_kernels() {
+  if (instruction_set() == Isa::amx) return *amx::conv_bf16();
+  if (instruction_set() == Isa::avx512_bf16) return *avx512_bf16::conv_bf16();
+  return *portable::conv_bf16();
+}
+
 template <typename T>
-const ConvKernels<T>& choose_kernels(int padded) {
+const ConvKernels<T>& choose_kernels(const Geometry& map) {
+  const int padded = map.padded;
+  if constexpr (std::is_same_v<T, float>)
+    if (map.direct) return direct_kernels();
 #ifdef CONTNET_FAST_X86
   if constexpr (std::is_same_v<T, float>) {
-    if (instruction_set() == Isa::avx512) return avx512::conv_f32(padded);
+    if (instruction_set() >= Isa::avx512) return avx512::conv_f32(padded);
     if (instruction_set() == Isa::avx2) return avx2::conv_f32(padded);
   } else {
-    if (instruction_set() == Isa::avx512) return avx512::conv_f64(padded);
+    if (instruction_set() >= Isa::avx512) return avx512::conv_f64(padded);
     if (instruction_set() == Isa::avx2) return avx2::conv_f64(padded);
   }
 #endif
@@ -37,7 +47,9 @@ at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at:
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
   spec.batch = x.size(0);
-  spec.map = geometry(x.size(2), x.size(3), x.size(1));
+  const bool direct = a.products == Products::bfloat16;
+  TORCH_CHECK(!direct || x.scalar_type() != at::kDouble, a.op, ": products in bfloat16 of a state in float64");
+  spec.map = (direct ? direct_geometry : geometry)(x.size(2), x.size(3), x.size(1));
   spec.post = a.order == FieldOrder::post;
   spec.norm = a.norm == FieldNorm::none ? Norm::none : a.norm == FieldNorm::batch ? Norm::batch : Norm::sample;
   spec.groups = static_cast<int>(a.groups);
@@ -138,13 +150,15 @@ SolveResults solve(const at::Tensor& x, const OptionalTensors& nodes, const Solv
     call.kept = kept.mutable_data_ptr<scalar_t>();
     call.moments = moments.mutable_data_ptr<scalar_t>();
     call.statistics = statistics.mutable_data_ptr<scalar_t>();
-    if (x.numel() > 0) conv_solve(spec, choose_kernels<scalar_t>(spec.map.padded), call);
+    if (x.numel() > 0) conv_solve(spec, choose_kernels<scalar_t>(spec.map), call);
   });
   if (x.numel() == 0) {
     moments.zero_();
     if (spec.batch_statistics) running_statistics(spec, params, statistics);
   }
-  return {y.to(x.scalar_type()), statistics.to(x.scalar_type()), moments, kept};
+  const std::optional<at::Tensor> running = nodes.get(kMean1);  // in whose dtype those of the batch are
+  const at::ScalarType reported = running.has_value() ? running->scalar_type() : x.scalar_type();
+  return {y.to(x.scalar_type()), statistics.to(reported), moments, kept};
 }
 
 std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor& x, const OptionalTensors& nodes,
@@ -168,7 +182,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.moments = moments.const_data_ptr<scalar_t>();
     call.x_grad = images<scalar_t>(x_grad, x_grad.mutable_data_ptr<scalar_t>());
     for (size_t i = 0; i < wanted.size(); ++i) call.node_grads[wanted[i]] = grads[i].mutable_data_ptr<scalar_t>();
-    if (x.numel() > 0) conv_solve_backward(spec, choose_kernels<scalar_t>(spec.map.padded), call);
+    if (x.numel() > 0) conv_solve_backward(spec, choose_kernels<scalar_t>(spec.map), call);
   });
   std::vector<at::Tensor> all{x_grad.to(x.scalar_type())};
   for (size_t i = 0; i < wanted.size(); ++i) all.push_back(grads[i].to(nodes.get(wanted[i])->scalar_type()));

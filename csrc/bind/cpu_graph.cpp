@@ -23,7 +23,7 @@ constexpr int kNodes = kIndptr;
 template <typename T, typename I>
 const GraphKernels<T, I>& choose_kernels(int width) {
 #ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return avx512::graph_kernels<T, I>(width);
+  if (instruction_set() >= Isa::avx512) return avx512::graph_kernels<T, I>(width);
   if (instruction_set() == Isa::avx2) return avx2::graph_kernels<T, I>(width);
 #endif
   return portable::graph_kernels<T, I>(width);
@@ -48,6 +48,8 @@ struct Arguments {
     TORCH_CHECK(nodes.size() == kNodes && operands.size() == kPlaces - kNodes, op, ": ", nodes.size(), " nodes and ",
                 operands.size(), " operands");
     TORCH_CHECK(read_word(op, "level", given.level, kLevels) == Level::solve, op, ": level ", given.level);
+    TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
+                given.products);
     type = compute_type(state);
     x = plain(state);
     scale = plain(*nodes.get(kScale));
@@ -127,10 +129,12 @@ using Results = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalTensors& operands,
               std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
               at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights, at::ArrayRef<double> rows,
-              at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level, bool return_steps) {
+              at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level, std::string products,
+              bool return_steps) {
   record("diffusion_solve", "cpu", level.c_str());
-  const Arguments a(kOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Arguments a(
+      kOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   const GraphSpec& spec = a.spec;
   TORCH_CHECK(spec.terms.empty() || !return_steps, kOp, ": an expansion has no steps");
   const auto options = a.x.options();
@@ -160,11 +164,12 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                                        at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
                                        at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                                        at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-                                       std::string keep, std::string level, at::TensorList saved,
+                                       std::string keep, std::string level, std::string products, at::TensorList saved,
                                        at::IntArrayRef wanted) {
   record("diffusion_solve_backward", "cpu", level.c_str());
-  const Arguments a(kBackwardOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Arguments a(
+      kBackwardOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   const GraphSpec& spec = a.spec;
   TORCH_CHECK(saved.size() == 1 && saved[0].dim() == 4 && saved[0].size(1) == spec.kept_maps(), kBackwardOp,
               ": other saved maps than ", spec.kept_maps());

@@ -16,6 +16,7 @@
 #include "cpu/conv/conv_solve.h"
 #include "bind/leaves.h"
 #include "bind/plans.h"
+#include "bind/tile_products.h"
 #include "runtime/pool.h"
 #include "cpu/combine/rk_combine.h"
 #include "runtime/isa.h"
@@ -32,7 +33,7 @@ struct Kernels {
 
 Kernels kernels() {
 #ifdef CONTNET_FAST_X86
-  if (instruction_set() == Isa::avx512) return {avx512::combine_block, avx512::compensate_block};
+  if (instruction_set() >= Isa::avx512) return {avx512::combine_block, avx512::compensate_block};
   if (instruction_set() == Isa::avx2) return {avx2::combine_block, avx2::compensate_block};
 #endif
   return {portable::combine_block, portable::compensate_block};
@@ -210,7 +211,7 @@ TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 10; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 11; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def(
@@ -222,6 +223,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "instruction_set", [] { return contnet_fast::name(contnet_fast::instruction_set()); },
       "The instruction set in use.");
   m.def("instruction_sets", &contnet_fast::instruction_sets, "Those that this CPU can run.");
+  m.def("instruction_set_reasons", &contnet_fast::instruction_set_reasons,
+        "All of them, each with why it cannot run here; empty where it can.");
+  m.def("limit_instruction_set", &contnet_fast::limit_instruction_set, "Use none that comes after this one.");
   m.def("use_instruction_set", &contnet_fast::use_instruction_set, "Use another one; for tests.");
   m.def("pooled_bytes", &contnet_fast::pooled_bytes, "Bytes of working memory held for the next call.");
   m.def(
@@ -231,4 +235,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("take_runs", &contnet_fast::take_runs,
         "(op, backend, level, launches) of the runs since the last call, in order.");
   contnet_fast::register_plans(m);
+  contnet_fast::register_tile_products(m);
 }

@@ -16,6 +16,7 @@ namespace contnet_fast {
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
 enum class Level { solve, stage };
+enum class Products { sums, bfloat16 };  // operands of products: in the dtype of sums, or rounded
 
 template <typename Value>
 struct Word {
@@ -24,6 +25,7 @@ struct Word {
 };
 
 constexpr Word<Level> kLevels[] = {{"solve", Level::solve}, {"stage", Level::stage}};
+constexpr Word<Products> kProducts[] = {{"", Products::sums}, {"bfloat16", Products::bfloat16}};
 constexpr Word<Keep> kKeeps[] = {
     {"", Keep::nothing}, {"block", Keep::input}, {"step", Keep::steps}, {"none", Keep::everything}};
 
@@ -55,7 +57,7 @@ struct SchemaArguments {
   at::IntArrayRef counts, cells;
   at::ArrayRef<double> weights, rows, update;
   int64_t n_steps;
-  std::string keep, level;
+  std::string keep, level, products;
 
   int64_t stages() const { return static_cast<int64_t>(update.size()); }
   // The slots of the time grid, for nodes of `basis` functions; the lists are of sizes that fit one another.

@@ -33,6 +33,7 @@ struct SolveArguments {
   at::ArrayRef<double> rows, update;  // [stage, stage] h * a_sj, [stage] h * b_j
   Keep keep;
   Level level;
+  Products products;
   const char *level_word, *norm_word;
 
   int64_t evaluations() const { return n_steps * stages; }
@@ -63,7 +64,8 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   TORCH_CHECK_VALUE(given.words.size() == 2 && given.integers.size() == 4 && given.numbers.size() == 2, op,
                     ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
                     given.numbers.size(), ", accepted: 2, 4, 2");
-  const auto& [words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level] = given;
+  const auto& [words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level,
+               products] = given;
   const int64_t groups = integers[1];
   SolveArguments a{};
   a.op = op;
@@ -71,6 +73,7 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   a.norm = read_word(op, "norm", words[1], kNorms);
   a.keep = read_word(op, "keep", keep, kKeeps);
   a.level = read_word(op, "level", level, kLevels);
+  a.products = read_word(op, "products", products, kProducts);
   a.level_word = word_of(a.level, kLevels);
   a.norm_word = word_of(a.norm, kNorms);
   check_tensors(op, x, nodes);
@@ -107,9 +110,9 @@ OpResults conv_solve_op(const at::Tensor& x, const OptionalTensors& nodes, const
                         std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers,
                         bool training, at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                         at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps, std::string keep,
-                        std::string level, bool return_steps) {
-  const SchemaArguments given{words,   integers, numbers, training, counts, cells,
-                              weights, rows,     update,  n_steps,  keep,   level};
+                        std::string level, std::string products, bool return_steps) {
+  const SchemaArguments given{words, integers, numbers, training, counts, cells,   weights,
+                              rows,  update,   n_steps, keep,     level,  products};
   const SolveArguments a = read_arguments(Backend::op, x, nodes, given);
   SolveResults r = Backend::solve(x, nodes, a, return_steps);
   return {r.y, r.statistics, {r.moments, r.kept}};
@@ -122,10 +125,10 @@ std::vector<at::Tensor> conv_solve_backward_op(const at::Tensor& grad, const at:
                                                at::ArrayRef<double> numbers, bool training, at::IntArrayRef counts,
                                                at::IntArrayRef cells, at::ArrayRef<double> weights,
                                                at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-                                               std::string keep, std::string level, at::TensorList saved,
-                                               at::IntArrayRef wanted) {
-  const SchemaArguments given{words,   integers, numbers, training, counts, cells,
-                              weights, rows,     update,  n_steps,  keep,   level};
+                                               std::string keep, std::string level, std::string products,
+                                               at::TensorList saved, at::IntArrayRef wanted) {
+  const SchemaArguments given{words, integers, numbers, training, counts, cells,   weights,
+                              rows,  update,   n_steps, keep,     level,  products};
   const SolveArguments a = read_arguments(Backend::backward_op, x, nodes, given);
   TORCH_CHECK(saved.size() == 2, Backend::backward_op, ": ", saved.size(), " saved tensors, accepted: 2");
   return Backend::solve_backward(grad, x, nodes, a, saved[0], saved[1], wanted);

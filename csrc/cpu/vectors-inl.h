@@ -13,6 +13,36 @@ struct Vectors {
   static inline __attribute__((always_inline)) V all(T x) { return x - V{}; }
   static inline __attribute__((always_inline)) V load_or(const T* p, T x) { return p ? load(p) : all(x); }
 
+  // L values of float as bfloat16, each in the lower half of an integer: to nearest, ties to even, subnormal ones to zero
+  typedef uint32_t Integers __attribute__((vector_size(4 * L)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * L)));
+  static inline __attribute__((always_inline)) Integers to_bfloat16(V v) {
+    const Integers bits = (Integers)v, high = bits >> 16, magnitude = bits & 0x7fffffffu;
+    const Integers rounded = (bits + 0x7fffu + (high & 1u)) >> 16;
+    return magnitude > 0x7f800000u ? (high | 0x40u) : magnitude < 0x00800000u ? (high & 0x8000u) : rounded;
+  }
+  template <typename To, typename From>
+  static inline __attribute__((always_inline)) To converted(From v) {
+    return __builtin_convertvector(v, To);
+  }
+  static inline __attribute__((always_inline)) void store(uint16_t* p, V v) {
+#ifdef __AVX512BF16__
+    if constexpr (L == 16) {
+      const __m256bh halves = _mm512_cvtneps_pbh(v);
+      __builtin_memcpy(p, &halves, sizeof halves);
+      return;
+    }
+#endif
+    const Halves halves = converted<Halves>(to_bfloat16(v));
+    __builtin_memcpy(p, &halves, sizeof halves);
+  }
+  static inline __attribute__((always_inline)) Integers widen(const uint16_t* p) {
+    Halves halves;
+    __builtin_memcpy(&halves, p, sizeof halves);
+    return converted<Integers>(halves);
+  }
+  static inline __attribute__((always_inline)) V load(const uint16_t* p) { return (V)(widen(p) << 16); }
+
   // sum of f(pixel) over pixels, in four interleaved sums that do not wait for one another
   template <typename F>
   static inline __attribute__((always_inline)) V over_pixels(int64_t pixels, const F& f) {

@@ -55,6 +55,7 @@ def sorted_rows():
         for isa, row in rows():
             patch.setattr(conv_cpu, "AVX512", isa == "avx512")
             patch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
+            patch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
             ratio = min(row["nchw"], row["channels_last"])
             (left if cpu.CpuBackend().reason_to_skip(problem(row), "stage") else taken).append((ratio, isa, row))
     return taken, left
@@ -89,6 +90,7 @@ def test_auto_leaves_what_is_not(sorted_rows):
 def test_the_choice_is_explained(monkeypatch, change, words):
     monkeypatch.setattr(conv_cpu, "AVX512", True)
     monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", True)
+    monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
     row = {"channels": 16, "side": 32, "batch": 32, "dtype": "float32", "training": False, **change}
     plan = select(problem(row))
     if words is None:

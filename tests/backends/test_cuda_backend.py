@@ -190,6 +190,7 @@ WITHOUT = f"""types.SimpleNamespace(
     interface=lambda: {INTERFACE}, built_for_torch=lambda: torch.__version__, cuda_chips=lambda: [],
     cuda_release=lambda: "",
     without_cuda=lambda: "no nvcc on the path", instruction_set=lambda: "portable", compiler=lambda: "c++",
+    instruction_sets=lambda: ["portable"], instruction_set_reasons=lambda: [("portable", ""), ("avx2", "absent")],
     record=lambda on: None, take_runs=lambda: [])"""
 
 
@@ -209,6 +210,7 @@ assert info.extension.startswith("none: ")""",
 assert "has no CUDA in it (no nvcc on the path)" in info.backends["cuda"], info
 assert "CONTNET_FAST_BUILD=cuda pip install" in info.backends["cuda"]
 assert info.extension == "c++, portable; without CUDA: no nvcc on the path"
+assert info.instruction_sets == "portable (avx2: absent)"
 y = torch.ones(2)
 with cf.use_backend("cuda"):
     try:

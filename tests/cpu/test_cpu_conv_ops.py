@@ -75,7 +75,7 @@ def test_opcheck_of_the_backward_pass(case, layout, dtype):
     torch.library.opcheck(lookup("conv_solve_backward", "cpu"), (grad, x, *rest, saved, wanted))
 
 
-WORDS = {"order": "Pre", "norm": "Batch", "keep": "steps", "level": "Solve"}
+WORDS = {"order": "Pre", "norm": "Batch", "keep": "steps", "level": "Solve", "products": "float32"}
 
 
 @pytest.mark.parametrize("argument", WORDS)
@@ -83,9 +83,11 @@ def test_words_that_no_backend_knows_are_refused(argument):
     rest = arguments(*CASES[1])
     x = image()
     y, _, saved = lookup("conv_solve", "cpu")(x, *rest, False)
-    given = dict(zip(("order", "norm"), rest[2], strict=True)) | {"keep": rest[-2], "level": rest[-1]}
-    order, norm, keep, level = (given | {argument: WORDS[argument]}).values()
-    wrong = (*rest[:2], [order, norm], *rest[3:-2], keep, level)
+    given = dict(zip(("order", "norm"), rest[2], strict=True)) | dict(
+        zip(("keep", "level", "products"), rest[-3:], strict=True)
+    )
+    order, norm, *last = (given | {argument: WORDS[argument]}).values()
+    wrong = (*rest[:2], [order, norm], *rest[3:-3], *last)
     message = rf"conv_solve_cpu: {argument}: got '{WORDS[argument]}', accepted: '.*'"
     with pytest.raises(ValueError, match=message):
         lookup("conv_solve", "cpu")(x, *wrong, False)

@@ -12,7 +12,9 @@ from ..family import Call, Implementation, TensorSpec
 
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
-AVX512 = extension.module is not None and extension.module.instruction_set() == "avx512"
+INSTRUCTIONS = extension.module.instruction_set() if extension.module is not None else ""
+AVX512 = INSTRUCTIONS in ("avx512", "avx512_bf16", "amx")
+BFLOAT16_PRODUCTS = INSTRUCTIONS == "amx"  # those of avx512_bf16 were measured slower than F(2x2, 3x3) in float32
 
 
 class CpuConv(Implementation):
@@ -23,10 +25,11 @@ class CpuConv(Implementation):
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
         reasons = []
-        if problem.compute_dtype != problem.dtype:
+        rounded = problem.compute_dtype == torch.bfloat16 and problem.dtype == torch.float32
+        if problem.compute_dtype != problem.dtype and not rounded:
             reasons.append(
-                f"autocast to {problem.compute_dtype} of a state in {problem.dtype}: a fused solve has one dtype, so "
-                "the state must be in that of autocast already"
+                f"autocast to {problem.compute_dtype} of a state in {problem.dtype}: kernels round products of a state "
+                "in torch.float32 to torch.bfloat16 and no others"
             )
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
@@ -41,14 +44,24 @@ class CpuConv(Implementation):
         return _slower(problem)
 
     def why(self, problem: Problem, level: str) -> str:
-        """It was measured."""
+        """It was measured, or is predicted."""
+        if self.products(problem.dtype, problem.compute_dtype):
+            return f"products in bfloat16 by {INSTRUCTIONS}, measured faster than PyTorch (docs/performance.md)"
+        if problem.compute_dtype == torch.bfloat16 and INSTRUCTIONS == "avx512_bf16":
+            return "products in float32, predicted faster than PyTorch's in bfloat16, not measured on such a CPU"
         return "measured faster than PyTorch for such blocks (docs/performance.md)"
+
+    def products(self, dtype: torch.dtype, compute_dtype: torch.dtype) -> str:
+        """Operands in bfloat16 where that is asked for and this CPU multiplies them; in float32 they round less."""
+        served = compute_dtype == torch.bfloat16 and dtype in (torch.bfloat16, torch.float32)
+        return "bfloat16" if served and BFLOAT16_PRODUCTS else ""
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
         """Moments of the norms and maps, both in the dtype of the sums and with padded channels."""
         batch, channels, height, width = call.x.shape
         n, stages = call.grid.n_steps, len(call.grid.update)
-        dtype, padded, facts = accumulation_dtype(call.x.dtype), padded_channels(channels), call.facts
+        dtype, facts = accumulation_dtype(call.x.dtype), call.facts
+        padded = (channels + 15) // 16 * 16 if call.products else padded_channels(channels)
         rows = batch if facts.couples_sites else 1 if facts.couples_batch else 0
         maps = kept_maps(call.spec.order, call.keep, n, stages)
         return (
@@ -76,6 +89,8 @@ def _slower(problem: Problem) -> str | None:
     """Why PyTorch was measured faster: benchmarks/results/choice-cpu.jsonl, which a test holds this to."""
     if problem.dtype == torch.float16:  # PyTorch has no fast convolutions in it on CPUs
         return None
+    if CpuConv().products(problem.dtype, problem.compute_dtype):
+        return _slower_in_bfloat16(problem)
     batch, channels, height, width = problem.shape
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
     limit, wide = (20_000, 256) if AVX512 else (9_000, 128)
@@ -89,9 +104,13 @@ def _slower(problem: Problem) -> str | None:
             f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
             "and reading them was measured to cost more than it saves"
         )
-    if NATIVE_BFLOAT16 and problem.dtype == torch.bfloat16 and channels >= 128:
+    if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and channels >= 128:
         return (
             f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "
             "were measured faster than ours in float32"
         )
+    return None
+
+
+def _slower_in_bfloat16(problem: Problem) -> str | None:
     return None

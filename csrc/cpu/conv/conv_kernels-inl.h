@@ -29,8 +29,8 @@ struct Conv : Domain<T, L> {
 
   // ---- operands -------------------------------------------------------------------------------------------------
 
-  template <bool kOther, bool kMask>
-  static void load_pixels(const Operand<T>& in, int64_t offset, int width, int padded, T* dst) {
+  template <bool kOther, bool kMask, typename Stored>
+  static void load_pixels(const Operand<T>& in, int64_t offset, int width, int padded, Stored* dst) {
     const T floor = in.relu ? T(0) : -std::numeric_limits<T>::infinity();
     const V low = all(floor);
     for (int c = 0; c < padded; c += L) {
@@ -39,7 +39,7 @@ struct Conv : Domain<T, L> {
       const V other_scale = load_or(in.other_scale ? in.other_scale + c : nullptr, T(0));
       const T* map = in.map + offset + c;
       const T* other = in.other + (kOther ? offset + c : 0);
-      T* out = dst + c;
+      Stored* out = dst + c;
       for (int x = 0; x < width; ++x, map += padded, other += kOther ? padded : 0, out += padded) {
         V v = load(map) * scale + shift;
         if (kOther) v += load(other) * other_scale;
@@ -50,17 +50,19 @@ struct Conv : Domain<T, L> {
     }
   }
 
-  static void load_row(const Operand<T>& in, int64_t offset, int width, int padded, T* dst) {
+  template <typename Stored>
+  static void load_row(const Operand<T>& in, int64_t offset, int width, int padded, Stored* dst) {
     if (in.mask_by_other) return load_pixels<true, true>(in, offset, width, padded, dst);
     if (in.other) return load_pixels<true, false>(in, offset, width, padded, dst);
     load_pixels<false, false>(in, offset, width, padded, dst);
   }
 
   // Row y of the image, or zeros outside it, between one pixel of zeros on either side.
-  static __attribute__((noinline)) void load_padded(const Geometry& g, const Operand<T>& in, int y, T* dst) {
+  template <typename Stored>
+  static __attribute__((noinline)) void load_padded(const Geometry& g, const Operand<T>& in, int y, Stored* dst) {
     const int64_t length = int64_t(g.width) * g.padded;
     if (y < 0 || y >= g.height) {
-      __builtin_memset(dst + g.padded, 0, sizeof(T) * length);
+      __builtin_memset(dst + g.padded, 0, sizeof(Stored) * length);
     } else {
       load_row(in, y * length, g.width, g.padded, dst + g.padded);
     }
@@ -190,11 +192,13 @@ struct Conv : Domain<T, L> {
     }
   }
 
-  static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result) {
+  // rows of results lie `pitch` apart
+  static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result,
+                                               int64_t pitch) {
     const int64_t length = int64_t(g.width) * g.padded;
     const bool simple = r.destination[0].terms <= kSimple, more = r.destinations > 1 || !simple;
     for (int i = 0; i < g.rows(unit); ++i) {
-      T* row = result + i * Base::row_length(g);
+      T* row = result + i * pitch;
       const int64_t offset = (int64_t(2) * g.group * unit + i) * length;
       if (r.mask)
         finish_row<true>(r, offset, g.width, g.padded, more, row);
@@ -261,7 +265,7 @@ struct Conv : Domain<T, L> {
         accumulate(g, s.tiles, s.gradient, count, job.weight_grad);
       }
       if (job.bias_grad) add_bias_gradient(g, in, unit, job.bias_grad);
-      finish(g, job.result, unit, s.result);
+      finish(g, job.result, unit, s.result, row_length(g));
     }
   }
 

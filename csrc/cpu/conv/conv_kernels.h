@@ -1,5 +1,6 @@
-// 3x3 convolutions of channels-last maps by Winograd F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), with what comes
-// before and after them. Plain pointers, no torch types: the solver owns memory, order and threads.
+// 3x3 convolutions of channels-last maps by Winograd F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), or directly with
+// bfloat16 operands, with what comes before and after them. Plain pointers, no torch types: the solver owns memory,
+// order and threads.
 //
 // A map is [height][width][padded] with zeros in the channels beyond the real ones. Tiles are 2x2 pixels; a unit is
 // `group` rows of tiles of one image, the smallest piece of work, whatever the number of threads.
@@ -17,8 +18,9 @@ struct Geometry {
   int tiles_x;  // tiles in a row
   int group;    // rows of tiles in a unit
   int units;    // units in an image
+  bool direct;  // bfloat16 products of pixels and taps, not of frequencies
   int64_t map() const { return int64_t(height) * width * padded; }
-  int64_t weights() const { return int64_t(16) * channels * padded; }
+  int64_t weights() const { return direct ? int64_t(9) * padded * padded : int64_t(16) * channels * padded; }
   int rows(int unit) const {  // image rows of a unit
     const int first = 2 * group * unit, last = first + 2 * group;
     return (last < height ? last : height) - first;
@@ -38,7 +40,18 @@ inline Geometry geometry(int height, int width, int channels) {
   if (group > kMostRows) group = kMostRows;
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
-  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group};
+  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group, false};
+}
+
+// Of bfloat16 products, whose tiles take 16 channels at a time.
+inline Geometry direct_geometry(int height, int width, int channels) {
+  const int tiles_x = (width + 1) / 2, tile_rows = (height + 1) / 2, padded = (channels + 15) / 16 * 16;
+  // values that a unit aims at: its operands and results share L1 with some weights, or L2 with all of them
+  const int values = padded <= 64 ? 8192 : 32768;
+  int group = values / (4 * padded * (tiles_x > 0 ? tiles_x : 1));
+  if (group > tile_rows) group = tile_rows;
+  if (group < 1) group = 1;
+  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group, true};
 }
 
 // scale * map + shift + other_scale * other, per channel, then relu, then kept only where other > 0
@@ -101,10 +114,10 @@ struct Result {
 template <typename T>
 struct ConvJob {
   Operand<T> in;
-  const T* weights = nullptr;  // [16][channels][padded]
+  const T* weights = nullptr;  // [16][channels][padded], or as the kernels packed them
   Result<T> result;
   const Operand<T>* activation = nullptr;
-  T* weight_grad = nullptr;  // [16][channels][padded], added to
+  T* weight_grad = nullptr;  // [16][channels][padded], directly [9][padded][padded], added to
   T* bias_grad = nullptr;    // [padded], added to
 };
 
@@ -145,5 +158,16 @@ CONTNET_FAST_DECLARE(avx2)
 CONTNET_FAST_DECLARE(avx512)
 #endif
 #undef CONTNET_FAST_DECLARE
+
+// With products of bfloat16 operands, for maps of a direct geometry; null where the compiler could not make them.
+namespace portable {
+const ConvKernels<float>* conv_bf16();
+}
+namespace avx512_bf16 {
+const ConvKernels<float>* conv_bf16();
+}
+namespace amx {
+const ConvKernels<float>* conv_bf16();
+}
 
 }  // namespace contnet_fast

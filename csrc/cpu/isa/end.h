@@ -1,4 +1,4 @@
-// The end of what begin_avx2.h or begin_avx512.h began.
+// The end of what a begin_*.h began.
 #ifdef __clang__
 #pragma clang attribute pop
 #else
