@@ -194,9 +194,9 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
               at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level, std::string products,
               bool return_steps) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments a(kOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level,
-                     products});
+  const Arguments a(
+      kOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   const int64_t launched = cuda::launch_count();
   const at::Tensor kept = a.maps(a.kept());
   const at::Tensor steps = return_steps ? a.maps(n_steps + 1) : at::Tensor();
@@ -226,12 +226,12 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                                        at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
                                        at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                                        at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-                                       std::string keep, std::string level, std::string products,
-                                       at::TensorList saved, at::IntArrayRef wanted) {
+                                       std::string keep, std::string level, std::string products, at::TensorList saved,
+                                       at::IntArrayRef wanted) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments a(kBackwardOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level,
-                     products});
+  const Arguments a(
+      kBackwardOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   TORCH_CHECK(saved.size() == 1 && saved[0].dim() == 3 && saved[0].size(0) == a.kept(), kBackwardOp,
               ": other saved maps than ", a.kept());
   TORCH_CHECK(grad.dim() == 2 ? grad.sizes() == x.sizes() : grad.dim() == 3 && grad.size(0) == n_steps + 1, kBackwardOp,
