@@ -150,8 +150,21 @@ def _who_trains() -> tuple[str, ...]:
     return tuple(f"{name}:channels_last" for name in ("reference", *ours))
 
 
+def graphs(run: GpuRun) -> None:
+    """Time diffusion and attention on graphs beside cuSPARSE, torch.compile and PyTorch Geometric."""
+    from benchmarks.common.timing import TINY, Effort
+    from benchmarks.gpu.graphs import graph_cases, measure_graph
+
+    effort = TINY if run.dry else Effort(rounds=30, seconds=0.0)
+    for case in graph_cases(tiny=run.dry):
+        run.attempt("graphs", case.name, lambda case=case: measure_graph(  # type: ignore[misc]
+            case, run.device, effort, compile_budget=min(run.options.compile_budget, max(1.0, run.seconds_left)),
+            tiny=run.dry))  # fmt: skip
+
+
 PHASES: dict[str, Callable[[GpuRun], None]] = {
-    "first": first, "blocks": blocks, "choice": choice, "levels": levels, "combine": combine, "training": training,
+    "first": first, "blocks": blocks, "choice": choice, "levels": levels, "combine": combine, "graphs": graphs,
+    "training": training,
 }  # fmt: skip
 
 

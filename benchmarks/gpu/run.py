@@ -33,7 +33,8 @@ from benchmarks.gpu.shared import LATE, LOST, Failed, GpuRun, add_options, phase
 from benchmarks.gpu.tests import DRY_TESTS, GPU_TESTS, SMOKE, TRITON_TESTS, sanitizer, tests
 
 # by phase, the seconds after which a case counts as hanging; it compiles, warms up and is timed
-LIMITS = {"first": 300.0, "blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "training": 300.0}
+LIMITS = {"first": 300.0, "blocks": 360.0, "choice": 150.0, "levels": 200.0, "combine": 90.0, "graphs": 240.0,
+          "training": 300.0}  # fmt: skip
 PHASES = ("environment", "build", "smoke", *LIMITS, "tests", "sanitizer")
 GRACE = 30.0  # seconds that a case may take after the time is up
 IDLE = 120.0  # seconds within which a phase must begin a case

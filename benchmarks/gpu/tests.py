@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.gpu.shared import Failed, GpuRun, tail
 
 SMOKE = ("tests/gpu/test_cuda_gpu.py", "tests/gpu/test_gpu_kernels.py")  # before anything is timed
-GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_triton_gpu.py",
-             "tests/ode/test_odeint_device.py", "tests/ode/test_odeint_checkpoint.py",
+GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_cuda_graph_gpu.py",
+             "tests/gpu/test_triton_gpu.py", "tests/ode/test_odeint_device.py", "tests/ode/test_odeint_checkpoint.py",
              "tests/gpu/test_reference_gpu.py")  # fmt: skip
 DRY_TESTS = ("tests/interpreted/test_triton_combine.py",)
 TRITON_TESTS = (  # the kernels are compiled where a GPU is
@@ -35,7 +35,7 @@ SANITIZED = (  # tool, file, selection of tests
     *(
         (tool, f"tests/gpu/{file}.py", "small_set")
         for tool in ("memcheck", "racecheck", "synccheck")
-        for file in ("test_cuda_gpu", "test_cuda_conv_gpu", "test_triton_gpu")
+        for file in ("test_cuda_gpu", "test_cuda_conv_gpu", "test_cuda_graph_gpu", "test_triton_gpu")
     ),
     ("memcheck", "tests/gpu/test_gpu_kernels.py", "another_stream or one_order"),
 )

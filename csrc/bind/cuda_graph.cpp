@@ -127,8 +127,10 @@ struct Arguments {
                       ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
                       given.numbers.size(), ", accepted: 0, 0, 1");
     TORCH_CHECK(x.dim() == 2, op, ": x of ", x.dim(), " dimensions");
-    TORCH_CHECK(nodes.size() == kCoefficients && operands.size() == kPlaces - kCoefficients, op, ": ", nodes.size(),
+    TORCH_CHECK(nodes.size() == kCoefficients && operands.size() >= kPlaces - kCoefficients, op, ": ", nodes.size(),
                 " nodes and ", operands.size(), " operands");
+    for (size_t i = kPlaces - kCoefficients; i < operands.size(); ++i)
+      TORCH_CHECK(!operands.get(i).has_value(), op, ": operand ", i, " is not served");
     scalar_of(op, x.scalar_type());
     TORCH_CHECK_VALUE(read_word(op, "level", given.level, kLevels) == Level::stage, op, ": level: got '", given.level,
                       "', accepted: 'stage'");

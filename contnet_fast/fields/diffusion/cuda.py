@@ -12,6 +12,10 @@ class CudaDiffusion(Implementation):
 
     levels = ("stage",)
 
+    def check(self, problem: Problem, level: str) -> tuple[str, ...]:
+        """Every reason against: a field says in words what its evaluations have beside nodes, graph and source."""
+        return tuple(f"{word}: its kernels have no such term" for word in problem.facts.words)
+
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it."""
         return "a launch an evaluation, long rows by a whole block; not yet measured"

@@ -1,0 +1,120 @@
+"""Solves of the diffusion field as data: what they are drawn from, who solves them, and the judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+import contnet_fast as cf
+from contnet_fast.fields import DIFFUSION
+from contnet_fast.fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
+from contnet_fast.functional import field_solve
+from contnet_fast.graphs import Graph
+from contnet_fast.ops import fused_solve
+from contnet_fast.schemes.bases import Basis
+from contnet_fast.testing import assert_within_budget
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NAMES = ("y", "x", "scale", "diagonal", "values", "source")
+DIFFERENTIABLE = (0, 1, 4, 8)  # places of scale, diagonal, values and source among nodes and operands
+LONG = 512  # kLongRow of csrc/cuda/graph/diffusion_stage.h
+
+
+@dataclass(frozen=True)
+class Case:
+    """A solve as data. Graphs have equal edges, loops, isolated nodes; ``hub``: edges of a row and a column."""
+
+    features: int = 4
+    dtype: torch.dtype = torch.float32
+    nodes: int = 19
+    edges: int = 45
+    hub: int = 0
+    scheme: str = "rk4_38"
+    n_steps: int = 2
+    basis: str = "piecewise_constant"
+    n_basis: int = 2
+    checkpoint: str = "step"
+    return_steps: bool = False
+    source: bool = True
+    index: torch.dtype = torch.int32
+    seed: int = 0
+
+    def __str__(self) -> str:
+        changed = (name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(Case(), name))
+        return ",".join(f"{name}={getattr(self, name)}".replace("torch.", "") for name in changed) or "plain"
+
+    @property
+    def grid(self) -> Any:
+        return cf.time_grid(self.scheme, self.n_steps, Basis(self.basis, self.n_basis))
+
+
+def draw(case: Case, device: str = "cpu") -> tuple[torch.Tensor, DiffusionNodes, DiffusionOperands]:
+    """Float64 tensors of values that the dtype of the case has."""
+    generator = torch.Generator().manual_seed(case.seed)
+    n = case.nodes
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return (torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5).to(case.dtype).double()
+
+    index = torch.randint(0, max(n - 3, 1), (2, case.edges), generator=generator)
+    index = torch.cat([index, index[:, :5], torch.full((2, min(1, case.edges)), n - 1)], 1)
+    if case.hub:
+        others = torch.randint(0, n, (case.hub,), generator=generator)
+        index = torch.cat([index, torch.stack([others, torch.full_like(others, 2)]),
+                           torch.stack([torch.full_like(others, 3), others])], 1)  # fmt: skip
+    scale = 1.0 if not case.hub else 4.0 / case.hub
+    graph = Graph(index, scale * uniform(index.shape[1]), num_nodes=n)
+    operands = operands_of(graph, uniform(n, case.features) if case.source else None)
+    operands = [t if t is None or t.is_floating_point() else t.to(case.index) for t in operands]
+    nodes = DiffusionNodes(uniform(case.n_basis, n), uniform(case.n_basis, n))
+    x = uniform(n, case.features)
+    moved = (None if t is None else t.to(device) for t in operands)
+    return x.to(device), nodes._make(t.to(device) for t in nodes), DiffusionOperands(*moved)
+
+
+def solve(case: Case, dtype: torch.dtype, backend: str | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """The result and all gradients by name; ``backend``: of the choice, else the op of ``cuda``, emulated or not."""
+
+    def leaf(t: torch.Tensor | None) -> torch.Tensor | None:
+        return t if t is None or not t.is_floating_point() else t.to(dtype).requires_grad_()
+
+    x, nodes, operands = draw(case, device)
+    x, nodes, operands = leaf(x), nodes._make(map(leaf, nodes)), operands._make(map(leaf, operands))
+    settings: dict[str, Any] = {
+        "spec": DiffusionSpec(1.5), "grid": case.grid, "checkpoint": case.checkpoint, "return_steps": case.return_steps,
+    }  # fmt: skip
+    if backend is None:
+        y, _ = fused_solve(
+            DIFFUSION, x, nodes, operands=operands, backend="cuda", level="stage", training=False, compute_dtype=dtype,
+            **settings,
+        )  # fmt: skip
+    else:
+        y, _ = field_solve(DIFFUSION, x, nodes, operands=operands, backend=backend, **settings)
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(case.dtype).to(y)
+    leaves = [t for t in (x, *nodes, operands.values, operands.source) if t is not None]
+    return dict(zip(NAMES, [y.detach(), *torch.autograd.grad(y, leaves, upstream)], strict=False))
+
+
+@lru_cache(maxsize=64)
+def truth(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The reference in float64 and in the dtype of the case."""
+    return solve(case, torch.float64, "reference:none"), solve(case, case.dtype, "reference:none")
+
+
+def check(case: Case, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Every result within the error rule; tensors are small, so that PyTorch's own error is luck."""
+    got, (exact, same) = (
+        solve(case, case.dtype, device=device),
+        truth(replace(case, checkpoint="none", index=torch.int32)),
+    )
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        assert value.dtype == case.dtype
+        assert_within_budget(
+            value.cpu(), exact[name], () if case.dtype == torch.float64 else same[name], name=name,
+            gradient=name != "y", factor=8.0, evaluations=case.grid.n_evaluations,
+        )  # fmt: skip
+    return got
