@@ -1,4 +1,4 @@
-"""Tables that counts make: times of whole passes on both GPU backends, launches, images a block.
+"""Tables that counts make: times of whole passes on both GPU backends, launches, images a block, solves on graphs.
 
 ``python -m tools.predictions`` prints them, ``--write`` puts them into docs/generated/predictions.md and docs/cuda.md; a
 test holds both pages to them.
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from contnet_fast.costmodel import cuda_pass, triton_pass
+from contnet_fast.costmodel import cuda_pass, graph_pass, triton_pass
 from contnet_fast.costmodel.costs import BY_ARCH, DEVICES, Device
 from contnet_fast.costmodel.cuda_plans import SolveBlock, refusals, solve_block
+from contnet_fast.costmodel.graph_pass import GraphPass
 from contnet_fast.costmodel.passes import ConvPass, seconds
 from tools import pages
 
@@ -29,6 +30,14 @@ MODES = {
     "training, post": ConvPass(128, 16, 32, 32, post=True, norm="batch", backward=True),
 }
 KERNELS = ("conv_stage", "conv_gradient", "norm_gradient", "stage_gradient", "weight_gradient", "add_up")
+GRAPHS = {  # nodes, and edges both ways with loops
+    "Cora, 16 features": GraphPass(2708, 13_264, 16),
+    "Cora, 64 features": GraphPass(2708, 13_264, 64),
+    "PubMed, 128 features": GraphPass(19_717, 108_365, 128),
+    "1.1 M edges, 64 features": GraphPass(100_000, 1_099_900, 64),
+    "1.1 M edges, 64 features, bfloat16": GraphPass(100_000, 1_099_900, 64, size=2),
+    "ogbn-arxiv, 128 features": GraphPass(169_343, 2_484_941, 128),
+}
 BATCHES = (128, 264, 512, 1024)
 TILES = ((1, 2), (1, 4), (2, 2), (2, 4))  # images a block, and tiles of 16 pixels of a warp; the first is what there is
 
@@ -115,12 +124,27 @@ def several() -> list[str]:
     return lines
 
 
+def graphs() -> list[str]:
+    """Solves of 16 steps of rk4_classic on graphs: predicted milliseconds, and how many times their floor that is."""
+    lines = ["| solve | pass | launches | " + " | ".join(device.name for device in BY_ARCH.values()) + " |",
+             "|---|---|---|" + "---|" * len(BY_ARCH)]  # fmt: skip
+    for name, forward in GRAPHS.items():
+        for p in (forward, replace(forward, backward=True)):
+            cells = []
+            for device in BY_ARCH.values():
+                found, floor = graph_pass.seconds(p, device), p.floor(device)
+                cells.append(f"{1e3 * found:.3f}, {found / floor:.1f}x")
+            what = "forward and backward" if p.backward else "forward"
+            lines.append(f"| {name} | {what} | {len(graph_pass.launches(p))} | {' | '.join(cells)} |")
+    return lines
+
+
 def tables() -> dict[str, str]:
     """The tables by the name of their place in docs/cuda.md; the first is short for docs/generated/predictions.md."""
     long = passes()
     short = [*long[:2], *(line for line in long[2:] if line.split("|")[2].strip() in SHOWN)]
     return {name: "\n".join(lines) for name, lines in
-            {"passes": short, "launches": launches(), "several": several()}.items()}  # fmt: skip
+            {"passes": short, "launches": launches(), "several": several(), "graphs": graphs()}.items()}  # fmt: skip
 
 
 def written() -> dict[Path, str]:

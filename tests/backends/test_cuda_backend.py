@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import problems
 import pytest
@@ -62,6 +63,21 @@ def test_a_backward_pass_holds_more_of_an_image(there, monkeypatch):
     monkeypatch.setattr(chips, "capability", lambda device=None: (8, 0))
     with pytest.raises(cf.BackendUnavailable, match="operand and gradient of the backward pass take"):
         select(facts(**problem, needs_grad=True), "cuda:solve")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_it_serves_graphs_stage_by_stage(there, dtype):
+    solve = {"op": "diffusion_solve", "family": "diffusion", "shape": (9, 5), "n_steps": 8}
+    plan = select(facts(**solve, dtype=dtype, compute_dtype=dtype), "cuda")
+    assert (plan.backend, plan.level) == ("cuda", "stage")
+    with pytest.raises(cf.BackendUnavailable, match="level solve serves conv_solve, not diffusion_solve"):
+        select(facts(**solve), "cuda:solve")
+    extra = facts(**solve)
+    extra = replace(extra, facts=extra.facts._replace(words=("mixing",)))
+    with pytest.raises(cf.BackendUnavailable, match="mixing: its kernels have no such term"):
+        select(extra, "cuda:stage")
+    plan = select(facts(op="graph_attention", shape=(9, 2, 5), dtype=dtype, compute_dtype=dtype), "cuda")
+    assert (plan.backend, plan.level) == ("cuda", "stage")
 
 
 @pytest.mark.parametrize("shape", [(128, 64, 32, 32), (1, 128, 16, 16), (3, 256, 8, 8)])

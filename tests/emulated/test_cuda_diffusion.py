@@ -10,6 +10,9 @@ import pytest
 import torch
 from diffusion_cases import DIFFERENTIABLE, DTYPES, LONG, NAMES, Case, check, draw, solve, truth
 
+from contnet_fast.costmodel import graph_pass
+from contnet_fast.costmodel.costs import BY_ARCH
+from contnet_fast.costmodel.graph_pass import GraphPass
 from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.fields.diffusion import DiffusionSpec
 from contnet_fast.ops import lookup
@@ -112,6 +115,21 @@ def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint, launches):
     names = ["x", *(NAMES[2 + DIFFERENTIABLE.index(place)] for place in wanted)]
     for name, value in zip(names, found, strict=True):
         torch.testing.assert_close(value, truth(replace(case, checkpoint="none"))[0][name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("scheme", ["euler", "rk4_classic"])
+def test_predictions_count_these_launches(scheme, launches):
+    case = Case(scheme=scheme, n_steps=3, n_basis=1)
+    x, nodes, operands = draw(case)
+    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(1.5), False, case.grid.flat, "step", "stage")
+    p = GraphPass(case.nodes, operands.values.numel(), case.features, scheme=scheme, n_steps=3)
+    y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
+    forward = launches()
+    assert len(graph_pass.launches(p)) == forward
+    lookup("diffusion_solve_backward", "cuda")(y, *call.arguments, saved, [0, 1, 8])
+    assert len(graph_pass.launches(replace(p, backward=True))) == forward + launches()
+    for device in BY_ARCH.values():
+        assert graph_pass.seconds(p, device) > p.floor(device) > 0
 
 
 def test_strides_are_kept_and_vectors_begin_anywhere():
