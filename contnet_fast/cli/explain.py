@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--training", action="store_true", help="as in training, not in evaluation")
     parser.add_argument("--measure", action="store_true", help="time the forward pass of each block, over its floor")
+    parser.add_argument("--world-size", metavar="N", help="also predict training on N ranks: the share of messages")
+    parser.add_argument("--link", help="of the ranks: gloo or nccl; default by the device")
     parser.add_argument("--rates", metavar="DEVICE", help="floors by the rates of A100, H100, H200, B200 or cpu")
 
 
@@ -26,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..costmodel.costs import DEVICES
+    from ..costmodel.messages import LINKS
     from ..errors import check_choice
     from ..inspect.explain import explain
     from ..training import load_net, open_run, run_data
@@ -36,6 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     batch = count("batch_size", arguments.batch_size)
     rates = None if arguments.rates is None else check_choice("rates", arguments.rates, (*DEVICES, "cpu"))
+    world_size = None if arguments.world_size is None else count("world_size", arguments.world_size)
+    link = None if arguments.link is None else check_choice("link", arguments.link, tuple(LINKS))
+    if link is not None and world_size is None:
+        raise ValueError(f"link: got {link!r} without --world-size, accepted: both")
     if run.image_shape:
         if arguments.data_path is not None:
             raise ValueError(f"data_path: got {arguments.data_path} for a network of images, accepted: none")
@@ -47,9 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
                 f"run: got a {run.config.model}, whose solves are as long as the times of arrival in its data say, "
                 "which explain does not read, accepted: a network of images or of nodes"
             )
+        if world_size is not None:
+            raise ValueError(f"world_size: got {world_size} with a {run.config.model}, accepted: a network of images")
         inputs = (data.features, data.graph)
     net, record = load_net(run, device=device)
     print(f"{title(run)}, weights of epoch {record['epoch']}, on {device.type}")
     with torch.set_grad_enabled(arguments.training):
-        print(explain(net.train(arguments.training), *inputs, device=rates, measure=arguments.measure))
+        net.train(arguments.training)
+        print(explain(net, *inputs, device=rates, measure=arguments.measure, world_size=world_size, link=link))
     return 0

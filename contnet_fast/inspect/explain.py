@@ -20,6 +20,7 @@ from ..costmodel.costs import DEVICES, Cost, Device, combine_cost, measured_cpu
 from ..errors import choice_error
 from ..fields import FAMILIES
 from ..nn import blocks
+from .ranks import RanksPrediction, predict
 
 ROUNDS = 5
 
@@ -33,11 +34,13 @@ class Plan:
     Attributes:
         device: whose rates the floors are by; ``None`` for none.
         seconds: of the forward pass of each unit, by name, if they were measured.
+        ranks: what training on several ranks would take, if that was asked for.
     """
 
     units: tuple[tuple[str, BlockPlan], ...]
     device: Device | None = None
     seconds: tuple[tuple[str, float], ...] = ()
+    ranks: RanksPrediction | None = None
 
     def floor(self, problem: Problem) -> float | None:
         """Seconds that the forward pass of a unit needs at least; ``None`` where the count or the rates are unknown."""
@@ -78,6 +81,7 @@ class Plan:
         lines += [f"not {refusal}" for refusal in refusals]
         if self.device:
             lines.append(f"floor: of the forward pass, {self.device.name}; convolutions counted as direct ones")
+        lines += [str(self.ranks)] if self.ranks else []
         return "\n".join(lines)
 
 
@@ -96,7 +100,14 @@ def unit_cost(problem: Problem) -> Cost | None:
     return None
 
 
-def explain(call: Callable[..., Any], *inputs: Any, device: str | Device | None = None, measure: bool = False) -> Plan:
+def explain(
+    call: Callable[..., Any],
+    *inputs: Any,
+    device: str | Device | None = None,
+    measure: bool = False,
+    world_size: int | None = None,
+    link: str | None = None,
+) -> Plan:
     """The backend, level and reasons for every unit that ``call(*inputs)`` would run, with what it costs at least.
 
     Nothing is computed and nothing changes: a module runs on fake tensors of its parameters and of the inputs.
@@ -110,15 +121,31 @@ def explain(call: Callable[..., Any], *inputs: Any, device: str | Device | None 
         measure: also run the call a few times, under the autocast and gradient mode in force, and time the forward
             pass of each unit; running statistics and random states are left as they were. ``device`` is then that of
             the inputs unless given.
+        world_size: also predict a step of training of the module on so many ranks, each with these inputs: how long
+            messages take, and which share of the step that is (:mod:`contnet_fast.costmodel.messages`).
+        link: how ranks reach one another, a name in ``contnet_fast.costmodel.messages.LINKS``; by default "nccl" for
+            GPUs, "gloo" for CPUs.
 
     Raises:
-        BackendUnavailable: as the call itself would. ValueError: ``device`` is none of these.
+        BackendUnavailable: as the call itself would. TypeError: ``world_size`` with a call that is no module.
+        ValueError: ``device`` or ``link`` is none of these, or nothing is known of the rates of the device.
     """
+    if world_size is not None and not isinstance(call, nn.Module):
+        raise TypeError(f"call: got {type(call).__name__} with world_size, accepted there: a module")
+    if link is not None and world_size is None:
+        raise ValueError(f"link: got {link!r} without world_size, accepted: both")
     plan = _plan(call, *inputs)
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
     place = next((t.device for t in tensors), torch.device("cpu"))
-    plan = replace(plan, device=_rates(device, place, measure))
-    return replace(plan, seconds=_measured(call, inputs, plan, place)) if measure else plan
+    by_rates = measure or (world_size is not None and place.type == "cpu")
+    plan = replace(plan, device=_rates(device, place, by_rates))
+    plan = replace(plan, seconds=_measured(call, inputs, plan, place)) if measure else plan
+    if world_size is None:
+        return plan
+    if plan.device is None:
+        raise ValueError(f"device: got None for {place}, whose rates are unknown, accepted: {', '.join(DEVICES)}")
+    assert isinstance(call, nn.Module)
+    return replace(plan, ranks=predict(call, plan, world_size=world_size, link=link, place=place))
 
 
 def _rates(device: str | Device | None, place: torch.device, measure: bool) -> Device | None:

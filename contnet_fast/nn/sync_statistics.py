@@ -84,6 +84,14 @@ def _converted(module: nn.Module, members: Members | None, made: dict[nn.Module,
     return module
 
 
+def sync_of(model: nn.Module) -> str:
+    """What :func:`convert_sync_statistics` made of ``model``: ``"evaluation"``, ``"local"`` or ``""``."""
+    if any(isinstance(hook, AverageRunning) for hook in model._forward_hooks.values()):
+        return "local"
+    kinds = (ConvField, SyncedBatchNorm2d)
+    return "evaluation" if any(isinstance(m, kinds) and m.synchronised for m in model.modules()) else ""
+
+
 class SyncedBatchNorm2d(nn.BatchNorm2d):
     """A ``torch.nn.BatchNorm2d`` whose statistics in training are those of the batches of several processes.
 
@@ -145,10 +153,10 @@ class AverageRunning:
             average(statistics, ranks)
 
 
-def running_statistics(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Running means and variances of all batch norms in training, those of fields among them."""
+def running_statistics(model: nn.Module, *, in_training: bool = True) -> Iterator[torch.Tensor]:
+    """Running means and variances of all batch norms, or of those that move now, the norms of fields among them."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+        if isinstance(module, _BatchNorm) and module.track_running_stats and (module.training or not in_training):
             yield from (t for t in (module.running_mean, module.running_var) if t is not None)
 
 

@@ -3,7 +3,7 @@
 Forward: every rank has (count, mean, M2) of its part, with M2 the sum of squared distances from that mean; rows of all
 are gathered and merged in the order of the ranks (Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for
 computing sample variances", 1979), so that every rank finds the same bits. A rank without data has a row of zeros, and
-nothing waits for the host. Backward: the sums of both gradients of a norm's weight and bias, in the same way.
+nothing waits for the host. Backward: the count and the gradients of a norm's bias and weight, which are summed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def batch_norm_across_ranks(
         if running is not None:
             pairs = zip(found, running, strict=True)
             found = tuple(torch.where(count > 0, new.to(old.dtype), old) for new, old in pairs)  # type: ignore
-    return _BatchNorm.apply(x, weight, bias, count, mean, rstd, ranks), found
+    return _BatchNorm.apply(x, weight, bias, mean, rstd, ranks), found
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -82,13 +82,12 @@ class _BatchNorm(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor | None,
         bias: torch.Tensor | None,
-        count: torch.Tensor,
         mean: torch.Tensor,
         rstd: torch.Tensor,
         ranks: Ranks,
     ) -> torch.Tensor:
-        """Of [B, C, ...]; the other tensors are [C], and ``count`` [1]."""
-        ctx.save_for_backward(x, weight, count, mean, rstd)
+        """Of [B, C, ...]; the other tensors are [C]."""
+        ctx.save_for_backward(x, weight, mean, rstd)
         ctx.ranks, ctx.dtypes = ranks, tuple(None if t is None else t.dtype for t in (weight, bias))
         out = (x.to(mean.dtype) - _wide(mean, x)) * _wide(rstd if weight is None else rstd * weight, x)
         return (out if bias is None else out + _wide(bias, x)).to(x.dtype)
@@ -101,17 +100,18 @@ class _BatchNorm(torch.autograd.Function):
                 "batch statistics across ranks cannot be differentiated twice, which create_graph=True asks for; "
                 "norms in eval() and norms without batch statistics can"
             )
-        x, weight, count, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd = ctx.saved_tensors
         grad, sites = grad.to(mean.dtype), _sites(x)
         z = (x.to(mean.dtype) - _wide(mean, x)) * _wide(rstd, x)
         along, plain = (grad * z).sum(sites), grad.sum(sites)
-        shares = gathered(torch.cat((plain, along)), ctx.ranks).sum(0) / count.clamp_min(1)
-        of_plain, of_along = shares.chunk(2)
+        count = mean.new_full((1,), x.numel() // x.shape[1])
+        total = gathered(torch.cat((count, plain, along)), ctx.ranks).sum(0)
+        of_plain, of_along = (total[1:] / total[:1].clamp_min(1)).chunk(2)
         scale = rstd if weight is None else rstd * weight
         x_grad = (grad - _wide(of_plain, x) - z * _wide(of_along, x)) * _wide(scale, x)
         given = zip((along, plain), ctx.dtypes, strict=True)
         of_parameters = (None if dtype is None else g.to(dtype) for g, dtype in given)
-        return x_grad.to(x.dtype), *of_parameters, None, None, None, None
+        return x_grad.to(x.dtype), *of_parameters, None, None, None
 
 
 def _sites(x: torch.Tensor) -> list[int]:

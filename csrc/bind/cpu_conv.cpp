@@ -1,6 +1,7 @@
 // Registers the C++ implementations of whole solves of the convolutional field: tensors in, plain descriptions out.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -44,6 +45,23 @@ const ConvKernels<T>& choose_kernels(const Geometry& map) {
 
 at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
+// A message by the ops that torch.distributed has in graphs. Numbers travel in `type`, the dtype of the sums.
+Gather messages(const SolveArguments& a, at::ScalarType type) {
+  if (a.ranks == 1) return nullptr;
+  // called with values in boxes, as the type of the name's argument differs between releases of torch
+  const auto find = [](const char* op) { return c10::Dispatcher::singleton().findSchemaOrThrow(op, ""); };
+  const c10::OperatorHandle all = find("_c10d_functional::all_gather_into_tensor");
+  const c10::OperatorHandle wait = find("_c10d_functional::wait_tensor");
+  return [all, wait, group = a.group, ranks = a.ranks, type](const std::vector<double>& row) {
+    torch::jit::Stack stack{at::tensor(row, at::kDouble).to(type), ranks, group};
+    all.callBoxed(stack);
+    wait.callBoxed(stack);
+    const at::Tensor rows = stack.back().toTensor().to(at::kDouble).contiguous();
+    const double* data = rows.const_data_ptr<double>();
+    return std::vector<double>(data, data + rows.numel());
+  };
+}
+
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
   spec.batch = x.size(0);
@@ -56,6 +74,7 @@ SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   spec.eps = a.eps;
   spec.norm_eps = a.norm_eps;
   spec.batch_statistics = a.batch_statistics;
+  spec.gather = messages(a, compute_type(x));
   spec.n_steps = static_cast<int>(a.n_steps);
   spec.stages = static_cast<int>(a.stages);
   spec.keep = a.keep;
@@ -139,6 +158,7 @@ SolveResults solve(const at::Tensor& x, const OptionalTensors& nodes, const Solv
   const at::Tensor moments = at::empty({spec.evaluations(), 2, 2, spec.moment_rows(), padded}, options);
   const std::vector<int64_t> maps{spec.kept_maps(), spec.batch, x.size(2), x.size(3), padded};
   const at::Tensor kept = working_tensor(maps, c10::contiguous_strides(maps), type);
+  double values = 0.0;
   AT_DISPATCH_FLOATING_TYPES(type, "conv_solve_cpu", [&] {
     ForwardCall<scalar_t> call{};
     call.x = images<const scalar_t>(input, input.const_data_ptr<scalar_t>());
@@ -150,12 +170,11 @@ SolveResults solve(const at::Tensor& x, const OptionalTensors& nodes, const Solv
     call.kept = kept.mutable_data_ptr<scalar_t>();
     call.moments = moments.mutable_data_ptr<scalar_t>();
     call.statistics = statistics.mutable_data_ptr<scalar_t>();
-    if (x.numel() > 0) conv_solve(spec, choose_kernels<scalar_t>(spec.map), call);
+    call.values = &values;
+    if (x.numel() > 0 || spec.gather) conv_solve(spec, choose_kernels<scalar_t>(spec.map), call);
   });
-  if (x.numel() == 0) {
-    moments.zero_();
-    if (spec.batch_statistics) running_statistics(spec, params, statistics);
-  }
+  if (x.numel() == 0 && !spec.gather) moments.zero_();
+  if (x.numel() == 0 && values == 0.0 && spec.batch_statistics) running_statistics(spec, params, statistics);
   const std::optional<at::Tensor> running = nodes.get(kMean1);  // in whose dtype those of the batch are
   const at::ScalarType reported = running.has_value() ? running->scalar_type() : x.scalar_type();
   return {y.to(x.scalar_type()), statistics.to(reported), moments, kept};
@@ -182,7 +201,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     call.moments = moments.const_data_ptr<scalar_t>();
     call.x_grad = images<scalar_t>(x_grad, x_grad.mutable_data_ptr<scalar_t>());
     for (size_t i = 0; i < wanted.size(); ++i) call.node_grads[wanted[i]] = grads[i].mutable_data_ptr<scalar_t>();
-    if (x.numel() > 0) conv_solve_backward(spec, choose_kernels<scalar_t>(spec.map), call);
+    if (x.numel() > 0 || spec.gather) conv_solve_backward(spec, choose_kernels<scalar_t>(spec.map), call);
   });
   std::vector<at::Tensor> all{x_grad.to(x.scalar_type())};
   for (size_t i = 0; i < wanted.size(); ++i) all.push_back(grads[i].to(nodes.get(wanted[i])->scalar_type()));

@@ -28,6 +28,8 @@ struct SolveArguments {
   int64_t groups;  // of the norm within an image; layer norm: 1
   double eps, norm_eps;
   bool batch_statistics;  // the norm takes them from the batch
+  std::string group;      // whose batches that is, with others: the name of a process group
+  int64_t ranks;          // in it
   TimeGrid grid;
   int64_t n_steps, stages;
   at::ArrayRef<double> rows, update;  // [stage, stage] h * a_sj, [stage] h * b_j
@@ -58,12 +60,13 @@ inline void check_tensors(const char* op, const at::Tensor& x, const OptionalTen
   }
 }
 
-// Words (order, norm), integers (channels, groups, bias, skip), numbers (eps, norm_eps).
+// Words (order, norm[, group]), integers (channels, groups, bias, skip[, ranks]), numbers (eps, norm_eps).
 inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const OptionalTensors& nodes,
                                      const SchemaArguments& given) {
-  TORCH_CHECK_VALUE(given.words.size() == 2 && given.integers.size() == 4 && given.numbers.size() == 2, op,
-                    ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
-                    given.numbers.size(), ", accepted: 2, 4, 2");
+  const size_t more = given.words.size() == 3 ? 1 : 0;
+  TORCH_CHECK_VALUE(given.words.size() == 2 + more && given.integers.size() == 4 + more && given.numbers.size() == 2,
+                    op, ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
+                    given.numbers.size(), ", accepted: 2, 4, 2, and across ranks 3, 5, 2");
   const auto& [words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level,
                products] = given;
   const int64_t groups = integers[1];
@@ -82,6 +85,8 @@ inline SolveArguments read_arguments(const char* op, const at::Tensor& x, const 
   a.eps = numbers[0];
   a.norm_eps = numbers[1];
   a.batch_statistics = training && a.norm == FieldNorm::batch;
+  a.group = more && a.batch_statistics ? words[2] : "";
+  a.ranks = a.group.empty() ? 1 : integers[4];
   a.n_steps = n_steps;
   a.stages = static_cast<int64_t>(update.size());
   a.rows = rows;

@@ -8,7 +8,7 @@ from ... import extension
 from ...limits import MOST_STAGES
 from ...problem import Problem
 from ...reference.rk import accumulation_dtype
-from ..family import ACROSS_RANKS, Call, Implementation, TensorSpec
+from ..family import Call, Implementation, TensorSpec
 from . import cpu_times
 
 # asked once: a call in a traced function would break its graph
@@ -36,8 +36,6 @@ class CpuConv(Implementation):
             )
         if problem.stages > MOST_STAGES:
             reasons.append(f"{problem.stages} stages: kernels combine at most {MOST_STAGES}")
-        if problem.facts.couples_ranks:
-            reasons.append(ACROSS_RANKS)
         if level == "solve" and problem.facts.couples_batch:
             reasons.append("batch statistics couple the images of a batch: level stage serves that")
         return tuple(reasons)
@@ -103,7 +101,7 @@ def _slower(problem: Problem) -> str | None:
     if problem.dtype == torch.float16:  # PyTorch has no fast convolutions in it on CPUs
         return None
     products = CpuConv().products(problem.dtype, problem.compute_dtype)
-    if TIMES and problem.compute_dtype == torch.bfloat16:
+    if TIMES and problem.compute_dtype == torch.bfloat16 and not problem.facts.couples_ranks:
         row = cpu_times.nearest(TIMES, problem.facts.width, training=problem.needs_grad)
         slower = row is not None and row.ms["reference"] < row.ms[products or "float32"]
         return f"auto leaves it: {_measured(row, products or 'float32')}" if row is not None and slower else None
@@ -117,7 +115,8 @@ def _slower(problem: Problem) -> str | None:
             f"auto leaves it: with {channels} channels on maps of {height}x{width}, reading the weights of F(2x2, 3x3) "
             "was measured to cost more than it saves"
         )
-    if (problem.needs_grad or not AVX512) and channels >= wide and channels**2 > 1_000 * batch * tiles:
+    few = channels >= wide and channels**2 > 1_000 * batch * tiles
+    if (problem.needs_grad or not AVX512) and few and not problem.facts.couples_ranks:  # who all choose the same
         return (
             f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
             "and reading them was measured to cost more than it saves"

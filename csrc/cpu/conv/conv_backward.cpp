@@ -99,10 +99,8 @@ class Backward {
     Buffer<T> last(spec_.batch * map);
     call.out = {ImageBatch<T>{last.data(), map, 1, int64_t(g_.width) * g_.padded, g_.padded}};
     call.kept = spec_.n_steps > 1 ? at_.state[1].owned : nullptr;
-    Buffer<T> moments(std::max<int64_t>(1, spec_.evaluations() * 4 * spec_.moment_rows() * g_.padded));
-    Buffer<T> statistics(int64_t(spec_.evaluations()) * 4 * g_.channels);
-    call.moments = moments.data();
-    call.statistics = statistics.data();
+    call.moments = const_cast<T*>(call_.moments);
+    call.moments_known = true;
     conv_solve(forward, kernels_, call);
   }
 
@@ -239,6 +237,7 @@ class Backward {
     const Moments<T> m = pass_.moments(j, norm, theta);
     const int padded = g_.padded;
     const double gain = spec_.post && norm == 1 ? theta.gain_value : 1.0;
+    const double pixels = static_cast<double>(g_.height) * g_.width;
     std::vector<double> beta(padded), gamma(padded), sum(padded), with(padded);
     for (int64_t b = 0; b < spec_.batch; ++b) {
       std::fill(sum.begin(), sum.end(), 0.0), std::fill(with.begin(), with.end(), 0.0);
@@ -251,9 +250,12 @@ class Backward {
         with[c] *= rstd[c];
         beta[c] += sum[c], gamma[c] += with[c];
       }
-      if (spec_.norm == Norm::sample) set_through(theta, m, norm, b, gain, sum, with);
+      if (spec_.norm == Norm::sample) set_through(theta, m, norm, b, gain, gain, pixels, sum, with);
     }
-    if (spec_.norm != Norm::sample) set_through(theta, m, norm, 0, gain, beta, gamma);
+    if (spec_.gather)
+      through_all_ranks(theta, m, norm, gain, pixels * spec_.batch, beta, gamma);
+    else if (spec_.norm != Norm::sample)
+      set_through(theta, m, norm, 0, gain, gain, pixels * spec_.batch, beta, gamma);
     add_nodal(norm ? kBeta2 : kBeta1, beta, gain);
     add_nodal(norm ? kGamma2 : kGamma1, gamma, gain);
     if (!spec_.post || norm == 0 || !wants(kSkip)) return;
@@ -262,13 +264,13 @@ class Backward {
     add_skip(skip);
   }
 
-  // d = rstd (gamma g - <gamma g> - x <gamma g x>) with x = (z - mean) rstd, <> the mean over what shares moments
-  void set_through(const Theta<T>& theta, const Moments<T>& m, int norm, int64_t b, double gain,
-                   const std::vector<double>& sum, const std::vector<double>& with) {
+  // d = rstd (gamma g - <gamma g> - x <gamma g x>) with x = (z - mean) rstd, <> the mean over what shares moments:
+  // `pixels`. A factor of g comes apart: `gain`, and for sums of g `of_sums`, which is 1 where they have it already.
+  void set_through(const Theta<T>& theta, const Moments<T>& m, int norm, int64_t b, double gain, double of_sums,
+                   double pixels, const std::vector<double>& sum, const std::vector<double>& with) {
     T *c0 = through_[norm].at(0, b), *c1 = through_[norm].at(1, b), *c2 = through_[norm].at(2, b);
     const T *gamma = theta.gamma[norm], *mean = m.mean + b * m.stride, *rstd = m.rstd + b * m.stride;
     const int group = spec_.norm == Norm::sample ? g_.channels / spec_.groups : 1;
-    const double pixels = static_cast<double>(g_.height) * g_.width * (spec_.batch_statistics ? spec_.batch : 1);
     for (int c = 0; c < g_.padded; ++c) {
       double plain = 0.0, along = 0.0;
       if (spec_.dynamic() && c < g_.channels) {
@@ -277,9 +279,25 @@ class Backward {
         plain /= pixels * group, along /= pixels * group;
       }
       c0[c] = static_cast<T>(gain * gamma[c] * rstd[c]);
-      c1[c] = static_cast<T>(-gain * rstd[c] * rstd[c] * along);
-      c2[c] = static_cast<T>(-gain * rstd[c] * plain + gain * rstd[c] * rstd[c] * along * mean[c]);
+      c1[c] = static_cast<T>(-of_sums * rstd[c] * rstd[c] * along);
+      c2[c] = static_cast<T>(-of_sums * rstd[c] * plain + of_sums * rstd[c] * rstd[c] * along * mean[c]);
     }
+  }
+
+  // set_through by the sums of all ranks: a message of (count, sum g, sum g x), as the reference sends it
+  void through_all_ranks(const Theta<T>& theta, const Moments<T>& m, int norm, double gain, double pixels,
+                         const std::vector<double>& sum, const std::vector<double>& with) {
+    std::vector<double> row{pixels}, all_sum(g_.padded), all_with(g_.padded);
+    for (int c = 0; c < g_.channels; ++c) row.push_back(gain * sum[c]);
+    for (int c = 0; c < g_.channels; ++c) row.push_back(gain * with[c]);
+    const std::vector<double> rows = spec_.gather(row);
+    double all = 0.0;
+    for (size_t r = 0; r < rows.size(); r += row.size()) {
+      all += rows[r];
+      for (int c = 0; c < g_.channels; ++c)
+        all_sum[c] += rows[r + 1 + c], all_with[c] += rows[r + 1 + g_.channels + c];
+    }
+    set_through(theta, m, norm, 0, gain, 1.0, std::max(all, 1.0), all_sum, all_with);
   }
 
   // ---- nodes ----------------------------------------------------------------------------------------------------

@@ -63,13 +63,14 @@ template <typename T>
 void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const ForwardCall<T>& call) {
   // what backward needs of the weights is made with the rest, and found again
   Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].owner);
-  Pass<T> pass(spec, kernels, thetas, call.moments);
+  Pass<T> pass(spec, kernels, thetas, call.moments, call.moments_known);
   // image by image only where that keeps the threads busy to the end
   const int64_t threads = at::get_num_threads(), rounds = (spec.batch + threads - 1) / threads;
   const bool even = rounds * threads * 8 <= spec.batch * 9;
   if (spec.by_stage || !thetas.all() || !even) {
     const Work<T> work(pass, call.kept, spec.batch);
     run(pass, work.places, WholeBatch{spec.batch, spec.map.units}, call);
+    if (call.values) *call.values = pass.values;
     return;
   }
   at::parallel_for(0, spec.batch, 1, [&](int64_t from, int64_t to) {

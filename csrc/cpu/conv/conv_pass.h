@@ -78,9 +78,9 @@ struct OneImage {
 template <typename T>
 class Pass {
  public:
-  // Forward: `moments` are written.
-  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments)
-      : Pass(spec, kernels, thetas, moments, moments, false) {}
+  // Forward: `moments` are written, unless they are `known`.
+  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments, bool known)
+      : Pass(spec, kernels, thetas, moments, known ? nullptr : moments, false) {}
 
   // A step is gone through again for what its backward pass reads, with `moments` that are known.
   static Pass replay(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, const T* moments) {
@@ -91,7 +91,8 @@ class Pass {
   const Geometry& g;
   const ConvKernels<T>& kernels;
   Thetas<T>& thetas;
-  Buffer<T> partial;  // sums of units, [batch][units][2][padded]
+  Buffer<T> partial;    // sums of units, [batch][units][2][padded]
+  double values = 0.0;  // of a channel on all ranks, at the last norm
 
   int64_t partial_size() const { return int64_t(g.units) * 2 * g.padded; }
   int evaluation(int i, int s) const { return i * spec.stages + s; }
@@ -131,7 +132,7 @@ class Pass {
     const bool last = s + 1 == spec.stages, end = last && i + 1 == spec.n_steps;
     thetas.at(j);  // made here, not by many threads below
     if (!spec.post) {
-      if (j == 0 && spec.dynamic() && !replay_) range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
+      if (j == 0 && spec.dynamic() && new_moments_) range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
       ready_norm(range, j, 0, statistics);
     }
     range.over_units([&](int64_t b, int from, int to) { first(at, j, b, from, to); });
@@ -172,8 +173,8 @@ class Pass {
   template <typename Range>
   void ready_norm(const Range& range, int j, int norm, T* statistics) {
     if (!spec.dynamic()) return;
-    if (replay_ && spec.batch_statistics) return set_affine(j, norm, 0);
-    if (replay_) return range.over_images([&](int64_t b) { set_affine(j, norm, b); });
+    if (!new_moments_ && spec.batch_statistics) return set_affine(j, norm, 0);
+    if (!new_moments_) return range.over_images([&](int64_t b) { set_affine(j, norm, b); });
     if (!spec.batch_statistics)
       return range.over_images([&](int64_t b) { finish_moments(j, norm, b, b + 1, nullptr); });
     finish_moments(j, norm, 0, spec.batch, statistics + (int64_t(j) * 4 + 2 * norm) * g.channels);
@@ -240,7 +241,7 @@ class Pass {
   }
 
   void emit_moments(Result<T>& r, int64_t b) {
-    if (!spec.dynamic() || replay_) return;
+    if (!spec.dynamic() || !new_moments_) return;
     r.sums = Sums::moments;
     r.partial = partial.data() + b * partial_size();
   }
@@ -257,7 +258,7 @@ class Pass {
     T* const new_mean = new_moments_ + moments_place(j, norm) + row * g.padded;
     T* const new_rstd = new_mean + spec.moment_rows() * g.padded;
     const int padded = g.padded, group = spec.norm == Norm::sample ? g.channels / spec.groups : 1;
-    const double n = static_cast<double>(to - from) * g.height * g.width * group;
+    double n = static_cast<double>(to - from) * g.height * g.width * group;
     std::vector<double> mean(padded), square(padded);
     auto over_partial = [&](auto&& f) {
       for (int64_t b = from; b < to; ++b)
@@ -283,15 +284,39 @@ class Pass {
       }
     });
     gather(square);
+    if (spec.gather) n = merge_ranks(n, mean, square);
     for (int c = 0; c < padded; ++c) {
       new_mean[c] = static_cast<T>(mean[c]);
       new_rstd[c] = static_cast<T>(1.0 / std::sqrt(square[c] / n + spec.norm_eps));
     }
     for (int c = 0; statistics && c < g.channels; ++c) {
       statistics[c] = static_cast<T>(mean[c]);
-      statistics[g.channels + c] = static_cast<T>(square[c] / (n - 1.0));
+      statistics[g.channels + c] = static_cast<T>(square[c] / std::max(n - 1.0, 1.0));
     }
     set_affine(j, norm, row);
+  }
+
+  // Count, means and squared distances of this rank become those of all (contnet_fast/reference/batch_norm.py). Those of
+  // no value at all count as of one.
+  double merge_ranks(double n, std::vector<double>& mean, std::vector<double>& square) {
+    const int channels = g.channels;
+    std::vector<double> row{n};
+    row.insert(row.end(), mean.begin(), mean.begin() + channels);
+    row.insert(row.end(), square.begin(), square.begin() + channels);
+    const size_t width = row.size();
+    const std::vector<double> rows = spec.gather(row);
+    values = 0.0;
+    for (size_t r = 0; r < rows.size(); r += width) values += rows[r];
+    const double all = std::max(values, 1.0);
+    std::fill(mean.begin(), mean.end(), 0.0), std::fill(square.begin(), square.end(), 0.0);
+    for (size_t r = 0; r < rows.size(); r += width)
+      for (int c = 0; c < channels; ++c) mean[c] += rows[r] / all * rows[r + 1 + c];
+    for (size_t r = 0; r < rows.size(); r += width)
+      for (int c = 0; c < channels; ++c) {
+        const double apart = rows[r + 1 + c] - mean[c];
+        square[c] += rows[r + 1 + channels + c] + rows[r] * apart * apart;
+      }
+    return all;
   }
 
   // Where the scheme moves at all, in the precision that it moves in.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -13,6 +14,9 @@ namespace contnet_fast {
 
 enum class Norm { none, batch, sample };  // sample: group or layer norm
 
+// The rows of all ranks, one after another in their order, from that of this one: a message, which each rank sends.
+using Gather = std::function<std::vector<double>(const std::vector<double>&)>;
+
 // A solve, as data.
 struct SolveSpec {
   int64_t batch;
@@ -22,6 +26,7 @@ struct SolveSpec {
   int groups;
   double eps, norm_eps;
   bool batch_statistics;
+  Gather gather;  // of the ranks that share a batch; null for one process
   int n_steps, stages;
   std::vector<std::vector<double>> rows;  // h * a_sj
   std::vector<double> update;             // h * b_j
@@ -66,6 +71,8 @@ struct ForwardCall {
   T* kept;                         // [kept_maps][batch][map]
   T* moments;                      // [evaluations][2 norms][mean, 1 / std][moment_rows][padded]
   T* statistics;                   // [evaluations][mean1, var1, mean2, var2][channels], unbiased
+  bool moments_known;              // read, not written
+  double* values;                  // of a channel on all ranks; null where that is not asked for
 };
 
 template <typename T>

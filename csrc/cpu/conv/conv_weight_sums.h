@@ -21,7 +21,7 @@ class WeightSums {
     const int64_t bytes = part_size() * static_cast<int64_t>(sizeof(T));
     const int64_t most = std::max<int64_t>((int64_t(256) << 20) / bytes, 4);
     part_ = std::max<int64_t>((units_ + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
-    parts_ = (units_ + part_ - 1) / part_;
+    parts_ = std::max<int64_t>((units_ + part_ - 1) / part_, 1);
     memory_.resize(parts_ * part_size());
     std::fill_n(memory_.data(), parts_ * part_size(), T(0));
   }
