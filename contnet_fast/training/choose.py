@@ -73,8 +73,9 @@ def choose_for_run(run: Run, request: ChoiceRequest, out: Path) -> Choice:
     wanted = candidates(net, **options)
     data = run_data(run, request.data_path, tell=print)
     assert isinstance(data, Data)
-    parts = {part: _evenly(getattr(data, part), request.limit) for part in ("valid", "test")}
-    data = dataclasses.replace(data, **parts).to(pick_device(request.device))
+    data = dataclasses.replace(
+        data, valid=_evenly(data.valid, request.limit), test=_evenly(data.test, request.limit)
+    ).to(pick_device(request.device))
     example = _example(data, run.config, request.batch)
     writable_folder("out", out)
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -123,7 +124,8 @@ def _journal(
     pointer = json.loads((run.folder / f"{request.checkpoint}.json").read_text(encoding="utf-8"))
     asked = {
         "weights": pointer["sha256"], "candidates": [str(c) for c in wanted], "input": list(example.shape),
-        "device": str(example.device), "threads": torch.get_num_threads(), "limit": request.limit, "torch": torch.__version__,
+        "device": str(example.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "limit": request.limit,
     }  # fmt: skip
     journal: Journal = {"asked": asked}
     if path.is_file():
