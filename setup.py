@@ -1,5 +1,7 @@
 """Native extensions. Everything else is in pyproject.toml.
 
+``libcontnet_fast.so`` has the ops and needs no Python; ``_C`` is what Python asks of it.
+
 ``CONTNET_FAST_BUILD`` is ``auto`` (build what can be built), ``cpu`` (C++ alone, fail if it cannot), ``cuda`` (C++ and
 CUDA, fail if it cannot) or ``none``. CUDA needs a CUDA build of torch and nvcc, no GPU; ``TORCH_CUDA_ARCH_LIST`` names
 the chips.
@@ -29,9 +31,11 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CUDA_BINDING = sorted(glob("csrc/bind/cuda_*.cpp"))
 HOST = [path for room in ("bind", "runtime", "cpu", "cuda") for path in glob(f"csrc/{room}/**/*.cpp", recursive=True)]
-SOURCES = sorted(set(HOST) - set(CUDA_BINDING))
+PYTHON_BINDING = [f"csrc/bind/{name}.cpp" for name in ("module", "plans", "tile_products")]
+SOURCES = sorted(set(HOST) - {*CUDA_BINDING, *PYTHON_BINDING})
 KERNELS = sorted(glob("csrc/cuda/**/*.cu", recursive=True))  # of different names, which are those of their objects
-HEADERS = [*sorted(glob("csrc/**/*.h", recursive=True)), "contnet_fast/limits.h"]
+HEADERS = [*sorted(glob("csrc/**/*.h", recursive=True)), *sorted(glob("contnet_fast/*.h"))]
+OPS = "contnet_fast.libcontnet_fast"
 ABOUT = Path("build", "temp", "contnet_fast_build.h")  # what the extension says of itself
 RELATED = ["setup.py", *HEADERS, *KERNELS, str(ABOUT)]  # a change of these builds it anew
 
@@ -192,16 +196,27 @@ def extensions() -> dict[str, Any]:
     say(f"building the C++ extension with CUDA: {cuda}" if cuda else f"building the C++ extension without CUDA: {why}")
     describe(compiler, cuda, why)
     compile_flags, link_flags = host_flags()
-    extension = CppExtension(
-        "contnet_fast._C", list(SOURCES), extra_compile_args=compile_flags, extra_link_args=link_flags,
-        include_dirs=[str(ABOUT.parent.resolve()), str(Path("csrc").resolve())], depends=RELATED,
-    )  # fmt: skip
+
+    def made_of(name: str, sources: list[str], links: list[str]) -> Any:
+        return CppExtension(
+            name, list(sources), extra_compile_args=list(compile_flags), extra_link_args=[*link_flags, *links],
+            include_dirs=[str(ABOUT.parent.resolve()), str(Path("csrc").resolve())], depends=RELATED,
+        )  # fmt: skip
+
+    ops = made_of(OPS, SOURCES, [f"-Wl,-soname,{Path(library_file(OPS)).name}"])
+    python = made_of("contnet_fast._C", PYTHON_BINDING, ["-Wl,-rpath,$ORIGIN"])
     if cuda is not None:
-        extension.sources += CUDA_BINDING
-        extension.include_dirs += torch_includes(torch, cuda)
-        extension.library_dirs.append(str(cuda.libraries))
-        extension.libraries += ["c10_cuda", "cudart"]
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": build_command(wanted, compiler, cuda)}}
+        ops.sources += CUDA_BINDING
+        ops.include_dirs += torch_includes(torch, cuda)
+        ops.library_dirs.append(str(cuda.libraries))
+        ops.libraries += ["c10_cuda", "cudart"]
+    # in this order: the second is linked with the first
+    return {"ext_modules": [ops, python], "cmdclass": {"build_ext": build_command(wanted, compiler, cuda)}}
+
+
+def library_file(name: str) -> str:
+    """The path of the library of the ops in the package, which is one for C++ and so has no suffix of Python's."""
+    return f"{name.replace('.', '/')}.so"
 
 
 def host_flags() -> tuple[list[str], list[str]]:
@@ -249,7 +264,12 @@ def build_command(wanted: str, compiler: str, cuda: Cuda | None) -> type:
             for extension in self.extensions:
                 if set(CUDA_BINDING) <= set(extension.sources):
                     extension.extra_objects = compile_kernels(cuda, Path(self.build_temp, "cuda"))
+                if extension.name != OPS:
+                    extension.extra_objects = [self.get_ext_fullpath(OPS)]
             super().build_extensions()
+
+        def get_ext_filename(self, name: str) -> str:
+            return library_file(name) if name.split(".")[-1] == OPS.split(".")[-1] else super().get_ext_filename(name)
 
         def leave_cuda_out(self, reason: str) -> None:
             describe(compiler, None, reason)

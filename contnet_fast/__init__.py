@@ -1,7 +1,7 @@
 """Fast continuous-depth networks for PyTorch."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from . import models, nn, torchdiffeq
 from ._version import __version__
@@ -29,6 +29,9 @@ from .schemes.bases import BASES, Basis
 from .schemes.tableaus import SCHEMES, ButcherTableau, get_tableau
 from .schemes.timegrid import time_grid
 
+if TYPE_CHECKING:
+    from .deploy import choose_discretization, export_program
+
 __all__ = [
     "BASES",
     "SCHEMES",
@@ -43,7 +46,10 @@ __all__ = [
     "available_backends",
     "blocks",
     "carry_optimizer",
+    "choose_discretization",
+    "deploy",
     "explain",
+    "export_program",
     "get_tableau",
     "graph_solve",
     "info",
@@ -73,8 +79,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import ``contnet_fast.analysis`` when it is first asked for."""
-    if name == "analysis":
-        return import_module(".analysis", __name__)
+def __getattr__(name: str) -> Any:
+    """Import ``contnet_fast.analysis`` and what builds on it when they are first asked for."""
+    if name in ("analysis", "deploy"):
+        return import_module(f".{name}", __name__)
+    if name in ("choose_discretization", "export_program"):
+        return getattr(import_module(".deploy", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -58,6 +59,13 @@ def constant(x: Any) -> Any:
     if isinstance(x, int):
         return x if isinstance(x, bool) else operator.index(x)
     return math.copysign(x, x) if isinstance(x, float) else x
+
+
+@constant_when_traced
+def exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export records what is computed, by whichever of its exporters."""
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags")  # not imported here: it brings the exporter along
+    return flags is not None and flags._is_onnx_exporting
 
 
 @constant_when_traced

@@ -181,7 +181,7 @@ def prepare(cell: Cell) -> Path:
         installed.write_text(str(cell))
     source = folder / "source"
     copy_sources(source)
-    for made in (source / "contnet_fast").glob("_C*.so"):
+    for made in (source / "contnet_fast").glob("*.so"):
         made.unlink()
     # objects of what did not change stay in the copy's build folder, which an editable install would not use
     run([python, "setup.py", "--quiet", "build_ext", "--inplace"], source, Broken, CONTNET_FAST_BUILD="cpu")

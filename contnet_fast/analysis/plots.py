@@ -50,7 +50,7 @@ def heatmap(path: Path, rows: Sequence[DiscretizationScore], *, title: str) -> N
             text = f"{100 * scores[scheme, n].accuracy:.1f}"
             axes.text(j, i, text, ha="center", va="center", color=_ink(picture.cmap(norm(errors[i][j]))))
     _accuracy_bar(figure, picture, axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def accuracy_by_length(path: Path, rows: Sequence[LengthScore], *, title: str, trained: float) -> None:
@@ -69,7 +69,7 @@ def accuracy_by_length(path: Path, rows: Sequence[LengthScore], *, title: str, t
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _ink(colour: tuple[float, ...]) -> str:
@@ -131,7 +131,7 @@ def crossed_panels(path: Path, panels: Sequence[tuple[str, Mapping[str, Any]]]) 
     for panel in axes.flat[len(panels) :]:
         panel.set_visible(False)
     _accuracy_bar(figure, colours, axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> None:
@@ -155,7 +155,7 @@ def training_curves(path: Path, runs: Sequence[tuple[str, Sequence[dict[str, Any
         panel.set_xlabel("epoch (dotted: refinement)")
         panel.grid(alpha=0.3)
     accuracy.legend(loc="lower right", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def integrator_errors(path: Path, results: Sequence[StudyResult], truth: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -173,7 +173,7 @@ def integrator_errors(path: Path, results: Sequence[StudyResult], truth: Sequenc
     axes.set_ylim(bottom=1e-6)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def blank_figure(width: float, height: float) -> Figure:
@@ -183,5 +183,6 @@ def blank_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write it as a PNG, atomically."""
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))

@@ -18,7 +18,7 @@ from .. import extension as native
 from ..errors import BackendUnavailable, choice_error, warn
 from ..fields import FAMILIES, Family
 from ..problem import Problem
-from ..transforms import transforming
+from ..transforms import exporting_to_onnx, transforming
 from .backend import FUSED, Backend
 
 
@@ -157,6 +157,8 @@ def _against(backend: Backend, problem: Problem, level: str) -> tuple[str, ...]:
     transformed = level != "none" and transforming()
     if transformed and torch.jit.is_tracing():  # which warns of every size that a check reads
         return ("torch.jit.trace needs PyTorch's own operations: it cannot record ours",)
+    if level != "none" and exporting_to_onnx():
+        return ("ONNX has PyTorch's own operations: ours are not among them",)
     reasons = backend.check(problem, level)
     if problem.called and level in FUSED:
         reasons = (*reasons, problem.called)

@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 
 from .._version import __version__
 from ..errors import BackendUnavailable, choice_error, nearest
-from . import analyze, demo, evaluate, explain, info, recipes, train, tune, validate
+from . import analyze, choose, demo, evaluate, explain, export, info, recipes, train, tune, validate
 from .arguments import fail
 
 COMMANDS: dict[str, Any] = {  # a file for each
     "train": train,
     "eval": evaluate,
+    "choose": choose,
+    "export": export,
     "explain": explain,
     "validate": validate,
     "analyze": analyze,
@@ -66,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if arguments.traceback or (error.name or "").startswith("contnet_fast"):
             raise
-        return fail(arguments.command, f"needs the extra 'train': pip install 'contnet-fast[train]' ({error})", 2)
+        known = "contnet-fast[" in str(error)  # a sentence of ours, which names the extra
+        sentence = f"needs the extra 'train': pip install 'contnet-fast[train]' ({error})"
+        return fail(arguments.command, error if known else sentence, 2)
     except OSError as error:
         return fail(arguments.command, f"{error.strerror or error}: {error.filename or ''}", 2)
     except RuntimeError as error:

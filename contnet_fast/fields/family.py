@@ -97,7 +97,8 @@ class Call:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """The arguments in the order of the schema, from x on."""
-        tensors = (self.x, list(self.nodes), list(self.operands))
+        # AOTInductor cannot pass an empty list of tensors: no operands are one that is absent
+        tensors = (self.x, list(self.nodes), list(self.operands) or [None])
         return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level, self.products)
 
     @classmethod
@@ -109,7 +110,8 @@ class Call:
         *grid, keep, level, products = rest
         grid = [tuple(part) if isinstance(part, (list, tuple)) else part for part in grid]
         settings = Settings(tuple(words), tuple(integers), tuple(numbers))
-        tensors = (x, family.nodes._make(nodes), family.operands._make(operands))
+        named = family.operands._make(operands if family.operands._fields else ())
+        tensors = (x, family.nodes._make(nodes), named)
         return cls(
             family, *tensors, family.spec.unpack(settings), training, FlatGrid._make(grid), keep, level, products
         )

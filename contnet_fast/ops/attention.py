@@ -11,14 +11,9 @@ from ..backends import Backend
 from ..graphs.attention import attention
 from ..graphs.products import Rows
 from .batching import older_one_by_one, one_by_one
-from .schemas import LIBRARY, lookup
+from .schemas import LIBRARY, SCHEMAS, define_op, lookup
 
 OP = "graph_attention"
-# targets and sources [n, heads, depth] or [n, heads]; states [n, heads, features], [n, features] or none; factors
-# [E, heads] or none; rows as contnet_fast.graphs.products.Rows
-_ATTENTION = "Tensor targets, Tensor sources, Tensor? states, Tensor? factors, Tensor[] rows, float slope"
-FORWARD = f"({_ATTENTION}) -> (Tensor y, Tensor largest, Tensor sums)"
-BACKWARD = f"(Tensor grad, {_ATTENTION}, Tensor largest, Tensor sums, int[] wanted) -> Tensor[]"
 _WIDE = torch.float64
 
 
@@ -43,11 +38,9 @@ def define_attention(backend: Backend, key: str) -> None:
     Args:
         key: the dispatch key of its functions, unless an extension registers them.
     """
-    passes = ((OP, FORWARD, fake_attention), (f"{OP}_backward", BACKWARD, fake_attention_backward))
-    for op, schema, fake in passes:
+    for op, fake in ((OP, fake_attention), (f"{OP}_backward", fake_attention_backward)):
         name, function = f"{op}_{backend.name}", backend.part(op)
-        LIBRARY.define(name + schema)
-        torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
+        define_op(name, SCHEMAS[op], fake)
         if function is not None:
             LIBRARY.impl(name, function, key)
     # the forward op never sees a batch: under transforms PyTorch serves

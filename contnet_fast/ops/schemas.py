@@ -1,5 +1,7 @@
 """Schemas and fakes of the registered ops, ``contnet_fast::<op>_<backend>``: one table for every backend and family.
 
+Their texts are in a file that the C++ sources include too (``schemas.h``).
+
 Each backend has an op name of its own, so profiler traces and captured graphs show what ran.
 
 ``ys`` are the leaves of the state (one for a tensor), ``ks`` all leaves of the first term, then of the second:
@@ -9,8 +11,10 @@ Each backend has an op name of its own, so profiler traces and captured graphs s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,25 +26,13 @@ from .batching import older_one_by_one, one_by_one
 
 LIBRARY = torch.library.Library("contnet_fast", "DEF")
 
-# what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
-# is kept for backward, the level, and the dtype of products where it is another one than that of sums
-_SOLVE = (
-    "Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
-    "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level, "
-    "str products"
-)
-# of every field family: contnet_fast::<family>_solve_<backend>
-SOLVE = f"({_SOLVE}, bool return_steps) -> (Tensor y, Tensor statistics, Tensor[] saved)"
-SOLVE_BACKWARD = f"(Tensor grad, {_SOLVE}, Tensor[] saved, int[] wanted) -> Tensor[]"
-
+_TEXT = (Path(__file__).parents[1] / "schemas.h").read_text()
 SCHEMAS = {
-    "rk_combine": "(Tensor[] ys, Tensor[] ks, float[] coefficients) -> Tensor[]",
-    "rk_combine_error": (
-        "(Tensor[] ys, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
-        " -> (Tensor[], Tensor)"
-    ),
-    "rk_combine_compensated": ("(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])"),
+    name: "".join(re.findall(r'"([^"]*)"', parts))
+    for name, parts in re.findall(r'^SCHEMA\((\w+),((?:\s*"[^"]*")+)\)', _TEXT, re.MULTILINE)
 }
+# of every field family: contnet_fast::<family>_solve_<backend>
+SOLVE, SOLVE_BACKWARD = SCHEMAS["SOLVE"], SCHEMAS["SOLVE_BACKWARD"]
 
 
 def fake_rk_combine(
@@ -105,8 +97,10 @@ FAKES: dict[str, Callable] = {
 }
 
 
-def _define(name: str, schema: str, fake: Callable) -> None:
-    LIBRARY.define(name + schema)
+def define_op(name: str, schema: str, fake: Callable) -> None:
+    """Define ``contnet_fast::<name>`` with its fake. What is written in C++ is defined there, to run without Python."""
+    if not hasattr(torch.ops.contnet_fast, name):
+        LIBRARY.define(name + schema)
     torch.library.register_fake(f"contnet_fast::{name}", fake, lib=LIBRARY)
 
 
@@ -117,7 +111,7 @@ def define(op: str, backend: str, function: Callable | None, key: str = "Composi
         function: what runs under the dispatch key; ``None`` where an extension registers it.
     """
     name = f"{op}_{backend}"
-    _define(name, SCHEMAS[op], FAKES[op])
+    define_op(name, SCHEMAS[op], FAKES[op])
     if function is not None:
         LIBRARY.impl(name, function, key)
 
@@ -126,8 +120,8 @@ def define_solve(family: Family, backend: Backend, key: str) -> None:
     """Define the forward and the backward op of a family's solve on a backend, with fakes and batching rules."""
     implementation = family.implementations[backend.name]
     forward, backward = f"{family.op}_{backend.name}", f"{family.op}_backward_{backend.name}"
-    _define(forward, SOLVE, partial(fake_solve, family, implementation))
-    _define(backward, SOLVE_BACKWARD, partial(fake_solve_backward, family))
+    define_op(forward, SOLVE, partial(fake_solve, family, implementation))
+    define_op(backward, SOLVE_BACKWARD, partial(fake_solve_backward, family))
     # the forward op never sees a batch: under transforms the reference serves
     call = getattr(torch.ops.contnet_fast, backward)
     torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)

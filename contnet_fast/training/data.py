@@ -126,7 +126,7 @@ class Data:
         images, labels = self.train.images[own], self.train.labels[own]
         if config.augment:
             images = self.augment(images, generator, rows=rows, batch=n)
-        logits = run(_formatted(self.normalise(images), config))
+        logits = run(self.prepare(images, config))
         smoothing = config.label_smoothing
         loss = F.cross_entropy(at_least_single(logits), labels, label_smoothing=smoothing, reduction="sum") / n
         return Outcome(loss, (logits.detach().argmax(1) == labels).sum(), len(own))
@@ -135,15 +135,11 @@ class Data:
         self, net: nn.Module, part: str, config: Config, batch_size: int = 512, *, processes: Processes = ALONE
     ) -> Score:
         """Return the score of a network on a split, with the memory format and autocast of ``config``."""
-
-        def prepare(images: torch.Tensor) -> torch.Tensor:
-            return _formatted(self.normalise(images), config)
-
         split: Split = getattr(self, part)
         own = processes.own(len(split))
         return evaluate(
-            net, split.images[own], split.labels[own], prepare=prepare, batch_size=batch_size,
-            amp_dtype=amp_dtype(config), total=processes.sum,
+            net, split.images[own], split.labels[own], prepare=lambda images: self.prepare(images, config),
+            batch_size=batch_size, amp_dtype=amp_dtype(config), total=processes.sum,
         )  # fmt: skip
 
     def scores(self, net: nn.Module, config: Config, *, processes: Processes = ALONE) -> dict[str, Score]:
@@ -159,6 +155,11 @@ class Data:
         """Convert uint8 [B, C, H, W] to float32, normalised by the data set's mean and deviation."""
         shape = (1, -1, 1, 1)
         return (images.float() / 255.0 - self.mean.view(shape)) / self.std.view(shape)
+
+    def prepare(self, images: torch.Tensor, config: Config) -> torch.Tensor:
+        """:meth:`normalise` in the memory format of ``config``: what the network reads."""
+        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        return self.normalise(images).contiguous(memory_format=memory_format)
 
     def augment(
         self, images: torch.Tensor, generator: torch.Generator, *, rows: slice | None = None, batch: int = 0
@@ -391,7 +392,3 @@ def _download(name: str, place: Path) -> None:
             getattr(datasets, _TORCHVISION[name])(str(place), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"download: {name} could not be fetched into {place} ({error})") from None
-
-
-def _formatted(images: torch.Tensor, config: Config) -> torch.Tensor:
-    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)

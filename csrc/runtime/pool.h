@@ -4,13 +4,15 @@
 #include <cstddef>
 #include <memory>
 
+#include "runtime/export.h"
+
 namespace contnet_fast {
 
 // At least `bytes`, aligned to a cache line, not initialised. Given back to the pool when the last owner lets go.
 std::shared_ptr<void> take_memory(std::size_t bytes);
 
-std::size_t pooled_bytes();  // held and unused
-void release_pool();         // to the system
+CONTNET_FAST_API std::size_t pooled_bytes();  // held and unused
+CONTNET_FAST_API void release_pool();         // to the system
 
 // Working memory of the calling thread for one use at a time; it stays with the thread.
 template <typename T>

@@ -216,7 +216,7 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, finished):
         (["recipes", "digit"], "recipe: got 'digit', accepted: digits"),
         (["demo", "--epochs", "2"], "epochs: got '2', accepted: an int >= 4"),
         (["info", "--jason"], "unknown argument --jason, did you mean --json?"),
-        (["trian"], "COMMAND: got 'trian', accepted: train, eval, explain"),
+        (["trian"], "COMMAND: got 'trian', accepted: train, eval, choose, export, explain"),
         (["evaluate", "RUN"], "(did you mean 'eval'?)"),
         ([], "required: COMMAND"),
         (["train", "--resume", "nowhere"], "run: got nowhere"),

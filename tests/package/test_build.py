@@ -21,7 +21,8 @@ def source(tmp_path):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     (tmp_path / "contnet_fast").mkdir()
-    shutil.copy(ROOT / "contnet_fast" / "limits.h", tmp_path / "contnet_fast")
+    for name in (ROOT / "contnet_fast").glob("*.h"):
+        shutil.copy(name, tmp_path / "contnet_fast")
     (tmp_path / "tools").mkdir()
     for name in ("contnet_fast/__init__.py", "contnet_fast/_version.py", "tools/nvcc.py"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -171,7 +172,12 @@ def test_cuda_is_built_by_nvcc_alone_and_linked_into_the_extension(source, stubs
     (binding,) = [line for line in lines if line.startswith("c++") and " -c csrc/bind/cuda_combine.cpp" in line]
     for folder in ("toolkit/include", "nvidia/cu13/include"):
         assert f"-I{stubs.root / folder}" in binding
-    (link,) = [line for line in lines if line.startswith("c++") and " -shared " in line]
+    link, python = [line for line in lines if line.startswith("c++") and " -shared " in line]
+    assert "-Wl,-soname,libcontnet_fast.so" in link
+    assert "csrc/bind/module.o" in python
+    assert "contnet_fast/libcontnet_fast.so " in python
+    assert "-Wl,-rpath,$ORIGIN" in python
+    assert "cudart" not in python
     assert "cuda/rk_combine.o" in link
     assert f"-L{stubs.root}/toolkit/lib64" in link
     assert "-lc10_cuda -lcudart" in link
@@ -194,9 +200,11 @@ def test_where_nvcc_fails_the_rest_is_built_unless_cuda_was_asked_for(source, st
     assert done.returncode == 0, done.stderr
     assert "the compiler's last words:\nunsupported compiler\nin line 7\n" in done.stderr
     assert "building the C++ extension without CUDA: the build failed (unsupported compiler)" in done.stderr
-    (link,) = [line for line in stubs.log.read_text().splitlines() if " -shared " in line]
-    link = link.replace("csrc/cuda/conv/plan/", "")  # host code
-    assert "cuda" not in link.replace(str(source), "")
+    links = [line for line in stubs.log.read_text().splitlines() if " -shared " in line]
+    assert len(links) == 2
+    for link in links:
+        link = link.replace("csrc/cuda/conv/plan/", "")  # host code
+        assert "cuda" not in link.replace(str(source), "")
     about = (source / "build/temp/contnet_fast_build.h").read_text()
     assert '#define CONTNET_FAST_WITHOUT_CUDA "the build failed (unsupported compiler)"' in about
 

@@ -66,6 +66,7 @@ LAYERS = [  # each may import itself and what stands before it
     {"models"},
     {"inspect"},
     {"analysis"},
+    {"deploy"},
     {"training", "validation"},
     {"study"},
     {"cli"},

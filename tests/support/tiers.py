@@ -6,7 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(TESTS.glob("*/**/test_*.py"))
-SLOW_FOLDERS = ("analysis", "aot", "cli", "compiler", "emulated", "gpu", "interpreted", "tools", "training")
+SLOW_FOLDERS = ("analysis", "aot", "cli", "compiler", "deploy", "emulated", "gpu", "interpreted", "tools", "training")
 SLOW_FILES = (  # of the other folders
     "attention", "build", "carry", "convergence", "cpu_attention", "cpu_bfloat16", "cpu_conv", "cpu_conv_blocks",
     "cpu_conv_gradients", "cpu_conv_ops", "cpu_diffusion", "cycles", "datasets", "graph_fields", "graph_models",

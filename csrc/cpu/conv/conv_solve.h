@@ -8,6 +8,7 @@
 
 #include "cpu/conv/conv_kernels.h"
 #include "runtime/conv_field.h"
+#include "runtime/export.h"
 #include "runtime/time_grid.h"
 
 namespace contnet_fast {
@@ -93,6 +94,6 @@ template <typename T>
 void conv_solve_backward(const SolveSpec&, const ConvKernels<T>&, const BackwardCall<T>&);
 
 // Let go of all transformed weights that are kept for later calls.
-void forget_packed_weights();
+CONTNET_FAST_API void forget_packed_weights();
 
 }  // namespace contnet_fast

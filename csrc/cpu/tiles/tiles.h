@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "runtime/export.h"
+
 namespace contnet_fast {
 
 using Bfloat16 = uint16_t;  // its bits
@@ -32,13 +34,13 @@ struct TileProduct {
 // One product by each body, for tests; null where the compiler could not make it.
 using MultiplyTiles = void (*)(const TileProduct&);
 namespace portable {
-MultiplyTiles multiply_tiles();
+CONTNET_FAST_API MultiplyTiles multiply_tiles();
 }
 namespace avx512_bf16 {
-MultiplyTiles multiply_tiles();
+CONTNET_FAST_API MultiplyTiles multiply_tiles();
 }
 namespace amx {
-MultiplyTiles multiply_tiles();
+CONTNET_FAST_API MultiplyTiles multiply_tiles();
 }
 
 }  // namespace contnet_fast

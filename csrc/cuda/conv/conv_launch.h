@@ -8,6 +8,7 @@
 
 #include "cuda/lib/types.h"
 #include "runtime/conv_field.h"
+#include "runtime/export.h"
 #include "runtime/limits.h"
 
 namespace contnet_fast::cuda {
@@ -87,7 +88,7 @@ struct SolvePlan {
   int64_t shared, scratch;  // bytes: of a block, of the batch
 };
 
-SolvePlan plan_solve(const ConvProblem&);
+CONTNET_FAST_API SolvePlan plan_solve(const ConvProblem&);
 void conv_solve(const ConvSolve&);
 
 // Its backward pass: two launches a step and two at the end.
@@ -112,7 +113,7 @@ struct SolveBackwardPlan {
   int64_t shared, workspace;  // bytes
 };
 
-SolveBackwardPlan plan_solve_backward(const ConvSolveBackward&);
+CONTNET_FAST_API SolveBackwardPlan plan_solve_backward(const ConvSolveBackward&);
 void conv_solve_backward(const ConvSolveBackward&);
 
 // ---- level stage: a launch for each convolution

@@ -3,6 +3,7 @@
 
 #include "cuda/conv/conv_launch.h"
 #include "cuda/conv/plan/budgets.h"
+#include "runtime/export.h"
 
 namespace contnet_fast::cuda {
 
@@ -24,12 +25,12 @@ inline int64_t stage_vectors(const BandPlan& b) { return int64_t{8} * b.depth; }
 
 // The plan of a convolution, or (`back`) of its gradient by the input, in shared memory of at most p.shared_limit
 // bytes, `rest` of which the kernel wants behind `end`; bands 0: none.
-BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest);
+CONTNET_FAST_API BandPlan plan_band(const ConvProblem& p, bool back, int64_t rest);
 
 inline BandPlan plan_convolution(const ConvProblem& p) { return plan_band(p, false, stage_vector_bytes(p.channels)); }
 inline BandPlan plan_data_gradient(const ConvProblem& p) { return plan_band(p, true, kGradientBytes); }
 
 // Why level stage cannot run a problem on any chip, or null.
-const char* stage_refusal(const ConvProblem& p);
+CONTNET_FAST_API const char* stage_refusal(const ConvProblem& p);
 
 }  // namespace contnet_fast::cuda

@@ -3,6 +3,7 @@
 
 #include "cuda/conv/conv_launch.h"
 #include "cuda/conv/plan/budgets.h"
+#include "runtime/export.h"
 
 namespace contnet_fast::cuda {
 
@@ -27,6 +28,6 @@ struct WeightPlan {
   int64_t shared;                             // bytes
 };
 
-WeightPlan plan_weights(const ConvProblem& p);
+CONTNET_FAST_API WeightPlan plan_weights(const ConvProblem& p);
 
 }  // namespace contnet_fast::cuda

@@ -1,0 +1,32 @@
+// Schemas of the registered ops, read by C++ (csrc/bind/schemas.h) and by Python (contnet_fast/ops/schemas.py). The op
+// contnet_fast::<op>_<backend> has the schema of its <op>; that of a field family's <family>_solve is SOLVE.
+
+SCHEMA(rk_combine, "(Tensor[] ys, Tensor[] ks, float[] coefficients) -> Tensor[]")
+SCHEMA(rk_combine_error,
+       "(Tensor[] ys, Tensor[] ks, float[] coefficients, float[] error_coefficients, float rtol, float atol)"
+       " -> (Tensor[], Tensor)")
+SCHEMA(rk_combine_compensated,
+       "(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])")
+
+// what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
+// is kept for backward, the level, and the dtype of products where it is another one than that of sums
+SCHEMA(SOLVE,
+       "(Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
+       "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level, "
+       "str products, "
+       "bool return_steps) -> (Tensor y, Tensor statistics, Tensor[] saved)")
+SCHEMA(SOLVE_BACKWARD,
+       "(Tensor grad, "
+       "Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
+       "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level, "
+       "str products, "
+       "Tensor[] saved, int[] wanted) -> Tensor[]")
+
+// targets and sources [n, heads, depth] or [n, heads]; states [n, heads, features], [n, features] or none; factors
+// [E, heads] or none; rows as contnet_fast.graphs.products.Rows
+SCHEMA(graph_attention,
+       "(Tensor targets, Tensor sources, Tensor? states, Tensor? factors, Tensor[] rows, float slope)"
+       " -> (Tensor y, Tensor largest, Tensor sums)")
+SCHEMA(graph_attention_backward,
+       "(Tensor grad, Tensor targets, Tensor sources, Tensor? states, Tensor? factors, Tensor[] rows, float slope, "
+       "Tensor largest, Tensor sums, int[] wanted) -> Tensor[]")
