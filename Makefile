@@ -114,7 +114,7 @@ sanitize: $(READY)
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		$(abspath $(RUN)) -m pytest -q -p no:cacheprovider -c $(CURDIR)/pyproject.toml \
 		$(addprefix $(CURDIR)/tests/,cpu/test_cpu_backend.py functional/test_pytrees.py cpu/test_cpu_conv.py \
-		cpu/test_cpu_conv_gradients.py cpu/test_cpu_conv_ops.py cpu/test_cpu_attention.py) $(ARGS)
+		cpu/test_cpu_conv_gradients.py cpu/test_cpu_conv_ops.py cpu/test_cpu_attention.py cpu/test_cpu_bfloat16.py) $(ARGS)
 
 sdist: $(READY)
 	$(RUN) -m build --sdist --no-isolation --outdir dist $(ARGS)

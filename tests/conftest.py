@@ -28,6 +28,7 @@ if not torch.cuda.is_available():  # Triton kernels then run in its interpreter,
 import tiers
 
 from contnet_fast.backends import cpu
+from contnet_fast.fields.conv import cpu as conv_cpu
 
 
 def pytest_addoption(parser):
@@ -46,6 +47,8 @@ def pytest_configure(config):
         threads = max(2, (os.cpu_count() or 1) // int(workers))  # with two, code for several threads is still tested
     if threads:
         torch.set_num_threads(threads)
+    conv_cpu.TIMES = ()  # whatever was tuned here
+    conv_cpu.BFLOAT16_PRODUCTS = conv_cpu.INSTRUCTIONS == "amx"
     if widest and cpu._extension:
         cpu._extension.use_instruction_set(widest)
     for folder in tiers.FOLDERS:

@@ -1,4 +1,4 @@
-"""``contnet-fast tune``: time tiles of the Triton kernels on this GPU and write the best to a file."""
+"""``contnet-fast tune``: times of Triton's tiles on this GPU, or of the kernels of this CPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 
 from .arguments import count, listed, path
 
-HELP = "time tiles of the Triton kernels on this GPU and write the best to a file"
+HELP = "time tiles of the Triton kernels on this GPU, or with --cpu the kernels of this CPU, and keep the best"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="blocks under autocast to bfloat16 on this CPU, for a minute; auto reads the times",
+    )
     parser.add_argument("--out", metavar="FILE", type=path, default=Path("tiles.json"), help="(default: tiles.json)")
     parser.add_argument(
         "--kernels",
@@ -28,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    if arguments.cpu:
+        from .tuning_cpu import tune_cpu
+
+        tune_cpu()
+        return 0
     from .tuning import tune_tiles
 
     tune_tiles(

@@ -90,7 +90,10 @@ def check(case: Case, backend: str, *, factor: float = 2.0) -> dict[str, torch.T
     got = [solve(c, backend) for c in cases]
     assert got[0].keys() == truth(cases[0])[0].keys()
     assert {value.dtype for value in got[0].values()} == {case.dtype}
-    judge(cases, got, factor=lambda _, value: factor if value.numel() >= MANY else SMALL)
+    flips = (
+        case.grads and case.dtype in HALVES and case.offset == 0.0
+    )  # of relus, where products are rounded to 16 bits
+    judge(cases, got, factor=lambda _, value: SMALL if flips or value.numel() < MANY else factor)
     return got[0]
 
 

@@ -9,12 +9,15 @@ from ...limits import MOST_STAGES
 from ...problem import Problem
 from ...reference.rk import accumulation_dtype
 from ..family import ACROSS_RANKS, Call, Implementation, TensorSpec
+from . import cpu_times
 
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 INSTRUCTIONS = extension.module.instruction_set() if extension.module is not None else ""
 AVX512 = INSTRUCTIONS in ("avx512", "avx512_bf16", "amx")
-BFLOAT16_PRODUCTS = INSTRUCTIONS == "amx"  # those of avx512_bf16 were measured slower than F(2x2, 3x3) in float32
+TIMES = cpu_times.read()
+# those of avx512_bf16 were measured slower than F(2x2, 3x3) in float32
+BFLOAT16_PRODUCTS = cpu_times.bfloat16_pays(TIMES) if TIMES else INSTRUCTIONS == "amx"
 
 
 class CpuConv(Implementation):
@@ -47,10 +50,18 @@ class CpuConv(Implementation):
 
     def why(self, problem: Problem, level: str) -> str:
         """It was measured, or is predicted."""
-        if self.products(problem.dtype, problem.compute_dtype):
-            return f"products in bfloat16 by {INSTRUCTIONS}, measured faster than PyTorch (docs/performance.md)"
-        if problem.compute_dtype == torch.bfloat16 and INSTRUCTIONS == "avx512_bf16":
-            return "products in float32, predicted faster than PyTorch's in bfloat16, not measured on such a CPU"
+        if problem.compute_dtype == torch.bfloat16:
+            products = self.products(problem.dtype, problem.compute_dtype) or "float32"
+            row = cpu_times.nearest(TIMES, problem.facts.width, training=problem.needs_grad)
+            if row is not None:
+                return f"products in {products}: {_measured(row, products)}"
+            if products == "bfloat16":
+                return f"products in bfloat16 by {INSTRUCTIONS}, measured faster than PyTorch (docs/performance.md)"
+            if INSTRUCTIONS == "avx512_bf16":
+                return (
+                    "products in float32, predicted faster than PyTorch's in bfloat16 and not measured on such a CPU: "
+                    "contnet-fast tune --cpu does"
+                )
         return "measured faster than PyTorch for such blocks (docs/performance.md)"
 
     def products(self, dtype: torch.dtype, compute_dtype: torch.dtype) -> str:
@@ -91,8 +102,13 @@ def _slower(problem: Problem) -> str | None:
     """Why PyTorch was measured faster: benchmarks/results/choice-cpu.jsonl, which a test holds this to."""
     if problem.dtype == torch.float16:  # PyTorch has no fast convolutions in it on CPUs
         return None
-    if CpuConv().products(problem.dtype, problem.compute_dtype):
-        return _slower_in_bfloat16(problem)
+    products = CpuConv().products(problem.dtype, problem.compute_dtype)
+    if TIMES and problem.compute_dtype == torch.bfloat16:
+        row = cpu_times.nearest(TIMES, problem.facts.width, training=problem.needs_grad)
+        slower = row is not None and row.ms["reference"] < row.ms[products or "float32"]
+        return f"auto leaves it: {_measured(row, products or 'float32')}" if row is not None and slower else None
+    if products:
+        return None
     batch, channels, height, width = problem.shape
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
     limit, wide = (20_000, 256) if AVX512 else (9_000, 128)
@@ -114,5 +130,9 @@ def _slower(problem: Problem) -> str | None:
     return None
 
 
-def _slower_in_bfloat16(problem: Problem) -> str | None:
-    return None
+def _measured(row: cpu_times.Row, products: str) -> str:
+    """The words on a row of this machine."""
+    return (
+        f"measured on this CPU with {row.channels} channels: {row.ms[products]:.3g} ms, "
+        f"PyTorch {row.ms['reference']:.3g} ms"
+    )
