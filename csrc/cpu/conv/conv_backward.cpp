@@ -294,8 +294,7 @@ class Backward {
     double all = 0.0;
     for (size_t r = 0; r < rows.size(); r += row.size()) {
       all += rows[r];
-      for (int c = 0; c < g_.channels; ++c)
-        all_sum[c] += rows[r + 1 + c], all_with[c] += rows[r + 1 + g_.channels + c];
+      for (int c = 0; c < g_.channels; ++c) all_sum[c] += rows[r + 1 + c], all_with[c] += rows[r + 1 + g_.channels + c];
     }
     set_through(theta, m, norm, 0, gain, 1.0, std::max(all, 1.0), all_sum, all_with);
   }

@@ -132,7 +132,8 @@ class Pass {
     const bool last = s + 1 == spec.stages, end = last && i + 1 == spec.n_steps;
     thetas.at(j);  // made here, not by many threads below
     if (!spec.post) {
-      if (j == 0 && spec.dynamic() && new_moments_) range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
+      if (j == 0 && spec.dynamic() && new_moments_)
+        range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
       ready_norm(range, j, 0, statistics);
     }
     range.over_units([&](int64_t b, int from, int to) { first(at, j, b, from, to); });
