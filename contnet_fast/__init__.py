@@ -24,7 +24,7 @@ from .nn import (
     set_discretization,
     set_manifestation,
 )
-from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event
+from .ode import OdeintError, odeint, odeint_adjoint, odeint_dense, odeint_event, odeint_log_density
 from .schemes.bases import BASES, Basis
 from .schemes.tableaus import SCHEMES, ButcherTableau, get_tableau
 from .schemes.timegrid import time_grid
@@ -62,6 +62,7 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "odeint_log_density",
     "parameter_groups",
     "project",
     "record_runs",

@@ -17,14 +17,16 @@ from ..transforms import in_torch_func, transforming
 from .events import Event, link_gradient, solve_until
 from .gradients.adjoint import Adjoint, Backsolve, adjoint_settings
 from .gradients.checkpoint import KEEP, Checkpointed
+from .gradients.interpolated import InterpolatedAdjoint
 from .gradients.linked import together
 from .gradients.reversible import solve_reversibly
-from .methods import EXPLICIT, FIXED_EXPLICIT, ONE_STEP, SCIPY, get_method
+from .methods import EXPLICIT, FIXED_EXPLICIT, ONE_STEP, ROSENBROCK, SAMPLERS, SCIPY, STIFF, get_method
 from .options import AdaptiveOptions, read_options, refuse_trace
 from .packed import PackedProblem, packs
 from .problem import InitialValueProblem, own_module
 from .solve import Settings, in_python, solve
 from .steppers.batched import solve_rows
+from .steppers.stiff_rows import StiffRows
 
 DEFAULT_METHOD = "dopri5"
 GRADIENTS = ("discrete", "checkpoint", "reversible")
@@ -61,7 +63,8 @@ def odeint(
         method: ``"dopri5"`` unless given; euler, midpoint, heun2, heun3, ralston2, rk4 (the 3/8 rule), rk4_classic,
             explicit_adams, implicit_adams (fixed_adams) and the implicit implicit_euler, implicit_midpoint, trapezoid,
             radauIIA3, radauIIA5, gl4, gl6, sdirk2, trbdf2 on fixed grids; adaptive_heun, fehlberg2, bosh3, dopri5,
-            tsit5, dopri8 with chosen steps; scipy_solver, by SciPy.
+            tsit5, dopri8 and, for stiff problems, rodas5p, kvaerno5, adaptive_trbdf2 with chosen steps; ab2, ab3,
+            dpmpp_2m, samplers of one evaluation a step; scipy_solver.
         options: options of the method, see ``FixedOptions`` and ``AdaptiveOptions`` in ``contnet_fast/ode/options.py``.
         event_fn: the solve ends where a component of ``event_fn(t, y)`` crosses zero; ``t`` then holds the start and
             any later (or earlier) time.
@@ -99,8 +102,9 @@ def odeint(
     settings = _settings(method, options, rtol, atol, event_fn, on_max_steps, strict_options)
     _check_method(settings.method, gradient, event_fn)
     settings.compensated = check_bool("compensated", compensated)
-    if compensated and (batched or event_fn is not None or not settings.fixed):
-        got = f"method {settings.method!r}" if not settings.fixed else "batched=True" if batched else "event_fn"
+    sums = settings.fixed and settings.method not in SAMPLERS
+    if compensated and (batched or event_fn is not None or not sums):
+        got = f"method {settings.method!r}" if not sums else "batched=True" if batched else "event_fn"
         raise ValueError(f"compensated: got True with {got}, accepted: a fixed grid, without batched and event_fn")
     if not 0.0 < check_number("coupling", coupling) <= 1.0:
         raise ValueError(f"coupling: got {coupling}, accepted: a number above 0, at most 1")
@@ -119,7 +123,8 @@ def odeint(
         for name, value, plain in (("event_fn", event_fn, None), ("gradient", gradient, "discrete")):
             if value != plain:
                 raise ValueError(f"{name}: got {value!r} with batched=True, accepted: {plain!r}")
-        outputs, stats = in_python(solve_rows)(problem, settings, graph=graph)
+        kind = StiffRows if settings.method in STIFF else None
+        outputs, stats = in_python(solve_rows)(problem, settings, graph=graph, kind=kind)
         return (outputs[0], stats) if return_stats else outputs[0]
     if event_fn is not None:
         if gradient != "discrete":
@@ -170,6 +175,7 @@ def odeint_adjoint(
 ) -> Any:
     """:func:`odeint` whose gradient is that of the continuous adjoint (arXiv 1806.07366), at the memory of the outputs.
 
+    With a stiff method y is read from the forward solve's steps, whose rates are kept, instead of solved backwards.
     It is the gradient of the ODE, not of the steps that were taken, and differs from theirs by the order of the
     solver's error; ``odeint(..., gradient="checkpoint")`` gives the exact one at the memory of the steps.
 
@@ -193,17 +199,21 @@ def odeint_adjoint(
     name, chosen, back_rtol, back_atol = adjoint_settings(
         settings, options, rtol=adjoint_rtol, atol=adjoint_atol, method=adjoint_method, given=adjoint_options
     )
+    if name == ROSENBROCK:
+        name = "kvaerno5"  # sums the gradients of parameters beside dL/dy, which Rosenbrock stages do not
     norm = chosen.pop("norm", None)
     back, _ = read_options(get_method(name).name, chosen, strict=strict_options, quiet=adjoint_options is None)
     back.norm = norm
     _check_method(settings.method, "discrete", event_fn)
     problem = InitialValueProblem(func, y0, t)
-    adjoint = Adjoint(
-        problem, Settings(get_method(name).name, back, back_rtol, back_atol), settings.options.norm, parameters
-    )
+    backward = Settings(get_method(name).name, back, back_rtol, back_atol)
+    stiff = settings.method in STIFF and event_fn is None and on_max_steps == "raise"
+    adjoint = (InterpolatedAdjoint if stiff else Adjoint)(problem, backward, settings.options.norm, parameters)
     n = len(problem.leaves)
 
     def forward() -> list[torch.Tensor]:
+        if isinstance(adjoint, InterpolatedAdjoint):
+            return adjoint.forward(settings)
         if event_fn is None:
             return solve(problem, settings, graph=False)
         event_t, (start, end) = solve_until(problem, settings, event_fn, graph=False)
@@ -281,10 +291,12 @@ def _settings(
 
 def _check_method(method: str, gradient: str, event_fn: Callable | None) -> None:
     """Refuse what methods that are not explicit cannot do."""
-    if method not in EXPLICIT:
+    if method not in (*EXPLICIT, *SAMPLERS):
         if in_torch_func():
             raise RuntimeError(f"method: got {method!r} inside of torch.func, accepted there: {', '.join(EXPLICIT)}")
         refuse_trace(f"odeint by {method}")
+    if method in SAMPLERS and event_fn is not None:
+        raise ValueError(f"method: got {method!r} with event_fn, accepted: a method without memory, or an Adams method")
     if method == SCIPY and (gradient != "discrete" or event_fn is not None):
         got = "event_fn" if event_fn is not None else f"gradient={gradient!r}"
         raise ValueError(f"method: got {SCIPY!r} with {got}, accepted: a method of our own")

@@ -13,7 +13,7 @@ from ..reference.ranks import OWN_STEPS, messages_refused
 from ..transforms import followed, transforming
 from .arithmetic import Leaves
 from .gradients.linked import together
-from .methods import ADAPTIVE, get_method
+from .methods import CHOSEN_STEPS, get_method
 from .options import read_options, refuse_trace
 from .problem import InitialValueProblem
 from .solve import Settings, make_solver
@@ -52,14 +52,32 @@ def odeint_dense(
     """
     refuse_trace("odeint_dense")
     name = get_method("dopri5" if method is None else method).name
-    if name not in ADAPTIVE:
-        raise ValueError(f"method: got {method!r}, accepted for dense output: {', '.join(ADAPTIVE)}")
+    if name not in CHOSEN_STEPS:
+        raise ValueError(f"method: got {method!r}, accepted for dense output: {', '.join(CHOSEN_STEPS)}")
     read, _ = read_options(name, options, strict=strict_options)
     start = _one("t0", t0, torch.float64)
     problem = InitialValueProblem(func, y0, torch.stack([start, _one("t1", t1, start.dtype).to(start)]))
     if torch.is_grad_enabled():
         problem.leaves = together(problem.leaves)
-    solver = make_solver(problem, Settings(name, read, rtol, atol), graph=torch.is_grad_enabled() or transforming())
+    graph = torch.is_grad_enabled() or transforming()
+    state_at = solve_densely(problem, Settings(name, read, rtol, atol), graph=graph)
+
+    def solution(t: Any) -> Any:
+        if isinstance(t, torch.Tensor) and t.dim() > 1:
+            raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: a number, 0-d or [T]")
+        times = t.tolist() if isinstance(t, torch.Tensor) and not followed(t) else t
+        if isinstance(t, torch.Tensor) and t.dim() == 1:
+            states = [state_at(value) for value in times]
+            return problem.state([torch.stack([s[i] for s in states]) for i in range(len(problem.leaves))])
+        return problem.state(state_at(times))
+
+    return solution
+
+
+def solve_densely(problem: InitialValueProblem, settings: Settings, *, graph: bool) -> Callable[[Any], Leaves]:
+    """Solve by an adaptive method, and return the leaves of the solution as a function of time."""
+    read = settings.options
+    solver = make_solver(problem, settings, graph=graph)
     solver.begin()  # type: ignore[union-attr]
     steps: list[Any] = []
     ends: list[float] = []
@@ -83,16 +101,7 @@ def odeint_dense(
         place = problem.sign * t if isinstance(t, torch.Tensor) else solver.number(s)  # type: ignore[union-attr]
         return solver.interpolate(place, steps[bisect_left(ends, s)])  # type: ignore[union-attr]
 
-    def solution(t: Any) -> Any:
-        if isinstance(t, torch.Tensor) and t.dim() > 1:
-            raise ValueError(f"t: got shape {tuple(t.shape)}, accepted: a number, 0-d or [T]")
-        times = t.tolist() if isinstance(t, torch.Tensor) and not followed(t) else t
-        if isinstance(t, torch.Tensor) and t.dim() == 1:
-            states = [state_at(value) for value in times]
-            return problem.state([torch.stack([s[i] for s in states]) for i in range(len(problem.leaves))])
-        return problem.state(state_at(times))
-
-    return solution
+    return state_at
 
 
 def _one(name: str, t: Any, dtype: torch.dtype) -> torch.Tensor:

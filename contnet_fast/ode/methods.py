@@ -45,12 +45,19 @@ ADAMS = "explicit_adams"
 FIXED_EXPLICIT = (*FIXED, ADAMS)
 EXPLICIT = (*FIXED_EXPLICIT, *ADAPTIVE)
 ONE_STEP = (*FIXED, *ADAPTIVE)  # explicit, without a memory of earlier steps
-STIFF = (RODAS5P.name, "kvaerno5", "adaptive_trbdf2")  # implicit, with chosen steps
+ROSENBROCK = RODAS5P.name
+STIFF = (ROSENBROCK, "kvaerno5", "adaptive_trbdf2")  # implicit, with chosen steps
 IMPLICIT = tuple(name for name in IMPLICIT_SCHEMES if name not in STIFF)  # on a fixed grid
+SAMPLERS = ("ab2", "ab3", "dpmpp_2m")  # multistep, one evaluation a step; for sampling at a fixed cost
 CORRECTED = ("implicit_adams", "fixed_adams")  # two names of Adams-Bashforth-Moulton
 SCIPY = "scipy_solver"
-METHODS = (*EXPLICIT, *CORRECTED, *IMPLICIT, SCIPY)
+METHODS = (*EXPLICIT, *CORRECTED, *IMPLICIT, *SAMPLERS, *STIFF, SCIPY)
 CHOSEN_STEPS = (*ADAPTIVE, *STIFF)
+
+# what the first steps of multistep methods are, and the orders of other methods come from
+STARTS = (
+    dict.fromkeys((ADAMS, *CORRECTED, SCIPY), "rk4") | dict.fromkeys(("ab2", "dpmpp_2m"), "euler") | {"ab3": "midpoint"}
+)
 
 # torchdiffeq gives the last stage of rk4 the end of the step, and that of heun2 the start plus the step size
 END_ITSELF = ("rk4", "rk4_classic")
@@ -124,7 +131,7 @@ def _method(name: str) -> Method:
         return _implicit(scheme)
     if scheme == RODAS5P.name:
         return _rosenbrock()
-    tableau = SCHEMES["rk4" if scheme in (ADAMS, *CORRECTED, SCIPY) else scheme]
+    tableau = SCHEMES[STARTS.get(scheme, scheme)]
     adaptive = scheme in ADAPTIVE
     return Method(
         name=scheme,

@@ -159,7 +159,7 @@ class Newton:
         exact: whether to go on until rounding stops it; else to ``share`` of what ``scale`` tolerates.
     """
 
-    def __init__(self, field: FlatField, *, limit: int, exact: bool, share: float = 0.01) -> None:
+    def __init__(self, field: FlatField, *, limit: int, exact: bool, share: float = 0.03) -> None:
         self.field, self.limit, self.exact, self.share = field, limit, exact, share
         self.kept: Factors | None = None
         self.rate = 1.0  # of convergence, of the last solve
@@ -207,31 +207,38 @@ class Newton:
         ratio = (h / factors.h) if factors.h is not h else 1.0
         damping = 2 / (1 + ratio)  # for factors of another step size, as in CVODE
         rounding = 4 * torch.finfo(scale.dtype).eps
-        self.rate = max(self.rate, 0.01) if not self.exact else 1.0
+        self.rate = 1.0 if self.exact else max(self.rate, 0.01)
+        failed = torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
         for _ in range(self.limit):
             self.iterations += 1
             residual = torch.cat([k - u for k, u in zip(self._rates(us, bases, times, a, h), us, strict=True)], 1)
             change = factors.solve(residual) * damping
             us = [u + d for u, d in zip(us, change.split(n, 1), strict=True)]
             norms = (change / scales).square().mean(1).sqrt()
-            worst = norms.max().item()
-            if not worst < float("inf"):
-                return us, norms < 0
+            failed |= ~norms.isfinite()
+            norms = norms.masked_fill(failed, 0.0)
+            if before is None:
+                worst, rate = norms.max().item(), None
+            else:
+                rates = norms / before.clamp_min(1e-300 if norms.dtype == torch.float64 else 1e-38)
+                growing = (rates >= 1) & (norms > (1e-8 if self.exact else self.share))
+                if not self.exact:
+                    failed |= growing
+                    rates, norms = rates.masked_fill(growing, 0.0), norms.masked_fill(growing, 0.0)
+                worst, rate = torch.stack([norms.max(), rates.max()]).tolist()
             if self.exact:
-                if worst <= rounding or (before is not None and worst >= before and worst < 1e-8):
-                    return us, norms >= 0
-                if before is not None and worst > 0.1 * before:
+                if worst <= rounding or (rate is not None and rate >= 1 and worst < 1e-8):
+                    return us, ~failed
+                if rate is not None and rate > 0.1:
                     factors, damping = self._at(us, bases, times, a, h), 1.0
             else:
-                if before is not None:
-                    self.rate = max(worst / before, 1e-8) if before else 1e-8
-                    if self.rate >= 1:
-                        return us, norms < self.share
+                if rate is not None:
+                    self.rate = max(rate, 1e-8)
                 left = self.rate / (1 - self.rate) if self.rate < 1 else 1.0
                 if worst * left <= self.share:
-                    return us, norms >= 0
-            before = worst
-        return us, norms * max(self.rate, 0.01) <= self.share if not self.exact else norms < 1e-8
+                    return us, ~failed
+            before = norms
+        return us, ~failed & (norms < (1e-8 if self.exact else self.share))
 
     def _corrected(self, us: list[torch.Tensor], bases: Any, times: Any, a: Any, h: Any) -> list[torch.Tensor]:
         """Return the u_i with their first and second derivatives."""

@@ -18,6 +18,7 @@ from .methods import (  # fmt: skip
     CHOSEN_STEPS,
     CORRECTED,
     IMPLICIT,
+    SAMPLERS,
     SCIPY,
     STIFF,
 )
@@ -29,6 +30,7 @@ class FixedOptions:
 
     Attributes:
         step_size: step size of the grid from t[0], whose last step ends at t[-1].
+        nfe: number of evaluations of the field, in place of a step size: steps of one size from t[0] to t[-1].
         grid_constructor: ``(func, y0, t) -> grid``. With neither option the values of ``t`` are the grid.
         perturb: at the ends of a step the field is given the nearest times inside it.
         interp: interpolation of outputs between grid points.
@@ -40,10 +42,17 @@ class FixedOptions:
     perturb: bool = False
     interp: str = "linear"
     norm: Callable | None = None
+    nfe: int | None = None
 
     def check(self) -> None:
         """Raise for a value of the wrong kind."""
         check_choice("options['interp']", self.interp, ("linear", "cubic"))
+        if self.nfe is not None:
+            check_count("options['nfe']", self.nfe)
+            if self.step_size is not None or self.grid_constructor is not None or self.interp == "cubic":
+                raise ValueError(
+                    "options: got nfe and step_size, grid_constructor or interp='cubic', accepted: one of them"
+                )
         if self.step_size is not None:
             self.step_size = _number("step_size", self.step_size, positive=True)
             if self.grid_constructor is not None:
@@ -92,6 +101,26 @@ class ImplicitOptions(FixedOptions):
         super().check()
         check_count("options['max_iters']", self.max_iters)
         _check_jacobian(self.jacobian)
+
+
+@dataclass
+class SamplerOptions(FixedOptions):
+    """Options of ab2, ab3 and dpmpp_2m.
+
+    Attributes:
+        schedule: of dpmpp_2m, where states are alpha(t) data + sigma(t) noise: ``"linear"`` (t, 1 - t), as in flow
+            matching, ``"cosine"`` (sin(pi t / 2), cos(pi t / 2)), or ``schedule(t) -> (alpha, sigma)`` on float64 0-d
+            tensors, which torch.func differentiates.
+    """
+
+    schedule: Any = "linear"
+
+    def check(self) -> None:
+        """Raise for a value of the wrong kind."""
+        super().check()
+        if self.schedule not in SCHEDULES and not callable(self.schedule):
+            accepted = ", ".join(map(repr, SCHEDULES))
+            raise ValueError(f"options['schedule']: got {self.schedule!r}, accepted: {accepted}, or a callable on t")
 
 
 @dataclass
@@ -200,6 +229,7 @@ class StiffOptions(AdaptiveOptions):
         _check_jacobian(self.jacobian)
 
 
+SCHEDULES = ("linear", "cosine")
 Options = FixedOptions | AdaptiveOptions | ScipyOptions
 _ALIASES = {"enforce_openset": "perturb"}
 
@@ -237,7 +267,7 @@ def _read_options(method: str, options: Mapping[str, Any] | None, *, strict: boo
     read.check()
     if isinstance(read, AdamsOptions) and read.max_order < ADAMS_START + 1 and not quiet:
         warn(f"{method} with max_order = {read.max_order} < {ADAMS_START + 1} is rk4")
-    return read, "step_size" in given or "grid_constructor" in given or method == SCIPY
+    return read, any(name in given for name in ("step_size", "grid_constructor", "nfe")) or method == SCIPY
 
 
 def _kind(method: str) -> type[Options]:
@@ -245,6 +275,8 @@ def _kind(method: str) -> type[Options]:
         return StiffOptions if method in STIFF else AdaptiveOptions
     if method in (ADAMS, *CORRECTED):
         return AdamsOptions
+    if method in SAMPLERS:
+        return SamplerOptions
     return ImplicitOptions if method in IMPLICIT else ScipyOptions if method == SCIPY else FixedOptions
 
 

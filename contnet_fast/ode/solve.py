@@ -13,15 +13,25 @@ from ..reference.ranks import OWN_STEPS, messages_refused
 from ..transforms import followed, transforming
 from .arithmetic import End, Leaves, Outputs
 from .methods import CORRECTED, EXPLICIT, get_method
-from .options import AdamsOptions, AdaptiveOptions, FixedOptions, ImplicitOptions, Options, ScipyOptions
+from .options import (
+    AdamsOptions,
+    AdaptiveOptions,
+    FixedOptions,
+    ImplicitOptions,
+    Options,
+    SamplerOptions,
+    ScipyOptions,
+    StiffOptions,
+)
 from .problem import InitialValueProblem
 from .steppers.adaptive import Adaptive, AdaptiveStep
 from .steppers.device import Bursts, steps_per_read
 from .steppers.fixed import FixedGrid, FixedStep
 from .steppers.implicit import ImplicitGrid
-from .steppers.multistep import AdamsMoulton
+from .steppers.multistep import AdamsMoulton, Sampler
 from .steppers.reversible import ReversibleAdaptive, ReversibleGrid
 from .steppers.scipy_solvers import solve_by_scipy
+from .steppers.stiff import Stiff
 
 BUDGETS = ("raise", "return")
 
@@ -84,6 +94,8 @@ def make_solver(
         if isinstance(settings.options, AdamsOptions) and settings.method in CORRECTED:
             tolerances = {"rtol": settings.rtol, "atol": settings.atol}
             return AdamsMoulton(problem, settings.method, settings.options, **tolerances, **more)
+        if isinstance(settings.options, SamplerOptions):
+            return Sampler(problem, settings.method, settings.options, **more)
         return FixedGrid(problem, settings.method, settings.options, **more)  # type: ignore[arg-type]
     assert isinstance(settings.options, AdaptiveOptions)
     tolerance = problem.tolerance(settings.rtol, settings.atol, settings.options.norm)
@@ -92,6 +104,8 @@ def make_solver(
             problem, settings.method, settings.options, tolerance, graph=graph, coupling=settings.coupling
         )
     timed = graph and (followed(problem.t) or settings.options.first_step_grad)
+    if isinstance(settings.options, StiffOptions):
+        return Stiff(problem, settings.method, settings.options, tolerance, graph=graph, in_time_graph=timed)
     attempts = steps_per_read(settings.options.steps_per_read, problem, graph=graph)
     plain = not (timed or tolerance.own_norm or problem.has_callbacks or transforming())
     if bursts and attempts > 1 and plain:

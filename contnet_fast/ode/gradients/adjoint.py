@@ -60,16 +60,19 @@ class Adjoint:
         params: the tensors that get a gradient besides t and y0.
     """
 
+    copies = 2  # of the state: y and dL/dy
+
     def __init__(
         self, problem: InitialValueProblem, settings: Settings, norm: Callable | None, params: Sequence[torch.Tensor]
     ) -> None:
         self.problem, self.settings = problem, settings
         self.n = len(problem.leaves)
+        self.read = 1 + self.copies * self.n
         self.norm = self._norm(getattr(settings.options, "norm", None), norm)
         unknown = [f"{name}_adjoint" for name in CALLBACKS[1:] if hasattr(problem.func, f"{name}_adjoint")]
         if unknown and settings.fixed:
             warn(f"adjoint method {settings.method!r} does not call {', '.join(unknown)}")
-        leaves = [torch.zeros((), dtype=problem.dtype, device=problem.device), *problem.leaves * 2, *params]
+        leaves = [torch.zeros((), dtype=problem.dtype, device=problem.device), *problem.leaves * self.copies, *params]
         for name, value in (("adjoint_rtol", settings.rtol), ("adjoint_atol", settings.atol)):
             if isinstance(value, float):
                 continue
@@ -85,15 +88,16 @@ class Adjoint:
             return asked
         if asked not in (None, "seminorm"):
             raise ValueError(f"adjoint_options['norm']: got {asked!r}, accepted: a callable on states, or 'seminorm'")
-        count = 1 + 2 * n if asked == "seminorm" else None
+        read = self.read
+        count = read if asked == "seminorm" else None
         if state_norm is None:
             return LeafNorm(count)
         norm, state = state_norm, self.problem.state
 
         def largest_norm(leaves: Sequence[torch.Tensor]) -> Any:
-            parts = [leaves[0].abs(), *(norm(state(list(leaves[a : a + n]))) for a in (1, 1 + n))]
+            parts = [leaves[0].abs(), *(norm(state(list(leaves[a : a + n]))) for a in range(1, read, n))]
             if count is None:
-                parts.append(LeafNorm()(leaves[1 + 2 * n :]))
+                parts.append(LeafNorm()(leaves[read:]))
             return max(float(p) for p in parts)
 
         return largest_norm
@@ -106,7 +110,7 @@ class Adjoint:
         late = torch.zeros_like(t[reached:])
         t, tables, grads = t[:reached], [y[:reached] for y in tables], [g[:reached] for g in grads]
         seen = time_gradient or not self.settings.fixed or self.settings.method in CORRECTED  # norms look at dL/dt
-        field = AugmentedField(problem, params, seen, fixed=self.settings.fixed)
+        field = self.field(params, seen)
         first = torch.zeros((), dtype=problem.dtype, device=problem.device)
         lambdas = [g[-1] for g in grads]
         sums = [torch.zeros_like(p) for p in params]
@@ -117,15 +121,23 @@ class Adjoint:
                 term = sum(torch.sum(f * g[i].conj()).real for f, g in zip(rate, grads, strict=True))
                 first = first - term
                 time_terms.append(term.to(t))  # type: ignore[union-attr]
-            start = (first, *(y[i] for y in tables), *lambdas, *sums)
-            back = AugmentedProblem(problem, field, start, t[i - 1 : i + 1].detach().flip(0))
+            start = (first, *(y[i] for y in tables if self.copies == 2), *lambdas, *sums)
+            back = self.back(field, start, t[i - 1 : i + 1].detach().flip(0))
             options = type(self.settings.options)(**{**vars(self.settings.options), "norm": self.norm})
             settings = Settings(self.settings.method, options, self.settings.rtol, self.settings.atol)
             first, *ends = solve(back, settings, graph=False, outputs=End())
-            lambdas = [x + g[i - 1] for x, g in zip(ends[n : 2 * n], grads, strict=True)]
-            sums = ends[2 * n :]
+            lambdas = [x + g[i - 1] for x, g in zip(ends[self.read - 1 - n : self.read - 1], grads, strict=True)]
+            sums = ends[self.read - 1 :]
         t_grad = torch.cat([torch.stack([first.to(t), *reversed(time_terms)]), late]) if time_gradient else None
         return t_grad, lambdas, sums
+
+    def field(self, params: Sequence[torch.Tensor], time_gradient: bool) -> AugmentedField:
+        """Return the rates of the augmented state."""
+        return AugmentedField(self.problem, params, time_gradient, fixed=self.settings.fixed)
+
+    def back(self, field: AugmentedField, start: tuple[Any, ...], t: torch.Tensor) -> InitialValueProblem:
+        """Return the backward problem between two output times."""
+        return AugmentedProblem(self.problem, field, start, t)
 
 
 class AugmentedField:

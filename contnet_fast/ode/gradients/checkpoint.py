@@ -12,7 +12,7 @@ import torch
 
 from ...reference.replay import Moment, Replay
 from ..arithmetic import Leaves
-from ..methods import EXPLICIT
+from ..methods import EXPLICIT, SAMPLERS
 from ..options import AdaptiveOptions, FixedOptions
 from ..problem import InitialValueProblem
 from ..solve import Record, Settings, make_solver, solve
@@ -211,7 +211,7 @@ def _has_time_gradient(ctx: Any) -> bool:
 def _use_tape(ctx: Any, steps: Sequence[Step]) -> bool:
     """Tell whether steps run on a tape: all but evaluations must be sums, large enough to gain by it."""
     size, options = sum(y.numel() for y in ctx.problem.leaves), ctx.settings.options
-    only_sums = ctx.settings.method in EXPLICIT  # beside evaluations
+    only_sums = ctx.settings.method in (*EXPLICIT, *SAMPLERS)  # beside evaluations
     if _has_time_gradient(ctx) or size < LEAST_TAPED or not only_sums:
         return False
     if isinstance(options, AdaptiveOptions):

@@ -78,6 +78,8 @@ class Adaptive:
         last: the last accepted step, for outputs in it.
     """
 
+    explicit = True  # stages are sums of earlier rates
+
     def __init__(
         self,
         problem: InitialValueProblem,
@@ -105,7 +107,9 @@ class Adaptive:
         self._nodes: Any = (
             torch.tensor(nodes, dtype=problem.dtype, device="cpu") if host is None else np.array(nodes, host)
         )
-        self._native = native_stepper(problem, self.method, self.arithmetic, tolerance, self._nodes)
+        self._native = (
+            native_stepper(problem, self.method, self.arithmetic, tolerance, self._nodes) if self.explicit else None
+        )
         self._end_stages = [j for j, c in enumerate(nodes) if c == 1.0]
         self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
@@ -252,8 +256,8 @@ class Adaptive:
         y1s, ks = self.stages(ys, self.k, s, h, s1, span)
         if span is not None and y1s is None:
             y1s = self.arithmetic.combine(ys, ks, self.method.update, self.size(h, span))
-        y1s, norm = self.arithmetic.update(ys, y1s, ks, self.method, self.problem.sign * float(h), self.tolerance)
-        return y1s, ks, norm.item()
+        y1s, ratio = self.judge(ys, y1s, ks, self.problem.sign * float(h))
+        return y1s, ks, ratio
 
     def after_jump(self, s1: Any, y1s: Leaves, span: Span | None) -> Leaves:
         """Return the rate just after a jump."""
@@ -323,6 +327,11 @@ class Adaptive:
         self._failing = None if math.isfinite(ratio) else ks
         self.h = self._next_size(h, ratio)
 
+    def judge(self, ys: Leaves, y1s: Leaves | None, ks: list[Leaves], h: float) -> tuple[Leaves, float]:
+        """Return the end of a step and the norm of its error, which waits for the device."""
+        y1s, norm = self.arithmetic.update(ys, y1s, ks, self.method, h, self.tolerance)
+        return y1s, norm.item()
+
     def _next_size(self, h: Any, ratio: float) -> Any:
         """Return the next step size by torchdiffeq's rule, in the dtype of time."""
         options, number = self.options, self.number
@@ -347,17 +356,20 @@ class Adaptive:
         """Return the quartic of a step at a time in it: a number, or a tensor, in whose graph the result is."""
         ys, y1s, ks, span, step, size = taken.ys, taken.y1s, taken.ks, taken.span, taken.step, taken.size
         if span is not None or isinstance(t, torch.Tensor):
-            time = (
-                t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
-            )
-            start, length = (span.start, span.size) if span is not None else (float(step.s), float(step.s1 - step.s))
-            x = ((time.to(self.dtype) - start) / length).to(self.problem.dtype)
+            x = self.place(t, taken)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
             return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))
         if place == 1.0:
             return y1s
         return self.arithmetic.combine(ys, ks, interpolation_weights(place, self.method), size)
+
+    def place(self, t: Any, taken: Taken) -> torch.Tensor:
+        """Return the place of a time in a step, from 0 to 1, as a tensor."""
+        span, step = taken.span, taken.step
+        time = t.to(self.problem.device) if isinstance(t, torch.Tensor) else self.problem.scalar(float(t), self.dtype)
+        start, length = (span.start, span.size) if span is not None else (float(step.s), float(step.s1 - step.s))
+        return ((time.to(self.dtype) - start) / length).to(self.problem.dtype)
 
     # -- failures -------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,9 @@ class RowStats:
 
 
 @messages_refused(OWN_STEPS)
-def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool) -> tuple[Leaves, RowStats]:
+def solve_rows(
+    problem: InitialValueProblem, settings: Settings, *, graph: bool, kind: type[Rows] | None = None
+) -> tuple[Leaves, RowStats]:
     """Return the states [T, B, ...] of independent rows; each row has the step-size rule of :class:`Adaptive`.
 
     Raises:
@@ -65,7 +67,7 @@ def solve_rows(problem: InitialValueProblem, settings: Settings, *, graph: bool)
         if value:
             raise ValueError(f"options[{name!r}]: got one with batched=True, accepted: none")
     problem.check_callbacks(f"{settings.method} with batched=True", ())
-    rows = Rows(problem, settings, options, graph=graph)
+    rows = (Rows if kind is None else kind)(problem, settings, options, graph=graph)
     if len(problem.times) > 1:
         rows.begin()
         while rows.going():
@@ -157,17 +159,22 @@ class Rows:
         """Return sign h k, which makes the weights of the stage sums the same for all rows."""
         return (k * (h if self.problem.sign > 0 else -h)).to(k.dtype)
 
-    def step(
-        self, row: Any, y: torch.Tensor, k: torch.Tensor, s: Any, h: Any, s1: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Leaves]]:
-        """Return the end of a step, its last rate, and all scaled rates."""
-        problem, method, size = self.problem, self.method, self.factor(h)
-        self.stats.nfe[row] += len(method.c) - 1
+    def stage_times(self, s: Any, h: Any, s1: Any) -> torch.Tensor:
+        """Return the times of the stages after the first, [stages, b]; those at the end get the number before it."""
+        problem, method = self.problem, self.method
         nodes = np.asarray(method.c[1:], self.dtype)[:, None]
         times = torch.from_numpy(nodes * h + s).to(problem.dtype)
         at_end = nudge(torch.from_numpy(s1).to(problem.dtype), -1.0)
         times = torch.where(torch.tensor([c == 1.0 for c in method.c[1:]], device="cpu")[:, None], at_end, times)
-        times = (problem.sign * times).to(problem.device)
+        return (problem.sign * times).to(problem.device)
+
+    def step(
+        self, row: Any, y: torch.Tensor, k: torch.Tensor, s: Any, h: Any, s1: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Leaves]]:
+        """Return the end of a step, its last rate, and all scaled rates."""
+        method, size = self.method, self.factor(h)
+        self.stats.nfe[row] += len(method.c) - 1
+        times = self.stage_times(s, h, s1)
         rates, argument = [[self.scaled(k, size)]], y
         for time, terms in zip(times, method.rows[1:], strict=True):
             (argument,) = self.arithmetic.combine([y], rates, terms, 1.0)
@@ -208,9 +215,7 @@ class Rows:
         self.h = h
         y1, last, rates = self.step(self.row, self.y, self.k, s, h, s1)
         with torch.no_grad():
-            zero = torch.zeros_like(y1)
-            (error,) = self.arithmetic.combine([zero], rates, self.method.error, 1.0)
-            ratio = self.norm(error, self.y, y1)  # the one read of the step
+            ratio = self.error_ratio(y1, rates)  # the one read of the step
         forced = h <= low
         self._check_finite(ratio, forced, y1, rates)
         accepted = (ratio <= 1.0) | forced
@@ -233,6 +238,11 @@ class Rows:
         self._output(accepted, place, y, rates, s, s1)
         if (self.next == len(self.times)).any():
             self._keep(self.next < len(self.times))
+
+    def error_ratio(self, y1: torch.Tensor, rates: list[Leaves]) -> Any:
+        """Return, on the host, the norm of the error of each row."""
+        (error,) = self.arithmetic.combine([torch.zeros_like(y1)], rates, self.method.error, 1.0)
+        return self.norm(error, self.y, y1)
 
     def _next_size(self, h: Any, ratio: Any) -> Any:
         options, number = self.options, self.dtype

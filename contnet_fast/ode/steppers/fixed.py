@@ -105,6 +105,9 @@ class FixedGrid:
             count = torch.ceil((s[-1] - s[0]).detach() / options.step_size + 1).item()
             steps = torch.arange(0, count, dtype=s.dtype, device=s.device) * options.step_size + s[0]
             return torch.cat([steps[:-1], s[-1:]])
+        if options.nfe is not None:
+            places = torch.linspace(0, 1, self.steps_for(options.nfe) + 1, dtype=s.dtype, device=s.device)
+            return torch.lerp(s[0], s[-1], places)
         if options.grid_constructor is None:
             return s
         y0 = problem.state(problem.leaves)
@@ -120,6 +123,19 @@ class FixedGrid:
                 f"accepted: from {problem.times[0]:g} to {problem.times[-1]:g}"
             )
         return grid
+
+    def steps_for(self, nfe: int) -> int:
+        """Return the number of steps that make so many evaluations.
+
+        Raises:
+            ValueError: no number of steps does, or it is not known beforehand.
+        """
+        if self.adams or self.method.blocks:
+            raise ValueError(f"options['nfe']: got one with {self.method.name}, accepted: step_size")
+        stages = len(self.method.c)
+        if nfe % stages:
+            raise ValueError(f"options['nfe']: got {nfe} with {self.method.name}, accepted: a multiple of {stages}")
+        return nfe // stages
 
     def stage_times(self, t0: torch.Tensor, dt: torch.Tensor, t1: torch.Tensor) -> list[torch.Tensor]:
         """Return the times [n] of each stage in n steps, rounded as torchdiffeq rounds them."""
@@ -141,8 +157,9 @@ class FixedGrid:
     def steps(self) -> Iterator[FixedStep]:
         """Return every step with its outputs; the times of all steps are computed at once."""
         problem, options = self.problem, self.options
-        chosen = (self.method.name, options.step_size, options.perturb, options.interp)
+        chosen = (self.method.name, options.step_size, options.perturb, options.interp, options.nfe)
         count = len(problem.times) + (problem.times[-1] - problem.times[0]) / (options.step_size or math.inf)
+        count += options.nfe or 0
         if options.grid_constructor is None:
             if problem.constant:
                 return self._from_numbers(_host_steps(problem.t, problem.dtype, *chosen))
@@ -232,10 +249,16 @@ class FixedGrid:
 
 @constant_when_traced
 def _host_steps(
-    t: torch.Tensor, dtype: torch.dtype, method: str, step_size: float | None, perturb: bool, interp: str
+    t: torch.Tensor,
+    dtype: torch.dtype,
+    method: str,
+    step_size: float | None,
+    perturb: bool,
+    interp: str,
+    nfe: int | None,
 ) -> tuple[HostStep, ...]:
     """Return the steps of a grid in host numbers; a traced call computes them once for all of its runs."""
-    options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp)
+    options = FixedOptions(step_size=step_size, perturb=perturb, interp=interp, nfe=nfe)
     problem = InitialValueProblem(_host_steps, torch.zeros((), dtype=dtype, device="cpu"), t.detach().cpu())
     steps = list(FixedGrid(problem, method, options, graph=False)._steps())
     found = [(step.times, [] if step.end is None else [step.end]) for step in steps]
