@@ -134,6 +134,8 @@ struct Arguments {
     scalar_of(op, x.scalar_type());
     TORCH_CHECK_VALUE(read_word(op, "level", given.level, kLevels) == Level::stage, op, ": level: got '", given.level,
                       "', accepted: 'stage'");
+    TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
+                given.products);
     TORCH_CHECK(given.stages() <= kMostStages, op, ": ", given.stages(), " stages: kernels combine at most ",
                 kMostStages);
     return given.time_grid(op, nodes.get(kScale)->size(0));
@@ -189,10 +191,12 @@ using Results = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalTensors& operands,
               std::vector<std::string> words, at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
               at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights, at::ArrayRef<double> rows,
-              at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level, bool return_steps) {
+              at::ArrayRef<double> update, int64_t n_steps, std::string keep, std::string level, std::string products,
+              bool return_steps) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments a(kOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Arguments a(
+      kOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   const int64_t launched = cuda::launch_count();
   const at::Tensor kept = a.maps(a.kept());
   const at::Tensor steps = return_steps ? a.maps(n_steps + 1) : at::Tensor();
@@ -222,11 +226,12 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                                        at::IntArrayRef integers, at::ArrayRef<double> numbers, bool training,
                                        at::IntArrayRef counts, at::IntArrayRef cells, at::ArrayRef<double> weights,
                                        at::ArrayRef<double> rows, at::ArrayRef<double> update, int64_t n_steps,
-                                       std::string keep, std::string level, at::TensorList saved,
+                                       std::string keep, std::string level, std::string products, at::TensorList saved,
                                        at::IntArrayRef wanted) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Arguments a(kBackwardOp, x, nodes, operands,
-                    {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level});
+  const Arguments a(
+      kBackwardOp, x, nodes, operands,
+      {words, integers, numbers, training, counts, cells, weights, rows, update, n_steps, keep, level, products});
   TORCH_CHECK(saved.size() == 1 && saved[0].dim() == 3 && saved[0].size(0) == a.kept(), kBackwardOp,
               ": other saved maps than ", a.kept());
   TORCH_CHECK(grad.dim() == 2 ? grad.sizes() == x.sizes() : grad.dim() == 3 && grad.size(0) == n_steps + 1, kBackwardOp,
