@@ -136,6 +136,8 @@ struct Arguments {
     scalar_of(op, x.scalar_type());
     TORCH_CHECK_VALUE(read_word(op, "level", given.level, kLevels) == Level::stage, op, ": level: got '", given.level,
                       "', accepted: 'stage'");
+    TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
+                given.products);
     TORCH_CHECK(given.stages() <= kMostStages, op, ": ", given.stages(), " stages: kernels combine at most ",
                 kMostStages);
     return given.time_grid(op, nodes.get(kScale)->size(0));
