@@ -1,5 +1,7 @@
 """``cf.graph_solve`` against loops over torch.sparse, written by hand and by torchdiffeq: forward, and with backward.
 
+Where PyTorch Geometric is installed, torchdiffeq also runs on its ``EdgeIndex`` with a filled cache.
+
     python -m benchmarks.graphs.solves                    # appends to benchmarks/results/graphs-<device>.jsonl
     python -m benchmarks.graphs.solves --data-path FOLDER # Cora itself from the files of Planetoid
 
@@ -32,6 +34,7 @@ from benchmarks.graphs.cases import edges_of, run, timed
 
 ALPHA, T_END = 0.715, 12.1  # of CGNN's published settings for Cora
 STAGES = 4  # evaluations a step
+EDGE_INDEX = "torchdiffeq rk4, EdgeIndex"
 MOST_DIFFERENCE = 1e-4  # relative, in float32
 
 
@@ -77,6 +80,11 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
     def rate(t: Any, u: torch.Tensor) -> torch.Tensor:
         return (0.5 * alpha).unsqueeze(1) * (matrix @ u - u) + source
 
+    cached = _edge_index(graph)
+
+    def rate_of_cached(t: Any, u: torch.Tensor) -> torch.Tensor:
+        return (0.5 * alpha).unsqueeze(1) * (cached.matmul(u, graph.values) - u) + source
+
     def by_hand() -> torch.Tensor:
         y = h
         for _ in range(case.n_steps):
@@ -99,9 +107,9 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
             y = total
         return y
 
-    def torchdiffeq_rk4() -> torch.Tensor:
+    def torchdiffeq_rk4(rate: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
         times, options = torch.tensor([0.0, T_END]), {"step_size": dt}
-        return torchdiffeq.odeint(rate, h, times, method="rk4", options=options)[-1]
+        return lambda: torchdiffeq.odeint(rate, h, times, method="rk4", options=options)[-1]
 
     def ours(**options: Any) -> Callable[[], torch.Tensor]:
         return lambda: cf.graph_solve(h, graph, alpha=alpha, source=source, t_end=T_END, **options)
@@ -110,8 +118,10 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
         "ours": ours(n_steps=case.n_steps),
         "ours, chebyshev": ours(scheme="chebyshev"),
         "loop": by_hand,
-        "torchdiffeq rk4": torchdiffeq_rk4,
+        "torchdiffeq rk4": torchdiffeq_rk4(rate),
     }
+    if cached is not None:
+        solves[EDGE_INDEX] = torchdiffeq_rk4(rate_of_cached)
     if not case.backward:
         solves["chain of addmm"] = chain
     if case.graph == "mesh":
@@ -129,6 +139,16 @@ def contenders(case: Case, data_path: Path | None) -> list[Contender]:
         Contender(name, "graph", _with_gradient(solve, upstream, (h, source, alpha)) if case.backward else solve, 0.0)
         for name, solve in solves.items()
     ]
+
+
+def _edge_index(graph: cf.Graph) -> Any:
+    """PyTorch Geometric's edges, rows of targets, with its cache filled; ``None`` where that library is not there."""
+    try:
+        from torch_geometric import EdgeIndex
+    except ImportError:
+        return None
+    edges, n = torch.stack([graph.targets, graph.indices.long()]), graph.num_nodes
+    return EdgeIndex(edges, sparse_size=(n, n), sort_order="row").fill_cache_()
 
 
 def _with_gradient(
@@ -155,18 +175,22 @@ def check(case: Case, everyone: Sequence[Contender]) -> dict[str, float]:
 
 
 def measure(case: Case, effort: Effort, args: Namespace) -> dict[str, Any]:
-    """Return a row: times, ratios of medians to ours, and the floor of ours."""
+    """Return a row: times, ratios of medians to ours, and the floor of ours; which contenders are absent."""
     torch.set_num_threads(case.threads)
     everyone = contenders(case, args.data_path)
+    absent = [] if any(one.name == EDGE_INDEX for one in everyone) else [EDGE_INDEX]
     gate = check(case, everyone)
-    if args.floor:
-        everyone = [one for one in everyone if one.name in ("ours", "copy")]
+    if args.edge_index and absent:
+        raise GateError(f"{case.name}: {EDGE_INDEX} is absent: torch_geometric is not installed")
+    if args.floor or args.edge_index:
+        alone = ("ours", "copy", *((EDGE_INDEX,) if args.edge_index else ()))
+        everyone = [one for one in everyone if one.name in alone]
     moved, times = everyone[0].extra, timed(everyone, effort)
     ours, copy = times["contenders"]["ours"]["ms"], times["contenders"].pop("copy")["ms"]
     times["ratios"].pop("copy")
     floor_ms = moved["floor_bytes"] * copy / moved["bytes"]
     floor = {"bytes": moved["floor_bytes"], "copy_gb_per_s": round(1e-6 * moved["bytes"] / copy, 2), "ms": floor_ms}
-    return {"case": case.name, **asdict(case), "gate": gate, **times,
+    return {"case": case.name, **asdict(case), "gate": gate, "absent": absent, **times,
             "floor": {**floor, "times": round(ours / floor_ms, 3)}}  # fmt: skip
 
 
@@ -178,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_arguments(parser: Parser) -> None:
     """What this benchmark asks beside the others."""
     parser.add_argument("--floor", action="store_true", help="our solve and copies alone")
+    parser.add_argument("--edge-index", action="store_true", help="the same and PyTorch Geometric's EdgeIndex")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ FIELDS = {
     "grand-nl": "GRAND-nl, 80 features, 8 heads",
     "grand-l, its attention": "GRAND-l's attention, once a solve",
 }
+EDGE_INDEX = "torchdiffeq rk4, EdgeIndex"
 OTHERS = ("plain PyTorch", "PyTorch Geometric")
 Row = dict[str, Any]
 
@@ -60,12 +61,27 @@ def attention(rows: list[Row]) -> str:
 
 def text(rows: list[Row]) -> str:
     """The table of solves, of the latest row of each case, and what it says."""
-    latest = {row["case"]: row for row in rows if row.get("ratios") and "field" not in row}
-    floors = {row["case"]: row["floor"]["times"] for row in rows if "floor" in row}
-    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values(), "over the floor"]
-    shown = [[*_cells(row), f"{floors[case]:.1f}" if case in floors else ""] for case, row in latest.items()]
+    latest = {row["case"]: row for row in rows if "loop" in row.get("ratios", ()) and "field" not in row}
+    cached = {row["case"]: row["ratios"][EDGE_INDEX] for row in rows if EDGE_INDEX in row.get("ratios", ())}
+    quiet = [row for row in rows if "floor" in row and set(row["ratios"]) != {EDGE_INDEX}]
+    floors = {row["case"]: row["floor"]["times"] for row in quiet}
+    head = ["graph", "features", "pass", "threads", "ours, RK4 of 16 steps, ms", *COLUMNS.values()]
+    head += ["torchdiffeq rk4 on `EdgeIndex`", "over the floor"]
+    beside = [{case: f"{ratio:.1f}" for case, ratio in found.items()} for found in (cached, floors)]
+    shown = [[*_cells(row), *(found.get(case, "") for found in beside)] for case, row in latest.items()]
     table = "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *shown])
-    return f"{table}\n\n{_sentences(list(latest.values()))}\n"
+    return f"{table}\n\n{_sentences(list(latest.values()))}\n{_of_cached(cached)}\n"
+
+
+def _of_cached(ratios: dict[str, float]) -> str:
+    if not ratios:
+        return "PyTorch Geometric's `EdgeIndex` was absent."
+    both = [ratio for case, ratio in ratios.items() if "backward" in case]
+    shares = " to ".join(dict.fromkeys(f"{ratio:.1f}" for ratio in (min(both), max(both))))
+    return (
+        f"torchdiffeq on PyTorch Geometric's `EdgeIndex` with a filled cache takes {shares} times as long with the "
+        f"gradient, in {len(both)} case{'s' * (len(both) > 1)}."
+    )
 
 
 def _cells(row: Row) -> list[str]:

@@ -62,6 +62,23 @@ def test_floors_stand_beside_our_solves(tmp_path):
     assert both["floor"]["times"] == pytest.approx(ms / both["floor"]["ms"], abs=1e-3)
 
 
+def test_an_edge_index_stands_beside_our_solves_or_is_said_to_be_absent(tmp_path, capsys):
+    solves, table = (pytest.importorskip(f"benchmarks.graphs.{name}") for name in ("solves", "table"))
+    pytest.importorskip("torchdiffeq")
+    out = tmp_path / "rows.jsonl"
+    there = solves._edge_index(datasets.karate_club().graph) is not None
+    options = ["--quick", "--edge-index", "--case", "tiny/F=4/rk4x2/forward/", "--out", str(out)]
+    assert solves.main(options) == (0 if there else 1)
+    if not there:
+        assert "torch_geometric is not installed" in "".join(capsys.readouterr())
+    given = table.read(table.ROWS)
+    case = next(row["case"] for row in given if row.get("backward"))
+    old = [{k: v for k, v in row.items() if table.EDGE_INDEX not in row.get("ratios", ())} for row in given]
+    assert "`EdgeIndex` was absent" in table.text([row for row in old if row])
+    new = {"case": case, "ratios": {table.EDGE_INDEX: 7.04}}
+    assert "takes 7.0 times as long with the gradient, in 1 case." in table.text([*(row for row in old if row), new])
+
+
 def test_steps_of_another_field_get_no_row():
     epochs = pytest.importorskip("benchmarks.graphs.epochs")
     pytest.importorskip("torchdiffeq")

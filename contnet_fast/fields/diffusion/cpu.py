@@ -31,8 +31,8 @@ class CpuDiffusion(Implementation):
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
-        """The level that was measured slower."""
-        return "auto leaves it: measured slower than level solve (docs/graphs.md)" if level == "stage" else None
+        """The level that gained nothing."""
+        return "auto leaves it: no gain over level solve was measured (docs/graphs.md)" if level == "stage" else None
 
     def why(self, problem: Problem, level: str) -> str:
         """It was measured."""
