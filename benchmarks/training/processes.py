@@ -41,15 +41,15 @@ class Steps:
     def __init__(self, session: Session, data: Data, threads: int) -> None:
         self.session, self.data, self.threads = session, data, threads
 
-    def __call__(self) -> float:
-        """Train a few batches; returns the seconds of one."""
+    def __call__(self) -> tuple[float, float]:
+        """Train a few batches; returns the seconds of one, and those that all threads of this process computed."""
         torch.set_num_threads(self.threads)
         session, count = self.session, self.data.batches(self.session.config)
         if session.batch + TURN > count:
             session.epoch, session.batch = session.epoch + 1, 0
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), time.process_time()
         train_epoch(session, self.data, Path(), Silent(), until=session.batch + TURN)
-        return (time.perf_counter() - start) / TURN
+        return (time.perf_counter() - start) / TURN, (time.process_time() - computed) / TURN
 
 
 def measure(processes: Processes, network: str, batch: int, rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -63,13 +63,14 @@ def measure(processes: Processes, network: str, batch: int, rounds: int, setting
 
     alone = {"one process": steps(Processes(), 1), f"one process, {size} threads": steps(Processes(), size)}
     shared = steps(processes, 1)
-    samples: dict[str, list[float]] = {name: [] for name in (*alone, "shared")}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in (*alone, "shared")}
     for turn in range(rounds + 1):
         for name, one in alone.items():
             if processes.first:
                 samples[name].append(one())
             processes.sum(torch.zeros(1))  # the others wait here
-        samples["shared"].append(shared())
+        seconds, computed = shared()
+        samples["shared"].append((seconds, float(processes.sum(torch.tensor(computed, dtype=torch.float64)))))
         if turn == 0:  # what first use costs
             for times in samples.values():
                 times.clear()
@@ -78,15 +79,19 @@ def measure(processes: Processes, network: str, batch: int, rounds: int, setting
     if not processes.first:
         return {}
     entries = {}
-    for name, times in samples.items():
+    for name, pairs in samples.items():
+        times, computed_times = zip(*pairs, strict=True)
         low, high = interval(times)
         middle = statistics.median(times)
         entries[name] = {"ms": 1e3 * middle, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "rounds": rounds,
+                         "computed_ms": 1e3 * statistics.median(computed_times),
                          "images_per_s": round(batch / middle, 1)}  # fmt: skip
+    # on a machine that does much else two processes get two shares of its time, which is no gain of theirs
+    work = round(entries["shared"]["computed_ms"] / entries["one process"]["computed_ms"], 3)
     ratios = {name: round(entries["one process"]["ms"] / entry["ms"], 3) for name, entry in entries.items()}
     return {"case": f"processes/{network}/batch={batch}/{size}", "processes": size, "batch": batch, "parameters": count,
             "load": [round(load, 2), round(os.getloadavg()[0], 2)], "contenders": entries, "ratios": ratios,
-            **messages}  # fmt: skip
+            "work": work, **messages}  # fmt: skip
 
 
 def message(processes: Processes, numbers: int) -> float:
@@ -108,7 +113,8 @@ def sentence(row: dict[str, Any]) -> str:
     return (
         f"{row['case']}: {entries['one process']['images_per_s']:.0f} images/s in one process, "
         f"{entries['shared']['images_per_s']:.0f} in {n} ({times['shared']:.2f} times as many), "
-        f"{entries[threads]['images_per_s']:.0f} in one with {n} threads ({times[threads]:.2f} times); "
+        f"{entries[threads]['images_per_s']:.0f} in one with {n} threads ({times[threads]:.2f} times); {n} processes "
+        f"together compute for {row['work']:.2f} times as long as one; "
         f"gradients {row['gradients_ms']:.2f} ms of a step of {entries['shared']['ms']:.0f} ms, sums "
         f"{row['sums_ms']:.2f} ms; load average of the machine up to {busy:.1f}"
     )
