@@ -16,7 +16,7 @@ from shared_runs import CASES, SMALL, environment, shared_run
 from contnet_fast.training.checkpoints import load_checkpoint
 from contnet_fast.training.processes import Processes, counted, share
 
-SHARED = ["plain", "uneven", "accumulated", "single", "sharded"]
+SHARED = ["plain", "uneven", "accumulated", "single", "sharded", "synchronised"]
 
 
 @pytest.fixture(scope="module")
