@@ -104,6 +104,9 @@ class Config:
     epochs: int = _option(30, "passes over the training images, nodes or series", low=1)
     batch_size: int = _option(128, "images or series in a batch; all nodes of a graph are one", low=2)
     micro_batch: int = _option(0, "rows of a batch that a process computes at once, by accumulation (0: all)", low=0)
+    sync_statistics: str = _option(
+        "evaluation", "batch norm over the rows of all processes, or of each (local)", choices=("evaluation", "local")
+    )
     drop_last: bool = _option(True, "leave out the rows of an epoch that do not fill a batch")
     refine_epochs: tuple[int, ...] = _option((), "epochs (from 0) before which basis and steps double", low=1)
     refine_variance: float = _option(0.0, "noise on refined weights: w (1 + v randn)", low=0.0)

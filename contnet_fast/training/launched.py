@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from ..files import write_text
+from ..nn import convert_sync_statistics
 from .processes import Processes, Stopped, TrainingError
 from .sharded_checkpoints import CheckpointWriter
 from .task import kind_of
@@ -128,6 +129,10 @@ class ManyProcesses(Processes):
                     found.append(make())
         return found[0]
 
+    def prepare(self, net: nn.Module, config: Config) -> nn.Module:
+        """Return a network whose batch norms, if the settings say so, see the rows of all processes."""
+        return convert_sync_statistics(net) if config.sync_statistics == "evaluation" else net
+
     def agree(self, value: T) -> T:
         """Return what the first process has."""
         held = [value]
@@ -154,6 +159,10 @@ class ManyProcesses(Processes):
         held = nullcontext() if now or not isinstance(run, DistributedDataParallel) else run.no_sync()
         with held:
             yield
+
+    def of_no_rows(self, loss: torch.Tensor, net: nn.Module) -> torch.Tensor:
+        """Return the loss of no rows with a gradient of every parameter, for which DDP waits: some norms give none."""
+        return loss if self.strategy == "fsdp" else loss + sum(0.0 * p.sum() for p in net.parameters())
 
     @torch.no_grad()
     def merge_statistics(self, net: nn.Module, count: int) -> None:

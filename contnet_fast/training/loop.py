@@ -277,7 +277,8 @@ def _gradients(
         with processes.gathers(run, i == len(parts) - 1), kept_statistics(session.net, counted(rows) == 0):
             with torch.autocast(data.device.type, dtype=dtype) if dtype else nullcontext():
                 one = data.outcome(run, config, order=order, batch=session.batch, generator=generator, rows=rows)
-            session.scaler.scale(one.loss * processes.size).backward()
+            loss = one.loss if counted(rows) else processes.of_no_rows(one.loss, session.net)
+            session.scaler.scale(loss * processes.size).backward()
         found.append(Outcome(one.loss.detach(), one.right, one.seen))
     loss, right, seen = (sum(values) for values in zip(*found, strict=True))
     processes.merge_statistics(session.net, seen)

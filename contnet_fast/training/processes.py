@@ -112,6 +112,10 @@ class Processes:
         """Return what ``make`` makes, after the first process of this host has made it."""
         return make()
 
+    def prepare(self, net: nn.Module, config: Config) -> nn.Module:
+        """Return a network, changed in place, as these processes train it."""
+        return net
+
     def agree(self, value: T) -> T:
         """Return what the first process has."""
         return value
@@ -123,6 +127,10 @@ class Processes:
     def gathers(self, run: Callable[..., Any], now: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: whether gradients are summed over processes now, or a later time."""
         return nullcontext()
+
+    def of_no_rows(self, loss: torch.Tensor, net: nn.Module) -> torch.Tensor:
+        """Return the loss of no rows such that its gradient takes part in the sum over processes."""
+        return loss
 
     def merge_statistics(self, net: nn.Module, count: int) -> None:
         """Average buffers of floats over processes, of which this one has seen ``count`` rows."""

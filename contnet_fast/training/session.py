@@ -52,14 +52,15 @@ class Session:
     def start(cls, config: Config, data: Task, device: torch.device, processes: Processes = ALONE) -> Session:
         """Return the first state of a run, drawn from ``config.seed``."""
         torch.manual_seed(config.seed)
-        net = build_on(config, data.sizes, device)
+        net = processes.prepare(build_on(config, data.sizes, device), config)
         scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "float16")
         ema = _frozen(copy.deepcopy(net)) if config.ema else None
         return cls(config, net, build_optimizer(config, net), scaler, ema, processes=processes)
 
     def blank(self, sizes: Mapping[str, int]) -> nn.Module:
         """Return another network of the present depth, whose values mean nothing."""
-        return built(self.config, sizes, next(self.net.parameters()).device, self.refinements)
+        net = built(self.config, sizes, next(self.net.parameters()).device, self.refinements)
+        return self.processes.prepare(net, self.config)
 
     @property
     def evaluated(self) -> nn.Module:

@@ -35,7 +35,8 @@ CASES = {
     },
     "single": {"micro_batch": 1, "batch_size": 5, "limit": 5, "epochs": 1, "refine_epochs": ()},
     "sharded": {"drop_last": False, "optimizer": "adamw", "lr": 1e-4, "micro_batch": 2, "grad_clip": 1.0},
-    "statistics": {"norm": "batch", "drop_last": False, "batch_size": 9, "micro_batch": 2},
+    "synchronised": {"norm": "batch", "drop_last": False},
+    "statistics": {"norm": "batch", "sync_statistics": "local", "drop_last": False, "batch_size": 12, "micro_batch": 2},
     "resumed": {"drop_last": False, "save_every": 2, "keep_checkpoints": 2},
     "begun": {"optimizer": "adamw", "lr": 1e-4, "ema": 0.9},
 }

@@ -16,7 +16,7 @@ from shared_runs import CASES, SMALL, environment, shared_run
 from contnet_fast.training.checkpoints import load_checkpoint
 from contnet_fast.training.processes import Processes, counted, share
 
-SHARED = ["plain", "uneven", "accumulated", "single", "sharded"]
+SHARED = ["plain", "uneven", "accumulated", "single", "sharded", "synchronised"]
 
 
 @pytest.fixture(scope="module")
@@ -161,5 +161,5 @@ def test_parts_of_a_batch_cover_it_once_and_are_as_many_in_each_process(count, s
 
 
 def test_cases_have_what_they_promise():
-    assert SMALL["limit"] % SMALL["batch_size"] == 1
+    assert SMALL["limit"] % SMALL["batch_size"] == SMALL["limit"] % CASES["statistics"]["batch_size"] == 1
     assert not CASES["uneven"]["drop_last"]
