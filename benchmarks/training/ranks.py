@@ -28,6 +28,7 @@ from benchmarks.common.rows import append, header, results_file
 
 SMALL, GRADIENTS = 129, 857_626  # numbers of the largest message of a norm, and of the gradients of ContinuousNet
 SCHEMES = ("euler", "rk4_classic")
+REPEATS = 10  # of a message, timed together
 SYNCS = ("alone", "each rank", "local", "evaluation")
 
 
@@ -36,9 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("python -m benchmarks.training.ranks", __doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=16, help="images of each rank")
+    parser.add_argument("--messages-only", action="store_true", help="no steps of training")
     parser.add_argument("--out", type=Path, default=results_file("cpu", "ranks"))
     options = parser.parse_args(arguments)
-    given = {"rounds": options.rounds, "batch": options.batch, "out": str(options.out)}
+    given = {
+        "rounds": options.rounds,
+        "batch": options.batch,
+        "out": str(options.out),
+        "steps": not options.messages_only,
+    }
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (folder, given), nprocs=2)
     return 0
@@ -47,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _rank(rank: int, folder: str, given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    cases = {**_messages(), **_steps(given["batch"])}
+    cases = {**_messages(), **(_steps(given["batch"]) if given["steps"] else {})}
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for i in range(given["rounds"] + 1):
         for name, (ranks, run) in cases.items():
@@ -69,7 +76,7 @@ def _messages() -> dict[str, tuple[int, Callable[[], Any]]]:
     small, large = torch.ones(SMALL), torch.ones(GRADIENTS)
 
     def repeated(run: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [run() for _ in range(50)]
+        return lambda: [run() for _ in range(REPEATS)]
 
     return {
         f"all_gather of {SMALL}": (2, repeated(lambda: ops.wait_tensor(ops.all_gather_into_tensor(small, 2, name)))),
@@ -106,7 +113,7 @@ def _write(path: Path, taken: dict[str, list[float]], given: dict[str, Any]) -> 
     load = round(os.getloadavg()[0], 1)
     images = torch.zeros(given["batch"], 3, 32, 32)
     for name, times in taken.items():
-        each = 50 if name.startswith("all_") else 1
+        each = REPEATS if name.startswith("all_") else 1
         row = {
             "case": name,
             "ranks": 1 if name.endswith("alone") else 2,

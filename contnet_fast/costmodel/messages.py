@@ -76,7 +76,7 @@ LINKS = {
         gather=(Way(0.0, 356e-6, 356e-6, 0.76e9),),
         reduce=(Way(0.0, 82e-6, 82e-6, 0.76e9),),
         node=1 << 20,
-        source="measured with two processes, benchmarks/results/ranks-intel-r-xeon-r-processor.jsonl",
+        source="two processes of one Intel Xeon; python -m benchmarks.training.ranks measures yours",
     ),
     # latencies of the protocols LL and Simple in NCCL's own model (src/graph/tuning.cc, release 2.14), LL at a quarter of
     # the bandwidth and 1.8 times the latency within a node where there are several
