@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 def interface() -> int: ...
 def built_for_torch() -> str: ...
 def compiler() -> str: ...
@@ -45,3 +47,24 @@ def column_scratch(threads: int, groups: int, values: int) -> int: ...
 def slots_of(
     counts: Sequence[int], cells: Sequence[int], weights: Sequence[float], basis: int
 ) -> tuple[list[int], list[list[tuple[int, float]]]]: ...
+
+class Stepper:
+    def __init__(
+        self,
+        *,
+        field: object,
+        checked: object,
+        nodes: Sequence[float],
+        rows: Sequence[Sequence[tuple[int, float]]],
+        update: Sequence[tuple[int, float]],
+        used: Sequence[int],
+        weights: Sequence[float],
+        errors: Sequence[float],
+        rtol: float,
+        atol: float,
+        sign: float,
+        graph: bool,
+    ) -> None: ...
+    def run(
+        self, state: torch.Tensor, rate: torch.Tensor, s: float, h: float, s1: float
+    ) -> tuple[list[torch.Tensor], list[list[torch.Tensor]], float]: ...

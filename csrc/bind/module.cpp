@@ -16,6 +16,7 @@
 #include "cpu/conv/conv_solve.h"
 #include "bind/leaves.h"
 #include "bind/plans.h"
+#include "bind/step.h"
 #include "bind/tile_products.h"
 #include "runtime/pool.h"
 #include "cpu/combine/rk_combine.h"
@@ -211,7 +212,7 @@ TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 11; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 12; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def(
@@ -236,4 +237,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "(op, backend, level, launches) of the runs since the last call, in order.");
   contnet_fast::register_plans(m);
   contnet_fast::register_tile_products(m);
+  contnet_fast::register_step(m);
 }

@@ -12,6 +12,7 @@ import torch
 import contnet_fast as cf
 from contnet_fast.ode.gradients import checkpoint
 from contnet_fast.ode.methods import ADAPTIVE, EXPLICIT, FIXED
+from contnet_fast.ode.steppers import native
 from contnet_fast.ode.steppers.fixed import _known_steps, _met
 
 D = torch.float64
@@ -322,7 +323,8 @@ def test_one_read_for_each_adaptive_step_and_none_on_a_grid(reads, scalars, meth
         return *counts, stats.accepted + stats.rejected
 
     (few, few_ops, n), (more, more_ops, m) = solve(1.0, method=method), solve(4.0, method=method)
-    assert more - few == more_ops - few_ops == m - n > 5
+    assert more_ops - few_ops == m - n > 5
+    assert more - few == (0 if leaves == 1 and native.module is not None else m - n)  # of one tensor C++ reads it
     assert few_ops - n <= 3  # of the first step size
     _met.cache_clear()
     _known_steps.cache_clear()

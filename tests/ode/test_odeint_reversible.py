@@ -224,6 +224,26 @@ def test_memory_does_not_know_the_number_of_steps(method, options):
     assert alive[1] == alive[3]
 
 
+def test_one_read_for_each_attempted_step_none_on_a_grid_and_one_in_backward(scalars):
+    waits = []
+    for how in (
+        {"method": "dopri5", "rtol": 1e-3, "atol": 1e-3},
+        {"method": "dopri5", "rtol": 1e-9, "atol": 1e-9},
+        {"method": "rk4", "options": {"step_size": 0.25}},
+        {"method": "rk4", "options": {"step_size": 0.125}},
+    ):
+        rate, y0 = Rate(), start().requires_grad_()
+        scalars.found.clear()
+        out, stats = cf.odeint(rate, y0, TIMES, gradient="reversible", return_stats=True, **how)
+        waits.append((len(scalars.found), stats.accepted + stats.rejected))
+        scalars.found.clear()
+        out.sum().backward()
+        assert scalars.found.count("_local_scalar_dense") == 1  # how far the undone steps are from y0
+    (few, n), (more, m), grid, finer = waits
+    assert more - few == m - n > 3
+    assert grid[0] == finer[0]
+
+
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 

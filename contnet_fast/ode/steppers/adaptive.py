@@ -17,6 +17,7 @@ from ..options import AdaptiveOptions
 from ..problem import InitialValueProblem
 from ..tolerances import Tolerance
 from .fixed import nudge
+from .native import native_stepper
 
 
 @dataclass
@@ -104,6 +105,7 @@ class Adaptive:
         self._nodes: Any = (
             torch.tensor(nodes, dtype=problem.dtype, device="cpu") if host is None else np.array(nodes, host)
         )
+        self._native = native_stepper(problem, self.method, self.arithmetic, tolerance, self._nodes)
         self._end_stages = [j for j, c in enumerate(nodes) if c == 1.0]
         self._bounds = self.number(options.min_step), self.number(options.max_step)
         self._in_time_graph = in_time_graph
@@ -241,6 +243,18 @@ class Adaptive:
             ks.append(self.problem(time, argument, summed=self._summed[j]))
         return (argument if self.method.last_row_is_update else None), ks
 
+    def _judged(self, ys: Leaves, s: Any, h: Any, s1: Any, span: Span | None) -> tuple[Leaves, list[Leaves], float]:
+        """Return the state at the end of a step, its rates, and the norm of its error."""
+        if self._native is not None and self.problem.watch is None and span is None:
+            y1s, ks, ratio = self._native.run(ys[0], self.k[0], float(s), float(h), float(s1))
+            self.problem.stats.nfe += len(ks) - 1
+            return y1s, ks, ratio
+        y1s, ks = self.stages(ys, self.k, s, h, s1, span)
+        if span is not None and y1s is None:
+            y1s = self.arithmetic.combine(ys, ks, self.method.update, self.size(h, span))
+        y1s, norm = self.arithmetic.update(ys, y1s, ks, self.method, self.problem.sign * float(h), self.tolerance)
+        return y1s, ks, norm.item()
+
     def after_jump(self, s1: Any, y1s: Leaves, span: Span | None) -> Leaves:
         """Return the rate just after a jump."""
         return self.problem(self.time(s1, None if span is None else span.end, side=1.0), y1s)
@@ -284,13 +298,8 @@ class Adaptive:
         if self._next_jump < len(self._jump_t) and s < self._jump_t[self._next_jump] < s + h:
             s1, exact_end, jump, step_too = self._jump_t[self._next_jump], True, True, False
             h = s1 - s
-
         span = None if self.clock is None else self.span(self.clock, h, s1 if exact_end else None)
-        y1s, ks = self.stages(ys, self.k, s, h, s1, span)
-        if span is not None and y1s is None:
-            y1s = self.arithmetic.combine(ys, ks, self.method.update, self.size(h, span))
-        y1s, norm = self.arithmetic.update(ys, y1s, ks, self.method, problem.sign * float(h), self.tolerance)
-        ratio = norm.item()
+        y1s, ks, ratio = self._judged(ys, s, h, s1, span)
         forced = h <= low
         if math.isnan(ratio) and low == 0.0:
             raise self._not_finite(ks, y1s, s, h)
