@@ -196,7 +196,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.requests = arguments.requests or {"threads": 400, "memory": 100_000}.get(arguments.part)
     load = os.getloadavg()[0]
-    given = {name: value for name, value in vars(arguments).items() if name not in ("out", "folder", "data_path", "keep")}
+    places = ("out", "folder", "data_path", "keep")
+    given = {name: value for name, value in vars(arguments).items() if name not in places}
     if arguments.part == "front":
         rows = front(arguments.folder, arguments.budgets, arguments)
     else:
