@@ -31,7 +31,7 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 CUDA_BINDING = sorted(glob("csrc/bind/cuda_*.cpp"))
 HOST = [path for room in ("bind", "runtime", "cpu", "cuda") for path in glob(f"csrc/{room}/**/*.cpp", recursive=True)]
-PYTHON_BINDING = [f"csrc/bind/{name}.cpp" for name in ("module", "plans", "tile_products")]
+PYTHON_BINDING = [f"csrc/bind/{name}.cpp" for name in ("module", "plans", "step", "tile_products")]
 SOURCES = sorted(set(HOST) - {*CUDA_BINDING, *PYTHON_BINDING})
 KERNELS = sorted(glob("csrc/cuda/**/*.cu", recursive=True))  # of different names, which are those of their objects
 HEADERS = [*sorted(glob("csrc/**/*.h", recursive=True)), *sorted(glob("contnet_fast/*.h"))]
