@@ -123,7 +123,7 @@ def test_a_heatmap_tells_accuracies_apart_and_prints_them(tmp_path, monkeypatch)
     def drawn(*accuracies):
         """The colours of the cells, their texts, and the contrast of the texts with them."""
         figures = []
-        monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+        monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
         scores = [Score(accuracy=a / 100, loss=0.0, n_images=1000, seconds_per_image=1e-4) for a in accuracies]
         rows = [DiscretizationScore("euler", n, n, 1, 1, score) for n, score in enumerate(scores, 1)]
         plots.heatmap(tmp_path / "a.png", rows, title="a")

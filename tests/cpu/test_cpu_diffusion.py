@@ -200,7 +200,7 @@ def test_states_in_any_strides():
 def test_opcheck(mixed):
     x, nodes, operands = drawn(5, source=mixed, mixing=mixed)
     grid, level = grid_of().flat, "stage" if mixed else "solve"
-    arguments = (x, list(nodes), list(operands), *spec_of(operands).pack(), False, *grid, "step", level)
+    arguments = (x, list(nodes), list(operands), *spec_of(operands).pack(), False, *grid, "step", level, "")
     torch.library.opcheck(lookup("diffusion_solve", "cpu"), (*arguments, False))
     y, _, saved = lookup("diffusion_solve", "cpu")(*arguments, False)
     torch.library.opcheck(

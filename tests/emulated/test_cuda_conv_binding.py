@@ -265,7 +265,7 @@ def test_words_that_no_backend_knows_are_refused(launches, argument, words):
     spec, grid = BASE.spec, BASE.grid
     given = {"order": spec.order, "norm": spec.norm, "keep": "", "level": "solve", argument: "Pre"}
     tensors = (x.float(), list(nodes), [])
-    settings = ([given["order"], given["norm"]], *spec.pack()[1:], False, *grid.flat, given["keep"], given["level"])
+    settings = ([given["order"], given["norm"]], *spec.pack()[1:], False, *grid.flat, given["keep"], given["level"], "")
     op = torch.ops.contnet_fast.conv_solve_cuda
     with pytest.raises(ValueError, match=f"conv_solve_cuda: {words}"):
         op(*tensors, *settings, False)

@@ -325,7 +325,7 @@ def test_what_compute_sanitizer_says_is_a_row_of_each_file(run, project, gpu, mo
     monkeypatch.setenv("CUDA_HOME", str(program.parents[1]))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     module, whole = gpu("gpu.tests"), run()
-    monkeypatch.setattr(module, "SANITIZED", module.SANITIZED[2:4])
+    monkeypatch.setattr(module, "SANITIZED", module.SANITIZED[3:5])
     module.sanitizer(whole)
     found = whole.rows()
     assert [one["case"] for one in found] == ["memcheck test_triton_gpu", "racecheck test_cuda_gpu"]

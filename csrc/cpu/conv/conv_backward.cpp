@@ -99,8 +99,7 @@ class Backward {
     Buffer<T> last(spec_.batch * map);
     call.out = {ImageBatch<T>{last.data(), map, 1, int64_t(g_.width) * g_.padded, g_.padded}};
     call.kept = spec_.n_steps > 1 ? at_.state[1].owned : nullptr;
-    call.moments = const_cast<T*>(call_.moments);
-    call.moments_known = true;
+    call.known_moments = call_.moments;
     conv_solve(forward, kernels_, call);
   }
 

@@ -63,7 +63,7 @@ template <typename T>
 void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const ForwardCall<T>& call) {
   // what backward needs of the weights is made with the rest, and found again
   Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].owner);
-  Pass<T> pass(spec, kernels, thetas, call.moments, call.moments_known);
+  Pass<T> pass(spec, kernels, thetas, call.moments, call.known_moments);
   // image by image only where that keeps the threads busy to the end
   const int64_t threads = at::get_num_threads(), rounds = (spec.batch + threads - 1) / threads;
   const bool even = rounds * threads * 8 <= spec.batch * 9;

@@ -78,9 +78,9 @@ struct OneImage {
 template <typename T>
 class Pass {
  public:
-  // Forward: `moments` are written, unless they are `known`.
-  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments, bool known)
-      : Pass(spec, kernels, thetas, moments, known ? nullptr : moments, false) {}
+  // Forward: `moments` are written, unless there are `known` ones.
+  Pass(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, T* moments, const T* known)
+      : Pass(spec, kernels, thetas, known ? known : moments, known ? nullptr : moments, false) {}
 
   // A step is gone through again for what its backward pass reads, with `moments` that are known.
   static Pass replay(const SolveSpec& spec, const ConvKernels<T>& kernels, Thetas<T>& thetas, const T* moments) {

@@ -72,7 +72,7 @@ struct ForwardCall {
   T* kept;                         // [kept_maps][batch][map]
   T* moments;                      // [evaluations][2 norms][mean, 1 / std][moment_rows][padded]
   T* statistics;                   // [evaluations][mean1, var1, mean2, var2][channels], unbiased
-  bool moments_known;              // read, not written
+  const T* known_moments;          // read in place of them; null: they are written
   double* values;                  // of a channel on all ranks; null where that is not asked for
 };
 
