@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
+from typing import Any
 
 from ..errors import choice_error
 from ..schemes.implicit import IMPLICIT_SCHEMES, RODAS5P
@@ -236,3 +237,16 @@ def interpolation_weights(x: float, method: Method) -> Terms:
     weights[0] += x - 4 * x2 + 5 * x3 - 2 * x4
     weights[-1] += x2 - 3 * x3 + 2 * x4
     return tuple(enumerate(weights))
+
+
+def quartic(x: Any, y0: Any, y1: Any, mid: Any, f0: Any, f1: Any, h: Any) -> Any:
+    """Return the polynomial of :func:`interpolation_weights` at a place x that is a tensor.
+
+    Args:
+        y0, y1, mid: states at the ends of the step and in its middle. f0, f1: rates at its ends. h: its size.
+    """
+    x2 = x * x
+    x3, x4 = x2 * x, x2 * x2
+    ends = (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)
+    slopes = f0 * (h * (x - 4 * x2 + 5 * x3 - 2 * x4)) + f1 * (h * (x2 - 3 * x3 + 2 * x4))
+    return y0 + (ends + slopes)

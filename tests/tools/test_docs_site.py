@@ -25,12 +25,12 @@ def site():
 
 def test_the_reference_has_every_public_name(site):
     pages = site.reference_pages()
-    modules = ("analysis", "analysis-depth", "analysis-koopman", "models", "nn", "torchdiffeq")
+    modules = ("analysis", "analysis-depth", "analysis-koopman", "deploy", "models", "nn", "torchdiffeq")
     assert pages.keys() == {f"api/{name}.md" for name in ("contnet_fast", *modules)}
     shown = {
         name for page in pages.values() for name in re.findall(r"^::: contnet_fast[\w.]*\.(\w+)$", page, flags=re.M)
     }
-    documented = (cf, cf.nn, cf.models, cf.analysis, cf.analysis.depth, cf.analysis.koopman)
+    documented = (cf, cf.nn, cf.models, cf.deploy, cf.analysis, cf.analysis.depth, cf.analysis.koopman)
     names = {name for module in documented for name in module.__all__} - {"__version__", "depth", "koopman", *modules}
     assert names <= shown, names - shown
 

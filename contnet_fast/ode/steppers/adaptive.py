@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..arithmetic import Arithmetic, Leaves
-from ..methods import Method, get_method, interpolation_weights
+from ..methods import Method, get_method, interpolation_weights, quartic
 from ..options import AdaptiveOptions
 from ..problem import InitialValueProblem
 from ..tolerances import Tolerance
@@ -358,7 +358,7 @@ class Adaptive:
         if span is not None or isinstance(t, torch.Tensor):
             x = self.place(t, taken)
             mid = self.arithmetic.combine(ys, ks, tuple((j, m) for j, m in enumerate(self.method.mid) if m), size)
-            return [_quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
+            return [quartic(x, *parts, size) for parts in zip(ys, y1s, mid, ks[0], ks[-1], strict=True)]
         place = float((t - step.s) / (step.s1 - step.s))
         if place == 1.0:
             return y1s
@@ -393,20 +393,3 @@ class Adaptive:
                 return self.problem.failure("nonfinite", what, s, self.y, h, component)
         component = self.problem.nonfinite("y", y1s) or "the norm of the error"
         return self.problem.failure("nonfinite", f"{component} is not finite", s, self.y, h, component)
-
-
-def _quartic(
-    x: torch.Tensor,
-    y0: torch.Tensor,
-    y1: torch.Tensor,
-    mid: torch.Tensor,
-    f0: torch.Tensor,
-    f1: torch.Tensor,
-    h: float | torch.Tensor,
-) -> torch.Tensor:
-    """Return the polynomial of :func:`interpolation_weights` at a place x that is a tensor."""
-    x2 = x * x
-    x3, x4 = x2 * x, x2 * x2
-    ends = (y1 - y0) * (-5 * x2 + 14 * x3 - 8 * x4) + (mid - y0) * (16 * x2 - 32 * x3 + 16 * x4)
-    slopes = f0 * (h * (x - 4 * x2 + 5 * x3 - 2 * x4)) + f1 * (h * (x2 - 3 * x3 + 2 * x4))
-    return y0 + (ends + slopes)
