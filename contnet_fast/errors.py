@@ -10,12 +10,15 @@ from collections.abc import Iterable
 import torch
 
 
+_OURS = ("contnet_fast", "torch", "contextlib")  # the last one calls generators that are our context managers
+
+
 def warn(message: str) -> None:
     """A ``UserWarning`` that points at the line that called the package."""
     if torch.compiler.is_compiling():
         return
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("contnet_fast", "torch"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _OURS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
 

@@ -10,6 +10,7 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.ode.methods import ADAPTIVE
+from contnet_fast.ode.steppers import native
 from contnet_fast.ode.steppers.device import STEPS_PER_READ, steps_per_read
 
 D = torch.float64
@@ -68,7 +69,8 @@ def test_the_steps_and_results_of_the_host(method, name):
 
 
 @pytest.mark.parametrize("m", [2, 5])
-def test_reads(reads, m):
+def test_reads(reads, m, monkeypatch):
+    monkeypatch.setattr(native, "module", None)  # C++ reads each error estimate too, but unseen by this count
     t = torch.tensor([0.0, 6.0], dtype=D)
     for both in (False, True):
         reads.clear()
