@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..problem import InitialValueProblem
 from .adaptive import Adaptive, Span, Taken
 
 
-class Stages:
+class Stages(ABC):
     """The stages of a step on rows [b, n], as u = h k.
 
     Attributes:
@@ -33,11 +34,11 @@ class Stages:
         self.failed: torch.Tensor | None = None
         self.factors: Factors | None = None
 
+    @abstractmethod
     def run(
         self, y: torch.Tensor, f0: torch.Tensor, times: Sequence[torch.Tensor], h: Any, scale: torch.Tensor
     ) -> list[torch.Tensor]:
         """Return the u_i of all stages; the last is h times the rate at the end, whose state is the update."""
-        raise NotImplementedError
 
     def sum(self, y: torch.Tensor, us: Sequence[torch.Tensor], terms: Any) -> torch.Tensor:
         """Return y + a sum of ``terms`` over the u_i, by one fused combination."""
