@@ -43,6 +43,7 @@ DEVICE void store_state(Global<unsigned char> p, Scalar type, int i, float low, 
 
 // P::kWide: an image's rows may be split over the blocks of a cluster, `share` pixels each, the last ones fewer or
 // none. A tile has its block's rows between one of each neighbour's, or of zeros.
+// Structures that work on it have one by value: of a reference nvcc 13.0 makes a stack frame.
 template <typename P, bool TENSOR, int C>
 struct Image {
   using T = typename P::Operand;
@@ -86,7 +87,7 @@ struct Image {
       return rest < p.share ? rest : p.share;
     }
   }
-  DEVICE int image() const {
+  DEVICE int index() const {
     if constexpr (!P::kWide) {
       return block_index();
     } else {
@@ -95,7 +96,7 @@ struct Image {
   }
   // of a map of the batch that `maps` images lie before: bytes before the block's part
   DEVICE int64_t part(int64_t maps) const {
-    const int64_t bytes = (maps + image()) * p.image_bytes;
+    const int64_t bytes = (maps + index()) * p.image_bytes;
     if constexpr (!P::kWide) {
       return bytes;
     } else {

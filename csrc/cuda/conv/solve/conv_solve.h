@@ -18,15 +18,16 @@ namespace contnet_fast::cuda {
 namespace {
 
 template <typename P, bool TENSOR, int C, bool SAMPLE>
-struct ImageSolve : Image<P, TENSOR, C> {
-  using Base = Image<P, TENSOR, C>;
-  using Base::each, Base::each_channel, Base::fill, Base::relu_all, Base::inside, Base::pixels, Base::write_map,
-      Base::write_operand;
-  using Base::M, Base::N, Base::Image;
-  using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
-  using typename Base::L;
-  using typename Base::Map;
-  using typename Base::T;
+struct ImageSolve {
+  using Part = Image<P, TENSOR, C>;
+  using L = typename Part::L;
+  using Map = typename Part::Map;
+  using T = typename Part::T;
+  static constexpr int M = Part::M, N = Part::N;
+  const P& p;
+  Part image;
+
+  DEVICE explicit ImageSolve(const P& p) : p(p), image(p) {}
 
   DEVICE Shared<float> vectors(int evaluation) const {
     return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
@@ -40,7 +41,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
     return shared_array<float>(p.partial + (P::kWide && other ? 4 : 3) * 4 * C, C);
   }
   DEVICE Shared<float> partial() const {
-    return shared_array<float>(p.partial + (P::kWide ? 5 : 4) * 4 * C, warps_m() * C);
+    return shared_array<float>(p.partial + (P::kWide ? 5 : 4) * 4 * C, image.warps_m() * C);
   }
 
   // A barrier of all blocks that have the image; `fault`: where it is planted that a block waits for itself alone.
@@ -61,7 +62,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
     const int c = p.channels;
     const int64_t matrix = (index / L::kChunks % 2) * p.slots + slot;
     const int piece = index % L::kChunks;
-    Base::fetch_weights(p.packed + (matrix * 9 + tap_of(piece)) * c * c, weights(index), depth_of(piece));
+    image.fetch_weights(p.packed + (matrix * 9 + tap_of(piece)) * c * c, image.weights(index), depth_of(piece));
   }
   // where a piece of the weights of a convolution begins: pieces of several taps have all input channels
   DEVICE int tap_of(int piece) const { return piece / (C / L::kDepth) * L::kTaps; }
@@ -114,7 +115,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
   // enough.
   template <bool SQUARES>
   DEVICE void group_means(Map& v, Shared<float> to) const {
-    const int pixel = first_pixel(), channel = first_channel();
+    const int pixel = image.first_pixel(), channel = image.first_channel();
     const Shared<float> row = partial() + pixel / (16 * M) * C;
     UNROLL
     for (int n = 0; n < N; ++n) {
@@ -123,13 +124,13 @@ struct ImageSolve : Image<P, TENSOR, C> {
       UNROLL
       for (int j = 0; j < 2; ++j) {
         float sum = 0.f;
-        const int count = pixels();
+        const int count = image.pixels();
         UNROLL
         for (int m = 0; m < M; ++m) {
           UNROLL
           for (int half = 0; half < 2; ++half) {
             const float value = v[m][n][2 * half + j] - centre[j];
-            if (inside(pixel, m, half, count)) sum += SQUARES ? value * value : value;
+            if (image.inside(pixel, m, half, count)) sum += SQUARES ? value * value : value;
           }
         }
         UNROLL
@@ -140,7 +141,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
     sync_threads();
     for (int c = afresh(thread_index()); c < C; c += thread_count()) {
       float sum = 0.f;
-      for (int r = 0; r < warps_m(); ++r) sum += partial()[r * C + c];
+      for (int r = 0; r < image.warps_m(); ++r) sum += partial()[r * C + c];
       total(SQUARES)[c] = sum;
     }
     sync_image(7);
@@ -176,7 +177,7 @@ struct ImageSolve : Image<P, TENSOR, C> {
                     slope = scale[c] * (1.f / std::sqrt(variance + p.norm_eps));
         if (p.moments && c < p.channels && (!P::kWide || cluster_rank() == 0)) {
           const int64_t at =
-              (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + Base::image()) * p.channels + c;
+              (static_cast<int64_t>((evaluation * 2 + i) * 2) * p.images + image.index()) * p.channels + c;
           p.moments[at] = centre;
           p.moments[at + static_cast<int64_t>(p.images) * p.channels] = variance;
         }
@@ -187,13 +188,13 @@ struct ImageSolve : Image<P, TENSOR, C> {
       scale = fold();
       shift = fold() + C;
     }
-    each_channel(v, scale, shift, [](float& value, float a, float b) { value = value * a + b; });
+    image.each_channel(v, scale, shift, [](float& value, float a, float b) { value = value * a + b; });
   }
 
   // ---- a convolution, its bias, and the relu of order post
 
   DEVICE void convolve(Map& v, Shared<float> of, int evaluation, int conv) const {
-    fill(v, 0.f);
+    image.fill(v, 0.f);
     for (int i = 0; i < L::kChunks; ++i) {
       const int chunk = (2 * evaluation + conv) * L::kChunks + i;
       copy_async_wait<0>();
@@ -203,12 +204,12 @@ struct ImageSolve : Image<P, TENSOR, C> {
       if (chunk + 1 < 2 * L::kChunks * p.evaluations) fetch_chunk(chunk + 1);
       if (i == 0 && conv == 1) fetch_vectors(evaluation + 2);
       copy_async_commit();
-      multiply_taps<T, TENSOR, C, false, M, N>(v, operand(conv) + depth_of(i), weights(chunk), place, p.line,
-                                               tap_of(i));
+      multiply_taps<T, TENSOR, C, false, M, N>(v, image.operand(conv) + depth_of(i), image.weights(chunk), image.place,
+                                               p.line, tap_of(i));
     }
     if (p.tiles == 1) sync_image(8);
-    each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
-    if (p.post) relu_all(v);
+    image.each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
+    if (p.post) image.relu_all(v);
   }
 
   // ---- Runge-Kutta
@@ -276,12 +277,12 @@ struct ImageSolve : Image<P, TENSOR, C> {
   }
 
   DEVICE void begin(Map& y, Map& next, Map& v) const {
-    Base::clear_operands();
+    image.clear_operands();
     fetch_vectors(0);
     copy_async_commit();
-    fill(y, 0.f);
-    fill(next, 0.f);
-    Base::read_map(y, p.x + Base::part(0));
+    image.fill(y, 0.f);
+    image.fill(next, 0.f);
+    image.read_map(y, p.x + image.part(0));
     UNROLL
     for (int m = 0; m < M; ++m) {
       UNROLL
@@ -306,22 +307,22 @@ struct ImageSolve : Image<P, TENSOR, C> {
       const Shared<float> of = vectors(evaluation);
       if (!p.post) {
         normalise(v, of, evaluation, 0);
-        relu_all(v);
+        image.relu_all(v);
       }
-      write_operand(v, operand(0));
+      image.write_operand(v, image.operand(0));
       convolve(v, of, evaluation, 0);
       normalise(v, of, evaluation, p.post ? 0 : 1);
-      if (!p.post) relu_all(v);
-      write_operand(v, operand(1));
+      if (!p.post) image.relu_all(v);
+      image.write_operand(v, image.operand(1));
       convolve(v, of, evaluation, 1);
       if (p.post) normalise(v, of, evaluation, 1);
-      each_channel(v, of + 6 * C, of + 6 * C, [](float& value, float factor, float) { value *= factor; });
+      image.each_channel(v, of + 6 * C, of + 6 * C, [](float& value, float factor, float) { value *= factor; });
       const int step = evaluation / p.stages, stage = evaluation % p.stages;
       advance(v, y, next, stage);
       if (evaluation == p.evaluations - 1) {
-        write_map(y, p.y + Base::part(0));
+        image.write_map(y, p.y + image.part(0));
       } else if (stage == p.stages - 1 && p.states) {
-        write_map(y, p.states + Base::part(static_cast<int64_t>(step) * p.images));
+        image.write_map(y, p.states + image.part(static_cast<int64_t>(step) * p.images));
       }
     }
     if constexpr (P::kWide && SAMPLE) sync_image(10);  // of order post: others may still read this block's totals

@@ -39,19 +39,20 @@ struct StepBack {  // of one launch; null: as in BackwardArguments
 namespace {
 
 template <typename T, bool TENSOR, int C>
-struct ImageBackward : NormsBack<T, TENSOR, C> {
-  using Base = NormsBack<T, TENSOR, C>;
-  using typename Base::L;
-  using typename Base::Map;
+struct ImageBackward {
+  using Kept = KeptMaps<T, TENSOR, C>;
+  using Part = typename Kept::Part;
+  using L = typename Part::L;
+  using Map = typename Part::Map;
   static constexpr int O = C < 32 ? C : 32;  // output channels of a warp's sums by weights: more of them would spill
-  using Base::Base;
-  using Base::begin, Base::from_begin;
-  using Base::each, Base::each_channel, Base::each_pair, Base::fill, Base::relu_all, Base::inside, Base::write_operand;
-  using Base::M, Base::N, Base::kInMemory;
-  using Base::own, Base::kept_map, Base::kept_rate, Base::save, Base::restore, Base::add_to, Base::combine,
-      Base::add_kept;
-  using Base::p, Base::place, Base::first_pixel, Base::first_channel, Base::operand, Base::weights, Base::warps_m;
-  using Base::vectors, Base::load_vectors, Base::normalise, Base::put_sums, Base::put_channel_sums;
+  static constexpr int M = Part::M, N = Part::N;
+  static constexpr bool kInMemory = Kept::kInMemory;
+  const BackwardArguments<T>& p;
+  Part image;
+  Kept kept;
+  NormsBack<T, TENSOR, C> norms;
+
+  DEVICE explicit ImageBackward(const BackwardArguments<T>& p) : p(p), image(p), kept{p}, norms{p, image, kept} {}
 
   DEVICE Shared<float> spare() const { return shared_array<float>(p.spare, 9 * C * C); }
 
@@ -77,7 +78,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       return;  // still in this buffer
     const int c = p.channels;
     const int64_t matrix = conv * p.slots + slot;
-    Base::fetch_weights(p.packed + (matrix * 9 + chunk % L::kChunks * L::kTaps) * c * c, weights(chunk));
+    image.fetch_weights(p.packed + (matrix * 9 + chunk % L::kChunks * L::kTaps) * c * c, image.weights(chunk));
   }
 
   // v <- the convolution at `position` of a tile; `before` runs once the tile is there
@@ -91,45 +92,45 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       copy_async_commit();
       if (i == 0) {
         before();
-        fill(v, 0.f);
+        image.fill(v, 0.f);
       }
-      multiply_taps<T, TENSOR, C, BACK, M, N>(v, tile, weights(chunk), place, p.line, i * L::kTaps);
+      multiply_taps<T, TENSOR, C, BACK, M, N>(v, tile, image.weights(chunk), image.place, p.line, i * L::kTaps);
     }
   }
   // ---- a step
 
-  DEVICE void make_maps(int image, int position) const {
+  DEVICE void make_maps(int index, int position) const {
     Map y, v;
-    fill(v, 0.f);
-    Base::read_map(v, p.start + image * p.image_bytes);
-    begin(y, v);
+    image.fill(v, 0.f);
+    image.read_map(v, p.start + index * p.image_bytes);
+    kept.begin(y, v);
     for (int stage = 0; stage < p.stages; ++stage) {
-      const Shared<float> of = vectors(stage);
+      const Shared<float> of = norms.vectors(stage);
       const bool last = stage == p.stages - 1;
       for (int conv = 0; conv < 2; ++conv) {
-        save(v, kept_map(conv, stage));
+        kept.save(v, kept.map(conv, stage));
         if (!p.post && last && conv == 1) return;
         if (!p.post) {
-          normalise(v, stage, conv);
-          relu_all(v);
+          norms.normalise(v, stage, conv);
+          image.relu_all(v);
         } else if (conv == 1) {
-          normalise(v, stage, 0);
+          norms.normalise(v, stage, 0);
         }
-        write_operand(v, operand(conv));
-        convolve<false>(v, operand(conv), position++, [] {});
-        each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
-        if (p.post) relu_all(v);
+        image.write_operand(v, image.operand(conv));
+        convolve<false>(v, image.operand(conv), position++, [] {});
+        image.each_channel(v, of + conv * C, of + conv * C, [](float& value, float bias, float) { value += bias; });
+        if (p.post) image.relu_all(v);
       }
       if (p.post) {
-        save(v, kept_map(2, stage));
+        kept.save(v, kept.map(2, stage));
         if (last) return;
-        normalise(v, stage, 1);
+        norms.normalise(v, stage, 1);
       }
-      each_channel(v, of + kSkipRow * C, of, [this](float& value, float skip, float) { value *= skip * p.eps; });
-      if ((p.kept_rates >> stage & 1) != 0) save(v, kept_rate(stage));
-      combine(v, p.rows[stage + 1][stage], 0.f, v);
-      for (int j = 0; j < stage; ++j) add_kept(v, p.rows[stage + 1][j], kept_rate(j));
-      from_begin(v, 1.f, 1.f, y);
+      image.each_channel(v, of + kSkipRow * C, of, [this](float& value, float skip, float) { value *= skip * p.eps; });
+      if ((p.kept_rates >> stage & 1) != 0) kept.save(v, kept.rate(stage));
+      kept.combine(v, p.rows[stage + 1][stage], 0.f, v);
+      for (int j = 0; j < stage; ++j) kept.add(v, p.rows[stage + 1][j], kept.rate(j));
+      kept.from_begin(v, 1.f, 1.f, y);
     }
   }
 
@@ -143,7 +144,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
                 column = unit / 3 / (C / 16) * O;
       UNROLL
       for (int i = 0; i < 3 * O / 2; ++i) sum[i / (O / 2)][i / 4 % (O / 8)][i % 4] = 0.f;
-      multiply_pixels<T, TENSOR, O>(sum, operand(0) + (row * p.line + channel), operand(1) + column, p.of,
+      multiply_pixels<T, TENSOR, O>(sum, image.operand(0) + (row * p.line + channel), image.operand(1) + column, p.of,
                                     item / kUnits, splits);
       if (splits == 1) {
         put_weights(sum, stage, conv, row, channel, column, add);
@@ -197,7 +198,7 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
 
   // the gradient v by a convolution's result -> that by its operand; sums by bias and weights on the way
   DEVICE void through_convolution(Map& v, int stage, int conv, int position, bool add) const {
-    const int pixel = first_pixel();
+    const int pixel = image.first_pixel();
     sync_threads();  // both operands are free
     UNROLL
     for (int n = 0; n < N; ++n) {
@@ -205,84 +206,84 @@ struct ImageBackward : NormsBack<T, TENSOR, C> {
       UNROLL
       for (int m = 0; m < M; ++m) {
         UNROLL
-        for (int i = 0; i < 4; ++i) sum[i % 2] += inside(pixel, m, i / 2) ? v[m][n][i] : 0.f;
+        for (int i = 0; i < 4; ++i) sum[i % 2] += image.inside(pixel, m, i / 2) ? v[m][n][i] : 0.f;
       }
-      put_sums(conv, n, sum);
+      norms.put_sums(conv, n, sum);
     }
-    write_operand(v, operand(1));
-    restore(v, kept_map(conv, stage));
+    image.write_operand(v, image.operand(1));
+    kept.restore(v, kept.map(conv, stage));
     if (!p.post) {
-      normalise(v, stage, conv);
-      relu_all(v);
+      norms.normalise(v, stage, conv);
+      image.relu_all(v);
     } else if (conv == 1) {
-      normalise(v, stage, 0);
+      norms.normalise(v, stage, 0);
     }
-    write_operand(v, operand(0));
-    convolve<true>(v, operand(1), position,
+    image.write_operand(v, image.operand(0));
+    convolve<true>(v, image.operand(1), position,
                    [&] { weight_gradient(stage, conv, add || (p.repeats >> stage & 1) != 0); });
   }
 
-  DEVICE void go_back(int image, int position, bool add) const {
-    const Global<float> between = own(p.costates, image);
+  DEVICE void go_back(int index, int position, bool add) const {
+    const Global<float> between = kept.own(p.costates, index);
     Map costate, v;
     [[maybe_unused]] Map total;
-    fill(v, 0.f);
+    image.fill(v, 0.f);
     if (p.upstream) {
-      Base::read_map(v, p.upstream + image * p.image_bytes);
+      image.read_map(v, p.upstream + index * p.image_bytes);
     } else {
-      restore(v, between);
+      kept.restore(v, between);
     }
-    begin(costate, v);
+    kept.begin(costate, v);
     if constexpr (kInMemory) {
-      save(v, between);
+      kept.save(v, between);
     } else {
-      combine(total, 0.f, 1.f, v);
+      kept.combine(total, 0.f, 1.f, v);
     }
     for (int stage = p.stages - 1; stage >= 0; --stage) {
       const float after = stage + 1 < p.stages ? p.rows[stage + 1][stage] * p.eps : 0.f,
                   weight = p.update[stage] * p.eps;
-      from_begin(v, after, weight, costate);
-      for (int j = stage + 2; j < p.stages; ++j) add_kept(v, p.rows[j][stage] * p.eps, kept_rate(j));
+      kept.from_begin(v, after, weight, costate);
+      for (int j = stage + 2; j < p.stages; ++j) kept.add(v, p.rows[j][stage] * p.eps, kept.rate(j));
       for (int conv = 1; conv >= 0; --conv) {
-        if (p.post) Base::template through_norm<true>(v, kept_map(conv + 1, stage), stage, conv);
+        if (p.post) norms.template through_norm<true>(v, kept.map(conv + 1, stage), stage, conv);
         through_convolution(v, stage, conv, position++, add);
-        if (!p.post) Base::template through_norm<false>(v, kept_map(conv, stage), stage, conv);
+        if (!p.post) norms.template through_norm<false>(v, kept.map(conv, stage), stage, conv);
       }
-      if ((p.kept_grads >> stage & 1) != 0) save(v, kept_rate(stage));
+      if ((p.kept_grads >> stage & 1) != 0) kept.save(v, kept.rate(stage));
       if constexpr (kInMemory) {
-        add_to(between, v);
+        kept.add_to(between, v);
       } else {
-        combine(total, 1.f, 1.f, v);
+        kept.combine(total, 1.f, 1.f, v);
       }
-      put_channel_sums(stage, add);
+      norms.put_channel_sums(stage, add);
     }
     if constexpr (kInMemory) {
-      restore(v, between);
+      kept.restore(v, between);
     } else {
-      combine(v, 0.f, 1.f, total);
+      kept.combine(v, 0.f, 1.f, total);
     }
     if (p.extra)
-      each_pair([&](int m, int half, int n, int at) {
-        const Vector<float, 2> pair = load_state(p.extra + image * p.image_bytes, p.state, at);
+      image.each_pair([&](int m, int half, int n, int at) {
+        const Vector<float, 2> pair = load_state(p.extra + index * p.image_bytes, p.state, at);
         v[m][n][2 * half] += pair[0];
         v[m][n][2 * half + 1] += pair[1];
       });
     if (p.result) {
-      Base::write_map(v, p.result + image * p.image_bytes);
+      image.write_map(v, p.result + index * p.image_bytes);
     } else {
-      save(v, between);
+      kept.save(v, between);
     }
   }
 
   DEVICE void run() const {
-    Base::clear_operands();
+    image.clear_operands();
     fetch(0);
     copy_async_commit();
     int position = 0;
-    for (int image = block_index(); image < p.images; image += block_count()) {
-      load_vectors(image);
-      make_maps(image, position);
-      go_back(image, position + forward_count(), image != block_index());
+    for (int index = block_index(); index < p.images; index += block_count()) {
+      norms.load_vectors(index);
+      make_maps(index, position);
+      go_back(index, position + forward_count(), index != block_index());
       position += count();
     }
   }

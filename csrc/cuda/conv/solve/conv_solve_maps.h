@@ -23,12 +23,12 @@ struct BackwardArguments : ImageArguments<T> {
 };
 
 template <typename T, bool TENSOR, int C>
-struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
-  using Base = Image<BackwardArguments<T>, TENSOR, C>;
-  using typename Base::Map;
+struct KeptMaps {
+  using Part = Image<BackwardArguments<T>, TENSOR, C>;
+  using Map = typename Part::Map;
   static constexpr bool kInMemory = C == 16;  // what stays through a step: maps of 64 registers would spill
-  using Base::Base;
-  using Base::M, Base::N, Base::p;
+  static constexpr int M = Part::M, N = Part::N;
+  const BackwardArguments<T>& p;
 
   // `index` of them before; the values of a warp lie together, so that offsets in them are constants
   template <typename E>
@@ -37,11 +37,11 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
     return maps + (index * (4 * M * N * thread_count()) + i / 32 * (128 * M * N) +
                    i % 32 * (16 / static_cast<int>(sizeof(E))));
   }
-  DEVICE Global<T> kept_map(int kind, int stage) const {
+  DEVICE Global<T> map(int kind, int stage) const {
     const int kinds = p.post ? 3 : 2;
     return own(p.tape, (static_cast<int64_t>(block_index()) * kinds + kind) * p.stages + stage);
   }
-  DEVICE Global<float> kept_rate(int stage) const {
+  DEVICE Global<float> rate(int stage) const {
     return own(p.rates, static_cast<int64_t>(block_index()) * (p.stages + 1) + stage);
   }
 
@@ -66,7 +66,7 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
 
   // f(m, i, value) for a thread's values of tile n of a map that it kept
   template <typename E, typename F>
-  DEVICE void each_kept(Global<E> from, int n, F f) const {
+  DEVICE void each(Global<E> from, int n, F f) const {
     UNROLL
     for (int m = 0; m < M; m += 4 / static_cast<int>(sizeof(E))) {
       const int at = (n * M + m) * 128;
@@ -88,7 +88,7 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
   template <typename E>
   DEVICE void restore(Map& v, Global<E> from) const {
     UNROLL
-    for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] = value; });
+    for (int n = 0; n < N; ++n) each(from, n, [&](int m, int i, float value) { v[m][n][i] = value; });
   }
 
   // to += v, in memory
@@ -112,16 +112,16 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
       v[m][n][i] = scale * (scale != 0.f ? v[m][n][i] : 0.f) + weight * (weight != 0.f ? y[m][n][i] : 0.f);
     });
   }
-  DEVICE void add_kept(Map& v, float weight, Global<float> from) const {
+  DEVICE void add(Map& v, float weight, Global<float> from) const {
     if (weight == 0.f) return;
     UNROLL
-    for (int n = 0; n < N; ++n) each_kept(from, n, [&](int m, int i, float value) { v[m][n][i] += weight * value; });
+    for (int n = 0; n < N; ++n) each(from, n, [&](int m, int i, float value) { v[m][n][i] += weight * value; });
   }
 
   // Where a step begins, which each of its stages reads: in registers, or in memory where those do not hold two maps.
   DEVICE void begin(Map& y, Map& v) const {
     if constexpr (kInMemory) {
-      save(v, kept_rate(p.stages));
+      save(v, rate(p.stages));
     } else {
       combine(y, 0.f, 1.f, v);
     }
@@ -129,7 +129,7 @@ struct KeptMaps : Image<BackwardArguments<T>, TENSOR, C> {
   DEVICE void from_begin(Map& v, float scale, float weight, Map& y) const {  // as combine
     if constexpr (kInMemory) {
       combine(v, scale, 0.f, v);
-      add_kept(v, weight, kept_rate(p.stages));
+      add(v, weight, rate(p.stages));
     } else {
       combine(v, scale, weight, y);
     }

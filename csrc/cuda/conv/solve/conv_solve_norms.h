@@ -13,23 +13,25 @@ namespace {
 constexpr int kScale = 2, kSkipRow = 10;
 
 template <typename T, bool TENSOR, int C>
-struct NormsBack : KeptMaps<T, TENSOR, C> {
-  using Base = KeptMaps<T, TENSOR, C>;
-  using Base::Base;
-  using Base::M, Base::N;
-  using Base::p, Base::first_pixel, Base::first_channel, Base::warps_m, Base::inside, Base::each_kept;
-  using typename Base::Map;
+struct NormsBack {
+  using Kept = KeptMaps<T, TENSOR, C>;
+  using Part = typename Kept::Part;
+  using Map = typename Part::Map;
+  static constexpr int M = Part::M, N = Part::N;
+  const BackwardArguments<T>& p;
+  Part image;
+  Kept kept;
 
   DEVICE Shared<float> vectors(int stage) const {
     return shared_array<float>(p.vectors + stage * (4 * kStageRows * C), kStageRows * C);
   }
   DEVICE Shared<float> means() const { return shared_array<float>(p.partial, 4 * C); }  // and weighted totals
   DEVICE Shared<float> partial(int kind) const {
-    return shared_array<float>(p.partial + 4 * (4 + kind * warps_m()) * C, warps_m() * C);
+    return shared_array<float>(p.partial + 4 * (4 + kind * image.warps_m()) * C, image.warps_m() * C);
   }
 
-  DEVICE void load_vectors(int image) const {
-    const int c = p.channels, rows = p.norm == Norm::sample ? p.images : 1, row = p.norm == Norm::sample ? image : 0;
+  DEVICE void load_vectors(int index) const {
+    const int c = p.channels, rows = p.norm == Norm::sample ? p.images : 1, row = p.norm == Norm::sample ? index : 0;
     for (int e = afresh(thread_index()); e < p.stages * C; e += thread_count()) {
       const int stage = e / C, channel = e % C, evaluation = p.first + stage;
       const bool exists = channel < c;
@@ -59,7 +61,7 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
 
   DEVICE void normalise(Map& v, int stage, int i) const {
     const Shared<float> of = vectors(stage) + (kScale + 4 * i) * C;
-    const int channel = first_channel();
+    const int channel = image.first_channel();
     UNROLL
     for (int n = 0; n < N; ++n) {
       const Vector<float, 2> weight = load<2>(of, channel + 8 * n), bias = load<2>(of, C + channel + 8 * n);
@@ -77,12 +79,12 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
 
   // a warp's sums of its pixels, two channels a lane, into its row of a kind
   DEVICE void put_sums(int kind, int n, float (&sum)[2]) const {
-    const int pixel = first_pixel();
+    const int pixel = image.first_pixel();
     UNROLL
     for (int j = 0; j < 2; ++j) {
       UNROLL
       for (int mask = 4; mask < 32; mask *= 2) sum[j] += shuffle_xor(sum[j], mask);
-      if (pixel % 8 == 0) partial(kind)[pixel / (16 * M) * C + first_channel() + 8 * n + j] = sum[j];
+      if (pixel % 8 == 0) partial(kind)[pixel / (16 * M) * C + image.first_channel() + 8 * n + j] = sum[j];
     }
   }
 
@@ -91,7 +93,7 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
     sync_threads();
     for (int c = afresh(thread_index()); c < 2 * C; c += thread_count()) {
       float sum = 0.f;
-      for (int r = 0; r < warps_m(); ++r) sum += partial(2 + 2 * i + c / C)[r * C + c % C];
+      for (int r = 0; r < image.warps_m(); ++r) sum += partial(2 + 2 * i + c / C)[r * C + c % C];
       means()[2 * C + c] = sum * vectors(stage)[(kScale + 4 * i) * C + c % C];
     }
     sync_threads();
@@ -115,7 +117,7 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
     for (int pass = 0; pass < (p.norm == Norm::sample ? 2 : 1); ++pass) {
       const bool sums = pass == 0, ends = p.norm != Norm::sample || pass == 1;
       if (pass == 1) group_means(stage, i);
-      const int pixel = first_pixel(), channel = first_channel();
+      const int pixel = image.first_pixel(), channel = image.first_channel();
       UNROLL
       for (int n = 0; n < N; ++n) {
         const Vector<float, 2> weight = load<2>(of, channel + 8 * n), bias = load<2>(of, C + channel + 8 * n);
@@ -127,12 +129,12 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
           with = load<2>(means(), C + channel + 8 * n);
         }
         float sum[3][2] = {};
-        each_kept(map, n, [&](int m, int q, float value) {
+        kept.each(map, n, [&](int m, int q, float value) {
           const int j = q % 2;
           const float hat = (value - mean[j]) * rstd[j], scale = weight[j] * rstd[j];
           float g = v[m][n][q];
           if (sums) {
-            const bool in = inside(pixel, m, q / 2);
+            const bool in = image.inside(pixel, m, q / 2);
             if constexpr (!POST) {
               const float result = value * scale + (bias[j] - mean[j] * scale);
               sum[2][j] += in ? relu(result) * g : 0.f;
@@ -166,7 +168,7 @@ struct NormsBack : KeptMaps<T, TENSOR, C> {
       if (FAULT_POINT(5) && kind == 0) continue;
       const int64_t row = static_cast<int64_t>((p.first + stage) * kinds + kind) * block_count() + block_index();
       float sum = 0.f;
-      for (int r = 0; r < warps_m(); ++r) sum += partial(kind)[r * C + c];
+      for (int r = 0; r < image.warps_m(); ++r) sum += partial(kind)[r * C + c];
       if (add) sum += p.channel_sums[row * p.channels + c];
       p.channel_sums[row * p.channels + c] = sum;
     }
