@@ -68,7 +68,7 @@ def test_parts_of_the_nodes_and_tiles_of_the_matrix_are_added_up_once(nodes, pro
 
     case = replace(MIXED, features=37, nodes=45, dtype=torch.float64, scheme="euler")
     for module, name, value in (
-        (plan, "COLUMNS", 16), (plan, "NODES", nodes), (backward, "NODES", nodes), (plan, "PROGRAMS", programs),
+        (plan, "MOST", 16), (plan, "NODES", nodes), (backward, "NODES", nodes), (plan, "PROGRAMS", programs),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     assert plan.describe(call_of(case, "step")).mixing_grid == (parts, 3, 3)

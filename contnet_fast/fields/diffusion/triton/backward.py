@@ -87,8 +87,8 @@ class _Backward:
         }  # fmt: skip
         if self.mixing is not None:
             launch(
-                mixing_gradient, s.mixing_grid, num_warps=4, mixing_sums=self.mixing, FEATURES=s.features,
-                BLOCK_N=NODES, BLOCK_M=s.mixing_tile, **shared,
+                mixing_gradient, s.mixing_grid, num_warps=4, maxnreg=REGISTERS, mixing_sums=self.mixing,
+                FEATURES=s.features, BLOCK_N=NODES, BLOCK_M=s.mixing_tile, **shared,
             )  # fmt: skip
         shared |= {"slot_of": s.tables.stages.slot_of, "first": i * s.grid.stages, **run.shapes}
         if self.scale is not None or self.diagonal is not None:

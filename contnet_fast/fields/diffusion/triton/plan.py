@@ -8,18 +8,17 @@ from functools import lru_cache, partial
 import torch
 
 from ....reference.rk import accumulation_dtype
-from ....triton.graphs import COLUMNS, GraphTile, tile
+from ....triton.graphs import GraphTile, tile
 from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
 from ....triton.launch import allocate
 from ....triton.tiles import power_of_two
 from ...family import Call
 
-REGISTERS = (
-    128  # most of a thread of row_gradients; left to itself the assembler spills at float64 for one program more
-)
+# most of a thread of row_gradients and mixing_gradient; left to itself the assembler spills at float64 for one program more
+REGISTERS = 128
 
 
-LEAST = 16  # rows and columns of a product
+LEAST, MOST = 16, 32  # rows and columns of a product; with 64 some kernels of mixing_gradient spill
 NODES = 64  # that a program of mixing_gradient multiplies at once
 PROGRAMS = 256  # of it; as many parts of the nodes as they allow for are added up apart
 
@@ -53,7 +52,7 @@ class Solve:
     @property
     def mixing_tile(self) -> int:
         """Rows and columns of the gradient by a matrix that a program of mixing_gradient takes."""
-        return max(LEAST, min(COLUMNS, power_of_two(self.features)))
+        return max(LEAST, min(MOST, power_of_two(self.features)))
 
     @property
     def mixing_grid(self) -> tuple[int, int, int]:
