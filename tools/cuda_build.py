@@ -39,7 +39,7 @@ SHOWN = [
     "conv_stage<bf16, true, 2, 4>",
     "conv_gradient<bf16, true, 2, 4>",
     "weight_products<bf16, true, 32, 32>",
-    *(f"diffusion_stage<bf16, int, 8, {back}>" for back in ("false", "true")),
+    *(f"diffusion_stage<bf16, int, 8, {back}, false>" for back in ("false", "true")),
     *(f"{kernel}<bf16, int, 8>" for kernel in ("attention_rows", "attention_edges", "head_sums")),
 ]
 

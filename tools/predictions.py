@@ -33,8 +33,10 @@ KERNELS = ("conv_stage", "conv_gradient", "norm_gradient", "stage_gradient", "we
 GRAPHS = {  # nodes, and edges both ways with loops
     "Cora, 16 features": GraphPass(2708, 13_264, 16),
     "Cora, 64 features": GraphPass(2708, 13_264, 64),
+    "Cora, 16 features, WCGNN": GraphPass(2708, 13_264, 16, mixing=True),
     "PubMed, 128 features": GraphPass(19_717, 108_365, 128),
     "1.1 M edges, 64 features": GraphPass(100_000, 1_099_900, 64),
+    "1.1 M edges, 64 features, WCGNN": GraphPass(100_000, 1_099_900, 64, mixing=True),
     "1.1 M edges, 64 features, bfloat16": GraphPass(100_000, 1_099_900, 64, size=2),
     "ogbn-arxiv, 128 features": GraphPass(169_343, 2_484_941, 128),
 }

@@ -27,6 +27,7 @@ from contnet_fast.errors import BackendUnavailable
 from contnet_fast.functional import graph_attention
 
 OURS = ("triton", "cuda")
+SOLVES = ("diffusion", "mixing")
 GRAPHS = {"tiny": "tiny", "cora": "a graph of Cora's size", "random": "100,000 nodes and 1.1 M edges"}
 COPIED = 2**26  # bytes of the map that is copied, more than second-level caches hold
 Call = Callable[[], torch.Tensor]
@@ -34,7 +35,8 @@ Call = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class GraphCase:
-    """What is timed on a graph: "diffusion", "gat" (8 heads) or "grand" (4 heads of depth 16, states without heads)."""
+    """What is timed on a graph: "diffusion" (CGNN), "mixing" (WCGNN, with the gradient of W), "gat" (8 heads) or
+    "grand" (4 heads of depth 16, states without heads)."""
 
     what: str
     graph: str
@@ -51,9 +53,10 @@ class GraphCase:
 def graph_cases(tiny: bool) -> list[GraphCase]:
     """All cases, the small graph first."""
     if tiny:
-        return [GraphCase(what, "tiny", 8, b, 1) for what in ("diffusion", "gat", "grand") for b in (False, True)]
+        return [GraphCase(what, "tiny", 8, b, 1) for what in (*SOLVES, "gat", "grand") for b in (False, True)]
     solves = [GraphCase("diffusion", g, f, b) for g, f in (("cora", 16), ("cora", 64), ("random", 64))
               for b in (False, True)]  # fmt: skip
+    solves += [GraphCase("mixing", g, f, b) for g, f in (("cora", 16), ("random", 64)) for b in (False, True)]
     return [*solves, *(GraphCase(what, g, 64, b) for what in ("gat", "grand") for g in ("cora", "random")
                        for b in (False, True))]  # fmt: skip
 
@@ -77,7 +80,7 @@ def measure_graph(
         GateError: one of our backends computes something else than the baseline.
     """
     torch.compiler.reset()
-    task = (_diffusion if case.what == "diffusion" else _attention)(case, device, tiny)
+    task = (_diffusion if case.what in SOLVES else _attention)(case, device, tiny)
     expected = task.judge()
     gate = {}
     for name, call in list(task.calls.items()):
@@ -132,7 +135,7 @@ def _finished(case: GraphCase, calls: dict[str, Call], inputs: Sequence[torch.Te
     """The calls, with the gradient by ``inputs`` where the case takes it; the result has the shape of the states."""
     if not case.backward:
         return calls
-    upstream = torch.randn_like(inputs[0 if case.what == "diffusion" else -1]).detach()
+    upstream = torch.randn_like(inputs[0 if case.what in SOLVES else -1]).detach()
     return {name: _with_gradient(call, inputs, upstream) for name, call in calls.items()}
 
 
@@ -140,7 +143,16 @@ def _bytes(*tensors: torch.Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-# ---- diffusion: CGNN's solve on Cora's settings
+# ---- solves with the settings of CGNN on Cora, and of WCGNN's field with the same
+
+
+def _weighted_field(n: int, features: int) -> cf.nn.WeightedDiffusionField:
+    field = cf.nn.WeightedDiffusionField(n, features, t_end=T_END)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        field.eigenvectors.copy_(torch.linalg.qr(torch.randn(features, features, generator=generator))[0])
+        field.eigenvalues.copy_(torch.linspace(0.1, 0.9, features))
+    return field
 
 
 def _diffusion(case: GraphCase, device: str, tiny: bool) -> Task:
@@ -150,20 +162,30 @@ def _diffusion(case: GraphCase, device: str, tiny: bool) -> Task:
     h, source = (torch.randn(n, case.features, generator=generator).to(device) for _ in range(2))
     alpha = torch.full((n,), ALPHA, device=device)
     inputs = [t.requires_grad_(case.backward) for t in (h, source, alpha)]
+    field = None
+    if case.what == "mixing":
+        field = _weighted_field(n, case.features).to(device).requires_grad_(case.backward)
+        inputs = [h, source, *field.parameters()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls sparse rows a beta
         matrix = torch.sparse_csr_tensor(graph.indptr.long(), graph.indices.long(), graph.values, (n, n))
 
     def loop(product: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        y, dt, half = h, T_END / case.n_steps, (0.5 * alpha).unsqueeze(1)
+        y, dt = h, T_END / case.n_steps
+        half = (0.5 * (alpha if field is None else field.alpha[0].sigmoid())).unsqueeze(1)
+        mixing = None if field is None else field.mixing_rate(((0, 1.0),))
+
+        def rate(u: torch.Tensor) -> torch.Tensor:
+            return half * (product(u) - u) + (source if mixing is None else torch.addmm(source, u, mixing))
+
         for _ in range(case.n_steps):
-            k1 = half * (product(y) - y) + source
+            k1 = rate(y)
             u = y + dt / 2 * k1
-            k2 = half * (product(u) - u) + source
+            k2 = rate(u)
             u = y + dt / 2 * k2
-            k3 = half * (product(u) - u) + source
+            k3 = rate(u)
             u = y + dt * k3
-            k4 = half * (product(u) - u) + source
+            k4 = rate(u)
             y = y + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         return y
 
@@ -183,6 +205,12 @@ def _diffusion(case: GraphCase, device: str, tiny: bool) -> Task:
     else:
         left_out.append("PyG EdgeIndex (not installed)")
     own = partial(cf.graph_solve, h, graph, alpha=alpha, source=source, t_end=T_END, n_steps=case.n_steps)
+    if field is not None:
+
+        def own(*, backend: str) -> torch.Tensor:  # type: ignore[misc]
+            block = cf.nn.GraphBlock(field, n_steps=case.n_steps, backend=backend)
+            return block(h, graph, source=source)
+
     calls["judge"] = partial(own, backend="reference:none")
     for name in OURS:
         if name in available_backends():

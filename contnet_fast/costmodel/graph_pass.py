@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ..schemes.tableaus import SCHEMES
 from .costs import Device
 
@@ -17,7 +19,10 @@ INDEX = 4  # bytes
 
 @dataclass(frozen=True)
 class GraphPass:
-    """A solve on a graph of ``nodes`` and ``edges``; ``backward``: with gradients by state, source and coefficients."""
+    """A solve on a graph of ``nodes`` and ``edges``; ``backward``: with gradients by state, source and coefficients.
+
+    ``mixing``: columns have coefficients of their own, and there is a gradient by the matrix whose eigenvalues they are.
+    """
 
     nodes: int
     edges: int
@@ -26,6 +31,7 @@ class GraphPass:
     scheme: str = "rk4_classic"
     n_steps: int = 16
     backward: bool = False
+    mixing: bool = False
 
     @property
     def map(self) -> int:
@@ -46,19 +52,27 @@ class GraphPass:
 
 @dataclass(frozen=True)
 class GraphLaunch:
-    """A launch: its kernel, maps that it reads or writes, and whether it gathers; ``rows``: it reads those of the graph."""
+    """A launch: its kernel, maps that it reads or writes, and whether it gathers; ``rows``: it reads those of the graph.
+
+    ``again``: how often it reads its maps through the second-level cache. products: multiply-adds for each node and feature.
+    """
 
     kernel: str
     maps: float
     gathers: bool = False
     rows: bool = True
+    again: int = 1
+    products: int = 0
 
     def seconds(self, p: GraphPass, device: Device) -> float:
         """On a device."""
         once = self.maps * p.map + (p.rows if self.rows else 0)
-        through = once + (p.edges * p.features * p.size if self.gathers else 0)
+        through = self.again * once + (p.edges * p.features * p.size if self.gathers else 0)
         memory = once / device.bandwidth if KEPT * p.map > device.l2_bytes else 0.0
-        return max(memory, through / device.l2_bandwidth) + device.launch
+        products = (
+            2 * self.products * p.nodes * p.features / device.rate(torch.float64 if p.size == 8 else torch.float32)
+        )
+        return max(memory, through / device.l2_bandwidth, products) + device.launch
 
 
 def launches(p: GraphPass) -> list[GraphLaunch]:
@@ -78,8 +92,13 @@ def launches(p: GraphPass) -> list[GraphLaunch]:
     if not p.backward:
         return p.n_steps * forward
     gradients = [GraphLaunch("row_gradients", 3 * stages, rows=False)]
-    reordered = [GraphLaunch("reorder_values", 0)]
-    return p.n_steps * (forward + again + back + gradients) + reordered
+    once = [GraphLaunch("reorder_values", 0)]
+    if p.mixing:
+        side = 16 if p.features <= 16 else 32 if p.features <= 32 else 64  # of the tile of a block
+        products, tiles = stages * p.features, -(-p.features // side)
+        gradients.append(GraphLaunch("mixing_gradients", 2 * stages, rows=False, again=tiles, products=products))
+        once.append(GraphLaunch("add_parts", 0, rows=False))
+    return p.n_steps * (forward + again + back + gradients) + once
 
 
 def seconds(p: GraphPass, device: Device) -> float:

@@ -194,6 +194,16 @@ def _value_gradient(a: Arguments) -> Cost:
     return Cost(2.0 * gathered, moved, 1, inner=gathered * a["inputs"].element_size())
 
 
+def _mixing_gradient(a: Arguments) -> Cost:
+    """Tiles of the matrix side by side read the same maps again, the first time from memory."""
+    elements, stages, features = a["costate"].numel(), a["stages"], a["FEATURES"]
+    maps = float(stages * elements * _maps(a, "rates", "inputs"))
+    tiles = -(-features // a["BLOCK_M"])
+    flops = 2.0 * stages * elements * features
+    sums = 2 * a["mixing_sums"].numel() * a["mixing_sums"].element_size()  # read and written
+    return Cost(flops, maps + sums, 1, inner=2 * tiles * maps, reread=(tiles - 1) * maps)
+
+
 def _mix_rows(a: Arguments) -> Cost:
     given = [a[name] for name in ("first", "second", "first_target", "second_target") if a[name] is not None]
     return Cost(0.0, float(sum(t.numel() * t.element_size() for t in given)), 1)
@@ -242,6 +252,7 @@ _COUNTS: dict[str, Callable[[Arguments], Cost]] = {
     "diffusion_stage": _diffusion_stage,
     "row_gradients": _row_gradients,
     "value_gradient": _value_gradient,
+    "mixing_gradient": _mixing_gradient,
     "mix_rows": _mix_rows,
     "attention_sums": _over_edges(
         "targets", "sources", "states", "factors", "result", "largest", "sums", gathered=("sources", "states")

@@ -24,7 +24,19 @@ namespace {
 constexpr const char *kOp = "diffusion_solve_cuda", *kBackwardOp = "diffusion_solve_backward_cuda";
 
 // Places of the tensors: nodes, then operands (contnet_fast/fields/diffusion/spec.py).
-enum Place { kScale, kDiagonal, kIndptr, kIndices, kValues, kBackIndptr, kBackIndices, kBackPlaces, kSource, kPlaces };
+enum Place {
+  kScale,
+  kDiagonal,
+  kIndptr,
+  kIndices,
+  kValues,
+  kBackIndptr,
+  kBackIndices,
+  kBackPlaces,
+  kSource,
+  kMixing,
+  kPlaces
+};
 constexpr int kCoefficients = kIndptr;
 
 at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
@@ -37,6 +49,7 @@ struct Arguments {
   const char* op;
   at::ScalarType type, sums;
   at::Tensor x, source, values, coefficients[kCoefficients];
+  at::Tensor mixing;          // the diagonal alone
   at::Tensor parts[kPlaces];  // those of the graph that are integers
   int64_t n_steps, stages;
   Keep keep;
@@ -61,6 +74,13 @@ struct Arguments {
     values = dense(*operands.get(kValues - kCoefficients), type);
     const std::optional<at::Tensor> given_source = operands.get(kSource - kCoefficients);
     if (given_source.has_value()) source = dense(*given_source, type);
+    const std::optional<at::Tensor> matrix = operands.get(kMixing - kCoefficients);
+    if (matrix.has_value()) {
+      const int64_t columns = x.size(1);
+      TORCH_CHECK(matrix->sizes() == at::IntArrayRef({columns, columns}) && matrix->device() == x.device(), op,
+                  ": mixing of shape ", matrix->sizes(), " on ", matrix->device());
+      mixing = matrix->diagonal().to(sums).resolve_neg().contiguous();
+    }
     for (double weight : given.rows) rows.push_back(given.numbers[0] * weight);
     for (double weight : given.update) update.push_back(given.numbers[0] * weight);
     check();
@@ -117,6 +137,7 @@ struct Arguments {
     p.scale = slots[kScale].const_data_ptr();
     p.diagonal = slots[kDiagonal].const_data_ptr();
     p.source = data_or_null(source);
+    p.mixing = data_or_null(mixing);
     p.stream = c10::cuda::getCurrentCUDAStream().stream();
   }
 
@@ -125,14 +146,15 @@ struct Arguments {
                                const OptionalTensors& operands, const SchemaArguments& given) {
     TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
                 given.products);
-    TORCH_CHECK_VALUE(given.words.empty() && given.integers.empty() && given.numbers.size() == 1, op,
+    const bool mixed = given.words.size() == 1 && given.words[0] == "mixing";
+    TORCH_CHECK_VALUE((mixed || given.words.empty()) && given.integers.empty() && given.numbers.size() == 1, op,
                       ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
-                      given.numbers.size(), ", accepted: 0, 0, 1");
+                      given.numbers.size(), ", accepted: 0 or 'mixing', 0, 1");
     TORCH_CHECK(x.dim() == 2, op, ": x of ", x.dim(), " dimensions");
-    TORCH_CHECK(nodes.size() == kCoefficients && operands.size() >= kPlaces - kCoefficients, op, ": ", nodes.size(),
+    TORCH_CHECK(nodes.size() == kCoefficients && operands.size() == kPlaces - kCoefficients, op, ": ", nodes.size(),
                 " nodes and ", operands.size(), " operands");
-    for (size_t i = kPlaces - kCoefficients; i < operands.size(); ++i)
-      TORCH_CHECK(!operands.get(i).has_value(), op, ": operand ", i, " is not served");
+    TORCH_CHECK(operands.get(kMixing - kCoefficients).has_value() == mixed, op,
+                ": a matrix of mixing, or none, against what the words say");
     scalar_of(op, x.scalar_type());
     TORCH_CHECK_VALUE(read_word(op, "level", given.level, kLevels) == Level::stage, op, ": level: got '", given.level,
                       "', accepted: 'stage'");
@@ -241,10 +263,12 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
   const int64_t launched = cuda::launch_count();
   at::Tensor found[kPlaces], x_grad = a.maps(1)[0];
   for (int64_t place : wanted) {
-    TORCH_CHECK(place == kScale || place == kDiagonal || place == kValues || (place == kSource && a.source.defined()),
+    TORCH_CHECK(place == kScale || place == kDiagonal || place == kValues || (place == kSource && a.source.defined()) ||
+                    (place == kMixing && a.mixing.defined()),
                 kBackwardOp, ": no gradient of tensor ", place);
     found[place] = place < kCoefficients ? a.floats({a.grid.count, x.size(0)})
                    : place == kValues    ? a.floats({a.values.numel()})
+                   : place == kMixing    ? a.floats({x.size(1), x.size(1)})
                                          : a.floats(x.sizes());
   }
   if (x.numel() > 0) {
@@ -265,6 +289,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     p.grad_diagonal = mutable_or_null(found[kDiagonal]);
     p.grad_values = mutable_or_null(found[kValues]);
     p.grad_source = mutable_or_null(found[kSource]);
+    p.grad_mixing = mutable_or_null(found[kMixing]);
     const at::Tensor workspace = a.bytes(cuda::plan_diffusion_backward(p));
     p.workspace = mutable_or_null(workspace);
     cuda::diffusion_backward(p);

@@ -73,9 +73,10 @@ def test_it_serves_graphs_stage_by_stage(there, dtype):
     with pytest.raises(cf.BackendUnavailable, match="level solve serves conv_solve, not diffusion_solve"):
         select(facts(**solve), "cuda:solve")
     extra = facts(**solve)
-    extra = replace(extra, facts=extra.facts._replace(words=("mixing",)))
-    with pytest.raises(cf.BackendUnavailable, match="mixing: its kernels have no such term"):
-        select(extra, "cuda:stage")
+    mixing, other = (replace(extra, facts=extra.facts._replace(words=(word,))) for word in ("mixing", "advection"))
+    assert select(mixing, "cuda:stage").level == "stage"
+    with pytest.raises(cf.BackendUnavailable, match="advection: its kernels have no such term"):
+        select(other, "cuda:stage")
     plan = select(facts(op="graph_attention", shape=(9, 2, 5), dtype=dtype, compute_dtype=dtype), "cuda")
     assert (plan.backend, plan.level) == ("cuda", "stage")
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cuda_emulator as emulator
 import pytest
 import torch
-from diffusion_cases import DIFFERENTIABLE, DTYPES, LONG, NAMES, Case, check, draw, solve, truth
+from diffusion_cases import DIFFERENTIABLE, DTYPES, LONG, PLACES, Case, check, draw, solve, truth
 
 from contnet_fast.costmodel import graph_pass
 from contnet_fast.costmodel.costs import BY_ARCH
@@ -89,44 +89,66 @@ def test_long_rows_are_taken_by_a_block(case):
     check(case)
 
 
+@judged(
+    *(Case(features, dtype, scheme="midpoint", mixing=True) for dtype in DTYPES for features in (1, 8, 19, 40)),
+    Case(70, scheme="euler", n_steps=1, mixing=True),
+    *(
+        Case(dtype=torch.float64, edges=20, scheme="rk4_classic", checkpoint=keep, return_steps=steps, source=steps,
+             mixing=True)
+        for keep in ("none", "step", "block") for steps in (False, True)
+    ),
+    Case(basis="hat", n_basis=3, index=torch.int64, mixing=True), Case(edges=0, mixing=True),
+    Case(features=36, nodes=40, hub=LONG + 60, scheme="euler", mixing=True),
+)  # fmt: skip
+def test_columns_with_coefficients_of_their_own(case):
+    check(case)
+
+
+@judged(Case(nodes=300, edges=600, scheme="euler", mixing=True, dtype=torch.float64), Case(features=18, nodes=130,
+        scheme="euler", mixing=True, dtype=torch.float64))  # fmt: skip
+def test_parts_of_the_nodes_are_added_up_in_one_order(case):
+    expected = check(case)["mixing"]
+    assert torch.equal(solve(case, case.dtype)["mixing"], expected)
+
+
 def test_same_bits_whatever_is_kept_and_however_often(launches):
     case = Case(features=7, n_steps=3)
     expected = solve(case, torch.float32)
     assert launches() == 1 + 12 + 12 + 2 * 3  # values reordered; steps back, again, their gradients
     for checkpoint in ("none", "step", "block"):
         again = solve(replace(case, checkpoint=checkpoint), torch.float32)
-        assert all(torch.equal(again[name], expected[name]) for name in NAMES)
+        assert all(torch.equal(again[name], expected[name]) for name in case.results)
     with_steps = solve(replace(case, return_steps=True), torch.float32)["y"]
     assert torch.equal(with_steps[0], draw(case)[0].float())
     assert torch.equal(with_steps[-1], expected["y"])
 
 
-@pytest.mark.parametrize("wanted", [(), (0,), (1,), (4,), (8,), (1, 4), DIFFERENTIABLE])
+@pytest.mark.parametrize("wanted", [(), (0,), (1,), (4,), (8,), (1, 4), DIFFERENTIABLE, (9,), (0, 9)])
 @pytest.mark.parametrize("checkpoint", ["none", "block"])
 def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint, launches):
-    case = Case(scheme="midpoint", dtype=torch.float64, checkpoint=checkpoint, n_basis=1)
+    case = Case(scheme="midpoint", dtype=torch.float64, checkpoint=checkpoint, n_basis=1, mixing=9 in wanted)
     x, nodes, operands = draw(case)
-    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(1.5), False, case.grid.flat, checkpoint, "stage")
+    call = Call(DIFFUSION, x, nodes, operands, case.spec, False, case.grid.flat, checkpoint, "stage")
     y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
     assert launches() == case.grid.n_evaluations  # and none to mix: one node is one slot
     assert [(tuple(t.shape), t.dtype) for t in saved] == [*DIFFUSION.implementations["cuda"].saved(call)]
     upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
     found = lookup("diffusion_solve_backward", "cuda")(upstream, *call.arguments, saved, wanted)
-    names = ["x", *(NAMES[2 + DIFFERENTIABLE.index(place)] for place in wanted)]
+    names = ["x", *(name for name, place in PLACES.items() if place in wanted)]
     for name, value in zip(names, found, strict=True):
         torch.testing.assert_close(value, truth(replace(case, checkpoint="none"))[0][name], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("scheme", ["euler", "rk4_classic"])
-def test_predictions_count_these_launches(scheme, launches):
-    case = Case(scheme=scheme, n_steps=3, n_basis=1)
+@pytest.mark.parametrize(("scheme", "mixing"), [("euler", False), ("rk4_classic", False), ("rk4_classic", True)])
+def test_predictions_count_these_launches(scheme, mixing, launches):
+    case = Case(scheme=scheme, n_steps=3, n_basis=1, mixing=mixing)
     x, nodes, operands = draw(case)
-    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(1.5), False, case.grid.flat, "step", "stage")
-    p = GraphPass(case.nodes, operands.values.numel(), case.features, scheme=scheme, n_steps=3)
+    call = Call(DIFFUSION, x, nodes, operands, case.spec, False, case.grid.flat, "step", "stage")
+    p = GraphPass(case.nodes, operands.values.numel(), case.features, scheme=scheme, n_steps=3, mixing=mixing)
     y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
     forward = launches()
     assert len(graph_pass.launches(p)) == forward
-    lookup("diffusion_solve_backward", "cuda")(y, *call.arguments, saved, [0, 1, 8])
+    lookup("diffusion_solve_backward", "cuda")(y, *call.arguments, saved, [0, 1, 8, *([9] if mixing else [])])
     assert len(graph_pass.launches(replace(p, backward=True))) == forward + launches()
     for device in BY_ARCH.values():
         assert graph_pass.seconds(p, device) > p.floor(device) > 0
@@ -152,7 +174,7 @@ def test_nothing_to_solve(nodes, features, return_steps, launches):
     got = solve(Case(features, nodes=nodes, edges=0, return_steps=return_steps), torch.float32)
     assert got["y"].shape == ((3, nodes, features) if return_steps else (nodes, features))
     assert launches() == 0
-    assert all(got[name].count_nonzero() == 0 for name in NAMES)
+    assert all(value.count_nonzero() == 0 for value in got.values())
 
 
 def test_opcheck():
@@ -180,16 +202,16 @@ def test_opcheck():
             "dtype Int: accepted are float16, bfloat16",
         ),
         ({"x": torch.zeros(18, 4)}, RuntimeError, "a nodal tensor of shape"),
+        ({"spec": DiffusionSpec(mixing=True)}, RuntimeError, "a matrix of mixing, or none, against what the words say"),
     ],
     ids=str,
 )
 def test_refusals(change, error, words):
     case = Case()
     x, nodes, operands = draw(case)
-    given = {"x": x.float(), "keep": "", "level": "stage"} | change
-    call = Call(
-        DIFFUSION, given["x"], nodes, operands, DiffusionSpec(), False, case.grid.flat, given["keep"], given["level"]
-    )
+    given = {"x": x.float(), "keep": "", "level": "stage", "spec": DiffusionSpec()} | change
+    settings = (given["spec"], False, case.grid.flat, given["keep"], given["level"])
+    call = Call(DIFFUSION, given["x"], nodes, operands, *settings)
     with pytest.raises(error, match=words):
         lookup("diffusion_solve", "cuda")(*call.arguments, False)
 
@@ -224,6 +246,16 @@ def test_a_wrong_product_and_a_missing_source_are_caught(fault, plant):
     plant(fault)
     with pytest.raises(AssertionError, match="largest error"):
         check(FAULTY)
+
+
+@pytest.mark.parametrize(("fault", "name"), [(5, "y"), (6, "mixing")], ids=["wrong column", "a step left out"])
+def test_a_coefficient_of_another_column_and_a_missing_sum_are_caught(fault, name, plant):
+    case = replace(FAULTY, features=16, n_steps=2, mixing=True)
+    plant(-1)
+    check(case)
+    plant(fault)
+    with pytest.raises(AssertionError, match=f"{name}: largest error"):
+        check(case)
 
 
 def test_a_missing_barrier_between_long_rows_is_caught(plant):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from contnet_fast.fields import DIFFUSION
 from contnet_fast.fields.diffusion import DiffusionSpec
 from contnet_fast.nn import GraphBlock, WeightedDiffusionField
 from contnet_fast.testing import assert_within_budget
+from tools.support_matrix import everything_built
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs in plain PyTorch")
 N = 7
@@ -94,7 +96,7 @@ def test_second_derivatives_and_the_order_inside_of_a_graph():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_what_is_not_fused_says_why():
+def test_what_is_not_fused_says_why_and_what_is_is_fused_on_gpus_too():
     block = block_of(n_basis=2)
     graph, h = small_graph(N, 20), torch.randn(N, 5, dtype=torch.float64)
     (*_, (_, plan)) = cf.explain(block, h, graph).units
@@ -103,8 +105,12 @@ def test_what_is_not_fused_says_why():
     problem = Problem(
         "diffusion_solve", torch.device("cpu"), h.dtype, h.dtype, (N, 5), 4, 2, family="diffusion", facts=facts
     )
-    with pytest.raises(cf.BackendUnavailable, match="columns mix: its kernels have no coefficients of columns"):
-        select(problem, "triton:stage")
+    with everything_built():
+        for backend in ("triton", "cuda"):
+            on_gpu = replace(problem, device=torch.device("cuda", 0))
+            assert (select(on_gpu, backend).backend, select(on_gpu, backend).level) == (backend, "stage")
+            with pytest.raises(cf.BackendUnavailable, match="level solve serves conv_solve, not diffusion_solve"):
+                select(on_gpu, f"{backend}:solve")
 
 
 def test_a_hook_that_computes_its_tensors_is_seen_before_they_are_diagonalised():

@@ -77,6 +77,26 @@ def test_a_row_whose_scores_are_minus_infinity_gets_zero_and_so_do_its_gradients
     torch.testing.assert_close(y, graph_attention(targets, sources, graph, states), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", SUMS)
+def test_what_a_node_without_edges_has_reaches_nobody(kind):
+    """Its values follow in memory those of a node that attends and is attended to; widths are no powers of two."""
+    graph = graph_of(9, 20)
+    rows, columns = graph.targets, graph.indices
+    assert 7 not in rows
+    assert 7 not in columns
+    assert 6 in rows
+    assert 6 in columns
+    for depth in DEPTHS:
+        expected, *others = (drawn(graph, 1, depth, 3, kind=kind) for _ in range(3))
+        clean = run(expected, graph, "triton", torch.float64)
+        for inputs, value in zip(others, (torch.nan, torch.inf), strict=True):
+            for tensor in inputs[:3]:
+                if tensor is not None:
+                    tensor[7] = value
+            found = run(inputs, graph, "triton", torch.float64)
+            assert all(torch.equal(a, b) for a, b in zip(found, clean, strict=True))
+
+
 @pytest.mark.parametrize("slope", [0.0, -0.5, 1.0])
 def test_every_slope_of_the_rectifier(slope):
     check(drawn(graph_of(), 2, 0, 3), graph_of(), torch.float64, slope=slope)

@@ -18,8 +18,9 @@ from contnet_fast.schemes.bases import Basis
 from contnet_fast.testing import assert_within_budget
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NAMES = ("y", "x", "scale", "diagonal", "values", "source")
-DIFFERENTIABLE = (0, 1, 4, 8)  # places of scale, diagonal, values and source among nodes and operands
+NAMES = ("y", "x", "scale", "diagonal", "values", "source", "mixing")
+PLACES = {"scale": 0, "diagonal": 1, "values": 4, "source": 8, "mixing": 9}  # among nodes and operands
+DIFFERENTIABLE = (0, 1, 4, 8)  # those of them without mixing
 LONG = 512  # kLongRow of csrc/cuda/graph/diffusion_stage.h
 
 
@@ -39,12 +40,22 @@ class Case:
     checkpoint: str = "step"
     return_steps: bool = False
     source: bool = True
+    mixing: bool = False
     index: torch.dtype = torch.int32
     seed: int = 0
 
     def __str__(self) -> str:
         changed = (name for name in self.__dataclass_fields__ if getattr(self, name) != getattr(Case(), name))
         return ",".join(f"{name}={getattr(self, name)}".replace("torch.", "") for name in changed) or "plain"
+
+    @property
+    def spec(self) -> DiffusionSpec:
+        return DiffusionSpec(1.5, mixing=self.mixing)
+
+    @property
+    def results(self) -> list[str]:
+        """Names of what :func:`solve` finds."""
+        return [name for name in NAMES if getattr(self, name, True)]
 
     @property
     def grid(self) -> Any:
@@ -67,7 +78,8 @@ def draw(case: Case, device: str = "cpu") -> tuple[torch.Tensor, DiffusionNodes,
                            torch.stack([torch.full_like(others, 3), others])], 1)  # fmt: skip
     scale = 1.0 if not case.hub else 4.0 / case.hub
     graph = Graph(index, scale * uniform(index.shape[1]), num_nodes=n)
-    operands = operands_of(graph, uniform(n, case.features) if case.source else None)
+    source = uniform(n, case.features) if case.source else None
+    operands = operands_of(graph, source, torch.diag(uniform(case.features)) if case.mixing else None)
     operands = [t if t is None or t.is_floating_point() else t.to(case.index) for t in operands]
     nodes = DiffusionNodes(uniform(case.n_basis, n), uniform(case.n_basis, n))
     x = uniform(n, case.features)
@@ -84,7 +96,7 @@ def solve(case: Case, dtype: torch.dtype, backend: str | None = None, device: st
     x, nodes, operands = draw(case, device)
     x, nodes, operands = leaf(x), nodes._make(map(leaf, nodes)), operands._make(map(leaf, operands))
     settings: dict[str, Any] = {
-        "spec": DiffusionSpec(1.5), "grid": case.grid, "checkpoint": case.checkpoint, "return_steps": case.return_steps,
+        "spec": case.spec, "grid": case.grid, "checkpoint": case.checkpoint, "return_steps": case.return_steps,
     }  # fmt: skip
     if backend is None:
         y, _ = fused_solve(
@@ -94,8 +106,8 @@ def solve(case: Case, dtype: torch.dtype, backend: str | None = None, device: st
     else:
         y, _ = field_solve(DIFFUSION, x, nodes, operands=operands, backend=backend, **settings)
     upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(case.dtype).to(y)
-    leaves = [t for t in (x, *nodes, operands.values, operands.source) if t is not None]
-    return dict(zip(NAMES, [y.detach(), *torch.autograd.grad(y, leaves, upstream)], strict=False))
+    leaves = [t for t in (x, *nodes, operands.values, operands.source, operands.mixing) if t is not None]
+    return dict(zip(case.results, [y.detach(), *torch.autograd.grad(y, leaves, upstream)], strict=True))
 
 
 @lru_cache(maxsize=64)
@@ -104,10 +116,10 @@ def truth(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
     return solve(case, torch.float64, "reference:none"), solve(case, case.dtype, "reference:none")
 
 
-def check(case: Case, device: str = "cpu") -> dict[str, torch.Tensor]:
+def check(case: Case, device: str = "cpu", backend: str | None = None) -> dict[str, torch.Tensor]:
     """Every result within the error rule; tensors are small, so that PyTorch's own error is luck."""
     got, (exact, same) = (
-        solve(case, case.dtype, device=device),
+        solve(case, case.dtype, backend, device),
         truth(replace(case, checkpoint="none", index=torch.int32)),
     )
     assert got.keys() == exact.keys()

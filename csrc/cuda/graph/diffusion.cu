@@ -125,6 +125,7 @@ class Steps {
     a.values = p_.values;
     a.scale = of_slot(p_.scale, evaluation);
     a.diagonal = of_slot(p_.diagonal, evaluation);
+    a.mixing = p_.mixing;
     a.terms = terms_;
     a.stream = p_.stream;
     return a;
@@ -194,6 +195,8 @@ class Backward {
       if (p.grad_scale != nullptr) products_ = steps_.maps(arena_, p.stages);
     }
     if (p.kept.states == nullptr) states_ = steps_.maps(arena_, p.steps - 1);
+    if (p.grad_mixing != nullptr)
+      parts_ = arena_.take(mixing_parts(p.nodes, p.features) * p.features * p.features * bytes_of(sums_of(p.state)));
   }
 
   int64_t workspace() const { return arena_.taken(); }
@@ -220,7 +223,8 @@ class Backward {
 
  private:
   bool needs_states() const {
-    return p_.grad_scale != nullptr || p_.grad_diagonal != nullptr || p_.grad_values != nullptr;
+    return p_.grad_scale != nullptr || p_.grad_diagonal != nullptr || p_.grad_values != nullptr ||
+           p_.grad_mixing != nullptr;
   }
 
   bool everything() const { return p_.kept.products != nullptr; }  // is kept
@@ -290,7 +294,7 @@ class Backward {
       a.fresh_slots[s] = !seen[a.slots[s]];
       seen[a.slots[s]] = true;
     }
-    a.fresh_values = step == p_.steps - 1;
+    a.fresh = step == p_.steps - 1;
     a.u = state;
     a.rates = rates_;
     a.costate = costate;
@@ -301,9 +305,13 @@ class Backward {
     a.grad_scale = p_.grad_scale;
     a.grad_diagonal = p_.grad_diagonal;
     a.grad_values = p_.grad_values;
+    a.grad_mixing = parts_;
     a.stream = p_.stream;
     if (a.grad_scale != nullptr || a.grad_diagonal != nullptr) diffusion_row_gradients(a);
     if (a.grad_values != nullptr) diffusion_value_gradients(a);
+    if (parts_ == nullptr) return;
+    if (!FAULT_POINT(6) || step > 0) diffusion_mixing_gradients(a);
+    if (step == 0) diffusion_add_parts(a, p_.grad_mixing);
   }
 
   const DiffusionBackward& p_;
@@ -311,6 +319,7 @@ class Backward {
   Steps steps_;
   unsigned char *rates_, *costates_, *values_;
   unsigned char *inputs_ = nullptr, *products_ = nullptr, *states_ = nullptr;  // made again
+  unsigned char* parts_ = nullptr;                                             // of the gradient by M
 };
 
 void check(const DiffusionProblem& p) {

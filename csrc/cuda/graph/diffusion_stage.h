@@ -29,6 +29,7 @@ struct DiffusionStage {
   int count, index[kMostStages];
   A weight[kMostStages];
   bool fresh;
+  Global<const A> mixing;
 };
 
 namespace {
@@ -56,8 +57,8 @@ DEVICE void gather(A (&sums)[V], const DiffusionStage<T, I>& p, int64_t first, i
   }
 }
 
-// what follows the gathered sums of V features of a row
-template <bool BACK, int V, typename T, typename I, typename A>
+// What follows the gathered sums of V features of a row; MIXING: columns have coefficients of their own.
+template <bool BACK, bool MIXING, int V, typename T, typename I, typename A>
 DEVICE void finish(const A (&sums)[V], const DiffusionStage<T, I>& p, int64_t row, int64_t column) {
   const int64_t at = row * p.features + column;
   if (p.product) store_features(sums, p.product, at);
@@ -68,6 +69,11 @@ DEVICE void finish(const A (&sums)[V], const DiffusionStage<T, I>& p, int64_t ro
   const A scale = BACK ? A(1) : static_cast<A>(p.scale[row]);
   UNROLL
   for (int v = 0; v < V; ++v) rate[v] = scale * sums[v] + diagonal * own[v];
+  if constexpr (MIXING) {
+    load_features(other, p.mixing, FAULT_POINT(5) ? 0 : column);
+    UNROLL
+    for (int v = 0; v < V; ++v) rate[v] += other[v] * own[v];
+  }
   if constexpr (BACK) {
     UNROLL
     for (int v = 0; v < V; ++v) rate[v] *= p.factor;
@@ -109,7 +115,8 @@ DEVICE void finish(const A (&sums)[V], const DiffusionStage<T, I>& p, int64_t ro
 
 // p.target <- before * base + own * r + the other terms, r being a rate, scale (A u) + diagonal u + source, or BACK a
 // gradient by the input of a stage, factor (A^T (scale u) + diagonal u): the rows are those of the transpose then.
-template <typename T, typename I, int V, bool BACK>
+// MIXING adds a coefficient of each column to the diagonal.
+template <typename T, typename I, int V, bool BACK, bool MIXING>
 KERNEL_MIN_BLOCKS(kRowThreads, kBlocksEach)
 diffusion_stage(GRID_CONSTANT DiffusionStage<T, I> p) {
   using A = Sum<T>;
@@ -130,7 +137,7 @@ diffusion_stage(GRID_CONSTANT DiffusionStage<T, I> p) {
   UNROLL
   for (int v = 0; v < V; ++v) sums[v] = lanes_sum(sums[v], lanes, width);
   if (row < p.nodes && live && slot == 0 && !leave && !(FAULT_POINT(1) && row + 1 == p.nodes))
-    finish<BACK>(sums, p, row, column);
+    finish<BACK, MIXING>(sums, p, row, column);
 
   const Shared<A> scratch = shared_array<A>(0, kRowThreads * V);
   if (block_sum<kRowWarps>(leave ? 1.f : 0.f, shared_array<float>(0, kRowWarps)) == 0.f) return;
@@ -150,11 +157,11 @@ diffusion_stage(GRID_CONSTANT DiffusionStage<T, I> p) {
       UNROLL
       for (int v = 0; v < V; ++v) part[v] += static_cast<A>(scratch[v * kRowThreads + g * lanes + thread_index()]);
     }
-    finish<BACK>(part, p, r, column);
+    finish<BACK, MIXING>(part, p, r, column);
   }
 }
 
-template <typename T, typename I, int V, bool BACK>
+template <typename T, typename I, int V, bool BACK, bool MIXING>
 void launch_stage(const DiffusionPass& p, const RowTile& tile) {
   using A = Sum<T>;
   DiffusionStage<T, I> a{};
@@ -184,18 +191,25 @@ void launch_stage(const DiffusionPass& p, const RowTile& tile) {
     a.weight[j] = static_cast<A>(p.weight[j]);
   }
   a.fresh = p.fresh;
+  a.mixing = static_cast<const A*>(p.mixing);
   const int64_t each = int64_t{kRowWarps} * tile.rows(), blocks = (p.nodes + each - 1) / each;
   launch(Grid{"diffusion_stage", blocks, kRowThreads, int64_t{kRowThreads} * V * static_cast<int64_t>(sizeof(A)), 1,
               p.stream, column_blocks(tile, p.features)},
-         diffusion_stage<T, I, V, BACK>, a);
+         diffusion_stage<T, I, V, BACK, MIXING>, a);
+}
+
+template <typename T, typename I, int V>
+void launch_stage(const DiffusionPass& p, const RowTile& tile) {
+  if (p.mixing != nullptr)
+    return p.back ? launch_stage<T, I, V, true, true>(p, tile) : launch_stage<T, I, V, false, true>(p, tile);
+  p.back ? launch_stage<T, I, V, true, false>(p, tile) : launch_stage<T, I, V, false, false>(p, tile);
 }
 
 template <typename T, typename I>
 void launch_stage(const DiffusionPass& p) {
   const RowTile tile = row_tile(p.features, vector_of(p.features, sizeof(T)), p.edges / std::max<int64_t>(p.nodes, 1));
   constexpr int V = 16 / sizeof(T);
-  if (tile.vector == V) return p.back ? launch_stage<T, I, V, true>(p, tile) : launch_stage<T, I, V, false>(p, tile);
-  p.back ? launch_stage<T, I, 1, true>(p, tile) : launch_stage<T, I, 1, false>(p, tile);
+  tile.vector == V ? launch_stage<T, I, V>(p, tile) : launch_stage<T, I, 1>(p, tile);
 }
 
 template <typename T>

@@ -11,8 +11,8 @@
 
 namespace contnet_fast::cuda {
 
-// A solve of dH/dt = scale (A H) + diagonal H + S at level stage. Maps are dense [node, feature] in the type of the
-// state; sums of 16-bit numbers are float32. A has compressed rows.
+// A solve of dH/dt = scale (A H) + diagonal H + H M + S, for a diagonal M, at level stage. Maps are dense [node, feature]
+// in the type of the state; sums of 16-bit numbers are float32. A has compressed rows.
 struct DiffusionProblem {
   Scalar state;
   int32_t wide_index;  // indices are int64, else int32
@@ -24,6 +24,7 @@ struct DiffusionProblem {
   const void *indptr, *indices, *values;  // [nodes + 1], [edges], [edges]
   const void *scale, *diagonal;           // [slot, node] in the type of sums
   const void* source;                     // a map, or null
+  const void* mixing;                     // [feature], the diagonal of M, in the type of sums; or null: there is none
   void* stream;
 };
 
@@ -51,6 +52,7 @@ struct DiffusionBackward : DiffusionProblem {
   void* grad_x;
   void *grad_scale, *grad_diagonal;  // [slot, node]; these and the next are in the type of sums, or null
   void *grad_values, *grad_source;   // [edges]; a map
+  void* grad_mixing;                 // [feature, feature], of all of M
   void* workspace;
 };
 

@@ -210,6 +210,7 @@ void in_graph(Buffers& buffers, const DiffusionProblem& p, const void* x) {
   buffers.in(p.scale, (last + 1) * p.nodes * sum_bytes(p));
   buffers.in(p.diagonal, (last + 1) * p.nodes * sum_bytes(p));
   if (p.source != nullptr) buffers.in(p.source, map_bytes(p));
+  if (p.mixing != nullptr) buffers.in(p.mixing, p.features * sum_bytes(p));
 }
 
 // f(pointer, bytes) for the maps that are there
@@ -243,6 +244,7 @@ void emulated_graph_backward(const DiffusionBackward& p) {
   if (p.grad_diagonal != nullptr) buffers.out(p.grad_diagonal, slots);
   if (p.grad_values != nullptr) buffers.out(p.grad_values, p.edges * sum_bytes(p));
   if (p.grad_source != nullptr) buffers.out(p.grad_source, p.nodes * p.features * sum_bytes(p));
+  if (p.grad_mixing != nullptr) buffers.out(p.grad_mixing, p.features * p.features * sum_bytes(p));
   if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_diffusion_backward(p), false, true);
   buffers.finish(planted ? planted_diffusion_backward(planted, &p) : emulated_diffusion_backward(&p));
 }

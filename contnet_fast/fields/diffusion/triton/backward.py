@@ -13,12 +13,12 @@ import torch
 
 from ....triton.launch import allocate, launch
 from ..spec import DiffusionNodes, DiffusionOperands
-from .forward import Kept, Pass, like, mixed
-from .gradients import row_gradients, value_gradient
-from .plan import REGISTERS, Solve
+from .forward import Kept, Pass, added_up, like, mixed
+from .gradients import mixing_gradient, row_gradients, value_gradient
+from .plan import NODES, REGISTERS, Solve
 from .stage import diffusion_stage
 
-SCALE, DIAGONAL, VALUES, SOURCE = 0, 1, 4, 8  # places among nodes and operands
+SCALE, DIAGONAL, VALUES, SOURCE, MIXING = 0, 1, 4, 8, 9  # places among nodes and operands
 
 
 class _Step(NamedTuple):
@@ -41,6 +41,8 @@ class _Backward:
         self.diagonal = self._zeros(slots, s.n) if DIAGONAL in wanted else None
         self.values = self._zeros(*operands.values.shape) if VALUES in wanted else None
         self.source = self._zeros(s.n, s.features) if SOURCE in wanted else None
+        parts = s.mixing_grid[0]
+        self.mixing = self._zeros(parts, s.features, s.features) if MIXING in wanted else None
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return allocate(shape, self.s.sums, self.s.device).zero_()
@@ -48,7 +50,7 @@ class _Backward:
     @property
     def needs_states(self) -> bool:
         """Whether a gradient is wanted that depends on the states."""
-        return any(t is not None for t in (self.scale, self.diagonal, self.values))
+        return any(t is not None for t in (self.scale, self.diagonal, self.values, self.mixing))
 
     def stage(
         self, evaluation: int, given: torch.Tensor, costate: torch.Tensor, upstream: torch.Tensor | None,
@@ -60,8 +62,8 @@ class _Backward:
         launch(
             diffusion_stage, run.grid, num_warps=s.tile.warps,
             u=given, indptr=o.transpose_indptr, indices=o.transpose_indices, values=o.values,
-            places=o.transpose_places, scale=run.scale, diagonal=run.diagonal, source=None, product=None,
-            total=self.source, base=costate, upstream=upstream, terms=run.terms, target=target,
+            places=o.transpose_places, scale=run.scale, diagonal=run.diagonal, mixing=run.mixing, source=None,
+            product=None, total=self.source, base=costate, upstream=upstream, terms=run.terms, target=target,
             input_table=table.input, base_table=table.stages.costate, table=rows,
             slot=s.grid.slot_of[evaluation], stage=stage, n=s.n, keep=int(stage > 0),
             BLOCK_E=s.tile.edges, **run.shapes,
@@ -81,9 +83,14 @@ class _Backward:
         s, run, o, tile = self.s, self.run, self.run.operands, self.s.tile
         shared: dict[str, Any] = {
             "state": of.state, "inputs": of.inputs, "rates": self.rates, "costate": costate,
-            "input_table": s.tables.input, "slot_of": s.tables.stages.slot_of,
-            "first": i * s.grid.stages, "stages": s.grid.stages, "n": s.n, **run.shapes,
+            "input_table": s.tables.input, "stages": s.grid.stages, "n": s.n,
         }  # fmt: skip
+        if self.mixing is not None:
+            launch(
+                mixing_gradient, s.mixing_grid, num_warps=4, maxnreg=REGISTERS, mixing_sums=self.mixing,
+                FEATURES=s.features, BLOCK_N=NODES, BLOCK_M=s.mixing_tile, **shared,
+            )  # fmt: skip
+        shared |= {"slot_of": s.tables.stages.slot_of, "first": i * s.grid.stages, **run.shapes}
         if self.scale is not None or self.diagonal is not None:
             launch(
                 row_gradients, run.grid[:1], num_warps=tile.warps, maxnreg=REGISTERS, products=of.products,
@@ -100,7 +107,8 @@ class _Backward:
         table, coefficients = self.s.tables.nodes, (self.scale, self.diagonal)
         if table is not None and (self.scale is not None or self.diagonal is not None):
             coefficients = mixed(self.s, coefficients, table, len(self.s.grid.mix[0]))
-        return {SCALE: coefficients[0], DIAGONAL: coefficients[1], VALUES: self.values, SOURCE: self.source}
+        found = {SCALE: coefficients[0], DIAGONAL: coefficients[1], VALUES: self.values, SOURCE: self.source}
+        return {**found, MIXING: None if self.mixing is None else added_up(self.s, self.mixing)}
 
 
 def diffusion_backward(

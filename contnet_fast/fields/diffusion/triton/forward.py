@@ -10,7 +10,7 @@ from ....triton.grids import Rows
 from ....triton.launch import allocate, launch
 from ..kept import maps_kept
 from ..spec import DiffusionNodes, DiffusionOperands
-from .plan import Solve
+from .plan import Solve, ones
 from .stage import diffusion_stage, mix_rows
 
 BLOCK = 1024  # of nodes that are mixed
@@ -46,6 +46,7 @@ class Pass:
         self.s = s
         self.operands = DiffusionOperands._make(None if t is None else t.contiguous() for t in operands)
         self.scale, self.diagonal = coefficients(s, nodes)
+        self.mixing = None if operands.mixing is None else operands.mixing.diagonal().contiguous()
         tile = s.tile
         self.grid = (-(-s.n // tile.rows), -(-s.features // tile.columns))
         self.shapes = {"FEATURES": s.features, "BLOCK_R": tile.rows, "BLOCK_F": tile.columns}
@@ -61,7 +62,7 @@ class Pass:
         launch(
             diffusion_stage, self.grid, num_warps=s.tile.warps,
             u=u, indptr=o.indptr, indices=o.indices, values=o.values, places=None, scale=self.scale,
-            diagonal=self.diagonal, source=o.source, product=product, total=None, base=state, upstream=None,
+            diagonal=self.diagonal, mixing=self.mixing, source=o.source, product=product, total=None, base=state, upstream=None,
             terms=self.terms, target=target, input_table=None, base_table=None, table=table,
             slot=s.grid.slot_of[evaluation], stage=stage, n=s.n, keep=int(s.grid.kept[stage]),
             BLOCK_E=s.tile.edges, **self.shapes,
@@ -119,6 +120,19 @@ def mixed(
         table=table, n=s.n, BLOCK=BLOCK,
     )  # fmt: skip
     return first, second
+
+
+def added_up(s: Solve, parts: torch.Tensor) -> torch.Tensor:
+    """The sum of ``parts`` [part, F, F], in their order."""
+    count, size = parts.shape[0], parts[0].numel()
+    if count == 1:
+        return parts[0]
+    total = allocate(parts.shape[1:], s.sums, s.device)
+    launch(
+        mix_rows, (-(-size // BLOCK), 1), num_warps=4, first=parts, second=None, first_target=total, second_target=None,
+        table=ones(count, s.device, s.sums), n=size, BLOCK=BLOCK,
+    )  # fmt: skip
+    return total
 
 
 def diffusion_forward(

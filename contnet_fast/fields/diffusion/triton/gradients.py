@@ -90,3 +90,37 @@ def value_gradient(
             weight = factor * tl.load(scale + place, mask=rows < n, other=0.0).to(SUMS)
             sum += weight[:, None] * tl.sum(products, 2)
         tl.store(value_sums + edge, sum, mask=live)
+
+
+@triton.jit(do_not_specialize=["stages", "n"])
+def mixing_gradient(
+    state, inputs, rates, costate, input_table, mixing_sums, stages, n,
+    FEATURES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Add what a step gives to mixing_sums [part, i, j] += sum over a part of the nodes of u_s[:, i] * g_s[:, j].
+
+    A part has every num_programs(0)-th block of ``BLOCK_N`` nodes.
+    """
+    SUMS: tl.constexpr = tl.float64 if costate.dtype.element_ty == tl.float64 else tl.float32
+    part, parts = tl.program_id(0), tl.num_programs(0)
+    i = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    distance = tl.cast(n, tl.int64) * FEATURES
+    place = tl.cast(part, tl.int64) * FEATURES * FEATURES + (i * FEATURES)[:, None] + j[None, :]
+    mask = (i < FEATURES)[:, None] & (j < FEATURES)[None, :]
+    sums = tl.load(mixing_sums + place, mask=mask, other=0.0)
+    for stage in range(stages):
+        u, g = maps_of(stage, stages, state, inputs, rates, costate, distance)
+        products = tl.zeros([BLOCK_M, BLOCK_M], SUMS)
+        for first in range(part * BLOCK_N, n, parts * BLOCK_N):
+            rows = first + tl.arange(0, BLOCK_N)
+            row = rows.to(tl.int64) * FEATURES
+            value = tl.load(
+                u + row[None, :] + i[:, None], mask=(i < FEATURES)[:, None] & (rows < n)[None, :], other=0.0
+            )  # fmt: skip
+            grad = tl.load(
+                g + row[:, None] + j[None, :], mask=(rows < n)[:, None] & (j < FEATURES)[None, :], other=0.0
+            )  # fmt: skip
+            products = tl.dot(value, grad, products, input_precision="ieee", out_dtype=SUMS)
+        sums += tl.load(input_table + stage) * products
+    tl.store(mixing_sums + place, sums, mask=mask)

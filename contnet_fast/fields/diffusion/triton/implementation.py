@@ -20,8 +20,6 @@ class TritonDiffusion(PythonImplementation):
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
-        if "mixing" in problem.facts.words:
-            return ("columns mix: its kernels have no coefficients of columns",)
         if problem.dtype not in STATES:
             accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in STATES)
             return (f"dtype {problem.dtype} is not one of {accepted}",)

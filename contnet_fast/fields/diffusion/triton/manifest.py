@@ -20,7 +20,8 @@ class GraphSolve:
     """A solve by rk4_classic with gradients of everything, on a graph of so many nodes and edges.
 
     Attributes:
-        index: the dtype of the edges. basis: of scale and diagonal, "hat" of four functions; "" for constants.
+        index: the dtype of the edges. basis: of scale and diagonal, "hat" of four functions; "" for constants. mixing:
+            whether columns have coefficients of their own.
     """
 
     nodes: int
@@ -31,10 +32,12 @@ class GraphSolve:
     basis: str = ""
     checkpoint: str = "step"
     n_steps: int = 8
+    mixing: bool = False
 
     def __str__(self) -> str:
         basis = f" {self.basis}" if self.basis else ""
-        return f"graph {self.nodes}x{self.features} {self.index}{basis} {self.dtype} {self.checkpoint}"
+        mixing = " mixing" if self.mixing else ""
+        return f"graph {self.nodes}x{self.features} {self.index}{basis}{mixing} {self.dtype} {self.checkpoint}"
 
 
 CORA, PUBMED, ARXIV = (2708, 13264), (19717, 108365), (169343, 2484941)  # nodes; edges both ways, and loops
@@ -47,6 +50,10 @@ SOLVES = (
     GraphSolve(*PUBMED, 500),
     GraphSolve(*ARXIV, 162, index="int64"),
     GraphSolve(*ARXIV, 256, dtype="bfloat16", checkpoint="block"),
+    GraphSolve(*CORA, 16, mixing=True),
+    GraphSolve(*CORA, 7, dtype="float64", checkpoint="none", mixing=True),
+    *(GraphSolve(*PUBMED, 128, dtype=dtype, mixing=True) for dtype in ("float32", "bfloat16", "float16", "float64")),
+    GraphSolve(*ARXIV, 162, index="int64", mixing=True),
 )
 
 
@@ -61,14 +68,17 @@ def launches(solve: GraphSolve) -> list[Launch]:
     x, places = empty(n, solve.features, dtype=dtype), empty(solve.edges, dtype=index)
     starts = empty(n + 1, dtype=index)
     nodes = DiffusionNodes(*(empty(k, n, dtype=dtype) for _ in range(2)))
-    operands = DiffusionOperands(starts, places, empty(solve.edges, dtype=dtype), starts, places, places, x)
+    mixing = empty(solve.features, solve.features, dtype=dtype) if solve.mixing else None
+    operands = DiffusionOperands(starts, places, empty(solve.edges, dtype=dtype), starts, places, places, x, mixing)
     grid = time_grid("rk4_classic", solve.n_steps, Basis(solve.basis or "piecewise_constant", k))
-    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, grid.flat, solve.checkpoint, "stage")
+    spec = DiffusionSpec(mixing=solve.mixing)
+    call = Call(DIFFUSION, x, nodes, operands, spec, False, grid.flat, solve.checkpoint, "stage")
+    wanted = (backward.SCALE, backward.DIAGONAL, backward.VALUES, backward.SOURCE)
     with collect_launches() as collected:
         s = plan.describe(call)
         y, maps = forward.diffusion_forward(s, x, nodes, operands, keep=call.keep, return_steps=False)
         backward.diffusion_backward(
             s, y, x, nodes, operands, keep=call.keep, maps=maps,
-            wanted=(backward.SCALE, backward.DIAGONAL, backward.VALUES, backward.SOURCE),
+            wanted=(*wanted, backward.MIXING) if solve.mixing else wanted,
         )  # fmt: skip
     return collected

@@ -11,11 +11,16 @@ from ....reference.rk import accumulation_dtype
 from ....triton.graphs import GraphTile, tile
 from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
 from ....triton.launch import allocate
+from ....triton.tiles import power_of_two
 from ...family import Call
 
-REGISTERS = (
-    128  # most of a thread of row_gradients; left to itself the assembler spills at float64 for one program more
-)
+# most of a thread of row_gradients and mixing_gradient; left to itself the assembler spills at float64 for one program more
+REGISTERS = 128
+
+
+LEAST, MOST = 16, 32  # rows and columns of a product; with 64 some kernels of mixing_gradient spill
+NODES = 64  # that a program of mixing_gradient multiplies at once
+PROGRAMS = 256  # of it; as many parts of the nodes as they allow for are added up apart
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,17 @@ class Solve:
     def tile(self) -> GraphTile:
         """The tile of its kernels."""
         return tile(self.features)
+
+    @property
+    def mixing_tile(self) -> int:
+        """Rows and columns of the gradient by a matrix that a program of mixing_gradient takes."""
+        return max(LEAST, min(MOST, power_of_two(self.features)))
+
+    @property
+    def mixing_grid(self) -> tuple[int, int, int]:
+        """Parts of the nodes, and tiles of the matrix by both of its sides. It says in which order nodes are added up."""
+        tiles = -(-self.features // self.mixing_tile)
+        return max(1, min(-(-self.n // NODES), PROGRAMS // tiles**2)), tiles, tiles
 
     def maps(self, *leading: int) -> torch.Tensor:
         """Uninitialised maps [*leading, n, features]."""
@@ -84,6 +100,12 @@ def _graph_tables(grid: Grid, device: torch.device, dtype: torch.dtype, t_end: f
         slots=slots,
         nodes=nodes,
     )
+
+
+@lru_cache(maxsize=256)
+def ones(count: int, device: torch.device, dtype: torch.dtype) -> Rows:
+    """A row that adds up ``count`` terms."""
+    return made_aside(partial(sparse_rows, [0.0], [[(i, 1.0) for i in range(count)]], device, dtype), device)
 
 
 def describe(call: Call) -> Solve:

@@ -16,7 +16,7 @@ from ....triton.stages import combination
 
 @triton.jit(do_not_specialize=["slot", "stage", "n", "keep"])
 def diffusion_stage(
-    u, indptr, indices, values, places, scale, diagonal, source, product, total, base, upstream, terms, target,
+    u, indptr, indices, values, places, scale, diagonal, mixing, source, product, total, base, upstream, terms, target,
     input_table, base_table, table,
     slot, stage, n, keep,
     FEATURES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -28,7 +28,8 @@ def diffusion_stage(
     diagonal * u), and input_table[stage] * u is added to ``total`` if there is one. base_table[stage] multiplies base,
     if there is one, and ``upstream`` is added, if there is one. r itself goes to ``terms[stage]`` if ``keep`` is not 0,
     where the rows of the tables find it later. Without a ``target`` the product alone is wanted.
-    scale and diagonal: [slot, n]. values: [E]. total: in the dtype of sums, as the tables are.
+    scale and diagonal: [slot, n]. ``mixing`` [FEATURES], if there is one, is added to the diagonal: columns have
+    coefficients of their own. values: [E]. total: in the dtype of sums, as the tables are.
     """
     SUMS: tl.constexpr = tl.float64 if u.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -57,7 +58,10 @@ def diffusion_stage(
         tl.store(product + offsets, gathered.to(product.dtype.element_ty), mask=mask)
     if target is not None:
         own = tl.load(u + offsets, mask=mask, other=0.0).to(SUMS)
-        result = tl.load(diagonal + coefficients + rows, mask=rows < n, other=0.0).to(SUMS)[:, None] * own
+        multiple = tl.load(diagonal + coefficients + rows, mask=rows < n, other=0.0).to(SUMS)[:, None]
+        if mixing is not None:
+            multiple += tl.load(mixing + columns, mask=columns < FEATURES, other=0.0).to(SUMS)[None, :]
+        result = multiple * own
         if places is None:
             result += tl.load(scale + coefficients + rows, mask=rows < n, other=0.0).to(SUMS)[:, None] * gathered
         else:
