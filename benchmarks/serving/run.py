@@ -1,5 +1,6 @@
 """Measure what docs/service.md shows; rows go to benchmarks/results/serving-<device>.jsonl.
 
+    export OMP_NUM_THREADS=1
     python -m benchmarks.serving.run front runs/digits --budgets 1 2 4    # the choice for each budget, pictures too
     python -m benchmarks.serving.run files runs/digits/choice/model       # outputs and latencies of exported files
     python -m benchmarks.serving.run threads runs/digits                  # 1 to 8 threads that send requests
@@ -27,8 +28,10 @@ from typing import Any
 import torch
 
 import contnet_fast as cf
+from benchmarks.common.options import Parser, checked
 from benchmarks.common.rows import append, header, results_file
 from contnet_fast.backends import use_backend
+from contnet_fast.cli.arguments import count
 from contnet_fast.deploy.files import check_outputs, load_runner, save_model
 from contnet_fast.training import load_net, open_run
 from contnet_fast.training.choose import ChoiceRequest, choose_for_run
@@ -180,20 +183,27 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    def at_least(name: str, least: int) -> Callable[[str], int]:
+        return checked(lambda text: count(name, text, least))
+
+    parser = Parser("python -m benchmarks.serving.run", __doc__)
     parser.add_argument("part", choices=("front", "files", "threads", "memory"))
     parser.add_argument("folder", type=Path, help="of a run or a model")
     parser.add_argument("--budgets", type=float, nargs="+", default=[])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--requests", type=int, help="of each measurement of threads (400), or in all (10^5)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=0, help="images of a split that are scored (0: all)")
+    parser.add_argument("--rounds", type=at_least("rounds", 2), default=15)
+    requests = "of each measurement of threads (400), or in all (10^5)"
+    parser.add_argument("--requests", type=at_least("requests", 10), help=requests)
+    parser.add_argument("--batch", type=at_least("batch", 1), default=1)
+    parser.add_argument("--limit", type=at_least("limit", 0), default=0, help="images that are scored (0: all)")
     parser.add_argument("--data-path")
     parser.add_argument("--keep", type=Path, help="folder that files are kept in, and taken from if they are there")
-    parser.add_argument("--leave-out", nargs="*", default=[], help="files, as 'aoti portable'")
+    names = [f"{format} {ops}" for format, ops in FILES]
+    parser.add_argument("--leave-out", nargs="*", default=[], choices=names, help="files, as 'aoti portable'")
     parser.add_argument("--out", type=Path, default=results_file("cpu", "serving"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if torch.get_num_threads() != 1 and arguments.part != "memory":
+        parser.error(f"threads: got {torch.get_num_threads()}, accepted: 1, by OMP_NUM_THREADS=1")
     arguments.requests = arguments.requests or {"threads": 400, "memory": 100_000}.get(arguments.part)
     load = os.getloadavg()[0]
     places = ("out", "folder", "data_path", "keep")

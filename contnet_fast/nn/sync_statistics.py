@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import check_choice
 from ..reference.batch_norm import batch_norm_across_ranks
-from ..reference.ranks import Members, Ranks, process_group
+from ..reference.ranks import Members, Ranks
 from .conv_field import ConvField
 from .nodal_norm import NodalBatchNorm
 
@@ -162,8 +161,13 @@ def running_statistics(model: nn.Module, *, in_training: bool = True) -> Iterato
 
 @torch.no_grad()
 def average(tensors: list[torch.Tensor], ranks: Ranks) -> None:
-    """Each tensor becomes its mean over the ranks: one message."""
+    """Each tensor becomes its mean over the ranks: one message.
+
+    PyTorch's batch norm saves its running statistics for backward, which in training does not read them. So they are
+    written without autograd's notice, which would refuse that backward.
+    """
+    ops = torch.ops._c10d_functional  # which compilers and fake tensors know
     flat = torch.cat([t.flatten() for t in tensors])
-    dist.all_reduce(flat, group=process_group(ranks))
-    for tensor, mean in zip(tensors, (flat / ranks.size).split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    means = ops.wait_tensor(ops.all_reduce(flat, "sum", ranks.group)) / ranks.size
+    for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors]), strict=True):
+        tensor.data.copy_(mean.view_as(tensor))

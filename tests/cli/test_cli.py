@@ -104,6 +104,25 @@ def test_explain_info_and_recipes(finished, capsys):
     assert 'data = "digits"' in capsys.readouterr().out
 
 
+def test_explain_predicts_ranks(finished, capsys):
+    """Numbers are those of the package's prediction for the same network, batch and link."""
+    from contnet_fast.training import load_net, open_run
+
+    assert cli.main(["explain", str(finished), "--batch-size", "3", "--rates", "H100", "--device", "cpu"]) == 0
+    assert "ranks" not in capsys.readouterr().out
+    command = ["explain", str(finished), "--batch-size", "3", "--rates", "H100", "--device", "cpu", "--world-size", "6"]
+    run = open_run(finished)
+    net, x = load_net(run, device=torch.device("cpu"))[0].eval(), torch.zeros(3, *run.image_shape)
+    with torch.no_grad():
+        for link, words in (("nccl", "NCCL, nodes of eight H100"), ("gloo", "gloo, processes of one machine")):
+            assert cli.main([*command, "--link", link]) == 0
+            text = capsys.readouterr().out
+            assert f"predicted, not measured: a step on 6 ranks, each with this batch; {words}" in text
+            expected = contnet_fast.explain(net, x, device="H100", world_size=6, link=link).ranks
+            assert str(expected) in text
+            assert "'evaluation'" in text
+
+
 def test_a_shown_recipe_is_toml(capsys, tmp_path):
     from contnet_fast.training import make_config
 
@@ -213,6 +232,15 @@ def test_outputs_that_cannot_be_written(capsys, tmp_path, finished):
         (["train", "--resume", "RUN", "--download"], "download: got True with --resume, accepted: none"),
         (["explain", "nowhere"], "run: got nowhere"),
         (["explain", "RUN", "--batch-size", "x"], "batch_size: got 'x'"),
+        (["explain", "RUN", "--world-sise", "2"], "unknown argument --world-sise, did you mean --world-size?"),
+        (["explain", "RUN", "--world-size", "0"], "world_size: got '0', accepted: an int >= 1"),
+        (["explain", "RUN", "--world-size", "-2"], "world_size: got '-2', accepted: an int >= 1"),
+        (["explain", "RUN", "--world-size", "two"], "world_size: got 'two', accepted: an int >= 1"),
+        (["explain", "RUN", "--world-size"], "argument --world-size: expected one argument"),
+        (["explain", "RUN", "--world-size", "2", "--lnk", "gloo"], "unknown argument --lnk, did you mean --link?"),
+        (["explain", "RUN", "--world-size", "2", "--link", "glo"], "'glo', accepted: gloo, nccl (did you mean 'gloo'"),
+        (["explain", "RUN", "--world-size", "2", "--link", "mpi"], "link: got 'mpi', accepted: gloo, nccl"),
+        (["explain", "RUN", "--link", "gloo"], "link: got 'gloo' without --world-size, accepted: both"),
         (["recipes", "digit"], "recipe: got 'digit', accepted: digits"),
         (["demo", "--epochs", "2"], "epochs: got '2', accepted: an int >= 4"),
         (["info", "--jason"], "unknown argument --jason, did you mean --json?"),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import rank_cases
 import torch
-from rank_cases import FUSED, IMAGES, KINDS, SIZES, after_steps, batch, network, part_of, prepared, states
+from rank_cases import COMPILED, FUSED, IMAGES, KINDS, SIZES, after_steps, batch, network, part_of, prepared, states
 from torch import nn
 
 import contnet_fast as cf
@@ -114,15 +114,31 @@ def test_local_statistics_are_averaged_over_ranks_after_a_forward_pass(found):
     nets = [network() for _ in found]
     for rank, net in enumerate(nets):
         part = x[part_of(rank, world)] if SIZES[world][rank] else x[:1]
-        expected = net(part).detach()
+        expected = net(part)
         net(part), net(part)
-        torch.testing.assert_close(found[rank]["local"]["outputs"], expected, rtol=1e-10, atol=1e-10)
+        expected.sum().backward()
+        torch.testing.assert_close(found[rank]["local"]["outputs"], expected.detach(), rtol=1e-10, atol=1e-10)
+        for name, parameter in net.named_parameters():  # that running statistics moved is nothing to backward
+            torch.testing.assert_close(found[rank]["local"]["gradients"][name], parameter.grad, rtol=1e-10, atol=1e-10)
     for name in (name for name, buffer in network().named_buffers() if buffer.is_floating_point()):
         mean = sum(dict(net.named_buffers())[name] for net in nets) / world
         for of_rank in found:
             torch.testing.assert_close(of_rank["local"]["buffers"][name], mean, rtol=1e-10, atol=1e-10)
     assert all(of_rank["local"]["messages"] == 0 for of_rank in found)  # of evaluations
     assert all(of_rank["local"]["hooks"] == (1, 0) for of_rank in found)
+
+
+@pytest.mark.parametrize("found", [2], indirect=True)
+@pytest.mark.parametrize(("sync", "backend", "compiler"), COMPILED)
+def test_one_graph_of_a_compiler_computes_the_same_and_moves_the_same_statistics(found, sync, backend, compiler):
+    """Messages are in the graph: ranks of other sizes, which have other graphs, send as many in the same order."""
+    for of_rank in found:
+        plain, graph = of_rank["compiled"][sync, backend, compiler]
+        assert plain.keys() == graph.keys()
+        for name, expected in plain.items():
+            torch.testing.assert_close(graph[name], expected, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    first, second = (of_rank["compiled"][sync, backend, compiler][1] for of_rank in found)
+    assert torch.equal(first["1.running_mean"], second["1.running_mean"])
 
 
 def test_distributed_data_parallel_averages_the_local_gradients_of_gains_and_biases(found):

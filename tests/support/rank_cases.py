@@ -182,9 +182,11 @@ def local(rank: int, world: int) -> dict[str, Any]:
     x, _ = batch()
     with Counted() as messages:
         y = [net(x[part_of(rank, world)] if SIZES[world][rank] else x[:1]) for _ in range(3)]
+    y[0].sum().backward()
     again = cf.nn.convert_sync_statistics(copy.deepcopy(net), sync="evaluation")
     return {
         "outputs": y[0].detach(),
+        "gradients": {name: parameter.grad for name, parameter in net.named_parameters()},
         "buffers": {name: buffer.clone() for name, buffer in net.named_buffers()},
         "messages": len(messages.sizes),
         "hooks": (len(net._forward_hooks), len(again._forward_hooks)),
@@ -262,6 +264,44 @@ def refusals(rank: int, world: int) -> dict[str, str]:
     return found
 
 
+COMPILED = [  # sync, backend, compiler
+    ("evaluation", "auto", "inductor"),
+    ("local", "auto", "inductor"),
+    ("evaluation", "reference", "aot_eager"),
+    ("local", "reference", "aot_eager"),
+]
+
+
+def compiled(rank: int, world: int) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+    """Two training steps of a small network, as it is and as one graph; on two ranks, since compilers take long."""
+    found = {}
+    for sync, backend, compiler in COMPILED if world == 2 else ():
+        torch._dynamo.reset()
+        for graph in (False, True):
+            with cf.use_backend(backend):
+                net = cf.nn.convert_sync_statistics(tiny(), sync=sync)
+                call = torch.compile(net, fullgraph=True, backend=compiler) if graph else net
+                x, outputs = batch()[0], []
+                for images in (x, x.flip(0)):
+                    outputs.append(call(images[part_of(rank, world)]))
+                    outputs[-1].square().sum().backward()
+            gradients = {f"gradient of {name}": parameter.grad for name, parameter in net.named_parameters()}
+            step = {"outputs": torch.stack(outputs).detach(), **gradients, **dict(net.named_buffers())}
+            found.setdefault((sync, backend, compiler), []).append(step)
+    return found
+
+
+def tiny() -> nn.Module:
+    """A batch norm of PyTorch's and two of a field, in few operations."""
+    torch.manual_seed(3)
+    block = cf.nn.ContinuousBlock(cf.nn.ConvField(3, n_basis=1), scheme="midpoint", n_steps=1)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), block, nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
 def states() -> torch.Tensor:
     return torch.randn(IMAGES, 4, 5, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -279,6 +319,7 @@ CASES: dict[str, Callable[[int, int], Any]] = {
     "of two": of_two,
     "in odeint": in_odeint,
     "refusals": refusals,
+    "compiled": compiled,
 }
 
 

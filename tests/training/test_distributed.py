@@ -71,25 +71,29 @@ def sharded(where: str, part: slice) -> list[torch.Tensor]:
     return found + [grad.full_tensor() for grad in gradients(net, part)]
 
 
-def worker(name: str, rank: int, folder: str) -> None:
+def worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     part = slice(2 * rank, 2 * rank + 2)
 
     def wrap(net: nn.Module) -> nn.Module:
-        return DistributedDataParallel(net, find_unused_parameters=name == "refined")
+        return DistributedDataParallel(net, find_unused_parameters=True)
 
-    if name == "average":
-        found = gradients(wrap(network()), part)
-    else:
-        found = refined(wrap, part) if name == "refined" else sharded(name, part)
+    found = {
+        "average": gradients(DistributedDataParallel(network()), part),
+        "refined": refined(wrap, part),
+        **{where: sharded(where, part) for where in ("block", "field")},
+    }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def on_two_processes(name: str, folder) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    workers = [subprocess.Popen([sys.executable, __file__, name, str(rank), str(folder)]) for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory) -> tuple[dict[str, list[torch.Tensor]], ...]:
+    """What each of two processes, started once for all cases, found in each."""
+    folder = tmp_path_factory.mktemp("two")
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
     try:
         assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     finally:
@@ -99,8 +103,8 @@ def on_two_processes(name: str, folder) -> tuple[list[torch.Tensor], list[torch.
 
 
 @pytest.mark.parametrize("name", ["average", "refined"])
-def test_gradients_are_averaged_over_processes_before_and_after_refinement(name, tmp_path):
-    first, second = on_two_processes(name, tmp_path)
+def test_gradients_are_averaged_over_processes_before_and_after_refinement(name, on_two_processes):
+    first, second = (found[name] for found in on_two_processes)
     whole = slice(0, 4)
     truth = gradients(network(), whole) if name == "average" else refined(lambda net: net, whole)
     for expected, a, b in zip(truth, first, second, strict=True):
@@ -109,8 +113,8 @@ def test_gradients_are_averaged_over_processes_before_and_after_refinement(name,
 
 
 @pytest.mark.parametrize("where", ["block", "field"])
-def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(where, tmp_path):
-    first, second = on_two_processes(where, tmp_path)
+def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(where, on_two_processes):
+    first, second = (found[where] for found in on_two_processes)
     net = cf.set_discretization(Path(), n_steps=3)
     torch.testing.assert_close(torch.cat([first[0], second[0]]), net(batch()).detach(), rtol=1e-9, atol=1e-12)
     for expected, got in zip(gradients(net, slice(0, 4)), first[1:], strict=True):
@@ -118,4 +122,4 @@ def test_a_trajectory_of_a_sharded_block_has_its_values_and_gradients(where, tmp
 
 
 if __name__ == "__main__":
-    worker(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    worker(int(sys.argv[1]), sys.argv[2])

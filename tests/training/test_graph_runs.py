@@ -101,19 +101,29 @@ def test_only_nodes_of_training_are_learnt_from(tmp_path):
     assert not all(torch.equal(a[name], c[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory):
+    """Of a run that nothing happens to: its folder and its result. When it saves is nothing to its end."""
+    folder = tmp_path_factory.mktemp("uncut") / "whole"
+    return folder, run(folder)
+
+
 @pytest.mark.parametrize("saved", [0.0, 1e9])
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch, saved, batch):
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch, uncut, saved, batch):
     monkeypatch.setattr("contnet_fast.training.loop.SAVE_AFTER", saved)
-    whole = run(tmp_path / "whole")
+    folder, whole = uncut
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", reporter=Counting(batch))
     again = run(tmp_path / "cut", resume=True)
     for name in ("last", "best"):
-        assert_same(tensors(tmp_path / "whole", name), tensors(tmp_path / "cut", name))
+        assert_same(tensors(folder, name), tensors(tmp_path / "cut", name))
     assert again.test.accuracy == whole.test.accuracy
     timed = ("seconds", "nodes_per_second")
-    a, b = ([{k: v for k, v in line.items() if k not in timed} for line in log(tmp_path / n)] for n in ("whole", "cut"))
+    a, b = (
+        [{k: v for k, v in line.items() if k not in timed} for line in log(place)]
+        for place in (folder, tmp_path / "cut")
+    )
     assert a == b
 
 

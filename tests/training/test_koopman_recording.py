@@ -59,13 +59,19 @@ def test_a_recorded_run_is_the_same_run_and_holds_the_weights(tmp_path, data):
     assert torch.equal(torch.from_numpy(second.values[-1].copy()), last)
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory, data):
+    """The folder of a run that nothing happens to."""
+    run(folder := tmp_path_factory.mktemp("uncut") / "run", data)
+    return folder
+
+
 @pytest.mark.parametrize("batch", [1, 3, 5, 9, 11])
-def test_an_interrupted_run_ends_with_the_same_recordings(tmp_path, data, batch):
-    run(tmp_path / "whole", data)
+def test_an_interrupted_run_ends_with_the_same_recordings(tmp_path, data, uncut, batch):
     with pytest.raises(Killed):
         run(tmp_path / "cut", data, KillAt(batch))
     run(tmp_path / "cut", data, resume=True)
-    whole, cut = recordings(tmp_path / "whole"), recordings(tmp_path / "cut")
+    whole, cut = recordings(uncut), recordings(tmp_path / "cut")
     assert [path.name for path in whole] == ["koopman-0.rec", "koopman-1.rec"] == [path.name for path in cut]
     for one, other in zip(whole, cut, strict=True):
         assert one.read_bytes() == other.read_bytes()

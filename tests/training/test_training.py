@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import killed_runs
 import pytest
 import torch
+from shared_runs import environment
 
 import contnet_fast as cf
 from contnet_fast.training import TrainingError, load_data, load_net, make_config, open_run, train
@@ -120,11 +119,25 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory, data):
+    """A run with some of the options that nothing happens to, which many are compared with: folder and result."""
+    found = {}
+
+    def whole(options):
+        i = OPTIONS.index(options)
+        if i not in found:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            found[i] = folder, run(folder, data, **options)
+        return found[i]
+
+    return whole
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=["sgd", "adamw-ema", "amp", "hat", "random"])
 @pytest.mark.parametrize("batch", [1, 3, 5, 9, 11])
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, data, options, batch):
-    whole = tmp_path / "whole"
-    result = run(whole, data, **options)
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, data, wholes, options, batch):
+    whole, result = wholes(options)
     cut = tmp_path / "cut"
     config = make_config("synthetic", overrides={**SMALL, **options})
     with pytest.raises(Killed):
@@ -179,30 +192,12 @@ def test_the_draw_does_not_move_with_the_augmentation(data):
 
 def test_a_run_killed_by_the_system_at_any_moment_resumes_to_the_same_bits(tmp_path):
     """SIGKILL a real process again and again at different moments until it gets through."""
-    command = [sys.executable, "-m", "contnet_fast", "train"]
     options = ["--recipe", "synthetic", "--epochs", "4", "--refine-epochs", "2", "--width", "4", "--limit", "256"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*command, *options, "--out", str(whole)], check=True, env=env, timeout=300, capture_output=True)
-    kills = 0
-    for delay in (0.0, 0.05, 0.15, 0.4):
-        start = [*options, "--out", str(cut)] if not (cut / "config.json").exists() else ["--resume", str(cut)]
-        process = subprocess.Popen(
-            [*command, *start], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        assert process.stdout is not None
-        for line in process.stdout:  # wait until it trains, then strike
-            if "parameters" in line:
-                break
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    done = subprocess.run(
-        [*command, "--resume", str(cut)], env=env, timeout=300, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, killed_runs.__file__, str(whole), str(cut), *options]
+    done = subprocess.run(command, env=environment(), timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert kills >= 2
+    assert int(done.stdout.splitlines()[-1]) >= 2  # kills
     assert_same(weights(whole), weights(cut))
     assert_same(weights(whole, "best"), weights(cut, "best"))
 
