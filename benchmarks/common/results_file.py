@@ -69,5 +69,5 @@ def load(path: Path) -> Results:
 
 
 def committed() -> list[Path]:
-    """Return the committed files of the suite and of the odeint benchmark."""
-    return [*sorted(RESULTS.glob("suite-*.jsonl")), *sorted(RESULTS.glob("odeint-*.jsonl"))]
+    """Return the committed files of the suite and of the odeint benchmark, stiff problems in files of their own."""
+    return [path for stem in ("suite", "odeint", "stiff") for path in sorted(RESULTS.glob(f"{stem}-*.jsonl"))]

@@ -17,8 +17,9 @@ from benchmarks.odeint.contenders import SolveTask, _call, _plain
 from contnet_fast.reference.reversible import Coupling, Pair
 
 METHODS = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")
-LIMIT = 40_000  # evaluations of one solve
-SOLVES = 3  # the fastest of which is shown
+FIXED = ("rk4",)  # on grids of 2^7, 2^8, ... steps
+LIMIT = 20_000  # evaluations of one solve
+SOLVES = 3  # of each, in turns: median, least and most are shown
 D = torch.float64
 
 
@@ -198,9 +199,12 @@ def _work(case: WorkCase) -> dict[str, Any]:
     y0, t = torch.tensor(start, dtype=D), torch.tensor([0.0, end], dtype=D)
     truth = solve_ivp(lambda s, y: rate(np, s, y), (0, end), start, method="DOP853", rtol=3e-14, atol=1e-15).y[:, -1]
 
-    def scipy_solve(tol: float) -> tuple[int, Any]:
-        found = solve_ivp(lambda s, y: rate(np, s, y), (0, end), start, method="DOP853", rtol=tol, atol=tol)
-        return found.nfev, found.y[:, -1]
+    def scipy_solve(method: str) -> Callable[[float], tuple[int, Any]]:
+        def solve(tol: float) -> tuple[int, Any]:
+            found = solve_ivp(lambda s, y: rate(np, s, y), (0, end), start, method=method, rtol=tol, atol=tol)
+            return found.nfev, found.y[:, -1]
+
+        return solve
 
     def odeint_solve(library: Any, method: str, options: dict[str, Any]) -> Callable[[float], tuple[int, Any]]:
         def solve(tol: float) -> tuple[int, Any]:
@@ -213,32 +217,45 @@ def _work(case: WorkCase) -> dict[str, Any]:
                     raise OverflowError
                 return rate(torch, s, y)
 
+            given = {"step_size": end / _steps(tol)} if method in FIXED else dict(options)
             with torch.no_grad():
-                found = library.odeint(f, y0, t, method=method, rtol=tol, atol=tol, options=dict(options))
+                found = library.odeint(f, y0, t, method=method, rtol=tol, atol=tol, options=given)
             return calls, found[-1].numpy()
 
         return solve
 
-    solvers = {("SciPy", "DOP853"): scipy_solve}
-    for method in METHODS:
+    solvers = {("SciPy", method): scipy_solve(method) for method in ("RK45", "DOP853")}
+    for method in (*METHODS, *FIXED):
         solvers["ours", method] = odeint_solve(cf, method, {})
-        solvers["ours, land_on_end", method] = odeint_solve(cf, method, {"land_on_end": True})
+        if method not in FIXED:
+            solvers["ours, land_on_end", method] = odeint_solve(cf, method, {"land_on_end": True})
         if method != "tsit5":
             solvers["torchdiffeq", method] = odeint_solve(torchdiffeq, method, {})
-    curves = []
-    for (library, method), solve in solvers.items():
-        points = []
-        for tol in case.tolerances:
-            try:
-                seconds, nfe, y = min((_timed(solve, tol) for _ in range(SOLVES)), key=lambda found: found[0])
-            except (OverflowError, AssertionError):
-                break
+    points: dict[tuple[str, str], list[list[float]]] = {key: [] for key in solvers}
+    going = list(solvers)
+    for tol in case.tolerances:
+        found: dict[tuple[str, str], list[tuple[float, int, Any]]] = {key: [] for key in going}
+        for _ in range(SOLVES):
+            for key in list(going):
+                try:
+                    found[key].append(_timed(solvers[key], tol))
+                except (OverflowError, AssertionError):
+                    going.remove(key)
+        for key in list(going):
+            _, nfe, y = found[key][0]
             error = float(np.linalg.norm(y - truth) / np.linalg.norm(truth))
-            points.append([tol, nfe, float(f"{error:.3g}"), round(1e3 * seconds, 3)])
+            ms = [round(1e3 * s, 3) for s in sorted(s for s, _, _ in found[key])]
+            setting = end / _steps(tol) if key[1] in FIXED else tol
+            points[key].append([setting, nfe, float(f"{error:.3g}"), ms[SOLVES // 2], ms[0], ms[-1]])
             if nfe > LIMIT / 4:
-                break
-        curves.append({"library": library, "method": method, "points": points})
-    return {"case": case.name, "part": "odeint work", **asdict(case), "curves": curves}
+                going.remove(key)
+    curves = [{"library": library, "method": m, "points": points[library, m]} for library, m in solvers]
+    return {"case": case.name, "part": "odeint work", **asdict(case), "solves": SOLVES, "curves": curves}
+
+
+def _steps(tol: float) -> int:
+    """Return the number of steps of a fixed grid at the place of a tolerance."""
+    return 2 ** (4 + round(-np.log10(tol)))
 
 
 class _Oscillators:

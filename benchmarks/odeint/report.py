@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.common.results_file import Results, Row
 from benchmarks.odeint.cases import GROWING
+from benchmarks.odeint.report_stiff import SECTIONS as STIFF_SECTIONS
 
 FAST_TOLERANCE = 1e-6
 HEADS = {"torchdiffeq": "torchdiffeq", "torchode": "torchode", "torchode by rows": "torchode by rows",
@@ -15,7 +16,8 @@ HEADS = {"torchdiffeq": "torchdiffeq", "torchode": "torchode", "torchode by rows
          "checkpoint": "checkpoint", "autograd": "same steps by autograd"}  # fmt: skip
 GRADIENTS = ("odeint", "checkpoint", "odeint_adjoint", "torchdiffeq odeint", "torchdiffeq odeint_adjoint")
 METHODS = {"adaptive_heun": "#7F7F7F", "fehlberg2": "#56B4E9", "bosh3": "#009E73", "dopri5": "#0072B2",
-           "tsit5": "#E69F00", "dopri8": "#CC79A7", "DOP853": "#000000"}  # fmt: skip
+           "tsit5": "#E69F00", "dopri8": "#CC79A7", "rk4": "#D55E00",
+           "RK45": "#A0522D", "DOP853": "#000000"}  # fmt: skip
 STYLES = {"ours, land_on_end": "-", "ours": "--", "torchdiffeq": ":", "SciPy": "-"}
 
 
@@ -120,6 +122,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "odeint rounding": _rounding,
     "odeint reversal": _reversal,
     "odeint work": _work,
+    **STIFF_SECTIONS,
 }
 
 

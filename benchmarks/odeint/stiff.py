@@ -1,139 +1,156 @@
 """Accuracy for work on stiff problems: ours beside SciPy's Radau, BDF and LSODA, and diffrax's Kvaerno5.
 
-``python -m benchmarks.odeint.stiff --jax-python PYTHON`` solves each problem at several tolerances and adds rows to
-``benchmarks/results/stiff-*.jsonl``; ``--picture FILE`` draws them. SciPy has the field in NumPy, ours in torch, and
-diffrax in JAX, compiled, in a process of its own (PYTHON has both). Times are CPU times, the least of the repeats.
+    python -m benchmarks.odeint.stiff --jax-python PYTHON     # appends to benchmarks/results/stiff-<device>.jsonl
+    python -m benchmarks.odeint.stiff --problem HIRES --exponents 4 6 --repeats 1 --out quick.jsonl
+
+A row is a contender on a problem at all tolerances. SciPy has the field in NumPy, ours in torch, and diffrax in JAX,
+compiled, in a process of its own (PYTHON has both); its time to compile is apart. All run on one thread. In a repeat
+all contenders of this process take turns, so that whatever else the machine does meets all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import contnet_fast as cf
-from benchmarks.common.rows import header, results_file
+from benchmarks.common.options import Parser
+from benchmarks.common.rows import append, header, results_file
+from benchmarks.odeint.contenders import peak_allocated
 from benchmarks.odeint.stiff_problems import PROBLEMS, StiffProblem, by_scipy
 from contnet_fast.ode.methods import STIFF
 
 SCIPY = ("Radau", "BDF", "LSODA")
-EXPONENTS = (3, 4, 5, 6, 7, 8)
+EXPONENTS = (3, 4, 5, 6)
 ABSOLUTE = 1e-4  # times the relative tolerance
+LOOSE = ("adaptive_trbdf2", 5)  # of order 2: not at tighter tolerances
+MEMORY_AT = 3  # the exponent at which memory is measured
+
+Solve = Callable[[StiffProblem, str, float], "tuple[np.ndarray, dict[str, int]]"]
 
 
-def ours(problem: StiffProblem, method: str, rtol: float) -> tuple[np.ndarray, dict]:
+def ours(problem: StiffProblem, method: str, rtol: float) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the end and the counts of a solve by contnet_fast."""
     y0, t = torch.tensor(problem.start, dtype=torch.float64), torch.tensor([0.0, problem.end], dtype=torch.float64)
     with torch.no_grad():
-        more = {"method": method, "rtol": rtol, "atol": rtol * ABSOLUTE, "options": {"land_on_end": True}}
-        found, stats = cf.odeint(problem.rate(torch), y0, t, **more, return_stats=True)
+        more: dict[str, Any] = {"method": method, "rtol": rtol, "atol": rtol * ABSOLUTE}
+        more |= {"options": {"land_on_end": True}, "return_stats": True}
+        found, stats = cf.odeint(problem.rate(torch), y0, t, **more)
     counts = {"steps": stats.accepted, "rejected": stats.rejected, "evaluations": stats.nfe}
     return found[-1].numpy(), {**counts, "jacobians": stats.jacobians, "factorizations": stats.factorizations}
 
 
-def scipys(problem: StiffProblem, method: str, rtol: float) -> tuple[np.ndarray, dict]:
+def scipys(problem: StiffProblem, method: str, rtol: float) -> tuple[np.ndarray, dict[str, int]]:
+    """Return the end and the counts of a solve by SciPy, which does not count what it rejects."""
     found = by_scipy(problem, method, rtol, rtol * ABSOLUTE)
-    counts = {
-        "steps": len(found.t) - 1,
-        "evaluations": found.nfev,
-        "jacobians": found.njev,
-        "factorizations": found.nlu,
-    }
-    return found.y[:, -1], counts
+    counts = {"steps": len(found.t) - 1, "evaluations": found.nfev, "jacobians": found.njev}
+    return found.y[:, -1], {name: int(n) for name, n in {**counts, "factorizations": found.nlu}.items()}
 
 
-def measure(solve: Callable, problem: StiffProblem, method: str, rtol: float, repeats: int) -> dict:
-    seconds, limit = [], time.monotonic() + 20
-    for _ in range(repeats):
-        start = time.process_time()
-        end, counts = solve(problem, method, rtol)
-        seconds.append(time.process_time() - start)
-        if time.monotonic() > limit:
-            break
-    return {"end": end.tolist(), "seconds": min(seconds), **counts}
+CONTENDERS: dict[str, tuple[Solve, str]] = {
+    **{method: (ours, method) for method in STIFF},
+    **{f"SciPy {method}": (scipys, method) for method in SCIPY},
+}
 
 
-def with_jax(python: str, names: list[str], exponents: list[int], repeats: int) -> list[dict]:
-    """Return the rows of diffrax, which a process of its own prints."""
+def numpy_peak(call: Callable[[], object]) -> int:
+    """Return the most bytes that a call holds of what Python and NumPy allocate."""
+    tracemalloc.start()
+    call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def points_of(name: str, exponents: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Return, for each tolerance and contender, its end, its counts and the CPU seconds of each repeat."""
+    problem, points = PROBLEMS[name], []
+    for solve, method in CONTENDERS.values():
+        solve(problem, method, 1e-3)  # the first call of each loads what it needs
+    for exponent in exponents:
+        taken = {c: x for c, x in CONTENDERS.items() if x[1] != LOOSE[0] or exponent <= LOOSE[1]}
+        seconds: dict[str, list[float]] = {c: [] for c in taken}
+        ends: dict[str, dict[str, Any]] = {}
+        for _ in range(repeats):
+            for contender, (solve, method) in taken.items():
+                start = time.process_time()
+                end, counts = solve(problem, method, 10.0**-exponent)
+                seconds[contender].append(time.process_time() - start)
+                ends[contender] = {"end": end.tolist(), **counts}
+        for contender, (solve, method) in taken.items():
+            point = {"problem": name, "contender": contender, "exponent": exponent, "seconds": seconds[contender]}
+            if exponent == MEMORY_AT:
+                peak = peak_allocated if solve is ours else numpy_peak
+                point["peak_bytes"] = peak(lambda s=solve, m=method, r=10.0**-exponent: s(problem, m, r))
+            points.append(point | ends[contender])
+    return points
+
+
+def with_jax(python: str, names: Sequence[str], exponents: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Return the points of diffrax, which a process of its own prints; torch is that of this process."""
     command = [python, "-m", "benchmarks.odeint.stiff_jax", json.dumps([names, exponents, repeats, ABSOLUTE])]
+    own = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1", "OMP_NUM_THREADS": "1"}
     paths = [str(Path.cwd()), *(p for p in sys.path if p.endswith("site-packages"))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    )
+    environment = {**os.environ, **own, "JAX_PLATFORMS": "cpu", "STIFF_TORCH": os.pathsep.join(paths[1:])}
+    environment["PYTHONPATH"] = paths[0]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def draw(rows: list[dict], file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row["problem"] for row in rows))
-    figure, axes = plt.subplots(2, (len(names) + 1) // 2, figsize=(4 * ((len(names) + 1) // 2), 7.5), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        for contender in dict.fromkeys(row["contender"] for row in rows):
-            points = sorted(
-                (r["error"], r["seconds"]) for r in rows if (r["problem"], r["contender"]) == (name, contender)
-            )
-            style = "-o" if contender in STIFF else "--s" if "diffrax" in contender else ":^"
-            axis.loglog(*zip(*points, strict=True), style, label=contender, markersize=4) if points else None
-        axis.set_title(name)
-        axis.set_xlabel("relative error at the end")
-        axis.set_ylabel("CPU seconds")
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7)
-    for axis in list(axes.flat)[len(names) :]:
-        axis.remove()
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
+def rows_of(name: str, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each contender; errors are relative to a tight solve by SciPy's Radau."""
+    truth = by_scipy(PROBLEMS[name], "Radau", 1e-12, 1e-15).y[:, -1]
+    scale = np.maximum(np.abs(truth), 1e-5 * np.abs(truth).max())
+    rows: dict[str, dict[str, Any]] = {}
+    for point in points:
+        contender, seconds = point["contender"], point.pop("seconds")
+        what = {"part": "odeint stiff", "problem": name, "contender": contender, "points": []}
+        row = rows.setdefault(contender, {"case": f"stiff/{name}/{contender}", **what})
+        error = float(np.max(np.abs(np.array(point.pop("end")) - truth) / scale))
+        times = {"ms": statistics.median(seconds), "least_ms": min(seconds), "most_ms": max(seconds)}
+        kept = {key: value for key, value in point.items() if key not in ("problem", "contender", "compile_seconds")}
+        row["points"].append({**kept, "error": error, **{key: round(1e3 * s, 4) for key, s in times.items()}})
+        if "compile_seconds" in point:
+            row["compile_seconds"] = round(point["compile_seconds"], 2)
+    return list(rows.values())
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", action="append", choices=list(PROBLEMS), help="one or more; all unless given")
-    parser.add_argument("--exponents", type=int, nargs="+", default=list(EXPONENTS), help="of the tolerances 10^-e")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--jax-python", help="a Python that has jax and diffrax")
-    parser.add_argument("--out", type=Path, default=results_file("cpu", "stiff"))
-    parser.add_argument("--picture", type=Path, help="file of a picture of all rows of this run")
-    options = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and append the rows; return the exit status."""
+    p = Parser("python -m benchmarks.odeint.stiff", __doc__)
+    p.add_argument("--problem", action="append", choices=list(PROBLEMS), help="one or more; all unless given")
+    p.add_argument("--exponents", type=int, nargs="+", default=list(EXPONENTS), help="of the tolerances 10^-e")
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--jax-python", help="a Python that has jax and diffrax")
+    p.add_argument("--out", type=Path, default=results_file("cpu", "stiff"))
+    args = p.parse_args(argv)
     torch.set_num_threads(1)
-    names = options.problem or list(PROBLEMS)
-    rows = []
-    contenders = [*((ours, m) for m in STIFF), *((scipys, m) for m in SCIPY)]
+    names = args.problem or list(PROBLEMS)
+    options = {"exponents": args.exponents, "repeats": args.repeats, "absolute": ABSOLUTE}
+    append(args.out, header({**options, "packages": {"scipy": metadata.version("scipy")}}))
     for name in names:
-        problem = PROBLEMS[name]
-        for exponent in options.exponents:
-            for solve, method in contenders:
-                if method == "adaptive_trbdf2" and exponent > 5:
-                    continue
-                found = measure(solve, problem, method, 10.0**-exponent, options.repeats)
-                contender = method if solve is ours else f"SciPy {method}"
-                rows.append({"problem": name, "contender": contender, "exponent": exponent, **found})
-    if options.jax_python:
-        rows += with_jax(options.jax_python, names, options.exponents, options.repeats)
-    for name in names:
-        truth = by_scipy(PROBLEMS[name], "Radau", 1e-11, 1e-13).y[:, -1]
-        for row in (row for row in rows if row["problem"] == name):
-            scale = np.maximum(np.abs(truth), 1e-5 * np.abs(truth).max())
-            row["error"] = float(np.max(np.abs(np.array(row.pop("end")) - truth) / scale))
-            shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
-            print(shown, flush=True)
-    with options.out.open("a") as file:
-        for line in (header({"repeats": options.repeats}), *rows):
-            file.write(json.dumps(line) + "\n")
-    if options.picture:
-        draw(rows, options.picture)
-    return rows
+        points = points_of(name, args.exponents, args.repeats)
+        if args.jax_python:
+            points += with_jax(args.jax_python, [name], args.exponents, args.repeats)
+        for row in rows_of(name, points):
+            append(args.out, row)
+            print(
+                row["case"], [(f"{x['error']:.1e}", x.get("evaluations"), x["ms"]) for x in row["points"]], flush=True
+            )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,8 @@ import matplotlib as mpl
 
 from benchmarks.common.results_file import Results, Row
 from benchmarks.odeint.report import growth_chart, growth_rows, work_chart
+from benchmarks.odeint.report_stiff import by_problem
+from benchmarks.odeint.report_stiff import chart as stiff_chart
 from contnet_fast.files import write_atomically
 
 mpl.use("Agg")
@@ -222,9 +224,14 @@ CHARTS = {
         _memory,
     ),
     "work": Chart(
-        "Error at the end by evaluations and by time: contnet_fast, torchdiffeq and SciPy's DOP853",
+        "Error at the end by evaluations and by time: contnet_fast, torchdiffeq and SciPy",
         lambda results: bool(results.in_parts("odeint work")),
         work_chart,
+    ),
+    "precision": Chart(
+        "Evaluations, factorizations and time by the error at the end, on stiff problems: contnet_fast, SciPy, diffrax",
+        lambda results: bool(by_problem(results)),
+        stiff_chart,
     ),
     "growth": Chart(
         "Peak memory and time of forward and backward by the number of steps, for each kind of exact gradient",

@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.common.options import Parser
 from benchmarks.common.results_file import Results, Row, committed, load
 from benchmarks.common.rows import RESULTS, ROOT, read
+from benchmarks.odeint import samplers
 from benchmarks.odeint.report import SECTIONS as ODEINT_SECTIONS
 from benchmarks.study.report import draw_panels, studies
 from benchmarks.suite.cases import NARROW
@@ -250,6 +251,8 @@ def section(name: str, everyone: Sequence[Results]) -> str:
         )
     if name.startswith("study "):
         return studies(name)
+    if name.startswith("samplers "):
+        return samplers.section(name.split()[1])
     if name in FIRST_PAGE:
         return next(filter(None, map(FIRST_PAGE[name], everyone)), "")
     found = []
@@ -317,6 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path, rows in trainings().items():
             chart(rows, ROOT / f"docs/images/bench-{path.stem}", ("svg",))
         draw_panels("digits", ROOT / "docs/images/crossed.png")
+        samplers.draw(ROOT / "docs/images/samplers.png")
     print(f"{'not up to date' if args.check else 'changed'}: {', '.join(stale) or 'nothing'}")
     return 1 if args.check and stale else 0
 

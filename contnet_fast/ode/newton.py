@@ -7,17 +7,19 @@ the second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from .problem import InitialValueProblem, Leaves
 
 MODES = ("forward", "reverse")
-STALE = 0.3  # of convergence: beyond it a Jacobian of an older step is computed again
-SAME_SIZE = 0.2  # of the relative change of h: below it the factors of the last step still serve
+STALE = 0.01  # of convergence: beyond it a Jacobian of an older step is computed again
+SAME_SIZE = 0.05  # of the relative change of h: below it the factors of the last step still serve
 
 
 class Flat:
@@ -51,7 +53,7 @@ class Flat:
     def leaves(self, flat: torch.Tensor) -> Leaves:
         """Return rows as leaves."""
         lead = (len(flat),) if self.rows else ()
-        parts = flat.split(self.sizes, 1)
+        parts = (flat,) if len(self.sizes) == 1 else flat.split(self.sizes, 1)
         return [
             torch.view_as_complex(x.reshape((*lead, *shape, 2))) if wide else x.reshape((*lead, *shape))
             for x, shape, wide in zip(parts, self.shapes, self.complex, strict=True)
@@ -75,6 +77,7 @@ class FlatField:
     def __init__(self, problem: InitialValueProblem, flat: Flat, jacobian: Any) -> None:
         self.problem, self.shape, self.mode = problem, flat, jacobian
         self.read = len(flat.shapes)
+        self._own = getattr(problem, "jacobian", None)  # of a field that torch.func cannot see through
 
     def __call__(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the rates [b, n] of the leaves that the field reads."""
@@ -89,20 +92,40 @@ class FlatField:
     def jacobian(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the derivative [b, n, n] of the rates by the state."""
         self.problem.stats.jacobians += 1
-        own = getattr(self.problem, "jacobian", None)  # of a field that torch.func cannot see through
-        if own is not None:
-            return own(t, self._whole(y), self.mode)
+        if self._own is not None:
+            return self._own(t, self._whole(y), self.mode)
         if callable(self.mode):
             return self._given(t, y)
+        if self.mode == "reverse" and not torch.is_inference_mode_enabled():
+            return self._pulled(t, y)[0]
         b, n = y.shape
         basis = torch.eye(n, dtype=y.dtype, device=y.device)[:, None].expand(n, b, n)
         with self.problem.unwatched():
-            if self.mode == "forward":
-                field = lambda x: self._uncounted(t, x)  # noqa: E731
-                columns = torch.vmap(lambda v: torch.func.jvp(field, (y,), (v,))[1], randomness="same")(basis)
-                return columns.permute(1, 2, 0)
-            pull = torch.func.vjp(lambda x: self._uncounted(t, x), y)[1]
-            return torch.vmap(lambda v: pull(v)[0], randomness="same")(basis).transpose(0, 1)
+            field = lambda x: self._uncounted(t, x)  # noqa: E731
+            columns = torch.vmap(lambda v: torch.func.jvp(field, (y,), (v,))[1], randomness="same")(basis)
+            return columns.permute(1, 2, 0)
+
+    def _pulled(self, t: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the derivatives [b, n, n] and [b, n] by the state and the time, by one backward pass of all rates.
+
+        Without gradients it is plain autograd's, which is several times as fast as torch.func's on small states.
+        """
+        b, n = y.shape
+        basis = torch.eye(n, dtype=y.dtype, device=y.device)[:, None].expand(n, b, n)
+        with self.problem.unwatched():
+            if torch.is_grad_enabled():
+                pull = torch.func.vjp(self._uncounted, t, y)[1]
+                slopes, rows = torch.vmap(pull, randomness="same")(basis)
+            else:
+                with torch.enable_grad():
+                    inputs = t.detach().requires_grad_(), y.detach().requires_grad_()
+                    rates = self._uncounted(*inputs)
+                if not rates.requires_grad:
+                    return y.new_zeros(b, n, n), torch.zeros_like(y)
+                slopes, rows = torch.autograd.grad(rates, inputs, basis, is_grads_batched=True, allow_unused=True)
+            jacobian = y.new_zeros(b, n, n) if rows is None else rows.transpose(0, 1)
+            slope = torch.zeros_like(y) if slopes is None else slopes.reshape(n, -1).T.to(y.dtype).expand(b, n)
+            return jacobian, slope
 
     def _given(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         leaves = self.shape.leaves(y)
@@ -117,10 +140,14 @@ class FlatField:
             raise ValueError(f"options['jacobian']: returned {got}, accepted: [{n}, {n}] for each of {b} rows")
         return found.reshape(b, n, n).to(y.dtype)
 
-    def time_derivative(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return the derivative [b, n] of the rates by the time."""
+    def derivatives(self, t: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the derivatives [b, n, n] and [b, n] of the rates by the state and the time."""
+        if self.mode == "reverse" and self._own is None and not torch.is_inference_mode_enabled():
+            self.problem.stats.jacobians += 1
+            return self._pulled(t, y)
         with self.problem.unwatched():
-            return torch.func.jvp(lambda s: self._uncounted(s, y), (t,), (torch.ones_like(t),))[1]
+            slope = torch.func.jvp(lambda s: self._uncounted(s, y), (t,), (torch.ones_like(t),))[1]
+        return self.jacobian(t, y), slope
 
 
 @dataclass
@@ -163,6 +190,7 @@ class Newton:
         self.field, self.limit, self.exact, self.share = field, limit, exact, share
         self.kept: Factors | None = None
         self.rate = 1.0  # of convergence, of the last solve
+        self.mismatch = 0.0  # the rate that factors of another step size alone explain
         self.iterations = 0
 
     def factors(self, t: torch.Tensor, y: torch.Tensor, a: Sequence[Sequence[float]], h: Any, *, new: bool) -> Factors:
@@ -206,39 +234,48 @@ class Newton:
         scales = torch.cat([scale] * len(us), 1)
         ratio = (h / factors.h) if factors.h is not h else 1.0
         damping = 2 / (1 + ratio)  # for factors of another step size, as in CVODE
+        same = isinstance(ratio, float) and ratio == 1.0
+        self.mismatch = 0.0 if same else float(torch.as_tensor(damping - 1).abs().max())
         rounding = 4 * torch.finfo(scale.dtype).eps
         self.rate = 1.0 if self.exact else max(self.rate, 0.01)
-        failed = torch.zeros(len(scale), dtype=torch.bool, device=scale.device)
+        # norms are of the host, which reads them once an iteration
+        failed, smallest = np.zeros(len(scale), bool), 1e-300 if scale.dtype == torch.float64 else 1e-38
         for _ in range(self.limit):
             self.iterations += 1
-            residual = torch.cat([k - u for k, u in zip(self._rates(us, bases, times, a, h), us, strict=True)], 1)
-            change = factors.solve(residual) * damping
-            us = [u + d for u, d in zip(us, change.split(n, 1), strict=True)]
-            norms = (change / scales).square().mean(1).sqrt()
-            failed |= ~norms.isfinite()
-            norms = norms.masked_fill(failed, 0.0)
+            residual = [k - u for k, u in zip(self._rates(us, bases, times, a, h), us, strict=True)]
+            change = factors.solve(residual[0] if len(us) == 1 else torch.cat(residual, 1))
+            change = change if same else change * damping
+            parts = (change,) if len(us) == 1 else change.split(n, 1)
+            us = [u + d for u, d in zip(us, parts, strict=True)]
+            norms = torch.linalg.vector_norm(change / scales, dim=1).cpu().numpy() / math.sqrt(change.shape[1])
+            failed |= ~np.isfinite(norms)
+            norms = np.where(failed, 0.0, norms)
             if before is None:
-                worst, rate = norms.max().item(), None
+                worst, rate = float(norms.max()), None
             else:
-                rates = norms / before.clamp_min(1e-300 if norms.dtype == torch.float64 else 1e-38)
-                growing = (rates >= 1) & (norms > (1e-8 if self.exact else self.share))
+                rates = norms / np.maximum(before, smallest)
                 if not self.exact:
+                    growing = (rates >= 1) & (norms > self.share)
                     failed |= growing
-                    rates, norms = rates.masked_fill(growing, 0.0), norms.masked_fill(growing, 0.0)
-                worst, rate = torch.stack([norms.max(), rates.max()]).tolist()
+                    rates, norms = np.where(growing, 0.0, rates), np.where(growing, 0.0, norms)
+                worst, rate = float(norms.max()), float(rates.max())
             if self.exact:
                 if worst <= rounding or (rate is not None and rate >= 1 and worst < 1e-8):
-                    return us, ~failed
+                    return us, self._done(~failed, scale)
                 if rate is not None and rate > 0.1:
-                    factors, damping = self._at(us, bases, times, a, h), 1.0
+                    factors, same = self._at(us, bases, times, a, h), True
             else:
                 if rate is not None:
                     self.rate = max(rate, 1e-8)
                 left = self.rate / (1 - self.rate) if self.rate < 1 else 1.0
                 if worst * left <= self.share:
-                    return us, ~failed
+                    return us, self._done(~failed, scale)
             before = norms
-        return us, ~failed & (norms < (1e-8 if self.exact else self.share))
+        return us, self._done(~failed & (norms < (1e-8 if self.exact else self.share)), scale)
+
+    @staticmethod
+    def _done(rows: np.ndarray, scale: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(rows).to(scale.device)
 
     def _corrected(self, us: list[torch.Tensor], bases: Any, times: Any, a: Any, h: Any) -> list[torch.Tensor]:
         """Return the u_i with their first and second derivatives."""

@@ -89,12 +89,12 @@ class ImplicitOptions(FixedOptions):
 
     Attributes:
         max_iters: the most iterations of Newton's method in a step; a step that needs more warns.
-        jacobian: how the Jacobian of the field by the state is computed: ``"forward"`` or ``"reverse"`` by torch.func,
-            or ``jacobian(t, y)``, [*y.shape, *y.shape].
+        jacobian: how the Jacobian of the field by the state is computed: ``"reverse"`` by one backward pass of all
+            rates, ``"forward"`` by torch.func, or ``jacobian(t, y)``, [*y.shape, *y.shape].
     """
 
     max_iters: int = 100
-    jacobian: Any = "forward"
+    jacobian: Any = "reverse"
 
     def check(self) -> None:
         """Raise for a value of the wrong kind."""
@@ -219,7 +219,7 @@ class StiffOptions(AdaptiveOptions):
         max_iters: the most iterations of Newton's method in a stage; a step that needs more is made smaller.
     """
 
-    jacobian: Any = "forward"
+    jacobian: Any = "reverse"
     max_iters: int = 10
 
     def check(self) -> None:

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...schemes.implicit import IMPLICIT_SCHEMES, RODAS5P
 from ..arithmetic import Arithmetic, Leaves
 from ..methods import Method, interpolation_weights
 from ..newton import STALE, Factors, Flat, FlatField, Newton, factorize, system
-from ..options import StiffOptions
+from ..options import AdaptiveOptions, StiffOptions
 from ..problem import InitialValueProblem
 from .adaptive import Adaptive, Span, Taken
 
@@ -58,7 +59,7 @@ class Esdirk(Stages):
         self, y: torch.Tensor, f0: torch.Tensor, times: Sequence[torch.Tensor], h: Any, scale: torch.Tensor
     ) -> list[torch.Tensor]:
         """Return the u_i; stages that do not converge with an old Jacobian are solved again with a new one."""
-        new = not self._old or self.newton.rate > STALE
+        new = not self._old or self.newton.rate > STALE + self.newton.mismatch
         us, slowest = self._run(y, f0, times, h, scale, new=new)
         assert self.failed is not None
         if not new and bool(self.failed.any()):
@@ -112,7 +113,7 @@ class Rosenbrock(Stages):
         """Return the u_i, and h times the rate at the end."""
         tableau, gamma = RODAS5P, RODAS5P.gamma
         if not self._start or self._start[0].shape != y.shape or not torch.equal(self._start[0], y):
-            self._start = (y, self.field.jacobian(times[0], y), self.field.time_derivative(times[0], y))
+            self._start = (y, *self.field.derivatives(times[0], y))
         _, jacobian, slope = self._start  # once for a step that is tried again
         lu = factorize(system([jacobian], [[gamma]], h))
         self.field.problem.stats.factorizations += 1
@@ -128,6 +129,38 @@ class Rosenbrock(Stages):
         us.append(h * self.field(times[-1], self.sum(y, us, self.method.update)))
         self.failed = ~us[-1].detach().isfinite().all(1)
         return us
+
+
+class Prediction:
+    """The step-size rule of Gustafsson (1994), of RADAU5 and RODAS: an error that grows is expected to grow on.
+
+    It bounds the sizes of another rule after accepted steps. A step after one that was tried again is not larger.
+
+    Attributes:
+        size, ratio: of the last accepted step, 0 before there is one; arrays for rows.
+        again: whether the last attempt was rejected.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        shape = () if rows is None else (rows,)
+        self.size, self.ratio, self.again = np.zeros(shape), np.ones(shape), np.zeros(shape, bool)
+
+    def bound(self, wanted: Any, h: Any, ratio: Any, order: int, options: AdaptiveOptions) -> Any:
+        """Return the next step size, where another rule wants ``wanted`` after a step of size h."""
+        accepted = np.asarray(ratio <= 1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            exponent, floored = 1.0 / order, np.maximum(ratio, 1e-2)
+            factor = options.safety * (h / self.size) * (self.ratio / ratio / ratio) ** exponent
+            known = accepted & (self.size > 0) & (np.asarray(ratio) > 0)
+            size = np.where(known, np.minimum(wanted, h * np.maximum(factor, options.dfactor)), wanted)
+        size = np.where(accepted & self.again, np.minimum(size, h), size)
+        self.size, self.ratio = np.where(accepted, h, self.size), np.where(accepted, floored, self.ratio)
+        self.again = ~accepted
+        return size
+
+    def keep(self, going: Any) -> None:
+        """Drop the other rows."""
+        self.size, self.ratio, self.again = self.size[going], self.ratio[going], self.again[going]
 
 
 def stages_of(method: Method) -> type[Stages]:
@@ -151,6 +184,11 @@ class Stiff(Adaptive):
         arithmetic = Arithmetic([Flat(read).flat(read)], len(self.method.c), graph=self.arithmetic.graph)
         self._stages = stages_of(self.method)(problem, self.method, options, Flat(read), arithmetic)
         self._filtered = name in IMPLICIT_SCHEMES and IMPLICIT_SCHEMES[name].filtered
+        self._prediction = Prediction()
+
+    def _next_size(self, h: Any, ratio: float) -> Any:
+        wanted = super()._next_size(h, ratio)
+        return self.number(self._prediction.bound(wanted, h, ratio, self.method.order, self.options))
 
     def stages(
         self, ys: Leaves, k0: Leaves, s: Any, h: Any, s1: Any, span: Span | None

@@ -13,7 +13,7 @@ from ..newton import Flat
 from ..options import StiffOptions
 from ..problem import InitialValueProblem
 from .batched import Rows
-from .stiff import stages_of
+from .stiff import Prediction, stages_of
 
 
 class StiffRows(Rows):
@@ -26,6 +26,15 @@ class StiffRows(Rows):
         arithmetic = Arithmetic([flat.flat([y0])], len(self.method.c), graph=graph)
         self._stages = stages_of(self.method)(problem, self.method, options, flat, arithmetic)
         self._filtered = name in IMPLICIT_SCHEMES and IMPLICIT_SCHEMES[name].filtered
+        self._prediction = Prediction(len(y0))
+
+    def _next_size(self, h: Any, ratio: Any) -> Any:
+        wanted = super()._next_size(h, ratio)
+        return self._prediction.bound(wanted, h, ratio, self.method.order, self.options).astype(self.dtype)
+
+    def _keep(self, going: Any) -> None:
+        super()._keep(going)
+        self._prediction.keep(going)
 
     def step(
         self, row: Any, y: torch.Tensor, k: torch.Tensor, s: Any, h: Any, s1: Any
