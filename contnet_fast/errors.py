@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import torch
 
-
 _OURS = ("contnet_fast", "torch", "contextlib")  # the last one calls generators that are our context managers
 
 
