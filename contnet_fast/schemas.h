@@ -9,7 +9,7 @@ SCHEMA(rk_combine_compensated,
        "(Tensor[] ys, Tensor[] cs, Tensor[] ks, float[] coefficients) -> (Tensor[], Tensor[])")
 
 // what both passes of a solve share: state, nodal tensors and other tensors of the field, its spec, the time grid, what
-// is kept for backward, the level, and the dtype of products where it is another one than that of sums
+// is kept for backward, the level, and how products are made where that is not in the dtype of sums to its precision
 SCHEMA(SOLVE,
        "(Tensor x, Tensor?[] nodes, Tensor?[] operands, str[] words, int[] integers, float[] numbers, bool training, "
        "int[] counts, int[] cells, float[] weights, float[] rows, float[] update, int n_steps, str keep, str level, "

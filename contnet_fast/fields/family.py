@@ -74,8 +74,8 @@ class Call:
             function. operands: tensors that are no functions of depth, such as the edges of a graph.
         keep: what outlives the forward pass: ``"none"`` (everything is kept), ``"step"`` (the state of each step),
             ``"block"`` (nothing, x is enough) or ``""`` (there is no backward pass).
-        level: ``"solve"`` or ``"stage"``. products: what the operands of products are rounded to: a dtype's name, or
-            ``""`` (they are not).
+        level: ``"solve"`` or ``"stage"``. products: what the operands of products are rounded to: a dtype's name;
+            ``"coarse"`` (to none, but products may be off, by far less than if operands were in 16 bits) or ``""``.
     """
 
     family: Family
@@ -143,7 +143,7 @@ class Implementation(ABC):
         return None
 
     def products(self, dtype: torch.dtype, compute_dtype: torch.dtype) -> str:
-        """What the kernels round the operands of products to (:attr:`Call.products`), for a state of ``dtype``."""
+        """How precise the kernels' products are (:attr:`Call.products`), for a state of ``dtype``."""
         return ""
 
     def why(self, problem: Problem, level: str) -> str:

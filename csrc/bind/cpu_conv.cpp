@@ -30,15 +30,15 @@ const ConvKernels<T>& choose_kernels(const Geometry& map) {
     if (map.direct) return direct_kernels();
 #ifdef CONTNET_FAST_X86
   if constexpr (std::is_same_v<T, float>) {
-    if (instruction_set() >= Isa::avx512) return avx512::conv_f32(padded);
-    if (instruction_set() == Isa::avx2) return avx2::conv_f32(padded);
+    if (instruction_set() >= Isa::avx512) return avx512::conv_f32(padded, map.tile);
+    if (instruction_set() == Isa::avx2) return avx2::conv_f32(padded, map.tile);
   } else {
     if (instruction_set() >= Isa::avx512) return avx512::conv_f64(padded);
     if (instruction_set() == Isa::avx2) return avx2::conv_f64(padded);
   }
 #endif
   if constexpr (std::is_same_v<T, float>)
-    return portable::conv_f32(padded);
+    return portable::conv_f32(padded, map.tile);
   else
     return portable::conv_f64(padded);
 }
@@ -62,12 +62,19 @@ Gather messages(const SolveArguments& a, at::ScalarType type) {
   };
 }
 
+Geometry choose_geometry(const at::Tensor& x, const SolveArguments& a) {
+  const int height = x.size(2), width = x.size(3), channels = x.size(1);
+  if (a.products == Products::sums) return geometry(height, width, channels);
+  TORCH_CHECK(x.scalar_type() != at::kDouble, a.op, ": products in ", word_of(a.products, kProducts),
+              " of a state in float64");
+  if (a.products == Products::bfloat16) return direct_geometry(height, width, channels);
+  return coarse_geometry(height, width, channels, instruction_set() >= Isa::avx512);
+}
+
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
   spec.batch = x.size(0);
-  const bool direct = a.products == Products::bfloat16;
-  TORCH_CHECK(!direct || x.scalar_type() != at::kDouble, a.op, ": products in bfloat16 of a state in float64");
-  spec.map = (direct ? direct_geometry : geometry)(x.size(2), x.size(3), x.size(1));
+  spec.map = choose_geometry(x, a);
   spec.post = a.order == FieldOrder::post;
   spec.norm = a.norm == FieldNorm::none ? Norm::none : a.norm == FieldNorm::batch ? Norm::batch : Norm::sample;
   spec.groups = static_cast<int>(a.groups);

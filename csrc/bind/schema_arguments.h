@@ -16,7 +16,9 @@ namespace contnet_fast {
 using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
 enum class Level { solve, stage };
-enum class Products { sums, bfloat16 };  // operands of products: in the dtype of sums, or rounded
+// Operands of products: in the dtype of sums, or rounded to bfloat16; coarse: in the dtype of sums, by any algorithm whose
+// errors are far below those of operands in 16 bits.
+enum class Products { sums, bfloat16, coarse };
 
 template <typename Value>
 struct Word {
@@ -25,7 +27,8 @@ struct Word {
 };
 
 constexpr Word<Level> kLevels[] = {{"solve", Level::solve}, {"stage", Level::stage}};
-constexpr Word<Products> kProducts[] = {{"", Products::sums}, {"bfloat16", Products::bfloat16}};
+constexpr Word<Products> kProducts[] = {
+    {"", Products::sums}, {"bfloat16", Products::bfloat16}, {"coarse", Products::coarse}};
 constexpr Word<Keep> kKeeps[] = {
     {"", Keep::nothing}, {"block", Keep::input}, {"step", Keep::steps}, {"none", Keep::everything}};
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from conv_cases import FAR, FIELDS, SMALL, STAGE, Case, backends, built, draw, scale, solve
+from conv_cases import FIELDS, STAGE, Case, autocast, backends, built, draw, solve
+from conv_cases import check_under_autocast as check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,8 +17,6 @@ from contnet_fast.functional import conv_solve
 from contnet_fast.reference.rk import CHECKPOINTS
 from contnet_fast.schemes.bases import Basis
 from contnet_fast.schemes.timegrid import time_grid
-from contnet_fast.testing import assert_within_budget
-from contnet_fast.validation.solves import ORDERS
 
 pytestmark = built
 
@@ -34,10 +31,6 @@ def tiles(request, monkeypatch):
     monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", True)
     yield request.param
     extension.module.use_instruction_set(before)
-
-
-def autocast():
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
 
 
 # ---- tiles
@@ -157,26 +150,6 @@ def test_integers_of_any_size_are_exact(tiles):
 # ---- the error rule
 
 
-def check(case: Case, backend: str) -> None:
-    """Under autocast, results and gradients are as near to float64 as PyTorch's under the same autocast."""
-    held = case.norm in ("group", "layer") or case.batch_statistics  # relus to their sides, by FAR
-    if case.grads and held:
-        case = replace(case, offset=FAR[case.order])
-    exact = solve(replace(case, checkpoint="none"), "reference:none", torch.float64)
-    with autocast(), cf.record_runs() as log:
-        got = solve(case, backend)
-    assert {run.backend for run in log} == {"cpu"}
-    with autocast():
-        same = [solve(replace(case, checkpoint="none"), "reference:none", axes=axes) for axes in ORDERS]
-    assert got.keys() == exact.keys()
-    for name, value in got.items():
-        luck = value.numel() < 500 or (name.startswith("d ") and not held)  # of few values, and of relus that flip
-        assert_within_budget(
-            value.double(), exact[name], [run[name].double() for run in same], name=name, factor=SMALL if luck else 2.0,
-            gradient=name.startswith("d "), scale=scale(case, name, [exact]),
-        )  # fmt: skip
-
-
 CASES = [
     Case(order=order, norm=norm, training=training, channels=channels, size=(9, 12), grads=grads, skip=True, batch=3)
     for order, norm, training in FIELDS
@@ -251,14 +224,3 @@ def test_auto_serves_autocast_and_says_with_what(tiles):
     with torch.no_grad(), autocast():
         plan = cf.explain(block, torch.randn(2, 16, 8, 8)).units[0][1]
     assert (plan.backend, plan.level) == ("cpu", "solve")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_without_matrix_instructions_products_are_in_float32(monkeypatch, dtype):
-    monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
-    case = Case(channels=16, norm="batch", dtype=dtype)
-    plain = solve(case, "cpu:solve")["y"]
-    with autocast():
-        assert torch.equal(solve(case, "cpu:solve")["y"], plain)
-        monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", True)
-        assert not torch.equal(solve(case, "cpu:solve")["y"], plain)

@@ -97,6 +97,31 @@ def check(case: Case, backend: str, *, factor: float = 2.0) -> dict[str, torch.T
     return got[0]
 
 
+def autocast() -> torch.autocast:
+    """To bfloat16, every weight cast anew."""
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
+
+
+def check_under_autocast(case: Case, backend: str) -> None:
+    """Results and gradients are as near to float64 as PyTorch's under the same autocast."""
+    held = case.norm in ("group", "layer") or case.batch_statistics  # relus to their sides, by FAR
+    if case.grads and held:
+        case = replace(case, offset=FAR[case.order])
+    exact = solve(replace(case, checkpoint="none"), "reference:none", torch.float64)
+    with autocast(), cf.record_runs() as log:
+        got = solve(case, backend)
+    assert {run.backend for run in log} == ({"cpu"} if case.batch else set())
+    with autocast():
+        same = [solve(replace(case, checkpoint="none"), "reference:none", axes=axes) for axes in ORDERS]
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        luck = value.numel() < MANY or (name.startswith("d ") and not held)  # of few values, and of relus that flip
+        assert_within_budget(
+            value.double(), exact[name], [run[name].double() for run in same], name=name, factor=SMALL if luck else 2.0,
+            gradient=name.startswith("d "), scale=scale(case, name, [exact]),
+        )  # fmt: skip
+
+
 def backends(case: Case) -> tuple[str, ...]:
     """The levels that promise to serve a case: batch statistics are beyond those that take images one by one."""
     return (STAGE,) if case.batch_statistics else LEVELS

@@ -14,6 +14,7 @@ from . import cpu_times
 # asked once: a call in a traced function would break its graph
 NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 INSTRUCTIONS = extension.module.instruction_set() if extension.module is not None else ""
+HALVES = (torch.bfloat16, torch.float16)
 AVX512 = INSTRUCTIONS in ("avx512", "avx512_bf16", "amx")
 TIMES = cpu_times.read()
 # those of avx512_bf16 were measured slower than F(2x2, 3x3) in float32
@@ -49,7 +50,7 @@ class CpuConv(Implementation):
     def why(self, problem: Problem, level: str) -> str:
         """It was measured, or is predicted."""
         if problem.compute_dtype == torch.bfloat16:
-            products = self.products(problem.dtype, problem.compute_dtype) or "float32"
+            products = _operands(problem)
             row = cpu_times.nearest(TIMES, problem.facts.width, training=problem.needs_grad)
             if row is not None:
                 return f"products in {products}: {_measured(row, products)}"
@@ -63,16 +64,21 @@ class CpuConv(Implementation):
         return "measured faster than PyTorch for such blocks (docs/performance.md)"
 
     def products(self, dtype: torch.dtype, compute_dtype: torch.dtype) -> str:
-        """Operands in bfloat16 where that is asked for and this CPU multiplies them; in float32 they round less."""
-        served = compute_dtype == torch.bfloat16 and dtype in (torch.bfloat16, torch.float32)
-        return "bfloat16" if served and BFLOAT16_PRODUCTS else ""
+        """Operands in bfloat16 where that is asked for and this CPU multiplies them; in float32 they round less.
+
+        Then they need not be exact to float32 either, which larger tiles are not.
+        """
+        if compute_dtype not in HALVES or dtype == torch.float64:
+            return ""
+        rounded = compute_dtype == torch.bfloat16 and dtype != torch.float16 and BFLOAT16_PRODUCTS
+        return "bfloat16" if rounded else "coarse"
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
         """Moments of the norms and maps, both in the dtype of the sums and with padded channels."""
         batch, channels, height, width = call.x.shape
         n, stages = call.grid.n_steps, len(call.grid.update)
         dtype, facts = accumulation_dtype(call.x.dtype), call.facts
-        padded = (channels + 15) // 16 * 16 if call.products else padded_channels(channels)
+        padded = (channels + 15) // 16 * 16 if call.products == "bfloat16" else padded_channels(channels)
         rows = batch if facts.couples_sites else 1 if facts.couples_batch else 0
         maps = kept_maps(call.spec.order, call.keep, n, stages)
         return (
@@ -84,6 +90,12 @@ class CpuConv(Implementation):
 def padded_channels(channels: int) -> int:
     """Channels of the maps that a solve keeps: 4, 8 or a multiple of 16 (``csrc/cpu/conv/conv_kernels.h``)."""
     return 4 if channels <= 4 else 8 if channels <= 8 else (channels + 15) // 16 * 16
+
+
+def larger_tiles(channels: int, height: int, width: int) -> bool:
+    """Whether coarse products go by tiles of 4x4 pixels (``coarse_geometry`` in ``csrc/cpu/conv/conv_kernels.h``)."""
+    pairs, tiles = ((height + 1) // 2) * ((width + 1) // 2), ((height + 3) // 4) * ((width + 3) // 4)
+    return 5 * 16 * pairs >= 6 * 36 * tiles and tiles >= 4 and channels**2 <= (4096 if AVX512 else 2048) * tiles
 
 
 def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
@@ -100,12 +112,12 @@ def _slower(problem: Problem) -> str | None:
     """Why PyTorch was measured faster: benchmarks/results/choice-cpu.jsonl, which a test holds this to."""
     if problem.dtype == torch.float16:  # PyTorch has no fast convolutions in it on CPUs
         return None
-    products = CpuConv().products(problem.dtype, problem.compute_dtype)
+    products = _operands(problem)
     if TIMES and problem.compute_dtype == torch.bfloat16 and not problem.facts.couples_ranks:
         row = cpu_times.nearest(TIMES, problem.facts.width, training=problem.needs_grad)
-        slower = row is not None and row.ms["reference"] < row.ms[products or "float32"]
-        return f"auto leaves it: {_measured(row, products or 'float32')}" if row is not None and slower else None
-    if products:
+        slower = row is not None and row.ms["reference"] < row.ms[products]
+        return f"auto leaves it: {_measured(row, products)}" if row is not None and slower else None
+    if products == "bfloat16":
         return None
     batch, channels, height, width = problem.shape
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
@@ -127,6 +139,12 @@ def _slower(problem: Problem) -> str | None:
             "were measured faster than ours in float32"
         )
     return None
+
+
+def _operands(problem: Problem) -> str:
+    """The dtype of a row of times that holds for a problem under autocast."""
+    bfloat16 = CpuConv().products(problem.dtype, problem.compute_dtype) == "bfloat16"
+    return "bfloat16" if bfloat16 else "float32"
 
 
 def _measured(row: cpu_times.Row, products: str) -> str:

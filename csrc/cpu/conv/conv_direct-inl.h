@@ -34,11 +34,11 @@ struct DirectConv : Conv<float, L> {
   };
   static int64_t line(int64_t bytes) { return up(bytes, 64); }
   static int64_t most_blocks(const Geometry& g) {
-    const int64_t of_places = (places(g, 2 * g.group) + 15) / 16, of_weights = int64_t(9) * g.padded / 16;
+    const int64_t of_places = (places(g, g.unit_rows()) + 15) / 16, of_weights = int64_t(9) * g.padded / 16;
     return of_places > of_weights ? of_places : of_weights;
   }
   static Scratch divide(const Geometry& g, T* memory, int64_t* size) {
-    const int rows = 2 * g.group;
+    const int rows = g.unit_rows();
     const int64_t strip = line(2 * reach(g, rows) * g.padded);
     char *const start = reinterpret_cast<char*>(memory), *p = start;
     auto next = [&](int64_t bytes) {
@@ -65,14 +65,14 @@ struct DirectConv : Conv<float, L> {
   // ---- strips ---------------------------------------------------------------------------------------------------
 
   static void start(const Geometry& g, Bfloat16* strip) {
-    const int64_t row = pitch(g) * g.padded, end = (2 * g.group + 2) * row;
+    const int64_t row = pitch(g) * g.padded, end = (g.unit_rows() + 2) * row;
     for (int64_t i = 0; i < end; i += row) __builtin_memset(strip + i, 0, 2 * g.padded);
-    __builtin_memset(strip + end, 0, 2 * (reach(g, 2 * g.group) * g.padded - end));
+    __builtin_memset(strip + end, 0, 2 * (reach(g, g.unit_rows()) * g.padded - end));
   }
 
   // The last two rows of the unit before are the first two of one that follows.
   static void fill(const Geometry& g, const Operand<T>& in, int unit, bool follows, Bfloat16* strip) {
-    const int n = 2 * g.group + 2, top = 2 * g.group * unit - 1;
+    const int n = g.unit_rows() + 2, top = g.unit_rows() * unit - 1;
     const int64_t row = pitch(g) * g.padded;
     if (follows) __builtin_memmove(strip, strip + (n - 2) * row, 2 * 2 * row);
     for (int i = follows ? 2 : 0; i < n; ++i) load_padded(g, in, top + i, strip + i * row);

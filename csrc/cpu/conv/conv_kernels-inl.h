@@ -4,9 +4,9 @@
 
 namespace {
 
-template <typename T, int L>
-struct Conv : Domain<T, L> {
-  using Base = Domain<T, L>;
+template <typename T, int L, int M = 2>
+struct Conv : Domain<T, L, M> {
+  using Base = Domain<T, L, M>;
   using Base::accumulate, Base::all, Base::blocks, Base::domain, Base::load, Base::load_or, Base::multiply, Base::pack,
       Base::over_pixels, Base::row_length, Base::store, Base::transform_gradient, Base::transform_input,
       Base::transform_output, Base::transpose_matrix, Base::unpack;
@@ -20,11 +20,11 @@ struct Conv : Domain<T, L> {
     T* result;
   };
   static Scratch divide(const Geometry& g, T* p) {
-    const int64_t ring = (2 * g.group + 2) * row_length(g);
+    const int64_t ring = (M * g.group + 2) * row_length(g);
     return {{p, p + ring}, p + 2 * ring, p + 2 * ring + domain(g), p + 2 * ring + 2 * domain(g)};
   }
   static int64_t scratch(const Geometry& g) {
-    return 2 * (2 * g.group + 2) * row_length(g) + 2 * domain(g) + 2 * g.group * row_length(g);
+    return 2 * (M * g.group + 2) * row_length(g) + 2 * domain(g) + M * g.group * row_length(g);
   }
 
   // ---- operands -------------------------------------------------------------------------------------------------
@@ -70,14 +70,14 @@ struct Conv : Domain<T, L> {
 
   // The rows that a unit reads: its own, one above and one below. Two of the unit before are at hand.
   struct Ring {
-    T* row[2 * kMostRows + 2];
+    T* row[kMostRows + 2];
     void start(const Geometry& g, T* memory) {
       const int64_t length = Base::row_length(g);
-      for (int i = 0; i < 2 * g.group + 2; ++i) row[i] = memory + i * length;
-      __builtin_memset(memory, 0, sizeof(T) * length * (2 * g.group + 2));
+      for (int i = 0; i < M * g.group + 2; ++i) row[i] = memory + i * length;
+      __builtin_memset(memory, 0, sizeof(T) * length * (M * g.group + 2));
     }
     void fill(const Geometry& g, const Operand<T>& in, int unit, bool follows) {
-      const int n = 2 * g.group + 2, top = 2 * g.group * unit - 1;
+      const int n = M * g.group + 2, top = M * g.group * unit - 1;
       if (follows) {
         T* above[2] = {row[n - 2], row[n - 1]};
         for (int i = n - 1; i >= 2; --i) row[i] = row[i - 2];
@@ -161,7 +161,7 @@ struct Conv : Domain<T, L> {
   }
 
   static __attribute__((noinline)) void sum(const Geometry& g, const T* map, const Result<T>& r, int unit) {
-    const int64_t pixels = int64_t(g.rows(unit)) * g.width, start = int64_t(2) * g.group * unit * g.width * g.padded;
+    const int64_t pixels = int64_t(g.rows(unit)) * g.width, start = int64_t(g.unit_rows()) * unit * g.width * g.padded;
     T* partial = r.partial + int64_t(unit) * 2 * g.padded;
     for (int c = 0; c < g.padded; c += L) {
       const T* p = map + start + c;
@@ -199,7 +199,7 @@ struct Conv : Domain<T, L> {
     const bool simple = r.destination[0].terms <= kSimple, more = r.destinations > 1 || !simple;
     for (int i = 0; i < g.rows(unit); ++i) {
       T* row = result + i * pitch;
-      const int64_t offset = (int64_t(2) * g.group * unit + i) * length;
+      const int64_t offset = (int64_t(g.unit_rows()) * unit + i) * length;
       if (r.mask)
         finish_row<true>(r, offset, g.width, g.padded, more, row);
       else
@@ -227,7 +227,7 @@ struct Conv : Domain<T, L> {
 
   // What `finish` will read of this unit and the operands of the next one come closer while the tiles are multiplied.
   static void fetch(const Geometry& g, const ConvJob<T>& job, int unit, bool next) {
-    const int64_t length = int64_t(g.width) * g.padded, start = int64_t(2) * g.group * unit;
+    const int64_t length = int64_t(g.width) * g.padded, start = int64_t(g.unit_rows()) * unit;
     const int64_t own = g.rows(unit) * length;
     prefetch(job.result.mask, start * length, own);
     if (job.result.with != job.result.mask) prefetch(job.result.with, start * length, own);
@@ -236,8 +236,8 @@ struct Conv : Domain<T, L> {
       for (int j = 0; j < to.terms; ++j) prefetch(to.term[j].map, start * length, own);
     }
     if (!next) return;
-    const int64_t below = start + 2 * g.group + 1;
-    const int64_t rows = g.height - below < 2 * g.group ? g.height - below : 2 * g.group;
+    const int64_t below = start + g.unit_rows() + 1;
+    const int64_t rows = g.height - below < g.unit_rows() ? g.height - below : g.unit_rows();
     prefetch(job.in.map, below * length, rows * length);
     prefetch(job.in.other, below * length, rows * length);
     if (job.activation) prefetch(job.activation->map, below * length, rows * length);

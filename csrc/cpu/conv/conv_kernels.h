@@ -1,9 +1,10 @@
-// 3x3 convolutions of channels-last maps by Winograd F(2x2, 3x3) (Lavin and Gray, arXiv 1509.09308), or directly with
-// bfloat16 operands, with what comes before and after them. Plain pointers, no torch types: the solver owns memory,
-// order and threads.
+// 3x3 convolutions of channels-last maps by Winograd F(2x2, 3x3) or F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308), or
+// directly with bfloat16 operands, with what comes before and after them. Plain pointers, no torch types: the solver
+// owns memory, order and threads.
 //
-// A map is [height][width][padded] with zeros in the channels beyond the real ones. Tiles are 2x2 pixels; a unit is
-// `group` rows of tiles of one image, the smallest piece of work, whatever the number of threads.
+// A map is [height][width][padded] with zeros in the channels beyond the real ones. Tiles are 2x2 or 4x4 pixels, with 16
+// or 36 frequencies; a unit is `group` rows of tiles of one image, the smallest piece of work, whatever the number of
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -15,32 +16,52 @@ namespace contnet_fast {
 struct Geometry {
   int height, width, channels;
   int padded;   // channels of a map: 4, 8 or a multiple of 16
+  int tile;     // pixels of a tile's output in one dimension: 2 or 4
   int tiles_x;  // tiles in a row
   int group;    // rows of tiles in a unit
   int units;    // units in an image
   bool direct;  // bfloat16 products of pixels and taps, not of frequencies
   int64_t map() const { return int64_t(height) * width * padded; }
-  int64_t weights() const { return direct ? int64_t(9) * padded * padded : int64_t(16) * channels * padded; }
+  int64_t weights() const {
+    return direct ? int64_t(9) * padded * padded : int64_t(tile + 2) * (tile + 2) * channels * padded;
+  }
+  int unit_rows() const { return tile * group; }
   int rows(int unit) const {  // image rows of a unit
-    const int first = 2 * group * unit, last = first + 2 * group;
+    const int first = unit_rows() * unit, last = first + unit_rows();
     return (last < height ? last : height) - first;
   }
 };
 
 inline int padded_channels(int channels) { return channels <= 4 ? 4 : channels <= 8 ? 8 : (channels + 15) / 16 * 16; }
 
-constexpr int kMostRows = 16;  // of tiles in a unit
+constexpr int kMostRows = 32;  // of pixels in a unit
 
-inline Geometry geometry(int height, int width, int channels) {
-  const int tiles_x = (width + 1) / 2, tile_rows = (height + 1) / 2, padded = padded_channels(channels);
-  // tiles that a unit aims at: up to 64 channels their transforms share L1 with the products, beyond that the weights
-  // no longer fit L2 and are read once for more tiles
-  const int tiles = padded <= 16 || padded > 64 ? 32 : 512 / padded;
+// With so many tiles in a unit as `tiles`, or as its size allows.
+inline Geometry tiled(int height, int width, int channels, int padded, int tile, int tiles) {
+  const int tiles_x = (width + tile - 1) / tile, tile_rows = (height + tile - 1) / tile;
   int group = tiles / (tiles_x > 0 ? tiles_x : 1);
-  if (group > kMostRows) group = kMostRows;
+  if (group > kMostRows / tile) group = kMostRows / tile;
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
-  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group, false};
+  return {height, width, channels, padded, tile, tiles_x, group, (tile_rows + group - 1) / group, false};
+}
+
+inline Geometry geometry(int height, int width, int channels) {
+  const int padded = padded_channels(channels);
+  // up to 64 channels transforms share L1 with the products, beyond that the weights no longer fit L2 and are read once
+  // for more tiles
+  return tiled(height, width, channels, padded, 2, padded <= 16 || padded > 64 ? 32 : 512 / padded);
+}
+
+// Where errors of 1e-5 are allowed, F(4x4, 3x3) is faster on maps of several tiles, unless these hang over by too much or
+// their weights, 2.25 times those of F(2x2, 3x3), are read for too few of them. `wide`: vectors of 64 bytes.
+inline Geometry coarse_geometry(int height, int width, int channels, bool wide) {
+  const Geometry two = geometry(height, width, channels);
+  // small units, so that one image is work for several threads, until reading the weights is what takes the time
+  const Geometry four = tiled(height, width, channels, two.padded, 4, two.padded > 128 ? 32 : 8);
+  const int64_t pairs = int64_t(two.tiles_x) * ((height + 1) / 2), tiles = int64_t(four.tiles_x) * ((height + 3) / 4);
+  const bool fewer = 5 * 16 * pairs >= 6 * 36 * tiles;  // products: by a sixth or more
+  return fewer && tiles >= 4 && int64_t(channels) * channels <= (wide ? 4096 : 2048) * tiles ? four : two;
 }
 
 // Of bfloat16 products, whose tiles take 16 channels at a time.
@@ -51,7 +72,7 @@ inline Geometry direct_geometry(int height, int width, int channels) {
   int group = values / (4 * padded * (tiles_x > 0 ? tiles_x : 1));
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
-  return {height, width, channels, padded, tiles_x, group, (tile_rows + group - 1) / group, true};
+  return {height, width, channels, padded, 2, tiles_x, group, (tile_rows + group - 1) / group, true};
 }
 
 // scale * map + shift + other_scale * other, per channel, then relu, then kept only where other > 0
@@ -114,10 +135,10 @@ struct Result {
 template <typename T>
 struct ConvJob {
   Operand<T> in;
-  const T* weights = nullptr;  // [16][channels][padded], or as the kernels packed them
+  const T* weights = nullptr;  // [frequencies][channels][padded], or as the kernels packed them
   Result<T> result;
   const Operand<T>* activation = nullptr;
-  T* weight_grad = nullptr;  // [16][channels][padded], directly [9][padded][padded], added to
+  T* weight_grad = nullptr;  // [frequencies][channels][padded], directly [9][padded][padded], added to
   T* bias_grad = nullptr;    // [padded], added to
 };
 
@@ -133,7 +154,7 @@ struct ConvKernels {
   int64_t (*scratch)(const Geometry&);  // elements that `conv` needs
   // units [first, last) of one image
   void (*conv)(const Geometry&, const ConvJob<T>&, int first, int last, T* scratch);
-  // weights [co][ci][3][3] to the transformed [16][ci][co], and to those of the data gradient, [16][co][ci]
+  // weights [co][ci][3][3] to the transformed [frequencies][ci][co], and to those of the data gradient, with [co][ci]
   void (*pack)(const Geometry&, const T* weights, T* transformed, T* backward, T* scratch);
   // gradient of the transformed weights to that of the weights, [co][ci][3][3]
   void (*unpack)(const Geometry&, const T* transformed, T* gradient, T* scratch);
@@ -146,11 +167,11 @@ struct ConvKernels {
   void (*store)(const Geometry&, const T* map, const Image<T>&);
 };
 
-// The kernels of each instruction set, for maps of so many padded channels.
-#define CONTNET_FAST_DECLARE(isa)           \
-  namespace isa {                           \
-  const ConvKernels<float>& conv_f32(int);  \
-  const ConvKernels<double>& conv_f64(int); \
+// The kernels of each instruction set, for maps of so many padded channels and tiles of that size.
+#define CONTNET_FAST_DECLARE(isa)                           \
+  namespace isa {                                           \
+  const ConvKernels<float>& conv_f32(int padded, int tile); \
+  const ConvKernels<double>& conv_f64(int padded);          \
   }
 CONTNET_FAST_DECLARE(portable)
 #ifdef CONTNET_FAST_X86

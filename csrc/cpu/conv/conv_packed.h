@@ -14,8 +14,8 @@ struct Packed {
   Buffer<T> memory;
   int64_t size = 0;  // of one slot's weights
   bool both = false;
-  T* transformed(int64_t slot) const { return memory.data() + slot * (both ? 2 : 1) * size; }  // [16][ci][co]
-  T* backward(int64_t slot) const { return both ? transformed(slot) + size : nullptr; }        // [16][co][ci]
+  T* transformed(int64_t slot) const { return memory.data() + slot * (both ? 2 : 1) * size; }  // [frequencies][ci][co]
+  T* backward(int64_t slot) const { return both ? transformed(slot) + size : nullptr; }        // [frequencies][co][ci]
 };
 
 // sum_k w_k node_k: the node itself where that is all, else written to `memory`

@@ -15,7 +15,7 @@ namespace contnet_fast {
 // Parameters at one t. Vectors have `padded` entries, zero beyond the channels except 1 / std.
 template <typename T>
 struct Theta {
-  const T *transformed[2], *backward[2];  // [16][ci][co], [16][co][ci]
+  const T *transformed[2], *backward[2];  // [frequencies][ci][co] and [co][ci]
   T *bias[2], *gamma[2], *beta[2];
   T *mean[2], *rstd[2];               // of running statistics
   T *scale[2], *shift[2];             // gamma / std and beta - mean gamma / std, of running statistics

@@ -15,6 +15,8 @@
 namespace contnet_fast::amx {
 #include "cpu/vectors-inl.h"
 
+#include "cpu/conv/conv_transform-inl.h"
+
 #include "cpu/conv/conv_domain-inl.h"
 
 #include "cpu/conv/conv_kernels-inl.h"
