@@ -24,10 +24,10 @@ struct ImageSolve {
   using Map = typename Part::Map;
   using T = typename Part::T;
   static constexpr int M = Part::M, N = Part::N;
-  const P& p;
   Part image;
+  const P& p;  // after `image` and of it: before it, nvcc 13.0 takes 25 registers more at 64 channels on sm_80
 
-  DEVICE explicit ImageSolve(const P& p) : p(p), image(p) {}
+  DEVICE explicit ImageSolve(const P& p) : image(p), p(image.p) {}
 
   DEVICE Shared<float> vectors(int evaluation) const {
     return shared_array<float>(p.vectors + evaluation % 2 * (4 * kVectors * C), kVectors * C);
