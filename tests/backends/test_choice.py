@@ -19,18 +19,35 @@ from contnet_fast.fields.conv import cpu as conv_cpu
 from contnet_fast.inspect.explain import Plan as ExplainedPlan
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results/choice-cpu.jsonl"
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
 
 
-def rows():
+def measured(name):
     """(instruction set, row) in order; a header stands before the rows of a run."""
     isa = ""
-    for line in RESULTS.read_text(encoding="utf-8").splitlines():
+    for line in (RESULTS / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "header" in row:
             isa = row["header"]["options"]["isa"]
         else:
             yield isa, row
+
+
+def rows():
+    """Those of both files; what has larger tiles in bfloat16 was measured with them in the second one alone."""
+    for isa, row in measured("choice-cpu.jsonl"):
+        if row["dtype"] != "bfloat16" or not conv_cpu.larger_tiles(row["channels"], row["side"], row["side"]):
+            yield isa, row
+    for _, row in measured("bfloat16-amd-epyc.jsonl"):
+        channels, side = map(int, row["shape"].split("@"))
+        size = {
+            "channels": channels,
+            "side": side,
+            "dtype": "bfloat16",
+            "nchw": row["ratio"],
+            "channels_last": row["ratio"],
+        }
+        yield "avx512", {"batch": row["batch"], "training": row["training"], **size}
 
 
 def problem(row):
@@ -82,7 +99,8 @@ def test_auto_leaves_what_is_not(sorted_rows):
     [
         ({"channels": 512, "side": 2}, "512 channels on maps of 2x2, reading the weights"),
         ({"channels": 256, "side": 8, "batch": 1, "training": True}, "256 channels and 1 maps of 8x8, transforming"),
-        ({"channels": 128, "dtype": "bfloat16"}, "128 channels in bfloat16"),
+        ({"channels": 128, "side": 4, "dtype": "bfloat16"}, "128 channels in bfloat16"),
+        ({"channels": 128, "side": 16, "dtype": "bfloat16"}, None),
         ({}, None),
         ({"channels": 128, "dtype": "float16"}, None),
     ],

@@ -27,10 +27,10 @@ def row(channels, bfloat16, float32, reference, training=False):
     return Row(channels, 8, training, {"bfloat16": bfloat16, "float32": float32, "reference": reference})
 
 
-def plan(channels, training=False):
+def plan(channels, training=False, side=8):
     return select(
         problems.problem(
-            op="conv_solve", compute_dtype=torch.bfloat16, shape=(4, channels, 8, 8), stages=2, n_steps=2,
+            op="conv_solve", compute_dtype=torch.bfloat16, shape=(4, channels, side, side), stages=2, n_steps=2,
             needs_grad=training, coupled=training,
         )
     )  # fmt: skip
@@ -83,7 +83,8 @@ def test_a_machine_that_was_not_measured_is_predicted_and_told_so(monkeypatch):
     monkeypatch.setattr(cpu, "TIMES", ())
     monkeypatch.setattr(cpu, "BFLOAT16_PRODUCTS", False)
     monkeypatch.setattr(cpu, "INSTRUCTIONS", "avx512_bf16")
-    assert "predicted faster than PyTorch's in bfloat16 and not measured on such a CPU" in plan(16).why
+    assert "predicted faster than PyTorch's in bfloat16 and not measured on such a CPU" in plan(16, side=4).why
+    assert plan(16).why.startswith("products in float32, measured faster than PyTorch's in bfloat16")
     monkeypatch.setattr(cpu, "BFLOAT16_PRODUCTS", True)
     monkeypatch.setattr(cpu, "INSTRUCTIONS", "amx")
     assert plan(16).why.startswith("products in bfloat16 by amx, measured faster than PyTorch")

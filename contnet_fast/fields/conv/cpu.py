@@ -57,6 +57,8 @@ class CpuConv(Implementation):
             if products == "bfloat16":
                 return f"products in bfloat16 by {INSTRUCTIONS}, measured faster than PyTorch (docs/performance.md)"
             if INSTRUCTIONS == "avx512_bf16":
+                if larger_tiles(*problem.shape[1:]):
+                    return "products in float32, measured faster than PyTorch's in bfloat16 (docs/performance.md)"
                 return (
                     "products in float32, predicted faster than PyTorch's in bfloat16 and not measured on such a CPU: "
                     "contnet-fast tune --cpu does"
@@ -134,6 +136,8 @@ def _slower(problem: Problem) -> str | None:
             "and reading them was measured to cost more than it saves"
         )
     if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and channels >= 128:
+        if larger_tiles(channels, height, width) and channels < 192:
+            return None
         return (
             f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "
             "were measured faster than ours in float32"

@@ -58,7 +58,8 @@ inline Geometry geometry(int height, int width, int channels) {
 inline Geometry coarse_geometry(int height, int width, int channels, bool wide) {
   const Geometry two = geometry(height, width, channels);
   // small units, so that one image is work for several threads, until reading the weights is what takes the time
-  const Geometry four = tiled(height, width, channels, two.padded, 4, two.padded > 128 ? 32 : 8);
+  const int most = two.padded > 128 ? 32 : two.padded > 64 ? 16 : 8;
+  const Geometry four = tiled(height, width, channels, two.padded, 4, most);
   const int64_t pairs = int64_t(two.tiles_x) * ((height + 1) / 2), tiles = int64_t(four.tiles_x) * ((height + 3) / 4);
   const bool fewer = 5 * 16 * pairs >= 6 * 36 * tiles;  // products: by a sixth or more
   return fewer && tiles >= 4 && int64_t(channels) * channels <= (wide ? 4096 : 2048) * tiles ? four : two;
