@@ -98,11 +98,12 @@ def chart(results: Results) -> Any:
     """Draw evaluations, factorizations and time by the error at the end, a row of panels for each problem."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
 
     problems = by_problem(results)
     columns = (("evaluations", "evaluations of the field"), ("factorizations", "LU factorizations"), ("ms", "CPU ms"))
     figure, axes = plt.subplots(
-        len(problems), 3, figsize=(10.5, 2.6 * len(problems) + 0.8), squeeze=False, layout="constrained"
+        len(problems), 3, figsize=(10.5, 2.6 * len(problems) + 0.8), squeeze=False, sharex="row", layout="constrained"
     )
     for line, (problem, rows) in zip(axes, problems.items(), strict=True):
         for axis, (what, label) in zip(line, columns, strict=True):
@@ -119,11 +120,16 @@ def chart(results: Results) -> Any:
                 axis.errorbar([p["error"] for p in shown], [p[what] for p in shown], **style)
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.invert_xaxis()
             axis.set_ylabel(label)
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.set_xlabel("relative error at the end")
+        line[0].invert_xaxis()
         line[0].set_title(problem, loc="left", fontweight="bold")
-    for axis in axes[-1]:
-        axis.set_xlabel("largest relative error at the end (more accurate to the right)")
+    figure.suptitle(
+        "Work by accuracy: more accurate to the right, less work below (CPU ms: least to most)", fontsize=10
+    )
     kinds: dict[str, Callable[[str], bool]] = {":": lambda c: "SciPy" in c, "--": lambda c: "diffrax" in c}
     handles = [
         Line2D([], [], color=colour, marker="o", markersize=3.5, label=("" if " " in c else "contnet_fast ") + c,

@@ -58,8 +58,8 @@ def section(which: str) -> str:
     least, most = min(exact.values()), max(exact.values())
     return (
         f"{text}\n\nNearest to the ODE by the median, at so many evaluations: {', '.join(said)}. The energy distance "
-        f"of the ODE itself to data that training never saw is {least:.1e} to {most:.1e}; evaluations from which a method "
-        f"is first within {100 * (NEAR - 1):.0f} % of it with every seed: {', '.join(enough) or 'none'}"
+        f"of the ODE itself to data that training never saw is {least:.1e} to {most:.1e}; evaluations from which a "
+        f"method is first within {100 * (NEAR - 1):.0f} % of it with every seed: {', '.join(enough) or 'none'}"
         + (f"; not with 24: {', '.join(never)}." if never else ".")
     )
 

@@ -88,7 +88,7 @@ def test_orders_of_convergence_with_steps_forced(method):
     ("method", "name"),
     [
         *(("rodas5p", n) for n in PROBLEMS),
-        *(("kvaerno5", n) for n in ("Robertson", "HIRES", "neural ODE")),
+        *(("kvaerno5", n) for n in ("Robertson", "van der Pol", "HIRES", "neural ODE")),
         ("adaptive_trbdf2", "HIRES"),
     ],
 )
