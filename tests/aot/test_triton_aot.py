@@ -38,12 +38,14 @@ def test_float32_products_are_ieee_or_tf32_as_asked():
             assert ("mma.sync" in line) == ("tf32" in line), line
 
 
-def test_kernels_on_graphs():
-    done = run("--chips", "sm_90", "--filter", "graph 2708x16 int32 float32")
+@pytest.mark.parametrize(("mixing", "count"), [("", 6), ("mixing ", 8)])
+def test_kernels_on_graphs(mixing, count):
+    done = run("--chips", "sm_90", "--filter", f"graph 2708x16 int32 {mixing}float32")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 compiled, 0 at fault" in done.stdout
+    assert f"{count} compiled, 0 at fault" in done.stdout
+    more = {"mixing_gradient", "mix_rows"} if mixing else set()  # whose parts are added up by the latter
     assert {line.split()[0] for line in done.stdout.splitlines() if "graph" in line} == {
-        "diffusion_stage", "row_gradients", "value_gradient",
+        "diffusion_stage", "row_gradients", "value_gradient", *more,
     }  # fmt: skip
 
 

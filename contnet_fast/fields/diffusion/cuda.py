@@ -13,7 +13,7 @@ class CudaDiffusion(Implementation):
     levels = ("stage",)
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
-        """Every reason against: a field says in words what its evaluations have beside nodes, graph and source."""
+        """Every reason against: a field says in words what its evaluations have beside nodes, graph, source, mixing."""
         return tuple(f"{word}: its kernels have no such term" for word in problem.facts.words if word != "mixing")
 
     def why(self, problem: Problem, level: str) -> str:

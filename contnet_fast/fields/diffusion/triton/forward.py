@@ -62,8 +62,8 @@ class Pass:
         launch(
             diffusion_stage, self.grid, num_warps=s.tile.warps,
             u=u, indptr=o.indptr, indices=o.indices, values=o.values, places=None, scale=self.scale,
-            diagonal=self.diagonal, mixing=self.mixing, source=o.source, product=product, total=None, base=state, upstream=None,
-            terms=self.terms, target=target, input_table=None, base_table=None, table=table,
+            diagonal=self.diagonal, mixing=self.mixing, source=o.source, product=product, total=None, base=state,
+            upstream=None, terms=self.terms, target=target, input_table=None, base_table=None, table=table,
             slot=s.grid.slot_of[evaluation], stage=stage, n=s.n, keep=int(s.grid.kept[stage]),
             BLOCK_E=s.tile.edges, **self.shapes,
         )  # fmt: skip

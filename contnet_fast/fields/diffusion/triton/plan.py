@@ -14,10 +14,9 @@ from ....triton.launch import allocate
 from ....triton.tiles import power_of_two
 from ...family import Call
 
-# most of a thread of row_gradients and mixing_gradient; left to itself the assembler spills at float64 for one program more
+# most of a thread of row_gradients and mixing_gradient: left to itself the assembler spills at float64, for one program
+# more
 REGISTERS = 128
-
-
 LEAST, MOST = 16, 32  # rows and columns of a product; with 64 some kernels of mixing_gradient spill
 NODES = 64  # that a program of mixing_gradient multiplies at once
 PROGRAMS = 256  # of it; as many parts of the nodes as they allow for are added up apart
