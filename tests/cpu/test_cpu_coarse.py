@@ -10,10 +10,14 @@ from conv_cases import FIELDS, STAGE, Case, autocast, backends, built, check, ch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import contnet_fast as cf
 from contnet_fast import extension
+from contnet_fast.fields import CONV, Call
 from contnet_fast.fields.conv import ConvNodes, ConvSpec
 from contnet_fast.fields.conv import cpu as conv_cpu
+from contnet_fast.fields.family import NoOperands
 from contnet_fast.functional import conv_solve
+from contnet_fast.ops import lookup
 from contnet_fast.reference.rk import CHECKPOINTS
 from contnet_fast.schemes.bases import Basis
 from contnet_fast.schemes.timegrid import time_grid
@@ -246,3 +250,27 @@ def test_weights_in_both_precisions_are_kept_apart():
         assert torch.equal(run(), coarse)
     assert torch.equal(run(), plain)
     assert not torch.equal(plain, coarse)
+
+
+@pytest.mark.parametrize("level", ["solve", "stage"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ops_keep_pytorchs_contract(level, dtype):
+    case = Case(channels=5, size=(8, 9), norm="batch", dtype=dtype)
+    x, nodes, upstream = draw(case)
+    x, nodes = x.to(dtype), nodes._make(None if t is None else t.to(dtype) for t in nodes)
+    call = Call(CONV, x, nodes, NoOperands(), case.spec, False, case.grid.flat, "step", level, "coarse")
+    torch.library.opcheck(lookup("conv_solve", "cpu"), (*call.arguments, False))
+    saved = lookup("conv_solve", "cpu")(*call.arguments, False)[2]
+    backward = (upstream.to(dtype), *call.arguments, saved, [0, 2])
+    torch.library.opcheck(lookup("conv_solve_backward", "cpu"), backward)
+
+
+def test_a_compiled_block_has_the_same_products_in_one_graph():
+    block = cf.nn.ContinuousBlock(cf.nn.ConvField(16, n_basis=1), scheme="euler", n_steps=1, backend="cpu").eval()
+    x = torch.randn(2, 16, 8, 8)
+    with torch.no_grad():
+        plain = block(x)
+        with autocast():
+            expected = block(x)
+            assert torch.equal(torch.compile(block, backend="eager", fullgraph=True)(x), expected)
+    assert not torch.equal(plain, expected)
