@@ -18,7 +18,7 @@ from contnet_fast.reference.reversible import Coupling, Pair
 
 METHODS = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")
 FIXED = ("rk4",)  # on grids of 2^7, 2^8, ... steps
-LIMIT = 20_000  # evaluations of one solve
+LIMIT = 10_000  # evaluations of one solve
 SOLVES = 3  # of each, in turns: median, least and most are shown
 D = torch.float64
 
