@@ -137,12 +137,17 @@ def work_chart(results: Results) -> Any:
         for curve in row["curves"]:
             style = {"color": METHODS[curve["method"]], "linestyle": STYLES[curve["library"]], "linewidth": 1.3}
             for axis, column in zip(line, (1, 3), strict=True):
-                points = [(p[column], p[2]) for p in curve["points"] if 0 < p[2] < 10]
+                points = [p for p in curve["points"] if 0 < p[2] < 10]
+                xs, errors = [p[column] for p in points], [p[2] for p in points]
+                spread = None
+                if column == 3 and points and len(points[0]) > 4:  # least and most of the solves
+                    spread = [[p[3] - p[4] for p in points], [p[5] - p[3] for p in points]]
                 if points:
-                    axis.plot(*zip(*points, strict=True), marker="o", markersize=2, **style)
+                    axis.errorbar(xs, errors, xerr=spread, elinewidth=0.7, marker="o", markersize=2, **style)
         for axis, label in zip(line, ("evaluations of the field", "ms"), strict=True):
             axis.set_xscale("log")
             axis.set_yscale("log")
+            axis.xaxis.set_minor_formatter("")
             axis.set_xlabel(label)
             axis.set_title(row["problem"], loc="left")
         line[0].set_ylabel("relative error at the end")
