@@ -97,7 +97,7 @@ def padded_channels(channels: int) -> int:
 def larger_tiles(channels: int, height: int, width: int) -> bool:
     """Whether coarse products go by tiles of 4x4 pixels (``coarse_geometry`` in ``csrc/cpu/conv/conv_kernels.h``)."""
     pairs, tiles = ((height + 1) // 2) * ((width + 1) // 2), ((height + 3) // 4) * ((width + 3) // 4)
-    return 5 * 16 * pairs >= 6 * 36 * tiles and tiles >= 4 and channels**2 <= (4096 if AVX512 else 2048) * tiles
+    return 5 * 16 * pairs >= 6 * 36 * tiles and tiles >= 4 and channels**2 <= 2048 * tiles
 
 
 def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:

@@ -54,15 +54,15 @@ inline Geometry geometry(int height, int width, int channels) {
 }
 
 // Where errors of 1e-5 are allowed, F(4x4, 3x3) is faster on maps of several tiles, unless these hang over by too much or
-// their weights, 2.25 times those of F(2x2, 3x3), are read for too few of them. `wide`: vectors of 64 bytes.
-inline Geometry coarse_geometry(int height, int width, int channels, bool wide) {
+// their weights, 2.25 times those of F(2x2, 3x3), are read for too few of them.
+inline Geometry coarse_geometry(int height, int width, int channels) {
   const Geometry two = geometry(height, width, channels);
   // small units, so that one image is work for several threads, until reading the weights is what takes the time
   const int most = two.padded > 128 ? 32 : two.padded > 64 ? 16 : 8;
   const Geometry four = tiled(height, width, channels, two.padded, 4, most);
   const int64_t pairs = int64_t(two.tiles_x) * ((height + 1) / 2), tiles = int64_t(four.tiles_x) * ((height + 3) / 4);
   const bool fewer = 5 * 16 * pairs >= 6 * 36 * tiles;  // products: by a sixth or more
-  return fewer && tiles >= 4 && int64_t(channels) * channels <= (wide ? 4096 : 2048) * tiles ? four : two;
+  return fewer && tiles >= 4 && int64_t(channels) * channels <= 2048 * tiles ? four : two;
 }
 
 // Of bfloat16 products, whose tiles take 16 channels at a time.
