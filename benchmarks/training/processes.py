@@ -89,7 +89,8 @@ def measure(processes: Processes, network: str, batch: int, rounds: int, setting
     # on a machine that does much else two processes get two shares of its time, which is no gain of theirs
     work = round(entries["shared"]["computed_ms"] / entries["one process"]["computed_ms"], 3)
     ratios = {name: round(entries["one process"]["ms"] / entry["ms"], 3) for name, entry in entries.items()}
-    return {"case": f"processes/{network}/batch={batch}/{size}", "processes": size, "batch": batch, "parameters": count,
+    case = f"processes/{network}/batch={batch}/{config.sync_statistics}/{size}"
+    return {"case": case, "processes": size, "batch": batch, "parameters": count,
             "load": [round(load, 2), round(os.getloadavg()[0], 2)], "contenders": entries, "ratios": ratios,
             "work": work, **messages}  # fmt: skip
 
@@ -132,6 +133,7 @@ def options(argv: Sequence[str] | None = None) -> Any:
     parser.add_argument("--batch", type=at_least("batch", 2), default=64)
     parser.add_argument("--rounds", type=at_least("rounds", 1), default=15)
     parser.add_argument("--width", type=at_least("width", 1), default=16)
+    parser.add_argument("--sync-statistics", default="evaluation", choices=("evaluation", "local"))
     parser.add_argument("--out", type=Path, help="file of rows (default: benchmarks/results/processes-<device>.jsonl)")
     return parser.parse_args(argv)
 
@@ -150,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if processes.first:
         append(out, header({name: str(value) for name, value in vars(given).items()}))
     for network in given.networks:
-        settings = {"width": given.width, "lr": 1e-3}  # at the recipe's lr the larger network diverges on so few images
+        settings = {"width": given.width, "sync_statistics": given.sync_statistics}
+        settings |= {"lr": 1e-3}  # at the recipe's lr the larger network diverges on so few images
         row = measure(processes, network, given.batch, given.rounds, settings)
         if processes.first:
             append(out, row)
