@@ -120,6 +120,7 @@ def main() -> None:
     if "cpu" not in cf.available_backends():
         sys.exit(f"the cpu backend is not available: {cf.info().backends['cpu']}")
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 128  # a graph for each contender
     if options.isa:
         cpu._extension.use_instruction_set(options.isa)
     print(json.dumps(header({**vars(options), "isa": cpu._extension.instruction_set()})), flush=True)
