@@ -10,6 +10,7 @@ import numpy as np
 import problems
 import pytest
 import torch
+from thread_counts import by_threads
 
 import contnet_fast as cf
 from contnet_fast import reference
@@ -133,14 +134,7 @@ def test_layouts_do_not_matter_and_those_of_y_are_kept(layout):
 @built
 def test_results_have_the_same_bits_for_any_number_of_threads():
     y, ks = torch.randn(300_001), [torch.randn(300_001) for _ in range(5)]
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            results.append(cf.rk_combine_error(y, ks, [0.1] * 5, [0.2] * 5, rtol=1e-3, atol=1e-3, backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    results = by_threads(lambda: cf.rk_combine_error(y, ks, [0.1] * 5, [0.2] * 5, rtol=1e-3, atol=1e-3, backend="cpu"))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 

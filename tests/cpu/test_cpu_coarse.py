@@ -9,6 +9,7 @@ import torch
 from conv_cases import FIELDS, STAGE, Case, autocast, backends, built, check, check_under_autocast, draw, solve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_counts import by_threads
 
 import contnet_fast as cf
 from contnet_fast import extension
@@ -173,14 +174,8 @@ def test_an_empty_batch():
     ids=str,
 )
 def test_results_have_the_same_bits_for_any_number_of_threads(isa, case):
-    threads, results = torch.get_num_threads(), []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            with autocast():
-                results.append(solve(case, backends(case)[0]))
-    finally:
-        torch.set_num_threads(threads)
+    with autocast():
+        results = by_threads(lambda: solve(case, backends(case)[0]))
     for other in results[1:]:
         assert all(torch.equal(value, other[name]) for name, value in results[0].items())
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from thread_counts import by_threads
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 import contnet_fast as cf
@@ -149,14 +150,7 @@ def test_a_leaf_without_influence_has_no_gradient_and_no_nan(backend):
 def test_results_have_the_same_bits_for_any_number_of_threads():
     y = [torch.randn(100_001), torch.randn(3), torch.randn(50_000, dtype=torch.float64), *torch.randn(40, 2)]
     ks = [like(y) for _ in range(3)]
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for n in (1, 2, 3):
-            torch.set_num_threads(n)
-            results.append(cf.rk_combine_error(y, ks, [0.1] * 3, [0.2] * 3, rtol=1e-3, atol=1e-3, backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    results = by_threads(lambda: cf.rk_combine_error(y, ks, [0.1] * 3, [0.2] * 3, rtol=1e-3, atol=1e-3, backend="cpu"))
     assert equal(results[0], results[1])
     assert equal(results[0], results[2])
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conv_cases import SMALL, Case, away_from_kinks, draw, judge, solve, truth
+from guarded_memory import guarded_memory
 
 import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
@@ -199,28 +200,19 @@ def test_order_post_combines_on_load_or_in_a_pass(case, load):
 
 
 @pytest.mark.integer_checks
-def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
+def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written():
     """Outputs and working memory start as NaN, between bands that must keep their value."""
     from contnet_fast.fields.conv.triton import forward, plan
 
-    whole = []
-
-    def guarded(shape, dtype, device):
-        size = torch.Size(shape).numel()
-        block = torch.full((size + 128,), float("nan"), dtype=dtype, device=device)
-        block[:64], block[-64:] = 7.0, 7.0
-        whole.append(block)
-        return block[64 : 64 + size].view(shape)
-
-    monkeypatch.setattr(plan, "allocate", guarded)
-    assert forward.Solve is plan.Solve
-    for case in (
-        Case(norm="batch", training=True, grads="all", skip=True, channels=5, scheme="heun3", n_steps=1, size=(3, 4)),
-        Case(norm="group", order="post", grads="all", channels=6, size=(3, 4), checkpoint="block", scheme="euler"),
-    ):
-        check(case, levels(case)[0])
-    assert whole
-    assert all((block[:64] == 7).all() and (block[-64:] == 7).all() for block in whole)
+    with guarded_memory(plan):
+        assert forward.Solve is plan.Solve
+        for case in (
+            Case(
+                norm="batch", training=True, grads="all", skip=True, channels=5, scheme="heun3", n_steps=1, size=(3, 4)
+            ),
+            Case(norm="group", order="post", grads="all", channels=6, size=(3, 4), checkpoint="block", scheme="euler"),
+        ):
+            check(case, levels(case)[0])
 
 
 DIFFERENTIABLE = [i for i in range(len(ConvNodes._fields)) if i not in CONV.running_places]

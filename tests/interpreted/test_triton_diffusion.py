@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from guarded_memory import guarded_memory
 
 import contnet_fast as cf
 from contnet_fast.backends import Problem, record_plans, select
@@ -203,24 +204,12 @@ def test_tiles_hold_the_features_and_no_more_than_they_may():
     Case(features=3, checkpoint="block", basis="hat", return_steps=True),
     Case(features=3, checkpoint="step", n_steps=1, scheme="euler"),
 )
-def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(case, monkeypatch):
+def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(case):
     """Outputs and working memory start as NaN, between bands that must keep their value."""
     from contnet_fast.fields.diffusion.triton import backward, forward, plan
 
-    whole = []
-
-    def guarded(shape, dtype, device):
-        size = torch.Size(shape).numel()
-        block = torch.full((size + 128,), float("nan"), dtype=dtype, device=device)
-        block[:64], block[-64:] = 7.0, 7.0
-        whole.append(block)
-        return block[64 : 64 + size].view(shape)
-
-    for module in (plan, forward, backward):
-        monkeypatch.setattr(module, "allocate", guarded)
-    check(case)
-    assert whole
-    assert all((block[:64] == 7).all() and (block[-64:] == 7).all() for block in whole)
+    with guarded_memory(plan, forward, backward):
+        check(case)
 
 
 def call_of(case: Case, keep: str, device: str = DEVICE) -> Call:

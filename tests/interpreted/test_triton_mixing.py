@@ -8,6 +8,7 @@ import pytest
 import torch
 from dense_graphs import small_graph
 from diffusion_cases import DTYPES, PLACES, Case, check, draw, solve, truth
+from guarded_memory import guarded_memory
 
 import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
@@ -76,24 +77,12 @@ def test_parts_of_the_nodes_and_tiles_of_the_matrix_are_added_up_once(nodes, pro
 
 
 @pytest.mark.integer_checks
-def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written(monkeypatch):
+def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written():
     """Outputs and working memory start as NaN, between bands that must keep their value."""
     from contnet_fast.fields.diffusion.triton import backward, forward, plan
 
-    whole = []
-
-    def guarded(shape, dtype, device):
-        size = torch.Size(shape).numel()
-        block = torch.full((size + 128,), float("nan"), dtype=dtype, device=device)
-        block[:64], block[-64:] = 7.0, 7.0
-        whole.append(block)
-        return block[64 : 64 + size].view(shape)
-
-    for module in (plan, forward, backward):
-        monkeypatch.setattr(module, "allocate", guarded)
-    check(replace(MIXED, features=17, nodes=70, scheme="midpoint"), DEVICE, BACKEND)
-    assert whole
-    assert all((block[:64] == 7).all() and (block[-64:] == 7).all() for block in whole)
+    with guarded_memory(plan, forward, backward):
+        check(replace(MIXED, features=17, nodes=70, scheme="midpoint"), DEVICE, BACKEND)
 
 
 def collected(case, wanted):
