@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/diffusion_places.h"
 #include "bind/schema_arguments.h"
 #include "cpu/graph/graph_solve.h"
 #include "runtime/isa.h"
@@ -15,22 +16,6 @@ namespace contnet_fast {
 namespace {
 
 constexpr const char *kOp = "diffusion_solve_cpu", *kBackwardOp = "diffusion_solve_backward_cpu";
-
-// Places of the tensors: nodes, then operands (contnet_fast/fields/diffusion/spec.py).
-enum Place {
-  kScale,
-  kDiagonal,
-  kIndptr,
-  kIndices,
-  kValues,
-  kBackIndptr,
-  kBackIndices,
-  kBackPlaces,
-  kSource,
-  kMixing,
-  kPlaces
-};
-constexpr int kNodes = kIndptr;
 
 template <typename T, typename I>
 const GraphKernels<T, I>& choose_kernels(int width) {
@@ -58,8 +43,8 @@ struct Arguments {
                 op, ": words, integers, numbers: got ", given.words.size(), ", ", given.integers.size(), ", ",
                 given.numbers.size(), ", accepted: 0 or 'mixing', 0, 1 or more than 4");
     TORCH_CHECK(state.dim() == 2, op, ": x of ", state.dim(), " dimensions");
-    TORCH_CHECK(nodes.size() == kNodes && operands.size() == kPlaces - kNodes, op, ": ", nodes.size(), " nodes and ",
-                operands.size(), " operands");
+    TORCH_CHECK(nodes.size() == kCoefficients && operands.size() == kPlaces - kCoefficients, op, ": ", nodes.size(),
+                " nodes and ", operands.size(), " operands");
     spec.by_stage = read_word(op, "level", given.level, kLevels) == Level::stage;
     TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
                 given.products);
@@ -67,14 +52,14 @@ struct Arguments {
     x = plain(state);
     scale = plain(*nodes.get(kScale));
     diagonal = plain(*nodes.get(kDiagonal));
-    values = plain(*operands.get(kValues - kNodes));
-    if (operands.get(kSource - kNodes).has_value()) source = plain(*operands.get(kSource - kNodes));
-    if (mixed) mixing = plain(*operands.get(kMixing - kNodes));
-    indptr = operands.get(kIndptr - kNodes)->contiguous();
-    indices = operands.get(kIndices - kNodes)->contiguous();
-    back_indptr = operands.get(kBackIndptr - kNodes)->contiguous();
-    back_indices = operands.get(kBackIndices - kNodes)->contiguous();
-    back_places = operands.get(kBackPlaces - kNodes)->contiguous();
+    values = plain(*operands.get(kValues - kCoefficients));
+    if (operands.get(kSource - kCoefficients).has_value()) source = plain(*operands.get(kSource - kCoefficients));
+    if (mixed) mixing = plain(*operands.get(kMixing - kCoefficients));
+    indptr = operands.get(kIndptr - kCoefficients)->contiguous();
+    indices = operands.get(kIndices - kCoefficients)->contiguous();
+    back_indptr = operands.get(kBackIndptr - kCoefficients)->contiguous();
+    back_indices = operands.get(kBackIndices - kCoefficients)->contiguous();
+    back_places = operands.get(kBackPlaces - kCoefficients)->contiguous();
     check(op);
     spec.nodes = x.size(0);
     spec.columns = x.size(1);
@@ -239,7 +224,8 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
   });
   std::vector<at::Tensor> all{at::empty_like(x).copy_(x_grad)};
   for (int64_t place : wanted) {
-    const std::optional<at::Tensor> like = place < kNodes ? nodes.get(place) : operands.get(place - kNodes);
+    const std::optional<at::Tensor> like =
+        place < kCoefficients ? nodes.get(place) : operands.get(place - kCoefficients);
     all.push_back(by_place[place].to(like->scalar_type()));
   }
   return all;

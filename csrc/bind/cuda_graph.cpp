@@ -13,6 +13,7 @@
 
 #include "bind/device_grid.h"
 #include "bind/device_tensors.h"
+#include "bind/diffusion_places.h"
 #include "bind/leaves.h"
 #include "bind/schema_arguments.h"
 #include "cuda/graph/graph_launch.h"
@@ -22,22 +23,6 @@ namespace contnet_fast::graphs {
 namespace {
 
 constexpr const char *kOp = "diffusion_solve_cuda", *kBackwardOp = "diffusion_solve_backward_cuda";
-
-// Places of the tensors: nodes, then operands (contnet_fast/fields/diffusion/spec.py).
-enum Place {
-  kScale,
-  kDiagonal,
-  kIndptr,
-  kIndices,
-  kValues,
-  kBackIndptr,
-  kBackIndices,
-  kBackPlaces,
-  kSource,
-  kMixing,
-  kPlaces
-};
-constexpr int kCoefficients = kIndptr;
 
 at::Tensor like(const at::Tensor& x, const at::Tensor& value) {
   const at::Tensor wanted = at::empty_like(x);
