@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -80,6 +80,10 @@ def bfloat16_pays(rows: tuple[Row, ...]) -> bool:
 
 
 def nearest(rows: tuple[Row, ...], channels: int, *, training: bool) -> Row | None:
-    """The row of the nearest width."""
-    of_pass: Any = [row for row in rows if row.training == training]
-    return min(of_pass, key=lambda row: abs(math.log(row.channels / channels)), default=None)
+    """The row of the nearest width, the first of equals."""
+    found, least = None, math.inf
+    for row in rows:  # torch.compile of torch 2.10 traces no min with a key or a default
+        distance = abs(math.log(row.channels / channels))
+        if row.training == training and distance < least:
+            found, least = row, distance
+    return found
