@@ -184,7 +184,14 @@ def test_schemes_layouts_policies_states_and_trajectories(tiles, case, backend):
 
 @pytest.mark.parametrize(
     "case",
-    [Case(channels=24, size=(9, 12), batch=5, norm=n, training=n == "batch", grads="all") for n in ("batch", "group")],
+    [
+        *(
+            Case(channels=24, size=(9, 12), batch=5, norm=n, training=n == "batch", grads="all")
+            for n in ("batch", "group")
+        ),
+        *(Case(channels=c, size=(3, 4), batch=1, norm="group", grads="all") for c in (64, 80)),
+    ],
+    ids=str,
 )
 def test_results_have_the_same_bits_for_any_number_of_threads(tiles, case):
     with autocast():

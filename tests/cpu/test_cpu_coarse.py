@@ -170,7 +170,8 @@ def test_an_empty_batch():
         Case(channels=24, size=(17, 12), batch=5, norm=n, training=n == "batch", grads="all", checkpoint=c)
         for n in ("batch", "group")
         for c in ("none", "step")
-    ],
+    ]
+    + [Case(channels=80, size=(8, 9), batch=1, norm="group", grads="all")],
     ids=str,
 )
 def test_results_have_the_same_bits_for_any_number_of_threads(isa, case):

@@ -31,7 +31,7 @@ class Backward {
         call_(call),
         thetas_(spec, kernels, call.nodes, call.weight_ids, true),
         pass_(Pass<T>::replay(spec, kernels, thetas_, call.moments)),
-        range_{spec.batch, spec.map.units},
+        range_(spec.batch, spec.map),
         sums_(spec) {
     for (int n = 0; n < 2; ++n) through_[n].resize(spec.norm == Norm::sample ? spec.batch : 1, g_.padded);
     place();
@@ -184,7 +184,7 @@ class Backward {
   void sum_rate(int j, int64_t b) {
     Result<T> r;
     emit_sums(r, j, 1, at_.second[j], b);
-    for (int u = 0; u < g_.units; ++u) kernels_.sum(g_, rate_grad_(b), r, u);
+    for (int u = 0; u < g_.units; ++u) kernels_.sum(g_, rate_grad_(b), r, u, {0, g_.padded});
   }
 
   // Gradient through convolution c (0 or 1), with that of its weights on the way.
@@ -193,7 +193,7 @@ class Backward {
     const bool normed = spec_.norm != Norm::none, weights = wants(c ? kWeight2 : kWeight1) || (c && wants(kSkip));
     const bool biases = wants(c ? kBias2 : kBias1) || (c && wants(kSkip));
     sums_.over_parts([&](int64_t part, int64_t b, int from, int to) {
-      ConvJob<T> job;
+      ConvJob<T> job{.out = {0, g_.padded}};
       const T* grad = c ? rate_grad_(b) : middle_(b);
       const int norm = spec_.post ? c : 1;  // the norm behind this convolution
       if (!spec_.post && c) {

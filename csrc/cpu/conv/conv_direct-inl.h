@@ -95,22 +95,24 @@ struct DirectConv : Conv<float, L> {
   static int64_t column_block(const Geometry& g) { return int64_t(9) * g.padded * kTileColumns; }
 
   // Packed weights: [16 output channels][row of the filter][tap in it and input channel, in pairs][16][2]
-  static void multiply(const Geometry& g, Tiles& tiles, const Scratch& s, const T* weights, int rows) {
+  static void multiply(const Geometry& g, Channels channels, Tiles& tiles, const Scratch& s, const T* weights,
+                       int rows) {
+    const int begin = channels.from / kTileColumns, end = channels.to / kTileColumns;
     TileProduct p;
     p.a = s.in, p.block = s.blocks;
     p.a_row = g.padded, p.a_tap = pitch(g) * g.padded;
-    p.b = reinterpret_cast<const Bfloat16*>(weights);
+    p.b = reinterpret_cast<const Bfloat16*>(weights) + begin * column_block(g);
     p.b_pair = 2 * kTileColumns, p.b_tap = 3 * g.padded * kTileColumns, p.b_columns = column_block(g);
-    p.c = s.result, p.c_row = g.padded;
-    p.blocks = static_cast<int>((places(g, rows) + 15) / 16), p.columns = g.padded / kTileColumns;
+    p.c = s.result + channels.from, p.c_row = g.padded;
+    p.blocks = static_cast<int>((places(g, rows) + 15) / 16), p.columns = end - begin;
     p.taps = 3, p.depth = 3 * g.padded;
     p.add = false;
     for (int i = 0; i < p.blocks; ++i) s.blocks[i] = int64_t(i) * kTileRows * g.padded;
     if (g.padded <= 64) return tiles.multiply(p);
     // the weights of one row of the filter and of few output channels stay in L1 while all places pass
     p.taps = 1, p.columns = 2;
-    for (int n = 0; n < g.padded / kTileColumns; n += 2) {
-      if (g.padded / kTileColumns - n == 1) p.columns = 1;
+    for (int n = begin; n < end; n += 2) {
+      if (end - n == 1) p.columns = 1;
       for (int t = 0; t < 3; ++t) {
         p.add = t > 0;
         p.a = s.in + t * p.a_tap;
@@ -162,13 +164,13 @@ struct DirectConv : Conv<float, L> {
       const int rows = g.rows(unit);
       fill(g, job.in, unit, unit > first, s.in);
       fetch(g, job, unit, unit + 1 < last);
-      multiply(g, tiles, s, job.weights, rows);
+      multiply(g, job.out, tiles, s, job.weights, rows);
       if (job.activation) {
         fill(g, *job.activation, unit, unit > first, s.activation);
         accumulate(g, tiles, s, rows, job.weight_grad);
       }
       if (job.bias_grad) add_bias_gradient(g, s.in, rows, job.bias_grad);
-      finish(g, job.result, unit, s.result, pitch(g) * g.padded);
+      finish(g, job.result, job.out, unit, s.result, pitch(g) * g.padded);
     }
   }
 

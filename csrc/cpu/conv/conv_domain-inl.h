@@ -26,9 +26,10 @@ struct Domain : Line<T, L, M> {
 
   // f(channels from, row of tiles, place of its first tile among the domain) for every row of tiles of every vector
   template <typename F>
-  static inline __attribute__((always_inline)) void over_tile_rows(const Geometry& g, int count, const F& f) {
-    const int padded = g.padded, group = g.group;
-    for (int c = 0; c < padded; c += L)
+  static inline __attribute__((always_inline)) void over_tile_rows(const Geometry& g, Channels channels, int count,
+                                                                   const F& f) {
+    const int end = channels.to, group = g.group;
+    for (int c = channels.from; c < end; c += L)
       for (int r = 0; r < group; ++r) f(c, r, (int64_t(c / L) * group + r) * count * kTile);
   }
 
@@ -51,7 +52,7 @@ struct Domain : Line<T, L, M> {
   static __attribute__((noinline)) void transform_input(const Geometry& g, const T* const* row, int first, int count,
                                                         T* dst) {
     const int64_t padded = g.padded;
-    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, {0, g.padded}, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* from[kSide];
       for (int i = 0; i < kSide; ++i) from[i] = row[M * r + i] + M * first * padded + channel;
       T* out = dst + place + L;
@@ -76,10 +77,10 @@ struct Domain : Line<T, L, M> {
   }
 
   // A^T m A: the pixels of each tile
-  static __attribute__((noinline)) void transform_output(const Geometry& g, const T* src, int first, int count,
-                                                         T* dst) {
+  static __attribute__((noinline)) void transform_output(const Geometry& g, Channels channels, const T* src, int first,
+                                                         int count, T* dst) {
     const int64_t length = Domain::row_length(g), padded = g.padded;
-    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, channels, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* in = src + place;
       T* out = dst + M * r * length + M * first * padded + channel;
       for (int t = 0; t < count; ++t, in += kTile, out += M * padded) {
@@ -108,7 +109,7 @@ struct Domain : Line<T, L, M> {
   static __attribute__((noinline)) void transform_gradient(const Geometry& g, const T* const* row, int first, int count,
                                                            T* dst) {
     const int64_t padded = g.padded;
-    over_tile_rows(g, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, {0, g.padded}, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* from[M];
       for (int i = 0; i < M; ++i) from[i] = row[M * r + 1 + i] + (M * first + 1) * padded + channel;
       T* out = dst + place + L;
@@ -225,7 +226,7 @@ struct Domain : Line<T, L, M> {
   }
 
   // frequencies of the output from those of the input, in place: m[t][co] = sum_ci v[t][ci] u[ci][co]
-  static void multiply(const Geometry& g, T* tiles, const T* u, int count) {
+  static void multiply(const Geometry& g, Channels channels, T* tiles, const T* u, int count) {
     const int n = g.group * count;
     const int64_t panel = int64_t(n) * kTile;
     for (int f = 0; f < kFrequencies; ++f, tiles += L, u += int64_t(g.channels) * g.padded) {
@@ -233,10 +234,10 @@ struct Domain : Line<T, L, M> {
         product_held<kHeld>(tiles + L, u, tiles, n / kHeld);
         continue;
       }
-      int c = 0;
+      int c = channels.from;
       auto lines = [&](auto width) {
         constexpr int N = decltype(width)::value;
-        for (; c + N * L <= g.padded; c += N * L)
+        for (; c + N * L <= channels.to; c += N * L)
           product_rows<N, kTile, false>(n, tiles + L, 1, panel, u + c, g.padded, L, g.channels, L,
                                         tiles + c / L * panel, kTile, panel);
       };

@@ -69,13 +69,13 @@ void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const Forw
   const bool even = rounds * threads * 8 <= spec.batch * 9;
   if (spec.by_stage || !thetas.all() || !even) {
     const Work<T> work(pass, call.kept, spec.batch);
-    run(pass, work.places, WholeBatch{spec.batch, spec.map.units}, call);
+    run(pass, work.places, WholeBatch(spec.batch, spec.map), call);
     if (call.values) *call.values = pass.values;
     return;
   }
   at::parallel_for(0, spec.batch, 1, [&](int64_t from, int64_t to) {
     const Work<T> work(pass, call.kept, 1);
-    for (int64_t b = from; b < to; ++b) run(pass, work.places, OneImage{b, spec.map.units}, call);
+    for (int64_t b = from; b < to; ++b) run(pass, work.places, OneImage{b, spec.map.units, spec.map.padded}, call);
   });
 }
 

@@ -94,14 +94,15 @@ struct Conv : Domain<T, L, M> {
   // The value of a row of results into its first destination, with so many terms, and where more follow also back into
   // the row.
   template <bool kMask, int kCount>
-  static void finish_pixels(const Result<T>& r, int64_t offset, int width, int padded, bool more, T* row) {
+  static void finish_pixels(const Result<T>& r, Channels channels, int64_t offset, int width, int padded, bool more,
+                            T* row) {
     const T floor = r.relu ? T(0) : -std::numeric_limits<T>::infinity();
     const V low = all(floor);
     const Destination<T>& d = r.destination[0];
     const V own = all(d.own);
     V factor[kSimple];
     for (int j = 0; j < kCount; ++j) factor[j] = all(d.term[j].coefficient);
-    for (int c = 0; c < padded; c += L) {
+    for (int c = channels.from; c < channels.to; c += L) {
       const V bias = load_or(r.bias ? r.bias + c : nullptr, T(0));
       const V scale = load_or(r.scale ? r.scale + c : nullptr, T(1));
       const V shift = load_or(r.shift ? r.shift + c : nullptr, T(0));
@@ -124,9 +125,14 @@ struct Conv : Domain<T, L, M> {
     }
   }
 
-  // out = own * value + sum of terms, over a contiguous stretch
+  // Stretches of as many values, so far apart.
+  struct Stretches {
+    int64_t count, length, apart;
+  };
+
+  // out = own * value + sum of terms
   template <int kCount>
-  static void combine_terms(const Destination<T>& d, const T* value, int64_t offset, int64_t length, int first,
+  static void combine_terms(const Destination<T>& d, const T* value, int64_t offset, const Stretches& s, int first,
                             bool again) {
     const T* map[kCount > 0 ? kCount : 1];
     V factor[kCount > 0 ? kCount : 1];
@@ -137,33 +143,35 @@ struct Conv : Domain<T, L, M> {
     const V own = all(again ? T(1) : d.own);
     T* out = d.out + offset;
     const T* from = again ? out : value;
-    for (int64_t i = 0; i < length; i += L) {
-      V v = from ? load(from + i) * own : V{};
-      for (int j = 0; j < kCount; ++j) v += load(map[j] + i) * factor[j];
-      store(out + i, v);
-    }
+    for (int64_t start = 0, n = 0; n < s.count; ++n, start += s.apart)
+      for (int64_t i = start; i < start + s.length; i += L) {
+        V v = from ? load(from + i) * own : V{};
+        for (int j = 0; j < kCount; ++j) v += load(map[j] + i) * factor[j];
+        store(out + i, v);
+      }
   }
 
-  static void combine_stretch(const Destination<T>& d, const T* value, int64_t offset, int64_t length) {
+  static void combine_stretches(const Destination<T>& d, const T* value, int64_t offset, const Stretches& s) {
     int first = 0;
     do {
       const int left = d.terms - first;
       const bool again = first > 0;
       switch (left < 4 ? left : 4) {
-        case 0: combine_terms<0>(d, value, offset, length, first, again); break;
-        case 1: combine_terms<1>(d, value, offset, length, first, again); break;
-        case 2: combine_terms<2>(d, value, offset, length, first, again); break;
-        case 3: combine_terms<3>(d, value, offset, length, first, again); break;
-        default: combine_terms<4>(d, value, offset, length, first, again);
+        case 0: combine_terms<0>(d, value, offset, s, first, again); break;
+        case 1: combine_terms<1>(d, value, offset, s, first, again); break;
+        case 2: combine_terms<2>(d, value, offset, s, first, again); break;
+        case 3: combine_terms<3>(d, value, offset, s, first, again); break;
+        default: combine_terms<4>(d, value, offset, s, first, again);
       }
       first += 4;
     } while (first < d.terms);
   }
 
-  static __attribute__((noinline)) void sum(const Geometry& g, const T* map, const Result<T>& r, int unit) {
+  static __attribute__((noinline)) void sum(const Geometry& g, const T* map, const Result<T>& r, int unit,
+                                            Channels channels) {
     const int64_t pixels = int64_t(g.rows(unit)) * g.width, start = int64_t(g.unit_rows()) * unit * g.width * g.padded;
     T* partial = r.partial + int64_t(unit) * 2 * g.padded;
-    for (int c = 0; c < g.padded; c += L) {
+    for (int c = channels.from; c < channels.to; c += L) {
       const T* p = map + start + c;
       V total = over_pixels(pixels, [&](int64_t i) { return load(p + i * g.padded); }), second;
       if (r.sums == Sums::moments) {
@@ -184,29 +192,33 @@ struct Conv : Domain<T, L, M> {
   }
 
   template <bool kMask>
-  static void finish_row(const Result<T>& r, int64_t offset, int width, int padded, bool more, T* row) {
+  static void finish_row(const Result<T>& r, Channels channels, int64_t offset, int width, int padded, bool more,
+                         T* row) {
     switch (r.destination[0].terms) {
-      case 1: return finish_pixels<kMask, 1>(r, offset, width, padded, more, row);
-      case kSimple: return finish_pixels<kMask, kSimple>(r, offset, width, padded, more, row);
-      default: finish_pixels<kMask, 0>(r, offset, width, padded, more, row);
+      case 1: return finish_pixels<kMask, 1>(r, channels, offset, width, padded, more, row);
+      case kSimple: return finish_pixels<kMask, kSimple>(r, channels, offset, width, padded, more, row);
+      default: finish_pixels<kMask, 0>(r, channels, offset, width, padded, more, row);
     }
   }
 
   // rows of results lie `pitch` apart
-  static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, int unit, T* result,
-                                               int64_t pitch) {
+  static __attribute__((noinline)) void finish(const Geometry& g, const Result<T>& r, Channels channels, int unit,
+                                               T* result, int64_t pitch) {
     const int64_t length = int64_t(g.width) * g.padded;
+    const bool whole = channels.count() == g.padded;
+    const Stretches stretches{whole ? 1 : g.width, whole ? length : channels.count(), g.padded};
     const bool simple = r.destination[0].terms <= kSimple, more = r.destinations > 1 || !simple;
     for (int i = 0; i < g.rows(unit); ++i) {
       T* row = result + i * pitch;
       const int64_t offset = (int64_t(g.unit_rows()) * unit + i) * length;
       if (r.mask)
-        finish_row<true>(r, offset, g.width, g.padded, more, row);
+        finish_row<true>(r, channels, offset, g.width, g.padded, more, row);
       else
-        finish_row<false>(r, offset, g.width, g.padded, more, row);
-      for (int d = simple ? 1 : 0; d < r.destinations; ++d) combine_stretch(r.destination[d], row, offset, length);
+        finish_row<false>(r, channels, offset, g.width, g.padded, more, row);
+      for (int d = simple ? 1 : 0; d < r.destinations; ++d)
+        combine_stretches(r.destination[d], row + channels.from, offset + channels.from, stretches);
     }
-    if (r.sums != Sums::none) sum(g, r.destination[0].out, r, unit);
+    if (r.sums != Sums::none) sum(g, r.destination[0].out, r, unit, channels);
   }
 
   static __attribute__((noinline)) void add_bias_gradient(const Geometry& g, const Ring& ring, int unit, T* gradient) {
@@ -257,15 +269,15 @@ struct Conv : Domain<T, L, M> {
         const int left = static_cast<int>(int64_t(b) * g.tiles_x / parts);
         const int count = static_cast<int>(int64_t(b + 1) * g.tiles_x / parts) - left;
         transform_input(g, in.row, left, count, s.tiles);
-        multiply(g, s.tiles, job.weights, count);
-        transform_output(g, s.tiles, left, count, s.result);
+        multiply(g, job.out, s.tiles, job.weights, count);
+        transform_output(g, job.out, s.tiles, left, count, s.result);
         if (!job.activation) continue;
         transform_input(g, activation.row, left, count, s.tiles);
         transform_gradient(g, in.row, left, count, s.gradient);
         accumulate(g, s.tiles, s.gradient, count, job.weight_grad);
       }
       if (job.bias_grad) add_bias_gradient(g, in, unit, job.bias_grad);
-      finish(g, job.result, unit, s.result, row_length(g));
+      finish(g, job.result, job.out, unit, s.result, row_length(g));
     }
   }
 
@@ -278,7 +290,7 @@ struct Conv : Domain<T, L, M> {
 
   static void combine(const Geometry& g, const Destination<T>& d, int first, int last) {
     const int64_t length = int64_t(g.width) * g.padded;
-    combine_stretch(d, nullptr, first * length, (last - first) * length);
+    combine_stretches(d, nullptr, first * length, {1, (last - first) * length, 0});
   }
 
   // An image is a matrix of channels and pixels where its rows lie one after another, else one for each row.

@@ -131,10 +131,17 @@ struct Result {
   T* partial = nullptr;  // [units][2][padded]
 };
 
+// Channels [from, to) of a map: multiples of 16, or all.
+struct Channels {
+  int from, to;
+  int count() const { return to - from; }
+};
+
 // A convolution of one image, and beside it the gradient of another convolution's weights, whose output gradient is
 // `in` and whose input is `activation`.
 template <typename T>
 struct ConvJob {
+  Channels out;  // of the result; all of them where gradients of weights are wanted
   Operand<T> in;
   const T* weights = nullptr;  // [frequencies][channels][padded], or as the kernels packed them
   Result<T> result;
@@ -163,7 +170,7 @@ struct ConvKernels {
   void (*write)(const Geometry&, const Operand<T>&, T* out, int first, int last);
   void (*combine)(const Geometry&, const Destination<T>&, int first, int last);
   // the sums of a unit of a map, as `conv` makes them of its first destination
-  void (*sum)(const Geometry&, const T* map, const Result<T>&, int unit);
+  void (*sum)(const Geometry&, const T* map, const Result<T>&, int unit, Channels);
   void (*load)(const Geometry&, const Image<const T>&, T* map);
   void (*store)(const Geometry&, const T* map, const Image<T>&);
 };

@@ -1,6 +1,7 @@
 // The pieces of a pass over the evaluations of a solve: maps, moments, and one evaluation of the field.
 #pragma once
 
+#include "cpu/conv/conv_ranges.h"
 #include "cpu/conv/conv_theta.h"
 
 namespace contnet_fast {
@@ -37,42 +38,6 @@ struct Places {
   std::vector<Maps<T>> input, first, second;  // [evaluations]
   std::vector<Maps<T>> rate;                  // [stages], empty where no later stage needs it
   Maps<T> total;                              // the running update of a step, without its state
-};
-
-// All images, the units of the batch spread over threads.
-struct WholeBatch {
-  int64_t images;
-  int units;
-  template <typename F>
-  void over_units(const F& f) const {
-    at::parallel_for(0, images * units, 1, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to;) {
-        const int64_t b = i / units, end = std::min(to, (b + 1) * units);
-        f(b, static_cast<int>(i - b * units), static_cast<int>(end - b * units));
-        i = end;
-      }
-    });
-  }
-  template <typename F>
-  void over_images(const F& f) const {
-    at::parallel_for(0, images, 1, [&](int64_t from, int64_t to) {
-      for (int64_t b = from; b < to; ++b) f(b);
-    });
-  }
-};
-
-// One image, by the calling thread.
-struct OneImage {
-  int64_t image;
-  int units;
-  template <typename F>
-  void over_units(const F& f) const {
-    f(image, 0, units);
-  }
-  template <typename F>
-  void over_images(const F& f) const {
-    f(image);
-  }
 };
 
 template <typename T>
@@ -136,10 +101,10 @@ class Pass {
         range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
       ready_norm(range, j, 0, statistics);
     }
-    range.over_units([&](int64_t b, int from, int to) { first(at, j, b, from, to); });
+    range.over_units([&](int64_t b, int from, int to, Channels out) { first(at, j, b, from, to, out); });
     ready_norm(range, j, spec.post ? 0 : 1, statistics);
     if (replay_ && last && !spec.post) return;
-    range.over_units([&](int64_t b, int from, int to) { second(at, i, s, b, from, to, !end); });
+    range.over_units([&](int64_t b, int from, int to, Channels out) { second(at, i, s, b, from, to, out, !end); });
     if (!combines_later()) return;
     ready_norm(range, j, 1, statistics);
     if (replay_ && last) return;
@@ -192,9 +157,9 @@ class Pass {
     for (int c = 0; c < g.padded; ++c) scale[c] *= theta.gain_value, shift[c] *= theta.gain_value;
   }
 
-  void first(const Places<T>& at, int j, int64_t b, int from, int to) {
+  void first(const Places<T>& at, int j, int64_t b, int from, int to, Channels out) {
     const Theta<T>& theta = thetas.at(j);
-    ConvJob<T> job;
+    ConvJob<T> job{.out = out};
     if (spec.post)
       job.in.map = at.input[j](b);
     else
@@ -208,10 +173,10 @@ class Pass {
     convolve(job, from, to);
   }
 
-  void second(const Places<T>& at, int i, int s, int64_t b, int from, int to, bool more) {
+  void second(const Places<T>& at, int i, int s, int64_t b, int from, int to, Channels out, bool more) {
     const int j = evaluation(i, s);
     const Theta<T>& theta = thetas.at(j);
-    ConvJob<T> job;
+    ConvJob<T> job{.out = out};
     Result<T>& r = job.result;
     job.in = normalised(at.first[j](b), spec.post ? 0 : 1, theta, b, !spec.post);
     job.weights = theta.transformed[1];
@@ -250,7 +215,7 @@ class Pass {
   void moments_of(const T* map, int64_t b) {
     Result<T> r;
     emit_moments(r, b);
-    for (int u = 0; u < g.units; ++u) kernels.sum(g, map, r, u);
+    for (int u = 0; u < g.units; ++u) kernels.sum(g, map, r, u, {0, g.padded});
   }
 
   // mean and 1 / std of images [from, to) by merging the sums of their units in a fixed order
