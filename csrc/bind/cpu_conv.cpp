@@ -68,7 +68,7 @@ Geometry choose_geometry(const at::Tensor& x, const SolveArguments& a) {
   TORCH_CHECK(x.scalar_type() != at::kDouble, a.op, ": products in ", word_of(a.products, kProducts),
               " of a state in float64");
   if (a.products == Products::bfloat16) return direct_geometry(height, width, channels);
-  return coarse_geometry(height, width, channels);
+  return coarse_geometry(x.size(0), height, width, channels);
 }
 
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {

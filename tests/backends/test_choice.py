@@ -36,7 +36,9 @@ def measured(name):
 def rows():
     """Those of both files; what has larger tiles in bfloat16 was measured with them in the second one alone."""
     for isa, row in measured("choice-cpu.jsonl"):
-        if row["dtype"] != "bfloat16" or not conv_cpu.larger_tiles(row["channels"], row["side"], row["side"]):
+        if row["dtype"] != "bfloat16" or not conv_cpu.larger_tiles(
+            row["batch"], row["channels"], row["side"], row["side"]
+        ):
             yield isa, row
     for _, row in measured("bfloat16-amd-epyc.jsonl"):
         channels, side = map(int, row["shape"].split("@"))

@@ -200,19 +200,21 @@ def test_policies_and_levels_have_the_same_bits():
 
 
 CHOICES = {
-    **{(16, size): True for size in ((8, 8), (7, 7), (4, 16), (9, 9))},
-    **{(16, size): False for size in ((5, 5), (4, 8), (1, 64))},
-    **{(4, (3, 32)): True, (90, (8, 8)): True, (96, (8, 8)): False, (128, (12, 12)): True},
+    **{(2, 16, size): True for size in ((8, 8), (7, 7), (4, 16), (9, 9))},
+    **{(2, 16, size): False for size in ((5, 5), (4, 8), (1, 64))},
+    **{(2, 4, (3, 32)): True, (2, 90, (8, 8)): True, (2, 96, (8, 8)): False, (2, 128, (12, 12)): True},
+    **{(15, 96, (8, 8)): False, (16, 96, (8, 8)): True, (64, 64, (4, 4)): False, (64, 80, (4, 4)): True},
 }
 
 
-@pytest.mark.parametrize(("channels", "size"), CHOICES, ids=str)
-def test_larger_tiles_are_taken_where_they_were_measured_faster(isa, channels, size):
-    assert conv_cpu.larger_tiles(channels, *size) == CHOICES[channels, size]
-    case = Case(channels=channels, size=size, norm="batch", n_steps=1)
+@pytest.mark.parametrize(("batch", "channels", "size"), CHOICES, ids=str)
+def test_larger_tiles_are_taken_where_they_were_measured_faster(isa, batch, channels, size):
+    taken = CHOICES[batch, channels, size]
+    assert conv_cpu.larger_tiles(batch, channels, *size) == taken
+    case = Case(batch=batch, channels=channels, size=size, norm="batch", n_steps=1)
     plain = solve(case, "cpu:solve")["y"]
     with autocast():
-        assert torch.equal(solve(case, "cpu:solve")["y"], plain) != conv_cpu.larger_tiles(channels, *size)
+        assert torch.equal(solve(case, "cpu:solve")["y"], plain) != taken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

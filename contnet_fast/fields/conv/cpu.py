@@ -57,7 +57,7 @@ class CpuConv(Implementation):
             if products == "bfloat16":
                 return f"products in bfloat16 by {INSTRUCTIONS}, measured faster than PyTorch (docs/performance.md)"
             if INSTRUCTIONS == "avx512_bf16":
-                if larger_tiles(*problem.shape[1:]):
+                if larger_tiles(*problem.shape):
                     return "products in float32, measured faster than PyTorch's in bfloat16 (docs/performance.md)"
                 return (
                     "products in float32, predicted faster than PyTorch's in bfloat16 and not measured on such a CPU: "
@@ -94,10 +94,12 @@ def padded_channels(channels: int) -> int:
     return 4 if channels <= 4 else 8 if channels <= 8 else (channels + 15) // 16 * 16
 
 
-def larger_tiles(channels: int, height: int, width: int) -> bool:
+def larger_tiles(batch: int, channels: int, height: int, width: int) -> bool:
     """Whether coarse products go by tiles of 4x4 pixels (``coarse_geometry`` in ``csrc/cpu/conv/conv_kernels.h``)."""
     pairs, tiles = ((height + 1) // 2) * ((width + 1) // 2), ((height + 3) // 4) * ((width + 3) // 4)
-    return 5 * 16 * pairs >= 6 * 36 * tiles and tiles >= 4 and channels**2 <= 2048 * tiles
+    several = tiles >= 4 and channels**2 <= 2048 * tiles
+    many = channels > 64 and batch * tiles >= 64
+    return 5 * 16 * pairs >= 6 * 36 * tiles and (several or many)
 
 
 def kept_maps(order: str, keep: str, n_steps: int, stages: int) -> int:
@@ -136,7 +138,7 @@ def _slower(problem: Problem) -> str | None:
             "and reading them was measured to cost more than it saves"
         )
     if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and channels >= 128:
-        if larger_tiles(channels, height, width) and channels < 192:
+        if larger_tiles(batch, channels, height, width) and channels < 192:
             return None
         return (
             f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "

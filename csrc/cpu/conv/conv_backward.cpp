@@ -192,39 +192,40 @@ class Backward {
     const Theta<T>& theta = thetas_.at(j);
     const bool normed = spec_.norm != Norm::none, weights = wants(c ? kWeight2 : kWeight1) || (c && wants(kSkip));
     const bool biases = wants(c ? kBias2 : kBias1) || (c && wants(kSkip));
-    sums_.over_parts([&](int64_t part, int64_t b, int from, int to) {
-      ConvJob<T> job{.out = {0, g_.padded}};
-      const T* grad = c ? rate_grad_(b) : middle_(b);
-      const int norm = spec_.post ? c : 1;  // the norm behind this convolution
-      if (!spec_.post && c) {
-        job.in.map = grad;
-      } else if (normed) {
-        job.in = norm_operand(grad, (c ? at_.second : at_.first)[j](b), norm, b);
-      } else {
-        job.in.map = grad;
-        job.in.scale = spec_.post && c ? theta.gain : nullptr;
-        job.in.other = spec_.post ? (c ? at_.second : at_.first)[j](b) : nullptr;
-      }
-      job.in.mask_by_other = spec_.post;
-      Operand<T> activation;  // what the convolution read
-      if (spec_.post && c == 0)
-        activation.map = z(b);
-      else
-        activation = pass_.normalised(z(b), spec_.post ? 0 : c, theta, b, !spec_.post);
-      if (weights) job.activation = &activation, job.weight_grad = sums_.weights(part, c);
-      if (biases) job.bias_grad = sums_.bias(part, c);
-      job.weights = theta.backward[c];
-      Result<T>& r = job.result;
-      r.destinations = 1;
-      r.destination[0].out = out.writable(b);
-      if (!spec_.post) {
-        r.scale = gain;
-        r.mask = z(b);
-        r.mask_scale = activation.scale;
-        r.mask_shift = activation.shift;
-      }
-      if (normed && !(spec_.post && c == 0)) emit_sums(r, j, spec_.post ? 0 : c, z, b);
-      kernels_.conv(g_, job, from, to, thread_scratch<T>(kernels_.scratch(g_)));
+    sums_.over_parts([&](int64_t part, const Share& share) {
+      Operand<T> activations[kTogether];  // what the convolution read
+      convolve(kernels_, g_, share, [&](int64_t b, ConvJob<T>& job) {
+        const T* grad = c ? rate_grad_(b) : middle_(b);
+        const int norm = spec_.post ? c : 1;  // the norm behind this convolution
+        if (!spec_.post && c) {
+          job.in.map = grad;
+        } else if (normed) {
+          job.in = norm_operand(grad, (c ? at_.second : at_.first)[j](b), norm, b);
+        } else {
+          job.in.map = grad;
+          job.in.scale = spec_.post && c ? theta.gain : nullptr;
+          job.in.other = spec_.post ? (c ? at_.second : at_.first)[j](b) : nullptr;
+        }
+        job.in.mask_by_other = spec_.post;
+        Operand<T>& activation = activations[b - share.image];
+        if (spec_.post && c == 0)
+          activation.map = z(b);
+        else
+          activation = pass_.normalised(z(b), spec_.post ? 0 : c, theta, b, !spec_.post);
+        if (weights) job.activation = &activation, job.weight_grad = sums_.weights(part, c);
+        if (biases) job.bias_grad = sums_.bias(part, c);
+        job.weights = theta.backward[c];
+        Result<T>& r = job.result;
+        r.destinations = 1;
+        r.destination[0].out = out.writable(b);
+        if (!spec_.post) {
+          r.scale = gain;
+          r.mask = z(b);
+          r.mask_scale = activation.scale;
+          r.mask_shift = activation.shift;
+        }
+        if (normed && !(spec_.post && c == 0)) emit_sums(r, j, spec_.post ? 0 : c, z, b);
+      });
     });
   }
 

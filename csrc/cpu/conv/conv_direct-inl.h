@@ -56,7 +56,7 @@ struct DirectConv : Conv<float, L> {
     *size = (p - start) / sizeof(T);
     return s;
   }
-  static int64_t scratch(const Geometry& g) {
+  static int64_t scratch(const Geometry& g, int) {
     int64_t size;
     divide(g, nullptr, &size);
     return size;
@@ -220,7 +220,7 @@ struct DirectConv : Conv<float, L> {
   }
 
   static constexpr ConvKernels<T> table{
-      scratch, conv, pack, unpack, Base::write, Base::combine, Base::sum, Base::load_image, Base::store_image};
+      scratch, conv, nullptr, pack, unpack, Base::write, Base::combine, Base::sum, Base::load_image, Base::store_image};
 };
 
 }  // namespace

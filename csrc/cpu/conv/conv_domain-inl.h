@@ -24,13 +24,18 @@ struct Domain : Line<T, L, M> {
 
   // ---- transforms -----------------------------------------------------------------------------------------------
 
+  // A unit among those of several images, whose tiles lie behind one another in each vector of channels.
+  struct Place {
+    int image, of;
+  };
+
   // f(channels from, row of tiles, place of its first tile among the domain) for every row of tiles of every vector
   template <typename F>
-  static inline __attribute__((always_inline)) void over_tile_rows(const Geometry& g, Channels channels, int count,
-                                                                   const F& f) {
-    const int end = channels.to, group = g.group;
+  static inline __attribute__((always_inline)) void over_tile_rows(const Geometry& g, Channels channels, Place p,
+                                                                   int count, const F& f) {
+    const int end = channels.to, group = g.group, all = p.of * group, first = p.image * group;
     for (int c = channels.from; c < end; c += L)
-      for (int r = 0; r < group; ++r) f(c, r, (int64_t(c / L) * group + r) * count * kTile);
+      for (int r = 0; r < group; ++r) f(c, r, (int64_t(c / L) * all + first + r) * count * kTile);
   }
 
   // A line of frequencies of `columns`, which have been transformed in the other dimension, to its place.
@@ -49,10 +54,10 @@ struct Domain : Line<T, L, M> {
   }
 
   // B^T d B of the pixels of a tile and those around it: [channel vector][tile][1 ... kFrequencies][L]
-  static __attribute__((noinline)) void transform_input(const Geometry& g, const T* const* row, int first, int count,
-                                                        T* dst) {
+  static __attribute__((noinline)) void transform_input(const Geometry& g, Place p, const T* const* row, int first,
+                                                        int count, T* dst) {
     const int64_t padded = g.padded;
-    over_tile_rows(g, {0, g.padded}, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, {0, g.padded}, p, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* from[kSide];
       for (int i = 0; i < kSide; ++i) from[i] = row[M * r + i] + M * first * padded + channel;
       T* out = dst + place + L;
@@ -77,10 +82,10 @@ struct Domain : Line<T, L, M> {
   }
 
   // A^T m A: the pixels of each tile
-  static __attribute__((noinline)) void transform_output(const Geometry& g, Channels channels, const T* src, int first,
-                                                         int count, T* dst) {
+  static __attribute__((noinline)) void transform_output(const Geometry& g, Channels channels, Place p, const T* src,
+                                                         int first, int count, T* dst) {
     const int64_t length = Domain::row_length(g), padded = g.padded;
-    over_tile_rows(g, channels, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, channels, p, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* in = src + place;
       T* out = dst + M * r * length + M * first * padded + channel;
       for (int t = 0; t < count; ++t, in += kTile, out += M * padded) {
@@ -106,10 +111,10 @@ struct Domain : Line<T, L, M> {
   }
 
   // A y A^T of the unit's own pixels: the transpose of transform_output
-  static __attribute__((noinline)) void transform_gradient(const Geometry& g, const T* const* row, int first, int count,
-                                                           T* dst) {
+  static __attribute__((noinline)) void transform_gradient(const Geometry& g, Place p, const T* const* row, int first,
+                                                           int count, T* dst) {
     const int64_t padded = g.padded;
-    over_tile_rows(g, {0, g.padded}, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
+    over_tile_rows(g, {0, g.padded}, p, count, [=](int channel, int r, int64_t place) __attribute__((always_inline)) {
       const T* from[M];
       for (int i = 0; i < M; ++i) from[i] = row[M * r + 1 + i] + (M * first + 1) * padded + channel;
       T* out = dst + place + L;
@@ -225,9 +230,8 @@ struct Domain : Line<T, L, M> {
     take(std::integral_constant<int, 1>{}, 0);
   }
 
-  // frequencies of the output from those of the input, in place: m[t][co] = sum_ci v[t][ci] u[ci][co]
-  static void multiply(const Geometry& g, Channels channels, T* tiles, const T* u, int count) {
-    const int n = g.group * count;
+  // frequencies of the output of n tiles from those of the input, in place: m[t][co] = sum_ci v[t][ci] u[ci][co]
+  static void multiply(const Geometry& g, Channels channels, T* tiles, const T* u, int n) {
     const int64_t panel = int64_t(n) * kTile;
     for (int f = 0; f < kFrequencies; ++f, tiles += L, u += int64_t(g.channels) * g.padded) {
       if (kWide && g.channels == L && n % kHeld == 0) {
@@ -248,8 +252,7 @@ struct Domain : Line<T, L, M> {
   }
 
   // du[ci][co] += sum_t v[t][ci] d[t][co]
-  static void accumulate(const Geometry& g, const T* v, const T* d, int count, T* du) {
-    const int n = g.group * count;
+  static void accumulate(const Geometry& g, const T* v, const T* d, int n, T* du) {
     const int64_t panel = int64_t(n) * kTile;
     for (int f = 1; f <= kFrequencies; ++f, du += int64_t(g.channels) * g.padded)
       for (int ci = 0; ci < g.channels; ci += L) {

@@ -64,18 +64,19 @@ void conv_solve(const SolveSpec& spec, const ConvKernels<T>& kernels, const Forw
   // what backward needs of the weights is made with the rest, and found again
   Thetas<T> thetas(spec, kernels, call.nodes, call.weight_ids, spec.keep != Keep::nothing && call.weight_ids[0].owner);
   Pass<T> pass(spec, kernels, thetas, call.moments, call.known_moments);
-  // image by image only where that keeps the threads busy to the end
+  // image by image only where that keeps the threads busy to the end, and where weights are not better read for several
   const int64_t threads = at::get_num_threads(), rounds = (spec.batch + threads - 1) / threads;
   const bool even = rounds * threads * 8 <= spec.batch * 9;
-  if (spec.by_stage || !thetas.all() || !even) {
+  const WholeBatch batch(spec.batch, spec.map);
+  if (spec.by_stage || !thetas.all() || !even || batch.together()) {
     const Work<T> work(pass, call.kept, spec.batch);
-    run(pass, work.places, WholeBatch(spec.batch, spec.map), call);
+    run(pass, work.places, batch, call);
     if (call.values) *call.values = pass.values;
     return;
   }
   at::parallel_for(0, spec.batch, 1, [&](int64_t from, int64_t to) {
     const Work<T> work(pass, call.kept, 1);
-    for (int64_t b = from; b < to; ++b) run(pass, work.places, OneImage{b, spec.map.units, spec.map.padded}, call);
+    for (int64_t b = from; b < to; ++b) run(pass, work.places, OneImage{b, spec.map}, call);
   });
 }
 

@@ -12,19 +12,19 @@ struct Conv : Domain<T, L, M> {
       Base::transform_output, Base::transpose_matrix, Base::unpack;
   using typename Base::V;
 
-  // Scratch of a unit: a ring of padded rows for each operand, tiles in the domain of frequencies, result rows.
+  // Scratch: a ring of padded rows for each operand, tiles in the domain of frequencies, result rows.
   struct Scratch {
     T* rows[2];
     T* tiles;
     T* gradient;
     T* result;
   };
-  static Scratch divide(const Geometry& g, T* p) {
-    const int64_t ring = (M * g.group + 2) * row_length(g);
-    return {{p, p + ring}, p + 2 * ring, p + 2 * ring + domain(g), p + 2 * ring + 2 * domain(g)};
+  static Scratch divide(const Geometry& g, int images, T* p) {
+    const int64_t ring = (M * g.group + 2) * row_length(g), tiles = images * domain(g);
+    return {{p, p + ring}, p + 2 * ring, p + 2 * ring + tiles, p + 2 * ring + 2 * tiles};
   }
-  static int64_t scratch(const Geometry& g) {
-    return 2 * (M * g.group + 2) * row_length(g) + 2 * domain(g) + M * g.group * row_length(g);
+  static int64_t scratch(const Geometry& g, int images) {
+    return 2 * (M * g.group + 2) * row_length(g) + 2 * images * domain(g) + M * g.group * row_length(g);
   }
 
   // ---- operands -------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ struct Conv : Domain<T, L, M> {
   }
 
   static void conv(const Geometry& g, const ConvJob<T>& job, int first, int last, T* memory) {
-    const Scratch s = divide(g, memory);
+    const Scratch s = divide(g, 1, memory);
     Ring in, activation;
     in.start(g, s.rows[0]);
     if (job.activation) activation.start(g, s.rows[1]);
@@ -268,17 +268,42 @@ struct Conv : Domain<T, L, M> {
       for (int b = 0; b < parts; ++b) {
         const int left = static_cast<int>(int64_t(b) * g.tiles_x / parts);
         const int count = static_cast<int>(int64_t(b + 1) * g.tiles_x / parts) - left;
-        transform_input(g, in.row, left, count, s.tiles);
-        multiply(g, job.out, s.tiles, job.weights, count);
-        transform_output(g, job.out, s.tiles, left, count, s.result);
+        transform_input(g, {0, 1}, in.row, left, count, s.tiles);
+        multiply(g, job.out, s.tiles, job.weights, g.group * count);
+        transform_output(g, job.out, {0, 1}, s.tiles, left, count, s.result);
         if (!job.activation) continue;
-        transform_input(g, activation.row, left, count, s.tiles);
-        transform_gradient(g, in.row, left, count, s.gradient);
-        accumulate(g, s.tiles, s.gradient, count, job.weight_grad);
+        transform_input(g, {0, 1}, activation.row, left, count, s.tiles);
+        transform_gradient(g, {0, 1}, in.row, left, count, s.gradient);
+        accumulate(g, s.tiles, s.gradient, g.group * count, job.weight_grad);
       }
       if (job.bias_grad) add_bias_gradient(g, in, unit, job.bias_grad);
       finish(g, job.result, job.out, unit, s.result, row_length(g));
     }
+  }
+
+  static void conv_images(const Geometry& g, const ConvJob<T>* job, int images, T* memory) {
+    const Scratch s = divide(g, images, memory);
+    const int tiles = images * g.group * g.tiles_x;
+    const bool gradient = job->activation;
+    Ring ring;
+    ring.start(g, s.rows[0]);
+    for (int m = 0; m < images; ++m) {
+      ring.fill(g, job[m].in, 0, false);
+      transform_input(g, {m, images}, ring.row, 0, g.tiles_x, s.tiles);
+      if (gradient) transform_gradient(g, {m, images}, ring.row, 0, g.tiles_x, s.gradient);
+      if (job->bias_grad) add_bias_gradient(g, ring, 0, job->bias_grad);
+    }
+    multiply(g, job->out, s.tiles, job->weights, tiles);
+    for (int m = 0; m < images; ++m) {
+      transform_output(g, job->out, {m, images}, s.tiles, 0, g.tiles_x, s.result);
+      finish(g, job[m].result, job->out, 0, s.result, row_length(g));
+    }
+    if (!gradient) return;
+    for (int m = 0; m < images; ++m) {
+      ring.fill(g, *job[m].activation, 0, false);
+      transform_input(g, {m, images}, ring.row, 0, g.tiles_x, s.tiles);
+    }
+    accumulate(g, s.tiles, s.gradient, tiles, job->weight_grad);
   }
 
   // ---- whole maps -----------------------------------------------------------------------------------------------
@@ -332,7 +357,8 @@ struct Conv : Domain<T, L, M> {
     });
   }
 
-  static constexpr ConvKernels<T> table{scratch, conv, pack, unpack, write, combine, sum, load_image, store_image};
+  static constexpr ConvKernels<T> table{scratch, conv,    conv_images, pack,       unpack,
+                                        write,   combine, sum,         load_image, store_image};
 };
 
 }  // namespace

@@ -36,33 +36,39 @@ inline int padded_channels(int channels) { return channels <= 4 ? 4 : channels <
 
 constexpr int kMostRows = 32;  // of pixels in a unit
 
-// With so many tiles in a unit as `tiles`, or as its size allows.
+// With so many tiles in a unit as `tiles`, or as its size allows, and as many in each.
 inline Geometry tiled(int height, int width, int channels, int padded, int tile, int tiles) {
   const int tiles_x = (width + tile - 1) / tile, tile_rows = (height + tile - 1) / tile;
   int group = tiles / (tiles_x > 0 ? tiles_x : 1);
   if (group > kMostRows / tile) group = kMostRows / tile;
   if (group > tile_rows) group = tile_rows;
   if (group < 1) group = 1;
-  return {height, width, channels, padded, tile, tiles_x, group, (tile_rows + group - 1) / group, false};
+  int units = (tile_rows + group - 1) / group;
+  if (units > 0) group = (tile_rows + units - 1) / units, units = (tile_rows + group - 1) / group;
+  return {height, width, channels, padded, tile, tiles_x, group, units, false};
 }
+
+constexpr int kManyTiles = 36;  // for so many the weights of a wide convolution are read once
 
 inline Geometry geometry(int height, int width, int channels) {
   const int padded = padded_channels(channels);
   // up to 64 channels transforms share L1 with the products, beyond that the weights no longer fit L2 and are read once
   // for more tiles
-  return tiled(height, width, channels, padded, 2, padded <= 16 || padded > 64 ? 32 : 512 / padded);
+  return tiled(height, width, channels, padded, 2, padded <= 16 ? 32 : padded > 64 ? kManyTiles : 512 / padded);
 }
 
-// Where errors of 1e-5 are allowed, F(4x4, 3x3) is faster on maps of several tiles, unless these hang over by too much or
-// their weights, 2.25 times those of F(2x2, 3x3), are read for too few of them.
-inline Geometry coarse_geometry(int height, int width, int channels) {
+// Where errors of 1e-5 are allowed, F(4x4, 3x3) is faster on maps of several tiles, or batches of many, unless these hang
+// over by too much or their weights, 2.25 times those of F(2x2, 3x3), are read for too few of them.
+inline Geometry coarse_geometry(int64_t batch, int height, int width, int channels) {
   const Geometry two = geometry(height, width, channels);
   // small units, so that one image is work for several threads, until reading the weights is what takes the time
-  const int most = two.padded > 128 ? 32 : two.padded > 64 ? 16 : 8;
+  const int most = two.padded > 128 ? kManyTiles : two.padded > 64 ? 16 : 8;
   const Geometry four = tiled(height, width, channels, two.padded, 4, most);
   const int64_t pairs = int64_t(two.tiles_x) * ((height + 1) / 2), tiles = int64_t(four.tiles_x) * ((height + 3) / 4);
   const bool fewer = 5 * 16 * pairs >= 6 * 36 * tiles;  // products: by a sixth or more
-  return fewer && tiles >= 4 && int64_t(channels) * channels <= 2048 * tiles ? four : two;
+  const bool several = tiles >= 4 && int64_t(channels) * channels <= 2048 * tiles;
+  const bool many = two.padded > 64 && batch * tiles >= 64;  // images are convolved together then
+  return fewer && (several || many) ? four : two;
 }
 
 // Of bfloat16 products, whose tiles take 16 channels at a time.
@@ -141,7 +147,7 @@ struct Channels {
 // `in` and whose input is `activation`.
 template <typename T>
 struct ConvJob {
-  Channels out;  // of the result; all of them where gradients of weights are wanted
+  Channels out{};  // of the result; all of them where gradients of weights are wanted
   Operand<T> in;
   const T* weights = nullptr;  // [frequencies][channels][padded], or as the kernels packed them
   Result<T> result;
@@ -159,9 +165,12 @@ struct Image {
 
 template <typename T>
 struct ConvKernels {
-  int64_t (*scratch)(const Geometry&);  // elements that `conv` needs
+  int64_t (*scratch)(const Geometry&, int images);  // elements that convolutions of so many images need
   // units [first, last) of one image
   void (*conv)(const Geometry&, const ConvJob<T>&, int first, int last, T* scratch);
+  // The only unit of each of several images by the same weights, which are read once for all of them, and with sums in
+  // the same memory. The bits are those of one after another. Null: they go alone.
+  void (*conv_images)(const Geometry&, const ConvJob<T>*, int images, T* scratch);
   // weights [co][ci][3][3] to the transformed [frequencies][ci][co], and to those of the data gradient, with [co][ci]
   void (*pack)(const Geometry&, const T* weights, T* transformed, T* backward, T* scratch);
   // gradient of the transformed weights to that of the weights, [co][ci][3][3]

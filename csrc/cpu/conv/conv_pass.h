@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/conv/conv_ranges.h"
-#include "cpu/conv/conv_theta.h"
 
 namespace contnet_fast {
 
@@ -101,10 +100,10 @@ class Pass {
         range.over_images([&](int64_t b) { moments_of(at.state[0](b), b); });
       ready_norm(range, j, 0, statistics);
     }
-    range.over_units([&](int64_t b, int from, int to, Channels out) { first(at, j, b, from, to, out); });
+    range.over_units([&](const Share& share) { first(at, j, share); });
     ready_norm(range, j, spec.post ? 0 : 1, statistics);
     if (replay_ && last && !spec.post) return;
-    range.over_units([&](int64_t b, int from, int to, Channels out) { second(at, i, s, b, from, to, out, !end); });
+    range.over_units([&](const Share& share) { second(at, i, s, share, !end); });
     if (!combines_later()) return;
     ready_norm(range, j, 1, statistics);
     if (replay_ && last) return;
@@ -157,41 +156,41 @@ class Pass {
     for (int c = 0; c < g.padded; ++c) scale[c] *= theta.gain_value, shift[c] *= theta.gain_value;
   }
 
-  void first(const Places<T>& at, int j, int64_t b, int from, int to, Channels out) {
+  void first(const Places<T>& at, int j, const Share& share) {
     const Theta<T>& theta = thetas.at(j);
-    ConvJob<T> job{.out = out};
-    if (spec.post)
-      job.in.map = at.input[j](b);
-    else
-      job.in = normalised(at.input[j](b), 0, theta, b, true);
-    job.weights = theta.transformed[0];
-    job.result.bias = theta.bias[0];
-    job.result.relu = spec.post;
-    job.result.destinations = 1;
-    job.result.destination[0].out = at.first[j].writable(b);
-    emit_moments(job.result, b);
-    convolve(job, from, to);
+    convolve(kernels, g, share, [&](int64_t b, ConvJob<T>& job) {
+      if (spec.post)
+        job.in.map = at.input[j](b);
+      else
+        job.in = normalised(at.input[j](b), 0, theta, b, true);
+      job.weights = theta.transformed[0];
+      job.result.bias = theta.bias[0];
+      job.result.relu = spec.post;
+      job.result.destinations = 1;
+      job.result.destination[0].out = at.first[j].writable(b);
+      emit_moments(job.result, b);
+    });
   }
 
-  void second(const Places<T>& at, int i, int s, int64_t b, int from, int to, Channels out, bool more) {
+  void second(const Places<T>& at, int i, int s, const Share& share, bool more) {
     const int j = evaluation(i, s);
     const Theta<T>& theta = thetas.at(j);
-    ConvJob<T> job{.out = out};
-    Result<T>& r = job.result;
-    job.in = normalised(at.first[j](b), spec.post ? 0 : 1, theta, b, !spec.post);
-    job.weights = theta.transformed[1];
-    r.bias = theta.bias[1];
-    r.relu = spec.post;
-    if (combines_later()) {
-      r.destinations = 1;
-      r.destination[0].out = at.second[j].writable(b);
-    } else {
-      r.scale = spec.post ? theta.scale_gain : theta.gain;
-      r.shift = spec.post ? theta.shift_gain : nullptr;
-      r.destinations = destinations(at, i, s, b, nullptr, r.destination);
-    }
-    if (more || spec.post) emit_moments(r, b);
-    convolve(job, from, to);
+    convolve(kernels, g, share, [&](int64_t b, ConvJob<T>& job) {
+      Result<T>& r = job.result;
+      job.in = normalised(at.first[j](b), spec.post ? 0 : 1, theta, b, !spec.post);
+      job.weights = theta.transformed[1];
+      r.bias = theta.bias[1];
+      r.relu = spec.post;
+      if (combines_later()) {
+        r.destinations = 1;
+        r.destination[0].out = at.second[j].writable(b);
+      } else {
+        r.scale = spec.post ? theta.scale_gain : theta.gain;
+        r.shift = spec.post ? theta.shift_gain : nullptr;
+        r.destinations = destinations(at, i, s, b, nullptr, r.destination);
+      }
+      if (more || spec.post) emit_moments(r, b);
+    });
   }
 
   void combine(const Places<T>& at, int i, int s, int64_t b) {
@@ -321,10 +320,6 @@ class Pass {
     }
     if (keeps_rate(s) && k == nullptr) next(at.rate[s].writable(b), T(1));
     return count;
-  }
-
-  void convolve(const ConvJob<T>& job, int from, int to) {
-    kernels.conv(g, job, from, to, thread_scratch<T>(kernels.scratch(g)));
   }
 
   bool replay_;

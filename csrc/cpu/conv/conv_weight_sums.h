@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/conv/conv_ranges.h"
 #include "cpu/conv/conv_solve.h"
 #include "runtime/pool.h"
 
@@ -23,6 +24,7 @@ class WeightSums {
     const int64_t most = std::max<int64_t>((int64_t(256) << 20) / bytes, 4);
     part_ = std::max<int64_t>((units_ + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
     parts_ = std::max<int64_t>((units_ + part_ - 1) / part_, 1);
+    together_ = most_together(part_, g_);
     memory_.resize(parts_ * part_size());
     std::fill_n(memory_.data(), parts_ * part_size(), T(0));
   }
@@ -30,14 +32,15 @@ class WeightSums {
   T* weights(int64_t part, int conv) { return memory_.data() + part * part_size() + conv * conv_size(); }
   T* bias(int64_t part, int conv) { return weights(part, conv) + g_.weights(); }
 
-  // f(part, image, units from, to) for every unit, each part by one thread
+  // f(part, its share) for every unit, each part by one thread
   template <typename F>
   void over_parts(const F& f) const {
     at::parallel_for(0, parts_, 1, [&](int64_t from, int64_t to) {
       for (int64_t part = from; part < to; ++part)
         for (int64_t i = part * part_; i < std::min((part + 1) * part_, units_);) {
-          const int64_t b = i / g_.units, end = std::min({(part + 1) * part_, units_, (b + 1) * g_.units});
-          f(part, b, static_cast<int>(i - b * g_.units), static_cast<int>(end - b * g_.units));
+          const int64_t b = i / g_.units, images = g_.units == 1 ? together_ : 1;
+          const int64_t end = std::min({(part + 1) * part_, units_, (b + images) * g_.units});
+          f(part, share_of(g_, i, end));
           i = end;
         }
     });
@@ -59,6 +62,7 @@ class WeightSums {
   int64_t part_size() const { return 2 * conv_size(); }
   const Geometry& g_;
   int64_t units_, part_, parts_;
+  int64_t together_ = 1;  // images
   Buffer<T> memory_;
 };
 
