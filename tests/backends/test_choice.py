@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import problems
@@ -120,6 +122,21 @@ def test_the_choice_is_explained(monkeypatch, change, words):
         assert plan.backend == "reference"
         assert any(words in str(refusal) and "auto leaves it" in str(refusal) for refusal in plan.refused)
     assert select(problem(row), "cpu").backend == "cpu"  # asked for, it serves
+
+
+@pytest.mark.parametrize("channels", [16, 128, 192, 256, 384, 512])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranks_with_batches_of_different_sizes_choose_the_same(monkeypatch, channels, dtype):
+    monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", True)
+    monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
+    for avx512, side in itertools.product((True, False), (2, 4, 8, 16)):
+        monkeypatch.setattr(conv_cpu, "AVX512", avx512)
+        chosen = set()
+        for batch in (1, 2, 7, 8, 9, 64):
+            one = problem({"channels": channels, "side": side, "batch": batch, "dtype": dtype, "training": True})
+            shared = replace(one, facts=one.facts._replace(couples_ranks=True))
+            chosen.add(conv_cpu.CpuConv().discourage(shared, "stage") is None)
+        assert len(chosen) == 1
 
 
 def case(shape, *, training=False, **change):

@@ -123,28 +123,47 @@ def _slower(problem: Problem) -> str | None:
         return f"auto leaves it: {_measured(row, products)}" if row is not None and slower else None
     if products == "bfloat16":
         return None
-    batch, channels, height, width = problem.shape
+    if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and problem.shape[1] >= 128:
+        return _slower_than_bfloat16(problem)
+    batch, channels, height, width = _size(problem)
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
-    limit, wide = (20_000, 256) if AVX512 else (9_000, 128)
-    if channels**2 > limit * tiles:
+    if channels > 256 and min(batch, 8) * tiles < 16 if AVX512 else channels**2 > 9_000 * tiles:
         return (
             f"auto leaves it: with {channels} channels on maps of {height}x{width}, reading the weights of F(2x2, 3x3) "
             "was measured to cost more than it saves"
         )
-    few = channels >= wide and channels**2 > 1_000 * batch * tiles
-    if (problem.needs_grad or not AVX512) and few and not problem.facts.couples_ranks:  # who all choose the same
+    if AVX512:
+        few = problem.needs_grad and channels >= 192 and channels**2 > 2_200 * batch * tiles
+    else:
+        few = channels >= 128 and channels**2 > 1_000 * batch * tiles
+    if few:
         return (
             f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
             "and reading them was measured to cost more than it saves"
         )
-    if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and channels >= 128:
-        if larger_tiles(batch, channels, height, width) and channels < 192:
-            return None
-        return (
-            f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "
-            "were measured faster than ours in float32"
-        )
     return None
+
+
+def _size(problem: Problem) -> tuple[int, ...]:
+    """The shape; ranks that share statistics, whose batches may differ, all choose as for eight images."""
+    return (8, *problem.shape[1:]) if problem.facts.couples_ranks else problem.shape
+
+
+def _slower_than_bfloat16(problem: Problem) -> str | None:
+    """Whether products in float32 are, beside instructions that multiply in bfloat16, which PyTorch uses."""
+    batch, channels, height, width = _size(problem)
+    many = larger_tiles(batch, channels, height, width) and channels <= 256
+    if problem.dtype == torch.bfloat16:  # which PyTorch then need not cast
+        tiles = batch * ((height + 3) // 4) * ((width + 3) // 4)
+        taken = many and tiles >= (512 if problem.needs_grad else 128)
+    else:
+        taken = many or channels < 256
+    if taken:
+        return None
+    return (
+        f"auto leaves it: with {channels} channels in bfloat16, products in the 16-bit instructions of this CPU "
+        "were measured faster than ours in float32"
+    )
 
 
 def _operands(problem: Problem) -> str:
