@@ -121,9 +121,11 @@ struct Arguments {
     }
     p.slot_list = grid.host.slot_of.data();
     p.slot_of = grid.slot_of.const_data_ptr<int32_t>();
-    const cuda::DeviceFacts device = cuda::current_device();
-    p.shared_limit = device.shared_limit;
-    p.processors = device.processors;
+    if (level == Level::solve) {
+      const cuda::DeviceFacts device = cuda::current_device();
+      p.shared_limit = device.shared_limit;
+      p.processors = device.processors;
+    }
     p.indptr = parts[kIndptr].const_data_ptr();
     p.indices = data_or_null(parts[kIndices]);
     p.values = data_or_null(values);
@@ -270,7 +272,8 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                    : place == kValues    ? a.floats({a.values.numel()})
                    : place == kMixing    ? a.floats({x.size(1), x.size(1)})
                                          : a.floats(x.sizes());
-    whole = whole && place != kValues && place != kMixing;  // which are sums over slices for each edge, and across them
+    // of an edge its source's input is wanted too, of mixing every two columns: level stage has both
+    whole = whole && place != kValues && place != kMixing;
   }
   if (x.numel() > 0) {
     const std::vector<at::Tensor> slots = a.at_slots();

@@ -12,6 +12,8 @@ import torch
 from diffusion_cases import DIFFERENTIABLE, DTYPES, PLACES, Case, check, draw, solve, truth
 
 from contnet_fast.costmodel import graph_slices
+from contnet_fast.costmodel.costs import BY_ARCH
+from contnet_fast.costmodel.graph_pass import GraphPass
 from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.fields.diffusion import DiffusionSpec
 from contnet_fast.ops import lookup
@@ -171,6 +173,22 @@ def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint, launches):
     again = int(checkpoint == "block" and bool({0, 1} & {*wanted}))  # states of steps that were not kept
     assert launches() == 1 + again + 1 + len({0, 1} & {*wanted})  # values reordered; slices added up
     assert found.keys() == {"x", *(name for name, place in PLACES.items() if place in wanted)}
+
+
+@pytest.mark.parametrize("scheme", ["euler", "rk4_classic"])
+def test_predictions_count_these_launches(scheme, launches):
+    case = Case(nodes=40, scheme=scheme, n_steps=3, n_basis=1)
+    edges = draw(case)[2].values.numel()
+    p = GraphPass(case.nodes, edges, case.features, scheme=scheme, n_steps=3)
+    forward(case)
+    assert len(graph_slices.launches(p)) == launches()
+    backward(case)
+    assert len(graph_slices.launches(replace(p, backward=True))) == 1 + launches()
+    for device in BY_ARCH.values():
+        for one in (p, replace(p, features=1000)):
+            there = graph_slices.seconds(one, device, emulator.SM_80)
+            assert 0 < there < graph_slices.seconds(replace(one, backward=True), device, emulator.SM_80)
+        assert graph_slices.seconds(replace(p, nodes=emulator.SM_80), device, emulator.SM_80) is None
 
 
 def test_gradients_have_the_same_bits_whatever_is_kept_and_however_often():

@@ -144,6 +144,7 @@ struct SliceStep {
     UNROLL
     for (int c = 0; c < C; ++c) g[c] = p.update[stage - 1] * other[c];
     add_scaled(g, p.rows[stage][FAULT_POINT(32) ? 0 : stage - 1], input);
+    UNROLL_BY(1)
     for (int r = stage + 1; r < p.stages; ++r) {
       if (p.rows[r][stage - 1] == A(0)) continue;
       slice.fetch(other, p.own.input_gradients + p.own.place[r], row);

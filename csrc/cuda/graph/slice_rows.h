@@ -27,7 +27,7 @@ struct SliceProblem {
   Global<const A> scale, diagonal, mixing;
   Global<const T> source, x;
   Global<A> maps;                 // [slice, count, node, column]: what owners of rows keep
-  int count, place[kMostStages];  // maps; of each rate among them, or -1: no later stage reads it again
+  int count, place[kMostStages];  // of maps; where each rate is, or -1: no later stage reads it again
   A rows[kMostStages][kMostStages], update[kMostStages];
 };
 
@@ -39,7 +39,7 @@ struct Slice {
   using A = Sum<T>;
   const SliceProblem<T, I>& p;
   int64_t column;
-  int columns;     // that there are
+  int columns;     // of the state, C but for the last slice
   Global<A> maps;  // of this slice
   A mixing[C];
 

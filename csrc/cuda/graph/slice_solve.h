@@ -36,6 +36,7 @@ template <int C, typename T, typename I, typename A>
 DEVICE void slice_input(A (&next)[C], const Slice<T, I, C>& slice, int first, int stage, int row, const A (&rate)[C]) {
   const SliceProblem<T, I>& p = slice.p;
   add_scaled(next, p.rows[stage + 1][FAULT_POINT(24) ? 0 : stage], rate);
+  UNROLL_BY(1)
   for (int j = 0; j < stage; ++j) {
     if (p.rows[stage + 1][j] == A(0)) continue;
     A other[C];
