@@ -40,6 +40,8 @@ SHOWN = [
     "conv_gradient<bf16, true, 2, 4>",
     "weight_products<bf16, true, 32, 32>",
     *(f"diffusion_stage<bf16, int, 8, {back}, false>" for back in ("false", "true")),
+    "solve_slice<bf16, int, 4>",
+    "solve_slice_back<bf16, int, 4, true>",
     *(f"{kernel}<bf16, int, 8>" for kernel in ("attention_rows", "attention_edges", "head_sums")),
 ]
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from contnet_fast.costmodel import cuda_pass, graph_pass, triton_pass
+from contnet_fast import limits
+from contnet_fast.costmodel import cuda_pass, graph_pass, graph_slices, triton_pass
 from contnet_fast.costmodel.costs import BY_ARCH, DEVICES, Device
 from contnet_fast.costmodel.cuda_plans import SolveBlock, refusals, solve_block
 from contnet_fast.costmodel.graph_pass import GraphPass
@@ -31,6 +32,7 @@ MODES = {
 }
 KERNELS = ("conv_stage", "conv_gradient", "norm_gradient", "stage_gradient", "weight_gradient", "add_up")
 GRAPHS = {  # nodes, and edges both ways with loops
+    "1,000 nodes, 64 features": GraphPass(1000, 5000, 64),
     "Cora, 16 features": GraphPass(2708, 13_264, 16),
     "Cora, 64 features": GraphPass(2708, 13_264, 64),
     "Cora, 16 features, WCGNN": GraphPass(2708, 13_264, 16, mixing=True),
@@ -126,8 +128,13 @@ def several() -> list[str]:
     return lines
 
 
+def _slices(p: GraphPass, arch: str) -> float | None:
+    return graph_slices.seconds(p, BY_ARCH[arch], limits.shared_memory(CAPABILITY[arch]))
+
+
 def graphs() -> list[str]:
-    """Solves of 16 steps of rk4_classic on graphs: predicted milliseconds, and how many times their floor that is."""
+    """Solves of 16 steps of rk4_classic on graphs: predicted milliseconds, and how many times their floor that is; and
+    at level solve, where a block holds a column and W wants no gradient."""
     lines = ["| solve | pass | launches | " + " | ".join(device.name for device in BY_ARCH.values()) + " |",
              "|---|---|---|" + "---|" * len(BY_ARCH)]  # fmt: skip
     for name, forward in GRAPHS.items():
@@ -138,6 +145,12 @@ def graphs() -> list[str]:
                 cells.append(f"{1e3 * found:.3f}, {found / floor:.1f}x")
             what = "forward and backward" if p.backward else "forward"
             lines.append(f"| {name} | {what} | {len(graph_pass.launches(p))} | {' | '.join(cells)} |")
+            whole = {} if p.mixing and p.backward else {arch: _slices(p, arch) for arch in BY_ARCH}
+            if any(whole.values()):
+                cells = [f"{1e3 * found:.3f}" if found else "-" for found in whole.values()]
+                lines.append(
+                    f"| {name} | {what}, level solve | {len(graph_slices.launches(p))} | {' | '.join(cells)} |"
+                )
     return lines
 
 

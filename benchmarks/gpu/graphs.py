@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -112,8 +113,7 @@ def measure_graph(
     floor |= {"times": {name: round(ms[name] / floor["ms"], 3) for name in ours}}
     baselines = [name for name in ms if name not in ours]
     ratios = {f"{other} / {name}": round(ms[other] / ms[name], 3) for name in ours for other in baselines}
-    if len(ours) == 2:
-        ratios[f"{ours[0]} / {ours[1]}"] = round(ms[ours[0]] / ms[ours[1]], 3)
+    ratios |= {f"{one} / {other}": round(ms[one] / ms[other], 3) for one, other in combinations(ours, 2)}
     return {"case": case.name, "gate": gate, "ms": ms, "ratios": ratios, "floor": floor,
             **({"left_out": task.left_out} if task.left_out else {})}  # fmt: skip
 
@@ -214,7 +214,8 @@ def _diffusion(case: GraphCase, device: str, tiny: bool) -> Task:
     calls["judge"] = partial(own, backend="reference:none")
     for name in OURS:
         if name in available_backends():
-            calls[f"{name}:stage"] = partial(own, backend=f"{name}:stage")
+            levels = ("stage", "solve") if name == "cuda" else ("stage",)
+            calls |= {f"{name}:{level}": partial(own, backend=f"{name}:{level}") for level in levels}
         else:
             left_out.append(f"{name} (not available)")
     one_pass = _bytes(graph.indptr, graph.indices, graph.values, h, h)

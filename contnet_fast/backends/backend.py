@@ -73,6 +73,13 @@ class Backend(ABC):
         family = FAMILIES.get(problem.family)
         return None if family is None else family.implementations.get(self.name)
 
+    def preferred(self, problem: Problem) -> tuple[str, ...]:
+        """Its levels, most preferred first; among those of its kernels for the field in their order."""
+        found = self.implementation(problem)
+        served = () if found is None else found.levels
+        order = iter(served)
+        return tuple(next(order) if level in served else level for level in self.levels)
+
     def reason_to_skip(self, problem: Problem, level: str) -> str | None:
         """What the field's kernels or the backend say against ``auto`` taking it, although it serves."""
         found = self.implementation(problem)

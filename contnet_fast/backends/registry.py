@@ -120,7 +120,7 @@ def _choose(problem: Problem, request: str) -> Plan:
     candidates = tuple(REGISTRY) if name == "auto" else (name,)
     for candidate in candidates:
         backend = REGISTRY[candidate]
-        for level in (wanted,) if wanted else backend.levels:
+        for level in (wanted,) if wanted else backend.preferred(problem):
             reasons = _against(backend, problem, level)
             slower = backend.reason_to_skip(problem, level) if name == "auto" and not reasons else None
             if slower is not None:

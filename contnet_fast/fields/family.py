@@ -127,7 +127,7 @@ class Implementation(ABC):
     Forward and backward are registered by an extension; :class:`PythonImplementation` has them in Python.
 
     Attributes:
-        levels: those it serves, most fused first. casts_products: under autocast the nodes that
+        levels: those it serves, most preferred first. casts_products: under autocast the nodes that
             :attr:`Family.products` names come in the compute dtype.
     """
 

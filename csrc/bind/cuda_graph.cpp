@@ -17,6 +17,7 @@
 #include "bind/leaves.h"
 #include "bind/schema_arguments.h"
 #include "cuda/graph/graph_launch.h"
+#include "cuda/graph/slice_plan.h"
 #include "runtime/runs.h"
 
 namespace contnet_fast::graphs {
@@ -38,6 +39,7 @@ struct Arguments {
   at::Tensor parts[kPlaces];  // those of the graph that are integers
   int64_t n_steps, stages;
   Keep keep;
+  Level level;
   const DeviceGrid& grid;
   std::vector<double> rows, update;  // with t_end
 
@@ -49,6 +51,7 @@ struct Arguments {
         n_steps(given.n_steps),
         stages(given.stages()),
         keep(read_word(op, "keep", given.keep, kKeeps)),
+        level(read_word(op, "level", given.level, kLevels)),
         grid(grid_of("diffusion_solve", checked_grid(op, state, nodes, operands, given), state.device(), sums)) {
     x = dense(state, type);
     for (int i = 0; i < kCoefficients; ++i) coefficients[i] = nodes.get(i)->to(sums).resolve_neg().contiguous();
@@ -82,13 +85,14 @@ struct Arguments {
   }
   // maps that outlive a forward pass: states, inputs of stages, products
   int64_t states() const { return keep == Keep::steps || keep == Keep::everything ? n_steps - 1 : 0; }
-  int64_t kept() const { return states() + (keep == Keep::everything ? n_steps * (2 * stages - 1) : 0); }
+  bool all() const { return keep == Keep::everything && level == Level::stage; }  // level solve keeps states alone
+  int64_t kept() const { return states() + (all() ? n_steps * (2 * stages - 1) : 0); }
   cuda::DiffusionMaps kept_maps(const at::Tensor& kept) const {
     if (!kept.defined()) return {};
     const int64_t inputs = states(), products = inputs + n_steps * (stages - 1);
-    const bool all = keep == Keep::everything;
-    return {mutable_or_null(kept.slice(0, 0, inputs)), all ? mutable_or_null(kept.slice(0, inputs, products)) : nullptr,
-            all ? mutable_or_null(kept.slice(0, products)) : nullptr};
+    return {mutable_or_null(kept.slice(0, 0, inputs)),
+            all() ? mutable_or_null(kept.slice(0, inputs, products)) : nullptr,
+            all() ? mutable_or_null(kept.slice(0, products)) : nullptr};
   }
 
   // [slot, node] of each of the coefficients
@@ -116,6 +120,12 @@ struct Arguments {
       for (int64_t j = 0; j < stages; ++j) p.rows[s][j] = rows[s * stages + j];
     }
     p.slot_list = grid.host.slot_of.data();
+    p.slot_of = grid.slot_of.const_data_ptr<int32_t>();
+    if (level == Level::solve) {
+      const cuda::DeviceFacts device = cuda::current_device();
+      p.shared_limit = device.shared_limit;
+      p.processors = device.processors;
+    }
     p.indptr = parts[kIndptr].const_data_ptr();
     p.indices = data_or_null(parts[kIndices]);
     p.values = data_or_null(values);
@@ -141,8 +151,6 @@ struct Arguments {
     TORCH_CHECK(operands.get(kMixing - kCoefficients).has_value() == mixed, op,
                 ": a matrix of mixing, or none, against what the words say");
     scalar_of(op, x.scalar_type());
-    TORCH_CHECK_VALUE(read_word(op, "level", given.level, kLevels) == Level::stage, op, ": level: got '", given.level,
-                      "', accepted: 'stage'");
     TORCH_CHECK(read_word(op, "products", given.products, kProducts) == Products::sums, op, ": products in ",
                 given.products);
     TORCH_CHECK(given.stages() <= kMostStages, op, ": ", given.stages(), " stages: kernels combine at most ",
@@ -195,6 +203,12 @@ struct Arguments {
   static constexpr int kMostStages = cuda::kMostStages;
 };
 
+// A whole solve by blocks that hold columns of all nodes, if they do.
+void check_slices(const char* op, const cuda::DiffusionProblem& p, int64_t bytes) {
+  const std::string refusal = cuda::slice_refusal(p.nodes, bytes, p.shared_limit);
+  TORCH_CHECK_VALUE(refusal.empty(), op, ": level: got 'solve', accepted: 'stage': ", refusal);
+}
+
 using Results = std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalTensors& operands,
@@ -221,12 +235,14 @@ Results solve(const at::Tensor& x, const OptionalTensors& nodes, const OptionalT
       at::Tensor(steps[0]).copy_(a.x);
       p.kept.states = mutable_or_null(steps.slice(0, 1, n_steps));
     }
-    const at::Tensor workspace = a.bytes(cuda::plan_diffusion_solve(p));
+    const bool whole = a.level == Level::solve;
+    if (whole) check_slices(kOp, p, a.x.element_size());
+    const at::Tensor workspace = a.bytes(whole ? cuda::plan_diffusion_slices(p) : cuda::plan_diffusion_solve(p));
     p.workspace = mutable_or_null(workspace);
-    cuda::diffusion_solve(p);
+    whole ? cuda::diffusion_slices(p) : cuda::diffusion_solve(p);
     if (return_steps && a.states() > 0) kept.slice(0, 0, a.states()).copy_(steps.slice(0, 1, n_steps));
   }
-  record("diffusion_solve", "cuda", "stage", static_cast<int>(cuda::launch_count() - launched));
+  record("diffusion_solve", "cuda", word_of(a.level, kLevels), static_cast<int>(cuda::launch_count() - launched));
   return {return_steps ? steps : like(x, y), at::empty({0, 0, 0}, x.options()), {kept}};
 }
 
@@ -246,6 +262,7 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
   TORCH_CHECK(grad.dim() == 2 ? grad.sizes() == x.sizes() : grad.dim() == 3 && grad.size(0) == n_steps + 1, kBackwardOp,
               ": a gradient of shape ", grad.sizes());
   const int64_t launched = cuda::launch_count();
+  bool whole = a.level == Level::solve;
   at::Tensor found[kPlaces], x_grad = a.maps(1)[0];
   for (int64_t place : wanted) {
     TORCH_CHECK(place == kScale || place == kDiagonal || place == kValues || (place == kSource && a.source.defined()) ||
@@ -255,6 +272,8 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
                    : place == kValues    ? a.floats({a.values.numel()})
                    : place == kMixing    ? a.floats({x.size(1), x.size(1)})
                                          : a.floats(x.sizes());
+    // of an edge its source's input is wanted too, of mixing every two columns: level stage has both
+    whole = whole && place != kValues && place != kMixing;
   }
   if (x.numel() > 0) {
     const std::vector<at::Tensor> slots = a.at_slots();
@@ -275,13 +294,16 @@ std::vector<at::Tensor> solve_backward(const at::Tensor& grad, const at::Tensor&
     p.grad_values = mutable_or_null(found[kValues]);
     p.grad_source = mutable_or_null(found[kSource]);
     p.grad_mixing = mutable_or_null(found[kMixing]);
-    const at::Tensor workspace = a.bytes(cuda::plan_diffusion_backward(p));
+    if (whole) check_slices(kBackwardOp, p, a.x.element_size());
+    const at::Tensor workspace =
+        a.bytes(whole ? cuda::plan_diffusion_slices_backward(p) : cuda::plan_diffusion_backward(p));
     p.workspace = mutable_or_null(workspace);
-    cuda::diffusion_backward(p);
+    whole ? cuda::diffusion_slices_backward(p) : cuda::diffusion_backward(p);
     const std::vector<at::Tensor> at_nodes = a.at_nodes({found[kScale], found[kDiagonal]});
     std::copy(at_nodes.begin(), at_nodes.end(), found);
   }
-  record("diffusion_solve_backward", "cuda", "stage", static_cast<int>(cuda::launch_count() - launched));
+  record("diffusion_solve_backward", "cuda", whole ? "solve" : "stage",
+         static_cast<int>(cuda::launch_count() - launched));
   std::vector<at::Tensor> results{like(x, x_grad)};
   for (int64_t place : wanted) {
     const at::Tensor given = place < kCoefficients ? *nodes.get(place) : *operands.get(place - kCoefficients);

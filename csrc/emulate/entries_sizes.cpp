@@ -3,6 +3,7 @@
 #include "cuda/combine/combine_launch.h"
 #include "cuda/conv/backward/backward_launch.h"
 #include "cuda/conv/conv_launch.h"
+#include "cuda/graph/slice_plan.h"
 
 using namespace contnet_fast::cuda;
 
@@ -39,6 +40,7 @@ const NamedSize* emulated_sizes() {
       NAMED_SIZE(AddUp),
       NAMED_SIZE(Fold),
       NAMED_SIZE(NodeGradients),
+      NAMED_SIZE(SlicePlan),
       {nullptr, 0},
   };
   return sizes;

@@ -70,15 +70,37 @@ def test_it_serves_graphs_stage_by_stage(there, dtype):
     solve = {"op": "diffusion_solve", "family": "diffusion", "shape": (9, 5), "n_steps": 8}
     plan = select(facts(**solve, dtype=dtype, compute_dtype=dtype), "cuda")
     assert (plan.backend, plan.level) == ("cuda", "stage")
-    with pytest.raises(cf.BackendUnavailable, match="level solve serves conv_solve, not diffusion_solve"):
-        select(facts(**solve), "cuda:solve")
+    assert select(facts(**solve, dtype=dtype, compute_dtype=dtype), "cuda:solve").level == "solve"
     extra = facts(**solve)
     mixing, other = (replace(extra, facts=extra.facts._replace(words=(word,))) for word in ("mixing", "advection"))
-    assert select(mixing, "cuda:stage").level == "stage"
-    with pytest.raises(cf.BackendUnavailable, match="advection: its kernels have no such term"):
-        select(other, "cuda:stage")
+    for level in ("stage", "solve"):
+        assert select(mixing, f"cuda:{level}").level == level
+        with pytest.raises(cf.BackendUnavailable, match="advection: its kernels have no such term"):
+            select(other, f"cuda:{level}")
     plan = select(facts(op="graph_attention", shape=(9, 2, 5), dtype=dtype, compute_dtype=dtype), "cuda")
     assert (plan.backend, plan.level) == ("cuda", "stage")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "most"),
+    [
+        ((8, 0), torch.float32, 20864), ((9, 0), torch.float32, 29056), ((10, 0), torch.bfloat16, 58112),
+        ((9, 0), torch.float64, 14528), ((8, 6), torch.float32, 12672),
+    ],
+)  # fmt: skip
+def test_a_block_holds_the_columns_of_so_many_nodes(there, monkeypatch, capability, dtype, most):
+    monkeypatch.setattr(chips, "CHIPS", ("8.0", "9.0a", "10.0a"))
+    monkeypatch.setattr(chips, "capability", lambda device=None: capability)
+    solve = {"op": "diffusion_solve", "family": "diffusion", "n_steps": 8, "dtype": dtype, "compute_dtype": dtype}
+    for needs_grad in (False, True):
+        assert select(facts(**solve, shape=(most, 64), needs_grad=needs_grad), "cuda:solve").level == "solve"
+    bytes_taken, limit = 2 * (most + 1) * dtype.itemsize, 2 * most * dtype.itemsize
+    words = (
+        f"level solve: {most + 1} nodes: two maps of one column take {bytes_taken} bytes of shared memory, and a block"
+    )
+    with pytest.raises(cf.BackendUnavailable, match=f"{words} has {limit}"):
+        select(facts(**solve, shape=(most + 1, 64)), "cuda:solve")
+    assert select(facts(**solve, shape=(most + 1, 64)), "cuda").level == "stage"
 
 
 @pytest.mark.parametrize("shape", [(128, 64, 32, 32), (1, 128, 16, 16), (3, 256, 8, 8)])
@@ -145,7 +167,7 @@ def test_stages_it_refuses(there, change, words):
         ({"shape": (8, 8, 1, 900), "dtype": torch.float32, "compute_dtype": torch.float32}, "KiB of shared memory of"),
         ({"dtype": torch.float64, "compute_dtype": torch.float64}, "products in torch.float64 are not served"),
         ({"dtype": torch.float16}, "a state of torch.float16 beside products in torch.bfloat16 is not served"),
-        ({"op": "rk_solve"}, "level solve serves conv_solve, not rk_solve"),
+        ({"op": "rk_solve"}, "level solve serves conv_solve, diffusion_solve, not rk_solve"),
     ],
     ids=str,
 )

@@ -194,7 +194,7 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"level": "solve"}, ValueError, "level: got 'solve', accepted: 'stage'"),
+        ({"level": "whole"}, ValueError, "level: got 'whole', accepted: 'solve', 'stage'"),
         ({"keep": "all"}, ValueError, "keep: got 'all', accepted: '', 'block', 'step', 'none'"),
         (
             {"x": torch.zeros(19, 4, dtype=torch.int32)},

@@ -87,8 +87,11 @@ def draw(case: Case, device: str = "cpu") -> tuple[torch.Tensor, DiffusionNodes,
     return x.to(device), nodes._make(t.to(device) for t in nodes), DiffusionOperands(*moved)
 
 
-def solve(case: Case, dtype: torch.dtype, backend: str | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """The result and all gradients by name; ``backend``: of the choice, else the op of ``cuda``, emulated or not."""
+def solve(
+    case: Case, dtype: torch.dtype, backend: str | None = None, device: str = "cpu", level: str = "stage"
+) -> dict[str, torch.Tensor]:
+    """The result and all gradients by name; ``backend``: of the choice, else the op of ``cuda``, emulated or not, at
+    ``level``."""
 
     def leaf(t: torch.Tensor | None) -> torch.Tensor | None:
         return t if t is None or not t.is_floating_point() else t.to(dtype).requires_grad_()
@@ -100,7 +103,7 @@ def solve(case: Case, dtype: torch.dtype, backend: str | None = None, device: st
     }  # fmt: skip
     if backend is None:
         y, _ = fused_solve(
-            DIFFUSION, x, nodes, operands=operands, backend="cuda", level="stage", training=False, compute_dtype=dtype,
+            DIFFUSION, x, nodes, operands=operands, backend="cuda", level=level, training=False, compute_dtype=dtype,
             **settings,
         )  # fmt: skip
     else:
@@ -116,10 +119,10 @@ def truth(case: Case) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
     return solve(case, torch.float64, "reference:none"), solve(case, case.dtype, "reference:none")
 
 
-def check(case: Case, device: str = "cpu", backend: str | None = None) -> dict[str, torch.Tensor]:
+def check(case: Case, device: str = "cpu", backend: str | None = None, level: str = "stage") -> dict[str, torch.Tensor]:
     """Every result within the error rule; tensors are small, so that PyTorch's own error is luck."""
     got, (exact, same) = (
-        solve(case, case.dtype, backend, device),
+        solve(case, case.dtype, backend, device, level),
         truth(replace(case, checkpoint="none", index=torch.int32)),
     )
     assert got.keys() == exact.keys()

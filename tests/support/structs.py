@@ -157,10 +157,14 @@ class NodeGradients(Structure):
     )  # fmt: skip
 
 
+class SlicePlan(Structure):
+    _fields_ = (*each(c_int32, "columns slots threads"), *each(c_int64, "slices shared"))
+
+
 MIRRORED = (
     Combine, ConvProblem, ConvPrepare, ConvSolve, SolvePlan, ConvSolveBackward, SolveBackwardPlan, ConvSteps, StepsPlan,
     ConvStages, ConvStagesBackward, Pass, MapOf, NormSums, NormGradient, StageGradient, RateGradient, DataGradient,
-    WeightGradient, AddUp, Fold, NodeGradients,
+    WeightGradient, AddUp, Fold, NodeGradients, SlicePlan,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What solves of the diffusion field stage by stage keep for their backward pass."""
+"""What solves of the diffusion field on GPUs keep for their backward pass."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def maps_kept(keep: str, n_steps: int, stages: int) -> int:
 
 
 def kept_maps(call: Call) -> tuple[TensorSpec, ...]:
-    """Maps in the dtype of the state, one after another."""
-    maps = maps_kept(call.keep, call.grid.n_steps, len(call.grid.update))
+    """Maps in the dtype of the state, one after another; at level solve states alone."""
+    keep = "step" if call.keep == "none" and call.level == "solve" else call.keep
+    maps = maps_kept(keep, call.grid.n_steps, len(call.grid.update))
     return (TensorSpec((maps, *call.x.shape), call.x.dtype),)

@@ -202,14 +202,7 @@ class Backward {
   int64_t workspace() const { return arena_.taken(); }
 
   void run() {
-    if (p_.edges > 0) {
-      switch (p_.state) {
-        case Scalar::f32: reorder<float>(p_, values_); break;
-        case Scalar::f64: reorder<double>(p_, values_); break;
-        case Scalar::bf16: reorder<bf16>(p_, values_); break;
-        case Scalar::f16: reorder<f16>(p_, values_); break;
-      }
-    }
+    diffusion_reorder(p_, values_);
     std::vector<bool> seen(p_.slots, false);
     if (needs_states() && p_.kept.states == nullptr && p_.steps > 1) make_states();
     const void* costate = p_.by_step != 0 ? steps_.at(p_.grad, p_.steps) : p_.grad;
@@ -361,6 +354,16 @@ int64_t plan_diffusion_backward(const DiffusionBackward& given) {
 void diffusion_backward(const DiffusionBackward& p) {
   check(p);
   Backward(p).run();
+}
+
+void diffusion_reorder(const DiffusionBackward& p, void* to) {
+  if (p.edges == 0) return;
+  switch (p.state) {
+    case Scalar::f32: return reorder<float>(p, to);
+    case Scalar::f64: return reorder<double>(p, to);
+    case Scalar::bf16: return reorder<bf16>(p, to);
+    case Scalar::f16: return reorder<f16>(p, to);
+  }
 }
 
 void diffusion_mix(const DiffusionMix& p) { p.sums == Scalar::f64 ? mix<double>(p) : mix<float>(p); }

@@ -11,8 +11,8 @@
 
 namespace contnet_fast::cuda {
 
-// A solve of dH/dt = scale (A H) + diagonal H + H M + S, for a diagonal M, at level stage. Maps are dense [node, feature]
-// in the type of the state; sums of 16-bit numbers are float32. A has compressed rows.
+// A solve of dH/dt = scale (A H) + diagonal H + H M + S, for a diagonal M. Maps are dense [node, feature] in the type of
+// the state; sums of 16-bit numbers are float32. A has compressed rows.
 struct DiffusionProblem {
   Scalar state;
   int32_t wide_index;  // indices are int64, else int32
@@ -21,6 +21,8 @@ struct DiffusionProblem {
   double rows[kMostStages][kMostStages];  // h a_sj t_end
   double update[kMostStages];             // h b_j t_end
   const int32_t* slot_list;               // [evaluation], on the host
+  const int32_t* slot_of;                 // the same on the device: level solve reads it
+  int64_t shared_limit, processors;       // bytes that a block may have; multiprocessors: of level solve
   const void *indptr, *indices, *values;  // [nodes + 1], [edges], [edges]
   const void *scale, *diagonal;           // [slot, node] in the type of sums
   const void* source;                     // a map, or null
@@ -68,8 +70,14 @@ struct DiffusionMix {
   void* stream;
 };
 
-int64_t plan_diffusion_solve(const DiffusionSolve&);
+int64_t plan_diffusion_solve(const DiffusionSolve&);  // level stage: a launch an evaluation
 void diffusion_solve(const DiffusionSolve&);
+int64_t plan_diffusion_slices(
+    const DiffusionSolve&);  // level solve: one launch; of what is kept it writes states alone
+void diffusion_slices(const DiffusionSolve&);
+int64_t plan_diffusion_slices_backward(const DiffusionBackward&);  // without gradients by values and mixing
+void diffusion_slices_backward(const DiffusionBackward&);
+void diffusion_reorder(const DiffusionBackward&, void* to);  // values of the edges in the order of the transpose
 int64_t plan_diffusion_backward(const DiffusionBackward&);
 void diffusion_backward(const DiffusionBackward&);
 void diffusion_mix(const DiffusionMix&);

@@ -39,9 +39,13 @@ const char* emulated_conv_solve(const contnet_fast::cuda::ConvSolve* p);
 const char* emulated_error_norm(const double* partials, int64_t count, int64_t elements, void* out, int type);
 const char* emulated_diffusion_solve(const contnet_fast::cuda::DiffusionSolve* p);
 const char* emulated_diffusion_backward(const contnet_fast::cuda::DiffusionBackward* p);
+const char* emulated_diffusion_slices(const contnet_fast::cuda::DiffusionSolve* p);
+const char* emulated_diffusion_slices_backward(const contnet_fast::cuda::DiffusionBackward* p);
 const char* emulated_diffusion_mix(const contnet_fast::cuda::DiffusionMix* p);
 const char* planted_diffusion_solve(int fault, const contnet_fast::cuda::DiffusionSolve* p);
 const char* planted_diffusion_backward(int fault, const contnet_fast::cuda::DiffusionBackward* p);
+const char* planted_diffusion_slices(int fault, const contnet_fast::cuda::DiffusionSolve* p);
+const char* planted_diffusion_slices_backward(int fault, const contnet_fast::cuda::DiffusionBackward* p);
 const char* emulated_graph_attention(const contnet_fast::cuda::GraphAttention* p);
 const char* emulated_graph_attention_backward(const contnet_fast::cuda::GraphAttentionBackward* p);
 const char* planted_graph_attention(int fault, const contnet_fast::cuda::GraphAttention* p);
@@ -204,6 +208,7 @@ int64_t sum_bytes(const DiffusionProblem& p) { return p.state == Scalar::f64 ? 8
 void in_graph(Buffers& buffers, const DiffusionProblem& p, const void* x) {
   const int64_t index = p.wide_index ? 8 : 4, count = p.steps * p.stages, last = *std::max_element(p.slot_list, p.slot_list + count);
   buffers.in(x, map_bytes(p));
+  buffers.in(p.slot_of, 4 * count);
   buffers.in(p.indptr, (p.nodes + 1) * index);
   buffers.in(p.indices, p.edges * index);
   buffers.in(p.values, p.edges * size_of(p.state));
@@ -230,8 +235,16 @@ void emulated_graph_solve(const DiffusionSolve& p) {
   buffers.finish(planted ? planted_diffusion_solve(planted, &p) : emulated_diffusion_solve(&p));
 }
 
-void emulated_graph_backward(const DiffusionBackward& p) {
+void emulated_graph_slices(const DiffusionSolve& p) {
   Buffers buffers;
+  in_graph(buffers, p, p.x);
+  buffers.out(p.y, map_bytes(p));
+  for_kept(p, [&](void* data, int64_t bytes) { buffers.out(data, bytes); });
+  emulated_register("workspace", p.workspace, plan_diffusion_slices(p), false, true);
+  buffers.finish(planted ? planted_diffusion_slices(planted, &p) : emulated_diffusion_slices(&p));
+}
+
+void in_and_out_of_backward(Buffers& buffers, const DiffusionBackward& p) {
   in_graph(buffers, p, p.x);
   const int64_t index = p.wide_index ? 8 : 4, slots = p.slots * p.nodes * sum_bytes(p);
   buffers.in(p.back_indptr, (p.nodes + 1) * index);
@@ -245,8 +258,20 @@ void emulated_graph_backward(const DiffusionBackward& p) {
   if (p.grad_values != nullptr) buffers.out(p.grad_values, p.edges * sum_bytes(p));
   if (p.grad_source != nullptr) buffers.out(p.grad_source, p.nodes * p.features * sum_bytes(p));
   if (p.grad_mixing != nullptr) buffers.out(p.grad_mixing, p.features * p.features * sum_bytes(p));
+}
+
+void emulated_graph_backward(const DiffusionBackward& p) {
+  Buffers buffers;
+  in_and_out_of_backward(buffers, p);
   if (p.workspace != nullptr) emulated_register("workspace", p.workspace, plan_diffusion_backward(p), false, true);
   buffers.finish(planted ? planted_diffusion_backward(planted, &p) : emulated_diffusion_backward(&p));
+}
+
+void emulated_graph_slices_backward(const DiffusionBackward& p) {
+  Buffers buffers;
+  in_and_out_of_backward(buffers, p);
+  emulated_register("workspace", p.workspace, plan_diffusion_slices_backward(p), false, true);
+  buffers.finish(planted ? planted_diffusion_slices_backward(planted, &p) : emulated_diffusion_slices_backward(&p));
 }
 
 void emulated_graph_mix(const DiffusionMix& p) {
@@ -314,6 +339,8 @@ void emulated_attention_backward(const GraphAttentionBackward& p) {
 #define conv_stages_backward emulated_stages_backward
 #define diffusion_solve emulated_graph_solve
 #define diffusion_backward emulated_graph_backward
+#define diffusion_slices emulated_graph_slices
+#define diffusion_slices_backward emulated_graph_slices_backward
 #define diffusion_mix emulated_graph_mix
 #define graph_attention emulated_attention
 #define graph_attention_backward emulated_attention_backward

@@ -1,0 +1,12 @@
+// Backward passes of whole solves of the diffusion field on states of float32.
+
+#include "cuda/graph/slice_backward.h"
+
+namespace contnet_fast::cuda {
+
+void slice_backward_f32(const DiffusionBackward& p, const SlicePlan& plan, const SliceBackPieces& pieces) {
+  p.wide_index ? launch_slices_back<float, int64_t>(p, plan, pieces)
+               : launch_slices_back<float, int32_t>(p, plan, pieces);
+}
+
+}  // namespace contnet_fast::cuda
