@@ -26,6 +26,7 @@ if not torch.cuda.is_available():  # Triton kernels then run in its interpreter,
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import tiers
+from seeds import SHIFT, shift_seeds
 
 from contnet_fast.backends import cpu
 from contnet_fast.fields.conv import cpu as conv_cpu
@@ -41,8 +42,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     shift, threads, widest = (config.getoption(name) for name in ("seed", "torch_threads", "widest"))
-    if shift:
-        shift_seeds(shift)
+    os.environ[SHIFT] = str(shift)
+    shift_seeds()
     if threads is None and (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")):
         threads = max(2, (os.cpu_count() or 1) // int(workers))  # with two, code for several threads is still tested
     if threads:
@@ -79,18 +80,6 @@ def pytest_report_header(config):
     sets = cpu._extension.instruction_set() if cpu._extension else "none"
     options = f"seeds +{config.getoption('seed')}, {torch.get_num_threads()} threads"
     return f"{options}, PyTorch's kernels {torch.backends.cpu.get_cpu_capability()}, C++ extension {sets}"
-
-
-def shift_seeds(by: int) -> None:
-    """Add ``by`` to the seeds of PyTorch's generators."""
-    seed_all = torch.manual_seed
-
-    class Generator(torch.Generator):
-        def manual_seed(self, seed):
-            return super().manual_seed(seed + by)
-
-    torch.manual_seed = lambda seed: seed_all(seed + by)
-    torch.Generator = Generator
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from seeds import shift_seeds
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -99,6 +100,7 @@ class Plain(nn.Module):
 
 
 def worker(world: int, rank: int, folder: str) -> None:
+    shift_seeds()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.save({name: case(rank, world) for name, case in CASES.items()}, f"{folder}/{rank}.pt")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from seeds import shift_seeds
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -72,6 +74,7 @@ def sharded(where: str, part: slice) -> list[torch.Tensor]:
 
 
 def worker(rank: int, folder: str) -> None:
+    shift_seeds()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     part = slice(2 * rank, 2 * rank + 2)
@@ -93,7 +96,8 @@ def worker(rank: int, folder: str) -> None:
 def on_two_processes(tmp_path_factory) -> tuple[dict[str, list[torch.Tensor]], ...]:
     """What each of two processes, started once for all cases, found in each."""
     folder = tmp_path_factory.mktemp("two")
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=paths) for rank in (0, 1)]
     try:
         assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     finally:
