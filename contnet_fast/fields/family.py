@@ -99,7 +99,9 @@ class Call:
         """The arguments in the order of the schema, from x on."""
         # AOTInductor cannot pass an empty list of tensors: no operands are one that is absent
         tensors = (self.x, list(self.nodes), list(self.operands) or [None])
-        return (*tensors, *self.spec.pack(), self.training, *self.grid, self.keep, self.level, self.products)
+        # torch.compile of torch 2.11 unpacks no NamedTuple that a constant call returned
+        grid = [getattr(self.grid, name) for name in FlatGrid._fields]
+        return (*tensors, *self.spec.pack(), self.training, *grid, self.keep, self.level, self.products)
 
     @classmethod
     def of_arguments(

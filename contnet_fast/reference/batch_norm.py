@@ -90,7 +90,9 @@ class _BatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.ranks, ctx.dtypes = ranks, tuple(None if t is None else t.dtype for t in (weight, bias))
         out = (x.to(mean.dtype) - _wide(mean, x)) * _wide(rstd if weight is None else rstd * weight, x)
-        return (out if bias is None else out + _wide(bias, x)).to(x.dtype)
+        out = out if bias is None else out + _wide(bias, x)
+        # a compiled graph of torch 2.11 loses the gradients of a function whose last operation is a cast to the same
+        return out if out.dtype == x.dtype else out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
