@@ -22,7 +22,7 @@ BFLOAT16_PRODUCTS = cpu_times.bfloat16_pays(TIMES) if TIMES else INSTRUCTIONS ==
 
 
 class CpuConv(Implementation):
-    """``solve``: a whole block, image by image, or some together. ``stage``: the batch through a convolution at a time."""
+    """``solve``: a whole block, by images or a few together. ``stage``: the batch through a convolution at a time."""
 
     levels = ("solve", "stage")
 
