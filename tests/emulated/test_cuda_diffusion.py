@@ -168,19 +168,22 @@ def test_strides_are_kept_and_vectors_begin_anywhere():
         assert y.stride() == torch.empty_like(given).stride()
 
 
+@pytest.mark.parametrize("level", ["stage", "solve"])
 @pytest.mark.parametrize("return_steps", [False, True])
 @pytest.mark.parametrize(("nodes", "features"), [(0, 4), (3, 0)])
-def test_nothing_to_solve(nodes, features, return_steps, launches):
-    got = solve(Case(features, nodes=nodes, edges=0, return_steps=return_steps), torch.float32)
+def test_nothing_to_solve(nodes, features, return_steps, level, launches):
+    case = Case(features, nodes=nodes, edges=0, return_steps=return_steps)
+    got = solve(case, torch.float32, level=level)
     assert got["y"].shape == ((3, nodes, features) if return_steps else (nodes, features))
     assert launches() == 0
     assert all(value.count_nonzero() == 0 for value in got.values())
 
 
-def test_opcheck():
+@pytest.mark.parametrize("level", ["stage", "solve"])
+def test_opcheck(level):
     case = Case(scheme="midpoint", nodes=7, edges=9)
     x, nodes, operands = draw(case)
-    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, case.grid.flat, "none", "stage")
+    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, case.grid.flat, "none", level)
     tests = ("test_schema", "test_faketensor")
     y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
     torch.library.opcheck(lookup("diffusion_solve", "cuda"), (*call.arguments, False), test_utils=tests)

@@ -15,7 +15,6 @@ from contnet_fast.costmodel import graph_slices
 from contnet_fast.costmodel.costs import BY_ARCH
 from contnet_fast.costmodel.graph_pass import GraphPass
 from contnet_fast.fields import DIFFUSION, Call
-from contnet_fast.fields.diffusion import DiffusionSpec
 from contnet_fast.ops import lookup
 from contnet_fast.schemes.tableaus import SCHEMES
 from contnet_fast.testing import assert_within_budget
@@ -255,27 +254,6 @@ def test_strides_are_kept_and_vectors_begin_anywhere():
         y = forward(case, x=given)[0]
         assert torch.equal(y, expected)
         assert y.stride() == torch.empty_like(given).stride()
-
-
-@pytest.mark.parametrize("return_steps", [False, True])
-@pytest.mark.parametrize(("nodes", "features"), [(0, 4), (3, 0)])
-def test_nothing_to_solve(nodes, features, return_steps, launches):
-    case = Case(features, nodes=nodes, edges=0, return_steps=return_steps)
-    got = solve(case, torch.float32, level="solve")
-    assert got["y"].shape == ((3, nodes, features) if return_steps else (nodes, features))
-    assert launches() == 0
-    assert all(value.count_nonzero() == 0 for value in got.values())
-
-
-def test_opcheck():
-    case = Case(scheme="midpoint", nodes=7, edges=9)
-    x, nodes, operands = draw(case)
-    call = Call(DIFFUSION, x, nodes, operands, DiffusionSpec(), False, case.grid.flat, "none", "solve")
-    tests = ("test_schema", "test_faketensor")
-    y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, False)
-    torch.library.opcheck(lookup("diffusion_solve", "cuda"), (*call.arguments, False), test_utils=tests)
-    arguments = (torch.randn_like(y), *call.arguments, saved, list(DIFFERENTIABLE))
-    torch.library.opcheck(lookup("diffusion_solve_backward", "cuda"), arguments, test_utils=tests)
 
 
 # ---- plans and refusals
