@@ -27,7 +27,8 @@ class Facts(NamedTuple):
 
 
 NO_FACTS = Facts()
-PARTS = ("graph_attention",)  # ops that are parts of a field, which a solve around them calls at its evaluations
+PARTS = ("graph_attention", "conv_unit")  # ops that are parts of a field or of a module, which calls them
+PLAIN = ("conv_unit",)  # those of them that PyTorch's own modules compute where no backend is faster, without a word
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Problem:
 
     @property
     def is_part(self) -> bool:
-        """Whether this is a part of a field, served at level stage or by PyTorch."""
+        """Whether this is a part of a field or of a module, served at level stage or by PyTorch."""
         return self.op in PARTS
 
     def values(self) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from .. import extension
+from ..fields.conv.unit import OP as UNIT
+from ..fields.conv.unit import against_unit, slower_unit
 from ..problem import Problem
 from .backend import COMBINATIONS, FUSED, Backend
 
@@ -28,7 +30,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
-    parts = ("graph_attention",)
+    parts = ("graph_attention", "conv_unit")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -40,11 +42,13 @@ class CpuBackend(Backend):
         if problem.leaf_dtypes or problem.dtype not in STATES:
             reasons += _against_dtypes(problem)
         if level in FUSED:
-            reasons += self.against_field(problem, level)
+            reasons += against_unit(problem) if problem.op == UNIT else self.against_field(problem, level)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Combinations that were measured no faster than PyTorch (docs/performance.md)."""
+        if problem.op == UNIT:
+            return slower_unit(problem)
         few = problem.stages < LEAST_STAGES
         if problem.op == "rk_solve" and not problem.compensated and (problem.needs_grad or few):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
@@ -54,6 +58,8 @@ class CpuBackend(Backend):
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for its combinations, and for parts of fields."""
+        if problem.op == UNIT:
+            return "norm, convolution and sum in one pass, measured faster than PyTorch's (docs/performance.md)"
         if problem.is_part:
             return "one visit of each row, measured faster than PyTorch's gathers and scatters (docs/graphs.md)"
         return "one pass over memory, measured faster than PyTorch's chain (docs/performance.md)"

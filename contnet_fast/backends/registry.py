@@ -17,7 +17,7 @@ import torch
 from .. import extension as native
 from ..errors import BackendUnavailable, choice_error, warn
 from ..fields import FAMILIES, Family
-from ..problem import Problem
+from ..problem import PLAIN, Problem
 from ..transforms import exporting_to_onnx, transforming
 from .backend import FUSED, Backend
 
@@ -196,7 +196,7 @@ def _reasons(headline: str, refused: list[Refusal] | tuple[Refusal, ...]) -> str
 
 
 def _accept(plan: Plan, name: str) -> Plan:
-    if name == "auto" and plan.backend == "reference":
+    if name == "auto" and plan.backend == "reference" and plan.problem.op not in PLAIN:
         if _state.strict:
             refused = plan.refused or (Refusal("any other", "any", ("no other backend is registered",)),)
             raise BackendUnavailable(_reasons(f"strict: auto would run {plan.problem.op} on the reference", refused))

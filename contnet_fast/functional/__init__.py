@@ -2,6 +2,7 @@
 
 from .attention import graph_attention
 from .combine import rk_combine, rk_combine_error
+from .conv_unit import conv_unit
 from .fields import conv_solve, field_solve
 from .graphs import FORMS, diffusion_nodes, graph_solve
 from .solves import FixedSteps, basis_solve, fixed_steps, grid_solve, rk_solve
@@ -11,6 +12,7 @@ __all__ = [
     "FixedSteps",
     "basis_solve",
     "conv_solve",
+    "conv_unit",
     "diffusion_nodes",
     "field_solve",
     "fixed_steps",

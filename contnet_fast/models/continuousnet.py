@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import check_count, check_number
 from ..nn import ContinuousBlock, ConvField, Stitch, no_weight_decay
-from ..nn.stitch import make_norm
+from ..nn.stitch import Stem, make_norm
 
 
 class ContinuousNet(nn.Module):
@@ -86,11 +86,13 @@ class ContinuousNet(nn.Module):
 
         def stitch(wide_in: int, wide_out: int, stride: int) -> Stitch:
             skip = skip_init and order == "post"
-            return Stitch(wide_in, wide_out, stride=stride, order=order, norm=norm, eps=branch, skip_init=skip)
+            return Stitch(
+                wide_in, wide_out, stride=stride, order=order, norm=norm, eps=branch, skip_init=skip, backend=backend
+            )
 
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), make_norm(norm, stem), nn.ReLU()
-        )
+        first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        row = nn.Sequential if backend == "reference" else Stem
+        self.stem = row(first, make_norm(norm, stem), nn.ReLU())
         self.stages = nn.Sequential(
             stitch(stem, width, 1),
             block(width),

@@ -73,15 +73,26 @@ def why_called(field: nn.Module, base: type, parts: Sequence[nn.Module] = ()) ->
                     return f"the field has a hook that runs at every evaluation: {_name(hook)}"
         if "forward" in module.__dict__ or "rate" in module.__dict__:
             return "the field has another forward or rate than its class, called at every evaluation"
-    for hook in _global_hooks():
-        if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
-            return f"a hook of all modules runs at every evaluation of the field: {_name(hook)}"
+    name = _hook_of_all()
+    if name:
+        return f"a hook of all modules runs at every evaluation of the field: {name}"
     kind = type(field)
     if kind is not base:
         for name in METHODS:
             if getattr(kind, name) is not getattr(base, name):
                 return f"{kind.__name__} has a method {name} of its own, called at every evaluation"
     return ""
+
+
+def why_seen(modules: Iterable[nn.Module]) -> str:
+    """Why these modules of PyTorch must be called, so that something sees it; empty if their tensors may be read."""
+    for module in modules:
+        if has_hooks(module):
+            return f"a {type(module).__name__} has a hook: {_name(_hooks(module)[0][0])}"
+        if "forward" in module.__dict__:
+            return f"a {type(module).__name__} has another forward than its class"
+    name = _hook_of_all()
+    return f"a hook of all modules: {name}" if name else ""
 
 
 def compute_tensors(field: nn.Module) -> None:
@@ -127,6 +138,14 @@ def _hooks(module: nn.Module) -> list[tuple[Callable[..., Any], bool]]:
     """Every hook of a module, and whether it runs before forward."""
     after = (module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return [(h, True) for h in module._forward_pre_hooks.values()] + [(h, False) for d in after for h in d.values()]
+
+
+def _hook_of_all() -> str:
+    """The name of a hook of all modules that may see more than how often they are called; empty if there is none."""
+    for hook in _global_hooks():
+        if not type(getattr(hook, "__self__", None)).__module__.startswith(COUNTERS):
+            return _name(hook)
+    return ""
 
 
 def _global_hooks() -> list[Callable[..., Any]]:

@@ -1,11 +1,15 @@
 """The one boundary between Python and kernels: schemas, fakes and derivatives."""
 
+from functools import partial
+
 from ..backends import REGISTRY, Backend
 from ..fields import FAMILIES, Family
 from .attention import OP as ATTENTION
 from .attention import define_attention, fused_attention
 from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
-from .flops import register_flop_formulas
+from .conv_unit import OP as UNIT
+from .conv_unit import define_unit, unit_backward_flop, unit_flop
+from .flops import combine_flop, register_flop_formulas, solve_backward_flop, solve_flop
 from .schemas import define, define_solve, lookup
 from .solve import FieldSolve, fused_solve
 
@@ -38,10 +42,15 @@ def register_backend(backend: Backend, key: str | None) -> None:
     if key is not None:
         for op, function in backend.combinations().items():
             define(op, backend.name, function, key)
-        register_flop_formulas({(op, backend.name): None for op in backend.combinations()})
+        register_flop_formulas({(op, backend.name): combine_flop for op in backend.combinations()})
     if key is not None and ATTENTION in backend.parts:
         define_attention(backend, key)
-        register_flop_formulas({(f"{ATTENTION}{end}", backend.name): None for end in ("", "_backward")})
+        register_flop_formulas({(f"{ATTENTION}{end}", backend.name): combine_flop for end in ("", "_backward")})
+    if key is not None and UNIT in backend.parts:
+        define_unit(backend, key)
+        register_flop_formulas(
+            {(UNIT, backend.name): unit_flop, (f"{UNIT}_backward", backend.name): unit_backward_flop}
+        )
     for family in FAMILIES.values():
         _define_solve(family, backend, key)
 
@@ -49,7 +58,8 @@ def register_backend(backend: Backend, key: str | None) -> None:
 def _define_solve(family: Family, backend: Backend, key: str | None) -> None:
     if key is not None and backend.name in family.implementations:
         define_solve(family, backend, key)
-        register_flop_formulas({(f"{family.op}{end}", backend.name): family for end in ("", "_backward")})
+        counts = {family.op: partial(solve_flop, family), f"{family.op}_backward": partial(solve_backward_flop, family)}
+        register_flop_formulas({(op, backend.name): count for op, count in counts.items()})
 
 
 for _backend in REGISTRY.values():

@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -25,19 +25,17 @@ from .schemas import lookup
 _MODULE = "torch.utils.flop_counter"
 
 
-def register_flop_formulas(ops: Mapping[tuple[str, str], Family | None]) -> None:
+def register_flop_formulas(formulas: Mapping[tuple[str, str], Callable[..., int]]) -> None:
     """Give every (op, backend) its formula, as soon as something imports FlopCounterMode (0.2 s, so not here).
 
     Args:
-        ops: the field family of each, ``None`` for combinations.
+        formulas: called with what the op is called with.
     """
 
     def register() -> None:
         from torch.utils.flop_counter import register_flop_formula
 
-        for (op, backend), family in ops.items():
-            count = solve_backward_flop if op.endswith("_backward") else solve_flop
-            formula = combine_flop if family is None else partial(count, family)
+        for (op, backend), formula in formulas.items():
             register_flop_formula(lookup(op, backend), get_raw=True)(formula)
 
     if _MODULE in sys.modules:

@@ -8,40 +8,13 @@
 #include <vector>
 
 #include "bind/solve_arguments.h"
+#include "cpu/conv/choose_kernels.h"
 #include "cpu/conv/conv_solve.h"
-#include "runtime/isa.h"
 #include "runtime/runs.h"
 #include "runtime/working_tensor.h"
 
 namespace contnet_fast {
 namespace {
-
-// Where the CPU has no products of bfloat16 operands, the portable ones stand in: right and slow.
-const ConvKernels<float>& direct_kernels() {
-  if (instruction_set() == Isa::amx) return *amx::conv_bf16();
-  if (instruction_set() == Isa::avx512_bf16) return *avx512_bf16::conv_bf16();
-  return *portable::conv_bf16();
-}
-
-template <typename T>
-const ConvKernels<T>& choose_kernels(const Geometry& map) {
-  const int padded = map.padded;
-  if constexpr (std::is_same_v<T, float>)
-    if (map.direct) return direct_kernels();
-#ifdef CONTNET_FAST_X86
-  if constexpr (std::is_same_v<T, float>) {
-    if (instruction_set() >= Isa::avx512) return avx512::conv_f32(padded, map.tile);
-    if (instruction_set() == Isa::avx2) return avx2::conv_f32(padded, map.tile);
-  } else {
-    if (instruction_set() >= Isa::avx512) return avx512::conv_f64(padded);
-    if (instruction_set() == Isa::avx2) return avx2::conv_f64(padded);
-  }
-#endif
-  if constexpr (std::is_same_v<T, float>)
-    return portable::conv_f32(padded, map.tile);
-  else
-    return portable::conv_f64(padded);
-}
 
 at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 

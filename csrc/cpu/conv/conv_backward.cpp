@@ -2,6 +2,7 @@
 //
 // Adjoint of a step: g_s = h b_s y' + sum_{r > s} h a_rs u'_r is the gradient of rate s, u'_s what the field makes of
 // it, and y' + sum_s u'_s the gradient of the state before the step.
+#include "cpu/conv/conv_moments.h"
 #include "cpu/conv/conv_pass.h"
 #include "cpu/conv/conv_weight_sums.h"
 
@@ -32,7 +33,7 @@ class Backward {
         thetas_(spec, kernels, call.nodes, call.weight_ids, true),
         pass_(Pass<T>::replay(spec, kernels, thetas_, call.moments)),
         range_(spec.batch, spec.map),
-        sums_(spec) {
+        sums_(spec.batch, spec.map, 2) {
     for (int n = 0; n < 2; ++n) through_[n].resize(spec.norm == Norm::sample ? spec.batch : 1, g_.padded);
     place();
   }
@@ -264,11 +265,11 @@ class Backward {
     add_skip(skip);
   }
 
-  // d = rstd (gamma g - <gamma g> - x <gamma g x>) with x = (z - mean) rstd, <> the mean over what shares moments:
-  // `pixels`. A factor of g comes apart: `gain`, and for sums of g `of_sums`, which is 1 where they have it already.
+  // Through a norm by sums over what shares moments: `pixels`. A factor of g comes apart: `gain`, and for sums of g
+  // `of_sums`, which is 1 where they have it already.
   void set_through(const Theta<T>& theta, const Moments<T>& m, int norm, int64_t b, double gain, double of_sums,
                    double pixels, const std::vector<double>& sum, const std::vector<double>& with) {
-    T *c0 = through_[norm].at(0, b), *c1 = through_[norm].at(1, b), *c2 = through_[norm].at(2, b);
+    const Through<T> to{through_[norm].at(0, b), through_[norm].at(1, b), through_[norm].at(2, b)};
     const T *gamma = theta.gamma[norm], *mean = m.mean + b * m.stride, *rstd = m.rstd + b * m.stride;
     const int group = spec_.norm == Norm::sample ? g_.channels / spec_.groups : 1;
     for (int c = 0; c < g_.padded; ++c) {
@@ -278,9 +279,7 @@ class Backward {
           plain += gamma[k] * sum[k], along += gamma[k] * with[k];
         plain /= pixels * group, along /= pixels * group;
       }
-      c0[c] = static_cast<T>(gain * gamma[c] * rstd[c]);
-      c1[c] = static_cast<T>(-of_sums * rstd[c] * rstd[c] * along);
-      c2[c] = static_cast<T>(-of_sums * rstd[c] * plain + of_sums * rstd[c] * rstd[c] * along * mean[c]);
+      to.set(c, gain * gamma[c], of_sums * plain, of_sums * along, mean[c], rstd[c]);
     }
   }
 

@@ -1,6 +1,7 @@
 // The pieces of a pass over the evaluations of a solve: maps, moments, and one evaluation of the field.
 #pragma once
 
+#include "cpu/conv/conv_moments.h"
 #include "cpu/conv/conv_ranges.h"
 
 namespace contnet_fast {
@@ -225,30 +226,13 @@ class Pass {
     const int padded = g.padded, group = spec.norm == Norm::sample ? g.channels / spec.groups : 1;
     double n = static_cast<double>(to - from) * g.height * g.width * group;
     std::vector<double> mean(padded), square(padded);
-    auto over_partial = [&](auto&& f) {
-      for (int64_t b = from; b < to; ++b)
-        for (int u = 0; u < g.units; ++u)
-          f(partial.data() + b * partial_size() + int64_t(u) * 2 * padded, double(g.rows(u)) * g.width);
-    };
-    auto gather = [&](std::vector<double>& v) {  // over the channels of a group
+    merge_units(g, partial.data(), from, to, n, mean, square, [&](std::vector<double>& v) {  // over those of a group
       for (int c = 0; group > 1 && c < g.channels; c += group) {
         double sum = 0.0;
         for (int k = 0; k < group; ++k) sum += v[c + k];
         std::fill_n(v.begin() + c, group, sum);
       }
-    };
-    over_partial([&](const T* p, double pixels) {
-      const double share = pixels / n;
-      for (int c = 0; c < padded; ++c) mean[c] += share * p[c];
     });
-    gather(mean);
-    over_partial([&](const T* p, double pixels) {
-      for (int c = 0; c < padded; ++c) {
-        const double apart = p[c] - mean[c];
-        square[c] += p[padded + c] + pixels * apart * apart;
-      }
-    });
-    gather(square);
     if (spec.gather) n = merge_ranks(n, mean, square);
     for (int c = 0; c < padded; ++c) {
       new_mean[c] = static_cast<T>(mean[c]);

@@ -6,16 +6,16 @@
 #include <algorithm>
 
 #include "cpu/conv/conv_ranges.h"
-#include "cpu/conv/conv_solve.h"
 #include "runtime/pool.h"
 
 namespace contnet_fast {
 
-// Gradients of transformed weights and of biases, summed apart for parts of the batch that depend on its shape only.
+// Gradients of the transformed weights and biases of some convolutions, summed apart for parts of the batch that depend
+// on its shape only.
 template <typename T>
 class WeightSums {
  public:
-  explicit WeightSums(const SolveSpec& spec) : g_(spec.map), units_(spec.batch * spec.map.units) {
+  WeightSums(int64_t images, const Geometry& g, int convs) : g_(g), units_(images * g.units), convs_(convs) {
     // Merging a part costs as much as a few tiles, so a part has many, as long as there are parts for some threads.
     // A tile of 4x4 pixels counts twice: it has 2.25 times the products.
     const int64_t tiles = int64_t(g_.tiles_x) * g_.group * (g_.tile / 2), total = tiles * units_;
@@ -59,9 +59,9 @@ class WeightSums {
 
  private:
   int64_t conv_size() const { return g_.weights() + g_.padded; }
-  int64_t part_size() const { return 2 * conv_size(); }
+  int64_t part_size() const { return convs_ * conv_size(); }
   const Geometry& g_;
-  int64_t units_, part_, parts_;
+  int64_t units_, convs_, part_, parts_;
   int64_t together_ = 1;  // images
   Buffer<T> memory_;
 };

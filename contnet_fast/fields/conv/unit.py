@@ -1,0 +1,78 @@
+"""Half of a residual unit: what it is in plain PyTorch, and what kernels serve."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ...problem import Problem
+from .cpu import AVX512, padded_channels
+
+OP = "conv_unit"
+
+
+class UnitNorm(NamedTuple):
+    """The tensors of a batch norm, [C] each; absent parts are ``None``. ``mean`` and ``var`` are the running ones."""
+
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
+    var: torch.Tensor | None = None
+
+
+def conv_unit(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: UnitNorm | None,
+    shortcut: torch.Tensor | None,
+    *,
+    batch_statistics: bool,
+    norm_eps: float,
+    relu_first: bool,
+    gain: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`contnet_fast.functional.conv_unit` says it; the statistics are [2, C], [0, C] where none are taken."""
+    statistics = x.new_empty((0, x.shape[1]))
+    if norm is not None and batch_statistics:
+        # momentum 1 writes the plain batch statistics into fresh buffers
+        mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+        x = F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 1.0, norm_eps)
+        statistics = torch.stack([mean, var])
+    elif norm is not None:
+        x = F.batch_norm(x, norm.mean, norm.var, norm.weight, norm.bias, False, 0.0, norm_eps)
+    y = F.conv2d(F.relu(x) if relu_first else x, weight, bias, padding=1)
+    y = y if relu_first else F.relu(y)
+    y = y if gain == 1.0 else y * gain
+    return (y if shortcut is None else shortcut + y), statistics
+
+
+def against_unit(problem: Problem) -> tuple[str, ...]:
+    """Every reason why the C++ kernels do not serve a unit."""
+    reasons = []
+    if problem.dtype not in (torch.float32, torch.float64):
+        reasons.append(f"dtype {problem.dtype} is not one of float32, float64")
+    elif problem.compute_dtype != problem.dtype:
+        reasons.append(f"autocast to {problem.compute_dtype}: its kernels multiply in the dtype of the state")
+    channels = problem.shape[1]
+    if padded_channels(channels) != channels:
+        reasons.append(f"{channels} channels: its kernels take 4, 8 or a multiple of 16")
+    return tuple(reasons)
+
+
+def slower_unit(problem: Problem) -> str | None:
+    """Why PyTorch was measured faster: benchmarks/results/units-amd-epyc.jsonl, which a test holds this to."""
+    batch, channels, height, width = problem.shape
+    reads = channels**2 / max(batch * ((height + 1) // 2) * ((width + 1) // 2), 1)  # of weights, for each tile of 2x2
+    if AVX512:
+        few = problem.needs_grad and channels >= 192 and reads > 10_000
+    else:
+        few = reads > 3_000 or channels > 256 or (channels > 192 and problem.needs_grad)
+    if not few:
+        return None
+    return (
+        f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights and "
+        "reading them was measured to cost more than it saves"
+    )

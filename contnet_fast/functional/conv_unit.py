@@ -1,0 +1,119 @@
+"""Half of a residual unit, by a backend that has kernels for it or in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..backends import Plan, Problem, record, select
+from ..errors import check_bool, check_choice, check_number
+from ..fields.conv import unit
+from ..fields.conv.unit import OP, UnitNorm
+from ..ops.conv_unit import fused_unit
+from ..transforms import constant
+from .autocast import compute_dtype
+
+RELUS = ("before", "after")
+
+
+def conv_unit(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    norm: UnitNorm | None = None,
+    shortcut: torch.Tensor | None = None,
+    *,
+    batch_statistics: bool = False,
+    norm_eps: float = 1e-5,
+    relu: str = "before",
+    gain: float = 1.0,
+    plan: Plan | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """shortcut + gain * F(x), with F(x) = conv(relu(norm(x))), or relu(conv(norm(x))) for ``relu="after"``.
+
+    Args:
+        x: [B, C, H, W] in a floating dtype, any strides. The shortcut is of the same shape and dtype.
+        weight: [C, C, 3, 3], of a convolution of stride 1 that pads with one pixel of zeros. bias: [C].
+        norm: the tensors of a batch norm, or ``None``: no norm.
+        batch_statistics: normalise by those of this batch; else by ``norm.mean`` and ``norm.var``.
+        norm_eps: added to the variance.
+        gain: a number.
+        plan: from :func:`unit_plan`; it is made here if there is none.
+
+    Returns:
+        The result, in channels_last where a backend serves; and with batch statistics [2, C], their mean and unbiased
+        variance, which carry no gradient. Differentiable any number of times.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it got and what is accepted.
+    """
+    check_choice("relu", relu, RELUS)
+    check_bool("batch_statistics", batch_statistics)
+    norm_eps, gain = constant(check_number("norm_eps", norm_eps, positive=True)), constant(check_number("gain", gain))
+    _check(x, weight, bias, norm, shortcut, batch_statistics=batch_statistics)
+    if plan is None:
+        plan = unit_plan(x, x.shape)
+    if plan.level == "none":
+        if not torch.compiler.is_compiling():
+            record(OP, plan.backend, plan.level)
+        y, statistics = unit.conv_unit(
+            x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
+            relu_first=relu == "before", gain=gain,
+        )  # fmt: skip
+    else:
+        y, statistics = fused_unit(
+            plan.backend, x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
+            relu_first=relu == "before", gain=gain,
+        )  # fmt: skip
+    return y, statistics if batch_statistics else None
+
+
+def unit_plan(x: torch.Tensor, shape: Sequence[int], *, called: str = "", backend: str = "auto") -> Plan:
+    """Which backend serves a unit of a state of this shape, in the dtype and on the device of ``x``, and why.
+
+    Args:
+        called: why modules must be called instead of their tensors read; empty if they need not be.
+        backend: ``"auto"`` or a backend. PyTorch serves where it has no kernels of units.
+    """
+    problem = Problem(
+        op=OP,
+        device=x.device,
+        dtype=x.dtype,
+        compute_dtype=compute_dtype(x),
+        shape=tuple(shape),
+        stages=0,
+        needs_grad=torch.is_grad_enabled(),
+        called=called,
+    )
+    return select(problem, backend)
+
+
+def _check(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: UnitNorm | None,
+    shortcut: torch.Tensor | None, *, batch_statistics: bool,
+) -> None:  # fmt: skip
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4:
+        got = f"a tensor of shape {tuple(x.shape)} in {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"x: got {got}, accepted: [batch, channels, height, width] in a floating dtype")
+    channels = x.shape[1]
+    expected = {"weight": (channels, channels, 3, 3), "bias": (channels,), "shortcut": tuple(x.shape)}
+    given = {"weight": weight, "bias": bias, "shortcut": shortcut}
+    for name, tensor in (norm or UnitNorm())._asdict().items():
+        given[f"norm.{name}"], expected[f"norm.{name}"] = tensor, (channels,)
+    for name, tensor in given.items():
+        if tensor is None and name != "weight":
+            continue
+        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected[name]:
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"{name}: got {got}, accepted: a tensor of shape {expected[name]}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: got {tensor.device}, accepted: the device of x, {x.device}")
+    if norm is None and batch_statistics:
+        raise ValueError("batch_statistics: got True without a norm, accepted: False")
+    if norm is not None and not batch_statistics and (norm.mean is None or norm.var is None):
+        raise ValueError("norm: got no running statistics, accepted: norm.mean and norm.var, or batch_statistics=True")
+    if batch_statistics and x.numel() <= channels:
+        raise ValueError(
+            f"x: got shape {tuple(x.shape)}, accepted with batch statistics: more than one value per channel"
+        )

@@ -1,0 +1,151 @@
+// Registers the C++ implementation of half of a residual unit: tensors in, plain descriptions out.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "bind/schema_arguments.h"
+#include "cpu/conv/choose_kernels.h"
+#include "cpu/conv/conv_unit.h"
+#include "runtime/runs.h"
+#include "runtime/working_tensor.h"
+
+namespace contnet_fast {
+namespace {
+
+constexpr const char *kUnit = "conv_unit_cpu", *kUnitBackward = "conv_unit_backward_cpu";
+
+enum UnitNorm { kNormWeight, kNormBias, kNormMean, kNormVar, kNormTensors };
+// Tensors with gradients, in the order of the schema.
+enum UnitPlace { kUnitX, kUnitWeight, kUnitBias, kUnitNormWeight, kUnitNormBias, kUnitPlaces };
+
+// The arguments of both ops, checked; maps in channels_last, parameters contiguous.
+struct UnitArguments {
+  UnitSpec spec{};
+  const char* op;
+  at::Tensor x, weight, bias, norm[kNormTensors];
+
+  UnitArguments(const char* op, const at::Tensor& given_x, const at::Tensor& given_weight,
+                const std::optional<at::Tensor>& given_bias, const OptionalTensors& given_norm, bool batch_statistics,
+                double norm_eps, bool relu_first, double gain)
+      : op(op) {
+    const int64_t channels = given_x.dim() == 4 ? given_x.size(1) : 0;
+    TORCH_CHECK(given_x.numel() > 0 && given_x.dim() == 4 && padded_channels(static_cast<int>(channels)) == channels,
+                op, ": x of shape ", given_x.sizes(), ", accepted: [batch, 4, 8 or a multiple of 16, height, width]");
+    TORCH_CHECK(given_x.scalar_type() == at::kFloat || given_x.scalar_type() == at::kDouble, op, ": x in ",
+                given_x.scalar_type());
+    x = map(given_x, "x");
+    weight = parameter(given_weight, 9 * channels * channels, "weight");
+    if (given_bias.has_value()) bias = parameter(*given_bias, channels, "bias");
+    TORCH_CHECK(given_norm.empty() || given_norm.size() == kNormTensors, op, ": ", given_norm.size(),
+                " tensors of a norm, accepted: 0 or 4");
+    for (size_t i = 0; i < given_norm.size(); ++i)
+      if (given_norm.get(i).has_value()) norm[i] = parameter(*given_norm.get(i), channels, "norm");
+    spec.batch = x.size(0);
+    spec.map = geometry(static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), static_cast<int>(channels));
+    spec.normed = !given_norm.empty();
+    spec.batch_statistics = batch_statistics;
+    spec.relu_first = relu_first;
+    spec.norm_eps = norm_eps;
+    spec.gain = gain;
+    TORCH_CHECK(!spec.normed || batch_statistics || (norm[kNormMean].defined() && norm[kNormVar].defined()), op,
+                ": a norm without statistics");
+    TORCH_CHECK(spec.normed || !batch_statistics, op, ": batch statistics without a norm");
+  }
+
+  at::Tensor map(const at::Tensor& t, const char* name) const {
+    TORCH_CHECK(!x.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()), op, ": ", name,
+                " of shape ", t.sizes(), " in ", t.scalar_type());
+    return t.resolve_neg().contiguous(at::MemoryFormat::ChannelsLast);
+  }
+  at::Tensor parameter(const at::Tensor& t, int64_t size, const char* name) const {
+    TORCH_CHECK(t.numel() == size && t.scalar_type() == x.scalar_type(), op, ": ", name, " of shape ", t.sizes(),
+                " in ", t.scalar_type());
+    return t.resolve_neg().contiguous();
+  }
+  template <typename T>
+  static const T* data(const at::Tensor& t) {
+    return t.defined() ? t.const_data_ptr<T>() : nullptr;
+  }
+  template <typename T>
+  UnitParameters<T> parameters() const {
+    return {data<T>(weight),          data<T>(bias),          data<T>(norm[kNormWeight]), data<T>(norm[kNormBias]),
+            data<T>(norm[kNormMean]), data<T>(norm[kNormVar])};
+  }
+};
+
+// y, statistics [2, C] of the batch or none, moments [2, C] or none, F(x) like x where backward reads it and y is another
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& weight,
+                                                                   const std::optional<at::Tensor>& bias,
+                                                                   const OptionalTensors& norm,
+                                                                   const std::optional<at::Tensor>& shortcut,
+                                                                   bool batch_statistics, double norm_eps,
+                                                                   bool relu_first, double gain, bool keep) {
+  record("conv_unit", "cpu", "stage");
+  const UnitArguments a(kUnit, x, weight, bias, norm, batch_statistics, norm_eps, relu_first, gain);
+  const at::Tensor base = shortcut.has_value() ? a.map(*shortcut, "shortcut") : at::Tensor();
+  const int64_t channels = x.size(1);
+  const at::Tensor y = at::empty_like(a.x);
+  const at::Tensor statistics = at::empty({batch_statistics ? 2 : 0, channels}, x.options());
+  const at::Tensor moments = at::empty({a.spec.normed ? 2 : 0, channels}, x.options());
+  const bool other = shortcut.has_value() || gain != 1.0;
+  const at::Tensor kept = keep && !relu_first && other ? working_tensor(a.x.sizes(), a.x.strides(), a.x.scalar_type())
+                                                       : at::empty({0}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kUnit, [&] {
+    UnitForward<scalar_t> call{};
+    call.parameters = a.parameters<scalar_t>();
+    call.x = a.data<scalar_t>(a.x), call.shortcut = a.data<scalar_t>(base);
+    call.y = y.mutable_data_ptr<scalar_t>();
+    call.moments = moments.mutable_data_ptr<scalar_t>();
+    call.statistics = statistics.mutable_data_ptr<scalar_t>();
+    call.kept = kept.numel() > 0 ? kept.mutable_data_ptr<scalar_t>() : nullptr;
+    conv_unit(a.spec, choose_kernels<scalar_t>(a.spec.map), call);
+  });
+  return {y, statistics, moments, kept};
+}
+
+std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                                 const std::optional<at::Tensor>& bias, const OptionalTensors& norm,
+                                 bool batch_statistics, double norm_eps, bool relu_first, double gain,
+                                 const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
+  record("conv_unit_backward", "cpu", "stage");
+  const UnitArguments a(kUnitBackward, x, weight, bias, norm, batch_statistics, norm_eps, relu_first, gain);
+  const at::Tensor upstream = a.map(grad, "grad");
+  TORCH_CHECK(moments.numel() == (a.spec.normed ? 2 * x.size(1) : 0) && moments.is_contiguous(), kUnitBackward,
+              ": moments of shape ", moments.sizes());
+  TORCH_CHECK(relu_first || (kept.sizes() == x.sizes() && kept.strides() == a.x.strides()), kUnitBackward,
+              ": what forward kept, of shape ", kept.sizes());
+  const at::Tensor* given[kUnitPlaces] = {&a.x, &a.weight, &a.bias, &a.norm[kNormWeight], &a.norm[kNormBias]};
+  at::Tensor by_place[kUnitPlaces];
+  by_place[kUnitX] = at::empty_like(a.x);
+  for (int64_t place : wanted) {
+    TORCH_CHECK(place >= 0 && place < kUnitPlaces && given[place]->defined(), kUnitBackward, ": no gradient of tensor ",
+                place);
+    if (place != kUnitX) by_place[place] = at::empty_like(*given[place]);
+  }
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kUnitBackward, [&] {
+    const auto out = [&](int place) {
+      return by_place[place].defined() ? by_place[place].mutable_data_ptr<scalar_t>() : nullptr;
+    };
+    UnitBackward<scalar_t> call{};
+    call.parameters = a.parameters<scalar_t>();
+    call.x = a.data<scalar_t>(a.x), call.moments = a.data<scalar_t>(moments), call.kept = a.data<scalar_t>(kept);
+    call.grad = a.data<scalar_t>(upstream);
+    call.x_grad = out(kUnitX), call.weight_grad = out(kUnitWeight), call.bias_grad = out(kUnitBias);
+    call.gamma_grad = out(kUnitNormWeight), call.beta_grad = out(kUnitNormBias);
+    conv_unit_backward(a.spec, choose_kernels<scalar_t>(a.spec.map), call);
+  });
+  std::vector<at::Tensor> all;
+  for (int64_t place : wanted) all.push_back(by_place[place]);
+  return all;
+}
+
+}  // namespace
+}  // namespace contnet_fast
+
+TORCH_LIBRARY_IMPL(contnet_fast, CPU, m) {
+  m.impl(contnet_fast::kUnit, TORCH_FN(contnet_fast::forward));
+  m.impl(contnet_fast::kUnitBackward, TORCH_FN(contnet_fast::backward));
+}

@@ -1,0 +1,176 @@
+// Both passes over half of a residual unit.
+#include "cpu/conv/conv_unit.h"
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/conv/conv_moments.h"
+#include "cpu/conv/conv_ranges.h"
+#include "cpu/conv/conv_weight_sums.h"
+
+namespace contnet_fast {
+namespace {
+
+// What both passes know: weights in the domain of frequencies, and the norm as an affine function.
+template <typename T>
+struct Unit {
+  const UnitSpec& spec;
+  const Geometry& g;
+  const ConvKernels<T>& kernels;
+  const UnitParameters<T>& p;
+  WholeBatch range;
+  Buffer<T> weights, vectors, partial;
+  T *forward, *backward = nullptr;  // weights
+  T *scale, *shift, *gain;          // [padded]
+
+  Unit(const UnitSpec& spec, const ConvKernels<T>& kernels, const UnitParameters<T>& parameters, bool both)
+      : spec(spec), g(spec.map), kernels(kernels), p(parameters), range(spec.batch, spec.map) {
+    weights.resize((both ? 2 : 1) * g.weights());
+    forward = weights.data();
+    if (both) backward = forward + g.weights();
+    kernels.pack(g, p.weight, forward, backward, thread_scratch<T>(int64_t(9) * g.channels * g.padded));
+    vectors.resize(3 * g.padded);
+    scale = vectors.data(), shift = scale + g.padded, gain = shift + g.padded;
+    std::fill_n(gain, g.padded, static_cast<T>(spec.gain));
+    partial.resize(spec.batch * partial_size());
+  }
+
+  int64_t partial_size() const { return int64_t(g.units) * 2 * g.padded; }
+
+  void set_norm(const T* moments) {
+    if (!spec.normed) return;
+    const T *mean = moments, *rstd = moments + g.padded;
+    for (int c = 0; c < g.padded; ++c) {
+      scale[c] = (p.gamma ? p.gamma[c] : T(1)) * rstd[c];
+      shift[c] = (p.beta ? p.beta[c] : T(0)) - mean[c] * scale[c];
+    }
+  }
+
+  // image b of a map as the convolution sees it
+  Operand<T> input(const T* x, int64_t b) const {
+    Operand<T> in;
+    in.map = x + b * g.map();
+    in.relu = spec.relu_first;
+    if (spec.normed) in.scale = scale, in.shift = shift;
+    return in;
+  }
+};
+
+template <typename T>
+void find_moments(const Unit<T>& unit, const UnitForward<T>& call) {
+  const UnitSpec& spec = unit.spec;
+  const Geometry& g = unit.g;
+  T *mean = call.moments, *rstd = mean + g.padded;
+  if (!spec.batch_statistics) {
+    for (int c = 0; c < g.padded; ++c)
+      mean[c] = unit.p.mean[c], rstd[c] = T(1) / std::sqrt(unit.p.var[c] + static_cast<T>(spec.norm_eps));
+    return;
+  }
+  unit.range.over_images([&](int64_t b) {
+    Result<T> sums;
+    sums.sums = Sums::moments;
+    sums.partial = unit.partial.data() + b * unit.partial_size();
+    for (int u = 0; u < g.units; ++u) unit.kernels.sum(g, call.x + b * g.map(), sums, u, {0, g.padded});
+  });
+  const double n = static_cast<double>(spec.batch) * g.height * g.width;
+  std::vector<double> means(g.padded), squares(g.padded);
+  merge_units(g, unit.partial.data(), 0, spec.batch, n, means, squares, [](std::vector<double>&) {});
+  for (int c = 0; c < g.padded; ++c) {
+    mean[c] = static_cast<T>(means[c]);
+    rstd[c] = static_cast<T>(1.0 / std::sqrt(squares[c] / n + spec.norm_eps));
+    call.statistics[c] = mean[c];
+    call.statistics[g.padded + c] = static_cast<T>(squares[c] / std::max(n - 1.0, 1.0));
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void conv_unit(const UnitSpec& spec, const ConvKernels<T>& kernels, const UnitForward<T>& call) {
+  Unit<T> unit(spec, kernels, call.parameters, false);
+  const Geometry& g = unit.g;
+  if (spec.normed) find_moments(unit, call);
+  unit.set_norm(call.moments);
+  unit.range.over_units([&](const Share& share) {
+    convolve(kernels, g, share, [&](int64_t b, ConvJob<T>& job) {
+      job.in = unit.input(call.x, b);
+      job.weights = unit.forward;
+      Result<T>& r = job.result;
+      r.bias = call.parameters.bias;
+      r.relu = !spec.relu_first;
+      if (call.kept) r.destination[r.destinations++].out = call.kept + b * g.map();
+      Destination<T>& y = r.destination[r.destinations++];
+      y.out = call.y + b * g.map();
+      y.own = static_cast<T>(spec.gain);
+      if (call.shortcut) y.add(call.shortcut + b * g.map(), T(1));
+    });
+  });
+}
+
+template <typename T>
+void conv_unit_backward(const UnitSpec& spec, const ConvKernels<T>& kernels, const UnitBackward<T>& call) {
+  Unit<T> unit(spec, kernels, call.parameters, true);
+  const Geometry& g = unit.g;
+  const int64_t map = g.map();
+  const T* mean = call.moments;
+  unit.set_norm(call.moments);
+  WeightSums<T> sums(spec.batch, g, 1);
+  sums.over_parts([&](int64_t part, const Share& share) {
+    Operand<T> activations[kTogether];
+    convolve(kernels, g, share, [&](int64_t b, ConvJob<T>& job) {
+      job.in.map = call.grad + b * map;
+      job.in.scale = unit.gain;
+      if (!spec.relu_first) job.in.other = call.kept + b * map, job.in.mask_by_other = true;
+      job.weights = unit.backward;
+      Operand<T>& activation = activations[b - share.image] = unit.input(call.x, b);
+      if (call.weight_grad) job.activation = &activation, job.weight_grad = sums.weights(part, 0);
+      if (call.bias_grad) job.bias_grad = sums.bias(part, 0);
+      Result<T>& r = job.result;
+      r.destinations = 1;
+      r.destination[0].out = call.x_grad + b * map;
+      if (spec.relu_first) r.mask = call.x + b * map, r.mask_scale = activation.scale, r.mask_shift = activation.shift;
+      if (!spec.normed) return;
+      r.sums = Sums::gradient;
+      r.with = call.x + b * map;
+      r.center = mean;
+      r.partial = unit.partial.data() + b * unit.partial_size();
+    });
+  });
+  sums.merge();
+  if (call.weight_grad)
+    kernels.unpack(g, sums.weights(0, 0), call.weight_grad, thread_scratch<T>(int64_t(9) * g.channels * g.padded));
+  if (call.bias_grad) std::copy_n(sums.bias(0, 0), g.padded, call.bias_grad);
+  if (!spec.normed) return;
+
+  const double n = static_cast<double>(spec.batch) * g.height * g.width;
+  std::vector<double> sum(g.padded), with(g.padded);  // of the gradient of the norm, and by its normalised input
+  for (int64_t i = 0; i < spec.batch * g.units; ++i) {
+    const T* part = unit.partial.data() + i * 2 * g.padded;
+    for (int c = 0; c < g.padded; ++c) sum[c] += part[c], with[c] += part[g.padded + c];
+  }
+  Buffer<T> memory(3 * g.padded);
+  const Through<T> to{memory.data(), memory.data() + g.padded, memory.data() + 2 * g.padded};
+  const T* rstd = mean + g.padded;
+  const double share = spec.batch_statistics ? 1.0 / n : 0.0;  // of a value in the moments
+  for (int c = 0; c < g.padded; ++c) {
+    with[c] *= rstd[c];
+    if (call.gamma_grad) call.gamma_grad[c] = static_cast<T>(with[c]);
+    if (call.beta_grad) call.beta_grad[c] = static_cast<T>(sum[c]);
+    const double gamma = unit.p.gamma ? unit.p.gamma[c] : T(1);
+    to.set(c, gamma, share * gamma * sum[c], share * gamma * with[c], mean[c], rstd[c]);
+  }
+  unit.range.over_images([&](int64_t b) {
+    Operand<T> in;
+    in.map = call.x_grad + b * map, in.scale = to.c0;
+    in.other = call.x + b * map, in.other_scale = to.c1;
+    in.shift = to.c2;
+    kernels.write(g, in, call.x_grad + b * map, 0, g.height);
+  });
+}
+
+template void conv_unit(const UnitSpec&, const ConvKernels<float>&, const UnitForward<float>&);
+template void conv_unit(const UnitSpec&, const ConvKernels<double>&, const UnitForward<double>&);
+template void conv_unit_backward(const UnitSpec&, const ConvKernels<float>&, const UnitBackward<float>&);
+template void conv_unit_backward(const UnitSpec&, const ConvKernels<double>&, const UnitBackward<double>&);
+
+}  // namespace contnet_fast
