@@ -1,6 +1,9 @@
 """Measure where ``auto`` should take the cpu backend: blocks of many sizes beside the reference, a JSON line for each.
 
     python -m benchmarks.suite.cpu_choice >> benchmarks/results/choice-cpu.jsonl
+    python -m benchmarks.suite.cpu_choice --units --dtypes float32 >> benchmarks/results/units-cpu.jsonl
+
+``--units`` measures halves of residual units (``contnet_fast.functional.conv_unit``) in place of blocks.
 
 ``--isa avx2`` measures the cpu backend as on a CPU without wider vectors; set ATEN_CPU_CAPABILITY=avx2 and
 ONEDNN_MAX_CPU_ISA=AVX2 for PyTorch to do the same (with ``--isa portable``: default and SSE41).
@@ -24,6 +27,9 @@ from benchmarks.common.formats import DTYPES
 from benchmarks.common.options import Parser
 from benchmarks.common.rows import header
 from contnet_fast.backends import cpu
+from contnet_fast.fields.conv.cpu import padded_channels
+from contnet_fast.fields.conv.unit import UnitNorm
+from contnet_fast.functional import conv_unit
 from contnet_fast.nn import ContinuousBlock, ConvField
 
 SHAPES = [  # channels, side, batch
@@ -48,12 +54,12 @@ def medians(calls: Sequence[Callable[[], None]], seconds: float) -> list[float]:
     return [statistics.median(seconds_of_call) for seconds_of_call in times]
 
 
-def measure(channels: int, side: int, batch: int, dtype: str, training: bool, seconds: float) -> dict[str, Any]:
-    """Return the times of one block of two Euler steps, of the reference in both memory layouts."""
-    torch.manual_seed(0)
-    field = ConvField(channels, n_basis=2).to(DTYPES[dtype])
-    x = torch.randn(batch, channels, side, side, dtype=DTYPES[dtype])
-    direction = torch.randn_like(x)
+Call = Callable[[str, torch.memory_format], Callable[[], None]]  # of a backend and the format of its images
+
+
+def block_of(x: torch.Tensor, direction: torch.Tensor, training: bool) -> Call:
+    """A block of two Euler steps."""
+    field = ConvField(x.shape[1], n_basis=2).to(x.dtype)
 
     def call(backend: str, memory_format: torch.memory_format) -> Callable[[], None]:
         block = ContinuousBlock(field, scheme="euler", n_steps=2, checkpoint="none", backend=backend).train(training)
@@ -69,7 +75,40 @@ def measure(channels: int, side: int, batch: int, dtype: str, training: bool, se
 
         return run
 
-    calls = [call("cpu", torch.contiguous_format)]
+    return call
+
+
+def unit_of(x: torch.Tensor, direction: torch.Tensor, training: bool) -> Call:
+    """Half of a residual unit with a batch norm and a shortcut, in training by statistics of the batch."""
+    channels = x.shape[1]
+    scale = (2 / (9 * channels)) ** 0.5
+    drawn = [scale * torch.randn(channels, channels, 3, 3), *(torch.rand(channels) + 0.5 for _ in range(5))]
+    weight, bias, gain, shift, mean, var = (t.to(x.dtype).requires_grad_(training) for t in drawn)
+    norm, leaves = UnitNorm(gain, shift, mean.detach(), var.detach()), (weight, bias, gain, shift)
+
+    def call(backend: str, memory_format: torch.memory_format) -> Callable[[], None]:
+        inputs = x.clone(memory_format=memory_format).requires_grad_(training)
+        shortcut, upstream = inputs.detach().clone(), direction.clone(memory_format=memory_format)
+
+        def run() -> None:
+            with torch.set_grad_enabled(training), cf.use_backend(backend.partition(":")[0]):
+                y, _ = conv_unit(inputs, weight, bias, norm, shortcut, batch_statistics=training, relu="after")
+                if training:
+                    torch.autograd.grad(y, (inputs, *leaves), upstream)
+
+        return run
+
+    return call
+
+
+def measure(
+    make: Callable[..., Call], channels: int, side: int, batch: int, dtype: str, training: bool, seconds: float
+) -> dict[str, Any]:
+    """Return the time of one size, beside the reference in both memory layouts."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, side, side, dtype=DTYPES[dtype])
+    call = make(x, torch.randn_like(x), training)
+    calls = [call("cpu", torch.channels_last if make is unit_of else torch.contiguous_format)]
     calls += [call("reference:none", f) for f in (torch.contiguous_format, torch.channels_last)]
     ours, nchw, channels_last = medians(calls, seconds)
     return {
@@ -80,6 +119,7 @@ def measure(channels: int, side: int, batch: int, dtype: str, training: bool, se
 
 def main() -> None:
     parser = Parser("python -m benchmarks.suite.cpu_choice", __doc__)
+    parser.add_argument("--units", action="store_true", help="measure halves of residual units")
     parser.add_argument("--isa", choices=cpu._extension.instruction_sets() if cpu._extension else ["none"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=0.3, help="of each size")
@@ -93,9 +133,13 @@ def main() -> None:
     limits = {name: os.environ.get(name) for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
     print(json.dumps(header({**vars(options), **limits, "isa": cpu._extension.instruction_set()})), flush=True)
     for dtype in options.dtypes:
-        for shape in SHAPES if dtype == "float32" else FEWER:
+        sizes = SHAPES if dtype == "float32" else FEWER
+        if options.units:
+            sizes = [size for size in sizes if padded_channels(size[0]) == size[0]]
+        for shape in sizes:
             for training in (False, True):
-                print(json.dumps(measure(*shape, dtype, training, options.seconds)), flush=True)
+                make = unit_of if options.units else block_of
+                print(json.dumps(measure(make, *shape, dtype, training, options.seconds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..backends import Plan, check_backend
 from ..errors import check_choice, check_count, check_number
 from ..fields.conv.spec import NORMS, ORDERS
-from ..fields.conv.unit import UnitNorm
-from ..functional.conv_unit import conv_unit, unit_plan
+from ..functional.conv_unit import unit_plan
 from ..transforms import tracing, transforming
-from .calls import why_seen
+from .half_units import half_unit, pointwise, why_half_called
 
 
 def make_norm(norm: str, channels: int, *, groups: int | None = None) -> nn.Module:
@@ -120,111 +117,34 @@ class Stitch(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
         plan = self._plan(x)
-        if plan is None or plan.level == "none":
-            return self._sum(self.shortcut(every(x, self.stride)), self._first(x, None), None)
-        if not x.is_contiguous(memory_format=torch.channels_last):
+        if plan is not None and not x.is_contiguous(memory_format=torch.channels_last):
             x = ChannelsLast.apply(x)
-        return self._sum(
-            self.shortcut(every(x, self.stride)), self._first(x, plan if self._keeps_shape else None), plan
-        )
+        (norm1, norm2), relu = self._norms, "before" if self.order == "pre" else "after"
+        sites = every(x, self.stride)
+        shortcut = self.shortcut(sites) if plan is None else pointwise(sites, self.shortcut)
+        u = half_unit(x, norm1, self.conv1, relu=relu, plan=plan if self._keeps_shape else None)
+        if self.skip is None:
+            return half_unit(u, norm2, self.conv2, shortcut, relu=relu, gain=self.eps, plan=plan)
+        return shortcut + self.eps * (self.skip * half_unit(u, norm2, self.conv2, relu=relu, plan=plan))
 
-    def _first(self, x: torch.Tensor, plan: Plan | None) -> torch.Tensor:
-        """Up to the first convolution, and in order "post" its relu."""
-        if plan is not None:
-            return self._unit(x, self.norm1 if self.order == "pre" else None, self.conv1, plan)
-        return self.conv1(torch.relu(self.norm1(x))) if self.order == "pre" else torch.relu(self.conv1(x))
-
-    def _sum(self, shortcut: torch.Tensor, u: torch.Tensor, plan: Plan | None) -> torch.Tensor:
-        """The rest."""
-        norm = self.norm2 if self.order == "pre" else self.norm1
-        if plan is not None and self.skip is None:
-            return self._unit(u, norm, self.conv2, plan, shortcut, gain=self.eps)
-        if plan is not None:
-            u = self._unit(u, norm, self.conv2, plan)
-        elif self.order == "pre":
-            u = self.conv2(torch.relu(norm(u)))
-        else:
-            u = torch.relu(self.conv2(norm(u)))
-        if self.skip is not None:
-            u = self.skip * u
-        return shortcut + self.eps * u
-
-    # ---- the convolutions that a backend may serve
+    @property
+    def _norms(self) -> tuple[nn.Module | None, nn.Module]:
+        """Those before the two convolutions; in order "post" the first reads x itself."""
+        return (self.norm1, self.norm2) if self.order == "pre" else (None, self.norm1)
 
     @property
     def _keeps_shape(self) -> bool:
         return self.stride == 1 and self.conv1.in_channels == self.conv1.out_channels
 
     def _plan(self, x: torch.Tensor) -> Plan | None:
-        """Which backend serves; ``None`` where there is no choice."""
-        if not isinstance(x, torch.Tensor) or x.device.type != "cpu" or x.dim() != 4 or tracing():
+        """The backend that serves the convolutions which keep width and resolution; ``None``: PyTorch does."""
+        if not isinstance(x, torch.Tensor) or x.device.type != "cpu" or tracing():
             return None
-        pairs = [(self.norm2 if self.order == "pre" else self.norm1, self.conv2)]
-        if self._keeps_shape:
-            pairs.append((self.norm1 if self.order == "pre" else nn.Identity(), self.conv1))
+        if x.dim() != 4 or x.shape[1] != self.conv1.in_channels:  # PyTorch's own words
+            return None
+        halves = list(zip(self._norms, (self.conv1, self.conv2), strict=True))[0 if self._keeps_shape else 1 :]
         batch, _, height, width = x.shape
         shape = (batch, self.conv2.in_channels, -(-height // self.stride), -(-width // self.stride))
-        called = next((why for norm, conv in pairs if (why := _why_called(x, shape, norm, conv))), "")
-        return unit_plan(x, shape, called=called, backend=self.backend)
-
-    def _unit(
-        self, x: torch.Tensor, norm: nn.Module | None, conv: nn.Conv2d, plan: Plan,
-        shortcut: torch.Tensor | None = None, *, gain: float = 1.0,
-    ) -> torch.Tensor:  # fmt: skip
-        batch = norm if isinstance(norm, nn.BatchNorm2d) else None
-        y, statistics = conv_unit(
-            x,
-            conv.weight,
-            conv.bias,
-            UnitNorm(batch.weight, batch.bias, batch.running_mean, batch.running_var) if batch is not None else None,
-            shortcut,
-            batch_statistics=batch is not None and takes_statistics(batch),
-            norm_eps=batch.eps if batch is not None else 1e-5,
-            relu="before" if self.order == "pre" else "after",
-            gain=gain,
-            plan=plan,
-        )
-        if batch is not None and statistics is not None:
-            move_statistics(batch, statistics)
-        return y
-
-
-def takes_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm normalises by the statistics of its batch."""
-    return norm.training or norm.running_mean is None
-
-
-@torch.no_grad()
-def move_statistics(norm: nn.BatchNorm2d, statistics: torch.Tensor) -> None:
-    """Running averages after a batch of these statistics, [2, C], as the norm itself moves them."""
-    mean, var = norm.running_mean, norm.running_var
-    if not norm.training or not norm.track_running_stats or mean is None or var is None:
-        return
-    factor = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        factor = 1.0 / float(norm.num_batches_tracked) if factor is None else factor
-    for running, new in zip((mean, var), statistics, strict=True):
-        running.mul_(1.0 - (factor or 0.0)).add_(new, alpha=factor or 0.0)
-
-
-def _why_called(x: torch.Tensor, shape: tuple[int, ...], norm: nn.Module, conv: nn.Module) -> str:
-    """Why a norm and a convolution must be called as modules; empty if they need not be."""
-    if type(conv) is not nn.Conv2d:
-        return f"its convolution is a {type(conv).__name__}, which is called"
-    if type(norm) not in (nn.BatchNorm2d, nn.Identity):
-        return f"its norm is a {type(norm).__name__}, which is called"
-    channels = shape[1]
-    if (conv.kernel_size, conv.stride, conv.padding, conv.dilation) != ((3, 3), (1, 1), (1, 1), (1, 1)) or (
-        (conv.groups, conv.padding_mode, conv.weight.shape[0]) != (1, "zeros", channels)
-    ):
-        return f"its convolution is another one: {conv}"
-    values = math.prod(shape)
-    if values == 0 or (isinstance(norm, nn.BatchNorm2d) and takes_statistics(norm) and values == channels):
-        return f"a batch of shape {tuple(shape)}"
-    tensors = [x, *conv.parameters(recurse=False), *norm.parameters(recurse=False)]
-    tensors += [t for t in norm.buffers(recurse=False) if t.is_floating_point()]
-    for t in tensors:
-        if is_traceable_wrapper_subclass(t) or t.dtype != x.dtype or t.device != x.device or t.layout != torch.strided:
-            return f"a tensor of it is a {type(t).__name__} in {t.dtype} on {t.device}"
-    return why_seen((norm, conv))
+        called = next((why for norm, conv in halves if (why := why_half_called(x, shape, norm, conv))), "")
+        plan = unit_plan(x, shape, called=called, backend=self.backend)
+        return None if plan.level == "none" else plan

@@ -157,6 +157,15 @@ def stopped(stitch):
     stitch.norm1.register_full_backward_hook(lambda m, given, got: (given[0] * 0.5,))
 
 
+def branching(stitch):
+    stitch.shortcut.register_forward_hook(lambda m, a, y: y.relu())
+
+
+def with_bias(stitch):
+    torch.manual_seed(3)
+    stitch.shortcut = nn.Conv2d(16, 16, 1).double()
+
+
 def pruned(stitch):
     prune.l1_unstructured(stitch.conv2, "weight", amount=0.5)
 
@@ -198,7 +207,7 @@ def without_bias(stitch):
     stitch.conv1.bias = stitch.conv2.bias = None
 
 
-CHANGES = [doubled, stopped, pruned, parametrised, weight_norm]
+CHANGES = [doubled, stopped, branching, with_bias, pruned, parametrised, weight_norm]
 CHANGES += [other_class, other_forward, other_norm, dilated, without_bias]
 
 
@@ -280,6 +289,12 @@ def test_a_gradient_comes_in_the_format_of_the_state(fmt):
     leaf.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=fmt)))
     make()(leaf).sum().backward()
     assert seen == [True]
+
+
+def test_gradients_of_parameters_lie_as_the_parameters_do_which_ddp_warns_about_otherwise():
+    net = ContinuousNet(width=8, n_basis=1, n_steps=1)
+    net(torch.randn(4, 3, 16, 16)).sum().backward()
+    assert all(p.grad is None or p.grad.stride() == p.stride() for p in net.parameters())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ...problem import Problem
-from .cpu import AVX512, padded_channels
+from . import cpu
 
 OP = "conv_unit"
 
@@ -57,16 +57,16 @@ def against_unit(problem: Problem) -> tuple[str, ...]:
     elif problem.compute_dtype != problem.dtype:
         reasons.append(f"autocast to {problem.compute_dtype}: its kernels multiply in the dtype of the state")
     channels = problem.shape[1]
-    if padded_channels(channels) != channels:
+    if cpu.padded_channels(channels) != channels:
         reasons.append(f"{channels} channels: its kernels take 4, 8 or a multiple of 16")
     return tuple(reasons)
 
 
 def slower_unit(problem: Problem) -> str | None:
-    """Why PyTorch was measured faster: benchmarks/results/units-amd-epyc.jsonl, which a test holds this to."""
+    """Why PyTorch was measured faster: benchmarks/results/units-cpu.jsonl, which a test holds this to."""
     batch, channels, height, width = problem.shape
     reads = channels**2 / max(batch * ((height + 1) // 2) * ((width + 1) // 2), 1)  # of weights, for each tile of 2x2
-    if AVX512:
+    if cpu.AVX512:
         few = problem.needs_grad and channels >= 192 and reads > 10_000
     else:
         few = reads > 3_000 or channels > 256 or (channels > 192 and problem.needs_grad)
