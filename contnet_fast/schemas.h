@@ -31,12 +31,13 @@ SCHEMA(graph_attention_backward,
        "(Tensor grad, Tensor targets, Tensor sources, Tensor? states, Tensor? factors, Tensor[] rows, float slope, "
        "Tensor largest, Tensor sums, int[] wanted) -> Tensor[]")
 
-// half of a residual unit, shortcut + gain * F(x); kept: F(x), where backward reads it and y is something else; norm: weight, bias, running mean and variance of a batch norm, or no
-// tensors; wanted: places of x, weight, bias, and weight and bias of the norm, counted from 0
+// half of a residual unit, shortcut + gain * F(x); mean and var: the running ones of a batch norm; kept: F(x), where
+// backward reads it and y is something else; wanted: places of x, weight, bias, norm_weight and norm_bias
 SCHEMA(conv_unit,
-       "(Tensor x, Tensor weight, Tensor? bias, Tensor?[] norm, Tensor? shortcut, bool batch_statistics, "
-       "float norm_eps, bool relu_first, float gain, bool keep)"
-       " -> (Tensor y, Tensor statistics, Tensor moments, Tensor kept)")
+       "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, Tensor? var, "
+       "Tensor? shortcut, bool normed, bool batch_statistics, float norm_eps, bool relu_first, float gain, "
+       "str products, bool keep) -> (Tensor y, Tensor statistics, Tensor moments, Tensor kept)")
 SCHEMA(conv_unit_backward,
-       "(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor?[] norm, bool batch_statistics, "
-       "float norm_eps, bool relu_first, float gain, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]")
+       "(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, "
+       "Tensor? var, bool normed, bool batch_statistics, float norm_eps, bool relu_first, float gain, "
+       "str products, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]")

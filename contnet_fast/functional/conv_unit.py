@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from ..fields.conv import unit
 from ..fields.conv.unit import OP, UnitNorm
 from ..ops.conv_unit import fused_unit
 from ..transforms import constant
-from .autocast import compute_dtype
+from .autocast import autocast_enabled, compute_dtype
 
 RELUS = ("before", "after")
 
@@ -28,22 +29,21 @@ def conv_unit(
     norm_eps: float = 1e-5,
     relu: str = "before",
     gain: float = 1.0,
-    plan: Plan | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """shortcut + gain * F(x), with F(x) = conv(relu(norm(x))), or relu(conv(norm(x))) for ``relu="after"``.
 
     Args:
-        x: [B, C, H, W] in a floating dtype, any strides. The shortcut is of the same shape and dtype.
+        x: [B, C, H, W] in a floating dtype, any strides. The shortcut is of the same shape and dtype, under autocast
+            of either dtype.
         weight: [C, C, 3, 3], of a convolution of stride 1 that pads with one pixel of zeros. bias: [C].
         norm: the tensors of a batch norm, or ``None``: no norm.
         batch_statistics: normalise by those of this batch; else by ``norm.mean`` and ``norm.var``.
         norm_eps: added to the variance.
         gain: a number.
-        plan: from :func:`unit_plan`; it is made here if there is none.
 
     Returns:
-        The result, in channels_last where a backend serves; and with batch statistics [2, C], their mean and unbiased
-        variance, which carry no gradient. Differentiable any number of times.
+        The result, in channels_last where a backend serves and under autocast in its dtype; and with batch statistics
+        [2, C], their mean and unbiased variance, which carry no gradient. Differentiable any number of times.
 
     Raises:
         TypeError, ValueError: naming the argument, what it got and what is accepted.
@@ -52,25 +52,54 @@ def conv_unit(
     check_bool("batch_statistics", batch_statistics)
     norm_eps, gain = constant(check_number("norm_eps", norm_eps, positive=True)), constant(check_number("gain", gain))
     _check(x, weight, bias, norm, shortcut, batch_statistics=batch_statistics)
-    if plan is None:
-        plan = unit_plan(x, x.shape)
-    if plan.level == "none":
-        if not torch.compiler.is_compiling():
-            record(OP, plan.backend, plan.level)
-        y, statistics = unit.conv_unit(
-            x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
-            relu_first=relu == "before", gain=gain,
-        )  # fmt: skip
-    else:
-        y, statistics = fused_unit(
-            plan.backend, x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
-            relu_first=relu == "before", gain=gain,
-        )  # fmt: skip
-    return y, statistics if batch_statistics else None
+    plan = unit_plan(x, x.shape, weight.dtype)
+    call = served_unit if plan.level != "none" else _plain
+    y, statistics = call(
+        plan, x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
+        relu_first=relu == "before", gain=gain,
+    )  # fmt: skip
+    return y.to(plan.problem.compute_dtype), statistics if batch_statistics else None
 
 
-def unit_plan(x: torch.Tensor, shape: Sequence[int], *, called: str = "", backend: str = "auto") -> Plan:
-    """Which backend serves a unit of a state of this shape, in the dtype and on the device of ``x``, and why.
+def _plain(plan: Plan, *tensors: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if not torch.compiler.is_compiling():
+        record(OP, plan.backend, plan.level)
+    return unit.conv_unit(*tensors, **settings)
+
+
+def served_unit(
+    plan: Plan,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    norm: UnitNorm | None,
+    shortcut: torch.Tensor | None,
+    *,
+    batch_statistics: bool,
+    norm_eps: float,
+    relu_first: bool,
+    gain: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unit and its statistics by the backend of a plan, without checks; in the dtype of the parameters."""
+    return fused_unit(
+        plan.backend,
+        x.to(weight.dtype),
+        weight,
+        bias,
+        norm,
+        None if shortcut is None else shortcut.to(weight.dtype),
+        batch_statistics=batch_statistics,
+        norm_eps=norm_eps,
+        relu_first=relu_first,
+        gain=gain,
+        products=unit.products(plan.problem),
+    )
+
+
+def unit_plan(
+    x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, *, called: str = "", backend: str = "auto"
+) -> Plan:
+    """Which backend serves a unit of a state of this shape on the device of ``x``, with parameters in ``dtype``.
 
     Args:
         called: why modules must be called instead of their tensors read; empty if they need not be.
@@ -79,7 +108,7 @@ def unit_plan(x: torch.Tensor, shape: Sequence[int], *, called: str = "", backen
     problem = Problem(
         op=OP,
         device=x.device,
-        dtype=x.dtype,
+        dtype=dtype,
         compute_dtype=compute_dtype(x),
         shape=tuple(shape),
         stages=0,
@@ -107,6 +136,8 @@ def _check(
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected[name]:
             got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise ValueError(f"{name}: got {got}, accepted: a tensor of shape {expected[name]}")
+        if tensor.dtype != x.dtype and not autocast_enabled(x):
+            raise TypeError(f"{name}: got {tensor.dtype}, accepted: that of x, {x.dtype} (or use autocast)")
         if tensor.device != x.device:
             raise ValueError(f"{name}: got {tensor.device}, accepted: the device of x, {x.device}")
     if norm is None and batch_statistics:

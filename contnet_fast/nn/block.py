@@ -18,7 +18,7 @@ from ..reference.rk import CHECKPOINTS, State
 from ..schemes.tableaus import get_tableau
 from ..schemes.timegrid import EDGES, TimeGrid, time_grid
 from .basis_module import BasisModule
-from .calls import Accepted, accepted_keywords, compute_tensors, has_hooks, takes_weights
+from .calls import Accepted, accepted_keywords, as_one_node, compute_tensors, has_hooks, takes_weights
 
 
 class ContinuousBlock(nn.Module):
@@ -117,7 +117,7 @@ class ContinuousBlock(nn.Module):
                 evaluation, and its tensors get their gradients.
         """
         if isinstance(x, Proxy):
-            return self._as_one_node(x, lambda: {**({"return_steps": True} if return_steps else {}), **context})
+            return as_one_node(self, x, lambda: {**({"return_steps": True} if return_steps else {}), **context})
         if context or self._accepted.required or self._prepares:
             self._accepted.check(self.field, context)
             if isinstance(self.field, BasisModule):
@@ -153,21 +153,6 @@ class ContinuousBlock(nn.Module):
     def trajectory(self, x: State, **context: Any) -> State:
         """``self(x, return_steps=True)``: hooks run and running statistics move as in a call of the module."""
         return self(x, return_steps=True, **context)
-
-    def _as_one_node(self, x: Proxy, named: Callable[[], dict[str, Any]], *arguments: Any) -> Proxy:
-        """torch.fx.symbolic_trace keeps the block whole, as it keeps the modules of torch.nn.
-
-        Args:
-            named: keywords of the call, which are Proxies of no value if the block itself is traced.
-        """
-        tracer: Any = x.tracer
-        path = tracer.path_of_module(self)
-        if not path:
-            raise TypeError(
-                "x: got a torch.fx.Proxy, accepted: a tensor; torch.fx traces modules that contain the block, "
-                "and torch.nn.Sequential(block) is one"
-            )
-        return tracer.create_proxy("call_module", path, (x, *arguments), named())
 
     def _call_of_basis(self, context: dict[str, Any]) -> tuple[Callable[..., State], Callable[..., State]]:
         """A field with a basis, and the solve that calls it."""

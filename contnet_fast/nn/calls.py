@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.fx import Proxy
 from torch.nn.modules import module as torch_modules
 
 METHODS = ("forward", "rate", "evaluate")
@@ -93,6 +94,28 @@ def why_seen(modules: Iterable[nn.Module]) -> str:
             return f"a {type(module).__name__} has another forward than its class"
     name = _hook_of_all()
     return f"a hook of all modules: {name}" if name else ""
+
+
+def as_one_node(
+    module: nn.Module, x: Proxy, named: Callable[[], dict[str, Any]] = dict, *arguments: Any, kind: str = "block"
+) -> Proxy:
+    """torch.fx.symbolic_trace keeps one of our modules whole, as it keeps the modules of torch.nn.
+
+    Args:
+        named: keywords of the call, which are Proxies of no value if the module itself is traced.
+        kind: what the module is called.
+
+    Raises:
+        TypeError: the module itself is traced.
+    """
+    tracer: Any = x.tracer
+    path = tracer.path_of_module(module)
+    if not path:
+        raise TypeError(
+            f"x: got a torch.fx.Proxy, accepted: a tensor; torch.fx traces modules that contain the {kind}, "
+            f"and torch.nn.Sequential({kind}) is one"
+        )
+    return tracer.create_proxy("call_module", path, (x, *arguments), named())
 
 
 def compute_tensors(field: nn.Module) -> None:

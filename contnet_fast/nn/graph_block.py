@@ -16,7 +16,7 @@ from ..functional.reversible import REVERSIBLE
 from ..graphs import Graph
 from .basis_module import BasisModule
 from .block import ContinuousBlock
-from .calls import compute_tensors
+from .calls import as_one_node, compute_tensors
 from .graph_fields import DiffusionField, WeightedDiffusionField
 
 
@@ -81,7 +81,7 @@ class GraphBlock(ContinuousBlock):
         if isinstance(h, Proxy):
             named = {"source": source, "return_steps": return_steps}
             given = lambda: {k: v for k, v in named.items() if v is not None and v is not False}  # noqa: E731
-            return self._as_one_node(h, given, graph)
+            return as_one_node(self, h, given, graph)
         if not isinstance(graph, Graph):
             raise TypeError(f"graph: got {type(graph).__name__}, accepted: a contnet_fast.Graph, of edge_index for one")
         order = graph.order

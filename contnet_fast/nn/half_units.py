@@ -11,7 +11,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..backends import Plan
 from ..fields.conv.unit import UnitNorm
-from ..functional.conv_unit import conv_unit
+from ..functional.autocast import autocast_enabled
+from ..functional.conv_unit import served_unit
+from ..transforms import constant
 from .calls import why_seen
 
 
@@ -28,26 +30,27 @@ def half_unit(
     """What :func:`contnet_fast.functional.conv_unit` says; the running statistics of a batch norm move.
 
     Args:
-        plan: the backend that serves; ``None``: the modules are called.
+        plan: the backend that serves, in the dtype of the parameters; ``None``: the modules are called.
     """
     if plan is None:
         u = x if norm is None else norm(x)
         u = conv(torch.relu(u)) if relu == "before" else torch.relu(conv(u))
         return u if shortcut is None else shortcut + gain * u
     batch = norm if isinstance(norm, nn.BatchNorm2d) else None
-    y, statistics = conv_unit(
+    takes = batch is not None and _takes_statistics(batch)
+    y, statistics = served_unit(
+        plan,
         x,
         conv.weight,
         conv.bias,
         None if batch is None else UnitNorm(batch.weight, batch.bias, batch.running_mean, batch.running_var),
         shortcut,
-        batch_statistics=batch is not None and _takes_statistics(batch),
-        norm_eps=1e-5 if batch is None else batch.eps,
-        relu=relu,
-        gain=gain,
-        plan=plan,
+        batch_statistics=takes,
+        norm_eps=1e-5 if batch is None else constant(batch.eps),
+        relu_first=relu == "before",
+        gain=constant(gain),
     )
-    if batch is not None and statistics is not None:
+    if batch is not None and takes:
         _move_statistics(batch, statistics)
     return y
 
@@ -78,12 +81,16 @@ def why_half_called(x: torch.Tensor, shape: tuple[int, ...], norm: nn.Module | N
     if values == 0 or (isinstance(norm, nn.BatchNorm2d) and _takes_statistics(norm) and values == channels):
         return f"a batch of shape {tuple(shape)}"
     modules = [conv] if norm is None else [conv, norm]
-    tensors = [x, *(t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))]
-    for t in tensors:
+    dtype = conv.weight.dtype
+    if x.dtype != dtype and not autocast_enabled(x):
+        return f"a state in {x.dtype} and parameters in {dtype}"
+    for t in (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
         if not t.is_floating_point():  # the counter of batches
             continue
-        if is_traceable_wrapper_subclass(t) or t.dtype != x.dtype or t.device != x.device or t.layout != torch.strided:
+        if is_traceable_wrapper_subclass(t) or (t.dtype, t.device, t.layout) != (dtype, x.device, torch.strided):
             return f"a tensor of it is a {type(t).__name__} in {t.dtype} on {t.device}"
+    if is_traceable_wrapper_subclass(x) or x.layout != torch.strided:
+        return f"a state that is a {type(x).__name__}"
     return why_seen(modules)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 from ..backends import Plan, check_backend
 from ..errors import check_choice, check_count, check_number
 from ..fields.conv.spec import NORMS, ORDERS
 from ..functional.conv_unit import unit_plan
 from ..transforms import tracing, transforming
+from .calls import as_one_node
 from .half_units import half_unit, pointwise, why_half_called
 
 
@@ -59,7 +61,9 @@ class Stem(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W]."""
-        if isinstance(x, torch.Tensor) and x.device.type == "cpu" and x.dim() == 4 and not transforming():
+        if isinstance(x, Proxy):
+            return as_one_node(self, x, kind="stem")
+        if x.device.type == "cpu" and x.dim() == 4 and not transforming():
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x)
 
@@ -116,6 +120,8 @@ class Stitch(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
+        if isinstance(x, Proxy):
+            return as_one_node(self, x, kind="stitch")
         plan = self._plan(x)
         if plan is not None and not x.is_contiguous(memory_format=torch.channels_last):
             x = ChannelsLast.apply(x)
@@ -123,9 +129,13 @@ class Stitch(nn.Module):
         sites = every(x, self.stride)
         shortcut = self.shortcut(sites) if plan is None else pointwise(sites, self.shortcut)
         u = half_unit(x, norm1, self.conv1, relu=relu, plan=plan if self._keeps_shape else None)
-        if self.skip is None:
-            return half_unit(u, norm2, self.conv2, shortcut, relu=relu, gain=self.eps, plan=plan)
-        return shortcut + self.eps * (self.skip * half_unit(u, norm2, self.conv2, relu=relu, plan=plan))
+        own = self.skip is None  # the sum is part of the unit
+        y = half_unit(
+            u, norm2, self.conv2, shortcut if own else None, relu=relu, gain=self.eps if own else 1.0, plan=plan
+        )
+        if plan is not None:  # in the dtype of autocast
+            y = y.to(plan.problem.compute_dtype)
+        return y if self.skip is None else shortcut + self.eps * (self.skip * y)
 
     @property
     def _norms(self) -> tuple[nn.Module | None, nn.Module]:
@@ -138,7 +148,7 @@ class Stitch(nn.Module):
 
     def _plan(self, x: torch.Tensor) -> Plan | None:
         """The backend that serves the convolutions which keep width and resolution; ``None``: PyTorch does."""
-        if not isinstance(x, torch.Tensor) or x.device.type != "cpu" or tracing():
+        if x.device.type != "cpu" or tracing():
             return None
         if x.dim() != 4 or x.shape[1] != self.conv1.in_channels:  # PyTorch's own words
             return None
@@ -146,5 +156,5 @@ class Stitch(nn.Module):
         batch, _, height, width = x.shape
         shape = (batch, self.conv2.in_channels, -(-height // self.stride), -(-width // self.stride))
         called = next((why for norm, conv in halves if (why := why_half_called(x, shape, norm, conv))), "")
-        plan = unit_plan(x, shape, called=called, backend=self.backend)
+        plan = unit_plan(x, shape, self.conv2.weight.dtype, called=called, backend=self.backend)
         return None if plan.level == "none" else plan

@@ -16,24 +16,24 @@ _MAP = torch.channels_last
 
 
 def fake_unit(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: Sequence[torch.Tensor | None],
-    shortcut: torch.Tensor | None, batch_statistics: bool, norm_eps: float, relu_first: bool, gain: float, keep: bool,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None, mean: torch.Tensor | None, var: torch.Tensor | None,
+    shortcut: torch.Tensor | None, normed: bool, batch_statistics: bool, norm_eps: float, relu_first: bool,
+    gain: float, products: str, keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """A map in channels_last, its statistics, the moments of its norm, and what else backward reads."""
     other = keep and not relu_first and (shortcut is not None or gain != 1.0)
     kept = torch.empty_like(x, memory_format=_MAP) if other else x.new_empty(0)
-    channels = x.shape[1]
-    statistics, moments = (x.new_empty((2 if there else 0, channels)) for there in (batch_statistics, norm))
+    statistics, moments = (x.new_empty((2 if there else 0, x.shape[1])) for there in (batch_statistics, normed))
     return torch.empty_like(x, memory_format=_MAP), statistics, moments, kept
 
 
 def fake_unit_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     """The gradients of the wanted ones of x, weight, bias, and weight and bias of the norm."""
-    x, weight, bias, norm, wanted = *arguments[:4], arguments[-1]
-    given = (x, weight, bias, *norm[:2])
+    x = arguments[0]
     return [
-        torch.empty_like(x, memory_format=_MAP) if place == 0 else given[place].new_empty(given[place].shape)
-        for place in wanted
+        torch.empty_like(x, memory_format=_MAP) if i == 0 else arguments[i].new_empty(arguments[i].shape)
+        for i in arguments[-1]
     ]
 
 
@@ -73,25 +73,23 @@ class ConvUnit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, settings: tuple[Any, ...], normed: bool, x: torch.Tensor, *tensors: torch.Tensor | None
+        ctx: Any, backend: str, settings: tuple[Any, ...], *tensors: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Call the op of ``backend``.
 
         Args:
             settings: what its schema has between ``shortcut`` and ``keep``.
-            tensors: weight, bias, the four of the norm, and the shortcut.
+            tensors: x, weight, bias, the four of the norm, and the shortcut.
         """
-        weight, bias, *norm, shortcut = tensors
-        y, statistics, moments, kept = lookup(OP, backend)(
-            x, weight, bias, norm if normed else [], shortcut, *settings, True
-        )
-        ctx.backend, ctx.settings, ctx.normed = backend, settings, normed
-        relu_first, gain = settings[2:]
+        y, statistics, moments, kept = lookup(OP, backend)(*tensors, *settings, True)
+        *given, mean, var, shortcut = tensors
+        _, batch_statistics, _, relu_first, gain, _ = settings
         if not relu_first and shortcut is None and gain == 1.0:
             kept = y
-        # statistics of the batch stand in for the running ones, which move before backward
-        moved = (None, None) if settings[0] else tuple(norm[2:])
-        ctx.save_for_backward(moments, kept, x, weight, bias, *norm[:2], *moved)
+        if batch_statistics:  # they stand in for the running ones, which move before backward
+            mean = var = None
+        ctx.backend, ctx.settings = backend, settings
+        ctx.save_for_backward(moments, kept, *given, mean, var)
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
@@ -99,28 +97,27 @@ class ConvUnit(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x, weight, bias, weight and bias of the norm, and the shortcut."""
         moments, kept, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:]
+        needs = ctx.needs_input_grad[2:]
         wanted = [place for place in range(5) if needs[place]]
-        if torch.is_grad_enabled():  # create_graph=True
-            found = _reference_gradients(grads[0], tensors, ctx.settings, wanted, normed=ctx.normed)
-        else:
-            x, weight, bias, *norm = tensors
-            op = lookup(f"{OP}_backward", ctx.backend)
-            norm = norm if ctx.normed else []
-            found = op(grads[0], x, weight, bias, norm, *ctx.settings, moments, kept, wanted) if wanted else ()
         by_place: list[torch.Tensor | None] = [None] * 8
+        by_place[7] = grads[0] if needs[7] else None
+        if not wanted:
+            return None, None, *by_place
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _reference_gradients(grads[0], tensors, ctx.settings, wanted)
+        else:
+            op = lookup(f"{OP}_backward", ctx.backend)
+            found = op(grads[0], *tensors, *ctx.settings, moments, kept, wanted)
         for place, grad in zip(wanted, found, strict=True):
             by_place[place] = grad
-        by_place[7] = grads[0] if needs[7] else None
-        return None, None, None, *by_place
+        return None, None, *by_place
 
 
 def _reference_gradients(
-    grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], settings: tuple[Any, ...], wanted: list[int], *,
-    normed: bool,
-) -> Sequence[torch.Tensor]:  # fmt: skip
+    grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], settings: tuple[Any, ...], wanted: list[int]
+) -> Sequence[torch.Tensor]:
     x, weight, bias, *norm = views = [None if t is None else t.view_as(t) for t in tensors]
-    statistics, norm_eps, relu_first, gain = settings
+    normed, statistics, norm_eps, relu_first, gain, _ = settings
     assert x is not None
     assert weight is not None
     y, _ = conv_unit(
@@ -142,15 +139,19 @@ def fused_unit(
     norm_eps: float,
     relu_first: bool,
     gain: float,
+    products: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`contnet_fast.functional.conv_unit` by the op of a backend."""
-    settings = (batch_statistics, norm_eps, relu_first, gain)
+    """:func:`contnet_fast.functional.conv_unit` by the op of a backend, in the dtype of ``x``.
+
+    Args:
+        products: as of the solves of a family (:meth:`contnet_fast.fields.Implementation.products`).
+    """
+    settings = (norm is not None, batch_statistics, norm_eps, relu_first, gain, products)
     tensors = (x, weight, bias, *(norm or UnitNorm()), shortcut)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         if torch.compiler.is_compiling() and shortcut is x:  # which takes no tensor twice
             tensors = (*tensors[:-1], x.view_as(x))
-        result: tuple[torch.Tensor, torch.Tensor] = ConvUnit.apply(backend, settings, norm is not None, *tensors)
+        result: tuple[torch.Tensor, torch.Tensor] = ConvUnit.apply(backend, settings, *tensors)
         return result
-    op = lookup(OP, backend)
-    y, statistics, _, _ = op(x, weight, bias, [] if norm is None else list(norm), shortcut, *settings, False)
+    y, statistics, _, _ = lookup(OP, backend)(*tensors, *settings, False)
     return y, statistics

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "bind/cpu_geometry.h"
 #include "bind/solve_arguments.h"
 #include "cpu/conv/choose_kernels.h"
 #include "cpu/conv/conv_solve.h"
@@ -35,19 +36,10 @@ Gather messages(const SolveArguments& a, at::ScalarType type) {
   };
 }
 
-Geometry choose_geometry(const at::Tensor& x, const SolveArguments& a) {
-  const int height = x.size(2), width = x.size(3), channels = x.size(1);
-  if (a.products == Products::sums) return geometry(height, width, channels);
-  TORCH_CHECK(x.scalar_type() != at::kDouble, a.op, ": products in ", word_of(a.products, kProducts),
-              " of a state in float64");
-  if (a.products == Products::bfloat16) return direct_geometry(height, width, channels);
-  return coarse_geometry(x.size(0), height, width, channels);
-}
-
 SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   SolveSpec spec{};
   spec.batch = x.size(0);
-  spec.map = choose_geometry(x, a);
+  spec.map = choose_geometry(a.op, x, a.products);
   spec.post = a.order == FieldOrder::post;
   spec.norm = a.norm == FieldNorm::none ? Norm::none : a.norm == FieldNorm::batch ? Norm::batch : Norm::sample;
   spec.groups = static_cast<int>(a.groups);

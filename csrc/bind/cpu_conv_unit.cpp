@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/cpu_geometry.h"
 #include "bind/schema_arguments.h"
 #include "cpu/conv/choose_kernels.h"
 #include "cpu/conv/conv_unit.h"
@@ -21,6 +22,16 @@ enum UnitNorm { kNormWeight, kNormBias, kNormMean, kNormVar, kNormTensors };
 // Tensors with gradients, in the order of the schema.
 enum UnitPlace { kUnitX, kUnitWeight, kUnitBias, kUnitNormWeight, kUnitNormBias, kUnitPlaces };
 
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct UnitSettings {
+  bool normed, batch_statistics;
+  double norm_eps;
+  bool relu_first;
+  double gain;
+  const std::string& products;
+};
+
 // The arguments of both ops, checked; maps in channels_last, parameters contiguous.
 struct UnitArguments {
   UnitSpec spec{};
@@ -28,8 +39,8 @@ struct UnitArguments {
   at::Tensor x, weight, bias, norm[kNormTensors];
 
   UnitArguments(const char* op, const at::Tensor& given_x, const at::Tensor& given_weight,
-                const std::optional<at::Tensor>& given_bias, const OptionalTensors& given_norm, bool batch_statistics,
-                double norm_eps, bool relu_first, double gain)
+                const OptionalTensor& given_bias, const OptionalTensor* (&&given_norm)[kNormTensors],
+                const UnitSettings& s)
       : op(op) {
     const int64_t channels = given_x.dim() == 4 ? given_x.size(1) : 0;
     TORCH_CHECK(given_x.numel() > 0 && given_x.dim() == 4 && padded_channels(static_cast<int>(channels)) == channels,
@@ -39,20 +50,19 @@ struct UnitArguments {
     x = map(given_x, "x");
     weight = parameter(given_weight, 9 * channels * channels, "weight");
     if (given_bias.has_value()) bias = parameter(*given_bias, channels, "bias");
-    TORCH_CHECK(given_norm.empty() || given_norm.size() == kNormTensors, op, ": ", given_norm.size(),
-                " tensors of a norm, accepted: 0 or 4");
-    for (size_t i = 0; i < given_norm.size(); ++i)
-      if (given_norm.get(i).has_value()) norm[i] = parameter(*given_norm.get(i), channels, "norm");
+    for (int i = 0; i < kNormTensors; ++i)
+      if (given_norm[i]->has_value()) norm[i] = parameter(**given_norm[i], channels, "norm");
     spec.batch = x.size(0);
-    spec.map = geometry(static_cast<int>(x.size(2)), static_cast<int>(x.size(3)), static_cast<int>(channels));
-    spec.normed = !given_norm.empty();
-    spec.batch_statistics = batch_statistics;
-    spec.relu_first = relu_first;
-    spec.norm_eps = norm_eps;
-    spec.gain = gain;
-    TORCH_CHECK(!spec.normed || batch_statistics || (norm[kNormMean].defined() && norm[kNormVar].defined()), op,
+    spec.map = choose_geometry(op, x, read_word(op, "products", s.products, kProducts));
+    TORCH_CHECK(spec.map.padded == channels, op, ": ", channels, " channels with products in ", s.products);
+    spec.normed = s.normed;
+    spec.batch_statistics = s.batch_statistics;
+    spec.relu_first = s.relu_first;
+    spec.norm_eps = s.norm_eps;
+    spec.gain = s.gain;
+    TORCH_CHECK(!spec.normed || s.batch_statistics || (norm[kNormMean].defined() && norm[kNormVar].defined()), op,
                 ": a norm without statistics");
-    TORCH_CHECK(spec.normed || !batch_statistics, op, ": batch statistics without a norm");
+    TORCH_CHECK(spec.normed || !s.batch_statistics, op, ": batch statistics without a norm");
   }
 
   at::Tensor map(const at::Tensor& t, const char* name) const {
@@ -77,14 +87,14 @@ struct UnitArguments {
 };
 
 // y, statistics [2, C] of the batch or none, moments [2, C] or none, F(x) like x where backward reads it and y is another
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& weight,
-                                                                   const std::optional<at::Tensor>& bias,
-                                                                   const OptionalTensors& norm,
-                                                                   const std::optional<at::Tensor>& shortcut,
-                                                                   bool batch_statistics, double norm_eps,
-                                                                   bool relu_first, double gain, bool keep) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
+    const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& norm_weight,
+    const OptionalTensor& norm_bias, const OptionalTensor& mean, const OptionalTensor& var,
+    const OptionalTensor& shortcut, bool normed, bool batch_statistics, double norm_eps, bool relu_first, double gain,
+    std::string products, bool keep) {
   record("conv_unit", "cpu", "stage");
-  const UnitArguments a(kUnit, x, weight, bias, norm, batch_statistics, norm_eps, relu_first, gain);
+  const UnitArguments a(kUnit, x, weight, bias, {&norm_weight, &norm_bias, &mean, &var},
+                        {normed, batch_statistics, norm_eps, relu_first, gain, products});
   const at::Tensor base = shortcut.has_value() ? a.map(*shortcut, "shortcut") : at::Tensor();
   const int64_t channels = x.size(1);
   const at::Tensor y = at::empty_like(a.x);
@@ -107,11 +117,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(const at::Ten
 }
 
 std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                                 const std::optional<at::Tensor>& bias, const OptionalTensors& norm,
-                                 bool batch_statistics, double norm_eps, bool relu_first, double gain,
-                                 const at::Tensor& moments, const at::Tensor& kept, at::IntArrayRef wanted) {
+                                 const OptionalTensor& bias, const OptionalTensor& norm_weight,
+                                 const OptionalTensor& norm_bias, const OptionalTensor& mean, const OptionalTensor& var,
+                                 bool normed, bool batch_statistics, double norm_eps, bool relu_first, double gain,
+                                 std::string products, const at::Tensor& moments, const at::Tensor& kept,
+                                 at::IntArrayRef wanted) {
   record("conv_unit_backward", "cpu", "stage");
-  const UnitArguments a(kUnitBackward, x, weight, bias, norm, batch_statistics, norm_eps, relu_first, gain);
+  const UnitArguments a(kUnitBackward, x, weight, bias, {&norm_weight, &norm_bias, &mean, &var},
+                        {normed, batch_statistics, norm_eps, relu_first, gain, products});
   const at::Tensor upstream = a.map(grad, "grad");
   TORCH_CHECK(moments.numel() == (a.spec.normed ? 2 * x.size(1) : 0) && moments.is_contiguous(), kUnitBackward,
               ": moments of shape ", moments.sizes());

@@ -42,11 +42,11 @@ def test_measured_times_are_shown_over_the_floor_and_change_nothing(block):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_every_block_of_a_network_is_measured():
+def test_every_unit_of_a_network_is_measured():
     net = cf.models.ContinuousNet(width=4, n_basis=1, n_steps=1)
     plan = cf.explain(net, torch.randn(2, 3, 8, 8), device="H100", measure=True)
     assert [name for name, _ in plan.seconds] == [name for name, _ in plan.units]
-    assert len(plan.seconds) == 3
+    assert len(plan.seconds) == 6
 
 
 def test_a_combination_has_a_floor_and_a_callable_field_none():

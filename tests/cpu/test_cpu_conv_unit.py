@@ -9,6 +9,7 @@ import torch
 
 import contnet_fast as cf
 from contnet_fast.backends import cpu
+from contnet_fast.fields.conv import cpu as conv_cpu
 from contnet_fast.fields.conv.unit import UnitNorm
 from contnet_fast.functional import conv_unit
 from contnet_fast.ops import lookup
@@ -110,6 +111,28 @@ def test_every_instruction_set(widest):
         cpu._extension.use_instruction_set(before)
 
 
+@pytest.mark.parametrize("widest", SETS)
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("relu", ["before", "after"])
+@pytest.mark.parametrize("size", ["16@9x9x3", "64@8x8x5", "128@8x8x17"])
+def test_under_autocast_it_is_as_near_to_float64_as_pytorch(monkeypatch, size, relu, native, widest):
+    monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", native)
+    monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", False)
+    inputs, before = drawn(*map(int, size.replace("@", "x").split("x"))), cpu._extension.instruction_set()
+    exact = run(inputs, "reference", torch.float64, relu=relu)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = run(inputs, "reference", torch.float32, relu=relu)
+        cpu._extension.use_instruction_set(widest)
+        try:
+            found = run(inputs, "cpu", torch.float32, relu=relu)
+        finally:
+            cpu._extension.use_instruction_set(before)
+    assert found[0].dtype == plain[0].dtype == torch.bfloat16
+    for place, (a, b, c) in enumerate(zip(found, exact, plain, strict=True)):
+        factor = 2.0 if b.numel() > 500 else 5.0
+        assert_within_budget(a.to(c.dtype), b, c, name=str(place), factor=factor)
+
+
 @pytest.mark.parametrize("size", [(16, 32, 32, 5), (64, 8, 8, 1), (128, 4, 4, 17)])
 def test_any_number_of_threads_gives_the_same_bits(size):
     inputs, before, found = drawn(*size), torch.get_num_threads(), []
@@ -174,8 +197,8 @@ def test_only_what_is_wanted_is_computed_and_it_is_the_same(place):
 def test_opcheck(kind, relu_first):
     x, weight, bias, *norm, shortcut, _ = (None if t is None else t.float() for t in drawn(kind=kind))
     normed, statistics, _, gain = KINDS[kind]
-    given = (x, weight, bias, norm if normed else [])
-    settings = (statistics, 1e-5, relu_first, gain)
+    given = (x, weight, bias, *norm)
+    settings = (normed, statistics, 1e-5, relu_first, gain, "")
     for keep in (False, True):
         torch.library.opcheck(lookup("conv_unit", "cpu"), (*given, shortcut, *settings, keep))
     y, _, moments, kept = lookup("conv_unit", "cpu")(*given, shortcut, *settings, True)

@@ -13,9 +13,11 @@ from torch.nn.utils import parametrize, prune
 
 import contnet_fast as cf
 from contnet_fast.backends import cpu
+from contnet_fast.fields.conv import cpu as conv_cpu
 from contnet_fast.models import ContinuousNet
 from contnet_fast.nn import Stitch
 from contnet_fast.nn.stitch import every
+from contnet_fast.testing import assert_within_budget
 
 needs_extension = pytest.mark.skipif(cpu._extension is None, reason="the C++ extension was not built")
 # channels in and out, stride
@@ -235,19 +237,46 @@ def test_explain_says_why_modules_are_called():
     backend, plan = backend_of(stitch, x)
     assert backend == "reference"
     assert "a Conv2d has a hook: doubled" in str(plan.refused[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast to torch.bfloat16" in str(backend_of(make(dtype=torch.float32), x)[1].refused[0])
+    with torch.autocast("cpu", torch.float16):
+        assert "autocast to torch.float16" in str(backend_of(make(dtype=torch.float32), x)[1].refused[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_and_halves_are_as_in_pytorch(dtype):
+def test_modules_in_sixteen_bits_and_autocast_to_float16_are_those_of_pytorch(dtype):
     stitch, x = make(dtype=torch.float32), images(dtype=torch.float32)
     plain = Plain(stitch)
-    if dtype == torch.bfloat16:
+    if dtype == torch.float16:
         with torch.autocast("cpu", dtype):
             torch.testing.assert_close(step(stitch, x), step(plain, x), rtol=0, atol=0)
     stitch, plain = stitch.to(dtype), plain.to(dtype)
     torch.testing.assert_close(step(stitch, x.to(dtype)), step(plain, x.to(dtype)), rtol=0, atol=0)
+
+
+@needs_extension
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("skip_init", [False, True])
+@pytest.mark.parametrize("order", ["pre", "post"])
+@pytest.mark.parametrize("shape", ["same", "wider", "half"])
+@pytest.mark.parametrize("products", ["bfloat16", "coarse"])
+def test_under_autocast_to_bfloat16_it_is_as_near_to_float64_as_pytorch(
+    monkeypatch, products, shape, order, skip_init, given
+):
+    monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", products == "bfloat16")
+    monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", False)
+    exact = step(make(shape, order=order, skip_init=skip_init), images(shape, size=(12, 9)).to(given).double())
+    x = images(shape, size=(12, 9)).to(given)
+    found = {}
+    for kind in (lambda s: s, Plain):
+        stitch = kind(make(shape, order=order, skip_init=skip_init, dtype=torch.float32))
+        with torch.autocast("cpu", torch.bfloat16), cf.record_runs() as runs:
+            found[kind is Plain] = step(stitch, x)
+        assert ("conv_unit" in {r.op for r in runs if r.backend == "cpu"}) == (kind is not Plain)
+    for place, (ours, plain, truth) in enumerate(zip(found[False], found[True], exact, strict=True)):
+        assert ours.dtype == plain.dtype, place
+        if truth.is_floating_point():
+            assert_within_budget(ours, truth, plain, name=str(place), factor=2.0 if truth.numel() > 500 else 5.0)
+        else:
+            assert torch.equal(ours, truth)
 
 
 def test_batches_of_nothing_and_of_one_value_a_channel():
@@ -310,7 +339,10 @@ def test_exported_traced_pickled_and_checkpointed():
     y = stitch(x)
     torch.testing.assert_close(torch.export.export(stitch, (x,)).module()(x), y)
     torch.testing.assert_close(torch.jit.trace(stitch, (x,))(x), y)
-    torch.testing.assert_close(torch.fx.symbolic_trace(stitch)(x), y)
+    whole = torch.fx.symbolic_trace(nn.Sequential(stitch))  # one node
+    torch.testing.assert_close(whole(x), y, rtol=0, atol=0)
+    with pytest.raises(TypeError, match=r"torch.nn.Sequential\(stitch\)"):
+        torch.fx.symbolic_trace(stitch)
     file = io.BytesIO()
     torch.save(stitch, file)
     file.seek(0)

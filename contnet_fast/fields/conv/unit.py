@@ -49,16 +49,24 @@ def conv_unit(
     return (y if shortcut is None else shortcut + y), statistics
 
 
+def products(problem: Problem) -> str:
+    """How the kernels multiply: as those of blocks do."""
+    return cpu.CpuConv().products(problem.dtype, problem.compute_dtype)
+
+
 def against_unit(problem: Problem) -> tuple[str, ...]:
     """Every reason why the C++ kernels do not serve a unit."""
     reasons = []
     if problem.dtype not in (torch.float32, torch.float64):
         reasons.append(f"dtype {problem.dtype} is not one of float32, float64")
-    elif problem.compute_dtype != problem.dtype:
-        reasons.append(f"autocast to {problem.compute_dtype}: its kernels multiply in the dtype of the state")
+    elif problem.compute_dtype not in (problem.dtype, torch.bfloat16) or (
+        problem.compute_dtype == torch.bfloat16 and problem.dtype != torch.float32
+    ):
+        reasons.append(f"autocast to {problem.compute_dtype} of parameters in {problem.dtype}")
     channels = problem.shape[1]
-    if cpu.padded_channels(channels) != channels:
-        reasons.append(f"{channels} channels: its kernels take 4, 8 or a multiple of 16")
+    if cpu.padded_channels(channels) != channels or (products(problem) == "bfloat16" and channels % 16):
+        taken = "a multiple of 16" if products(problem) == "bfloat16" else "4, 8 or a multiple of 16"
+        reasons.append(f"{channels} channels: its kernels take {taken}")
     return tuple(reasons)
 
 
