@@ -135,7 +135,7 @@ def main() -> None:
     for dtype in options.dtypes:
         sizes = SHAPES if dtype == "float32" else FEWER
         if options.units:
-            sizes = [size for size in sizes if padded_channels(size[0]) == size[0]]
+            sizes = [s for s in sizes if padded_channels(s[0]) == s[0] and s[0] * s[1] <= 2048]
         for shape in sizes:
             for training in (False, True):
                 make = unit_of if options.units else block_of
