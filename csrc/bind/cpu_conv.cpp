@@ -9,6 +9,7 @@
 
 #include "bind/cpu_geometry.h"
 #include "bind/solve_arguments.h"
+#include "bind/weight_id.h"
 #include "cpu/conv/choose_kernels.h"
 #include "cpu/conv/conv_solve.h"
 #include "runtime/runs.h"
@@ -62,13 +63,6 @@ SolveSpec describe(const at::Tensor& x, const SolveArguments& a) {
   return spec;
 }
 
-struct StorageOwner : WeightOwner {
-  explicit StorageOwner(const at::Tensor& tensor) : weak(tensor.storage().getWeakStorageImpl()) {}
-  const void* storage() const override { return weak._unsafe_get_target(); }
-  bool gone() const override { return weak.expired(); }
-  c10::weak_intrusive_ptr<c10::StorageImpl> weak;
-};
-
 // The nodes as contiguous tensors of the type that is computed in.
 struct Nodes {
   std::vector<at::Tensor> tensors;
@@ -78,11 +72,8 @@ struct Nodes {
       const std::optional<at::Tensor> node = nodes.get(i);
       if (node.has_value()) tensors[i] = node->to(type).resolve_neg().contiguous();
     }
-    for (int c = 0; c < 2; ++c) {  // a copy is no tensor that another call could bring again
-      const at::Tensor weight = *nodes.get(c ? kWeight2 : kWeight1);
-      if (!weight.is_inference() && weight.has_storage() && weight.is_same(tensors[c ? kWeight2 : kWeight1]))
-        weight_ids[c] = {std::make_shared<StorageOwner>(weight), weight.const_data_ptr(), weight._version()};
-    }
+    for (int c = 0; c < 2; ++c)
+      weight_ids[c] = id_of_weight(*nodes.get(c ? kWeight2 : kWeight1), tensors[c ? kWeight2 : kWeight1]);
   }
   template <typename T>
   void point(const T** to, WeightId* ids) const {

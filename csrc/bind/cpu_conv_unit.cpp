@@ -8,6 +8,7 @@
 
 #include "bind/cpu_geometry.h"
 #include "bind/schema_arguments.h"
+#include "bind/weight_id.h"
 #include "cpu/conv/choose_kernels.h"
 #include "cpu/conv/conv_unit.h"
 #include "runtime/runs.h"
@@ -37,6 +38,7 @@ struct UnitArguments {
   UnitSpec spec{};
   const char* op;
   at::Tensor x, weight, bias, norm[kNormTensors];
+  WeightId weight_id;
 
   UnitArguments(const char* op, const at::Tensor& given_x, const at::Tensor& given_weight,
                 const OptionalTensor& given_bias, const OptionalTensor* (&&given_norm)[kNormTensors],
@@ -49,6 +51,7 @@ struct UnitArguments {
                 given_x.scalar_type());
     x = map(given_x, "x");
     weight = parameter(given_weight, 9 * channels * channels, "weight");
+    weight_id = id_of_weight(given_weight, weight);
     if (given_bias.has_value()) bias = parameter(*given_bias, channels, "bias");
     for (int i = 0; i < kNormTensors; ++i)
       if (given_norm[i]->has_value()) norm[i] = parameter(**given_norm[i], channels, "norm");
@@ -81,8 +84,13 @@ struct UnitArguments {
   }
   template <typename T>
   UnitParameters<T> parameters() const {
-    return {data<T>(weight),          data<T>(bias),          data<T>(norm[kNormWeight]), data<T>(norm[kNormBias]),
-            data<T>(norm[kNormMean]), data<T>(norm[kNormVar])};
+    return {data<T>(weight),
+            data<T>(bias),
+            data<T>(norm[kNormWeight]),
+            data<T>(norm[kNormBias]),
+            data<T>(norm[kNormMean]),
+            data<T>(norm[kNormVar]),
+            weight_id};
   }
 };
 
@@ -110,6 +118,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
     call.y = y.mutable_data_ptr<scalar_t>();
     call.moments = moments.mutable_data_ptr<scalar_t>();
     call.statistics = statistics.mutable_data_ptr<scalar_t>();
+    call.backward_follows = keep;
     call.kept = kept.numel() > 0 ? kept.mutable_data_ptr<scalar_t>() : nullptr;
     conv_unit(a.spec, choose_kernels<scalar_t>(a.spec.map), call);
   });

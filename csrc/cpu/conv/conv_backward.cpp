@@ -319,21 +319,21 @@ class Backward {
     sums_.merge();
     const bool skip = !spec_.post && wants(kSkip);
     Buffer<T> grads(2 * size);
-    at::parallel_for(0, 2, 1, [&](int64_t from, int64_t to) {
-      for (int64_t c = from; c < to; ++c) {
-        if (!wants(c ? kWeight2 : kWeight1) && !(c && skip)) continue;
-        T* grad = grads.data() + c * size;
-        kernels_.unpack(g_, sums_.weights(0, c), grad, thread_scratch<T>(int64_t(9) * g_.channels * g_.padded));
-        add_slot(c ? kWeight2 : kWeight1, grad, size, factor(c));
-      }
+    const bool wanted[2] = {wants(kWeight1), wants(kWeight2) || skip};
+    over_output_channels(g_, 2, [&](int64_t c, Channels channels) {
+      T* const taps = thread_scratch<T>(int64_t(9) * g_.channels * g_.padded);
+      if (wanted[c]) kernels_.unpack(g_, channels, sums_.weights(0, c), grads.data() + c * size, taps);
     });
+    for (int c = 0; c < 2; ++c)
+      if (wanted[c]) add_slot(c ? kWeight2 : kWeight1, grads.data() + c * size, size, factor(c));
     for (int c = 0; c < 2; ++c) add_slot(c ? kBias2 : kBias1, sums_.bias(0, c), g_.channels, factor(c));
     if (skip) {
       Buffer<T> combined(size), biases(g_.padded);
       const bool biased = call_.nodes[kBias2] != nullptr;
       const T* bias =
-          biased ? combine_nodes(spec_.grid.slots[slot_], call_.nodes[kBias2], g_.channels, biases.data()) : nullptr;
-      const T* weights = combine_nodes(spec_.grid.slots[slot_], call_.nodes[kWeight2], size, combined.data());
+          biased ? combine_nodes(spec_.grid.slots[slot_], call_.nodes[kBias2], g_.channels, g_.channels, biases.data())
+                 : nullptr;
+      const T* weights = combine_nodes(spec_.grid.slots[slot_], call_.nodes[kWeight2], size, size, combined.data());
       double value = 0.0;
       for (int64_t i = 0; i < size; ++i) value += static_cast<double>(weights[i]) * grads.data()[size + i];
       for (int c = 0; biased && c < g_.channels; ++c) value += static_cast<double>(bias[c]) * sums_.bias(0, 1)[c];

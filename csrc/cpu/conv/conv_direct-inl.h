@@ -183,13 +183,13 @@ struct DirectConv : Conv<float, L> {
   }
 
   // and for the data gradient a filter turned around, in and out exchanged
-  static void pack(const Geometry& g, const T* weights, T* forward, T* backward, T* taps) {
+  static void pack(const Geometry& g, Channels out, const T* weights, T* forward, T* backward, T* taps) {
     const int width = 9 * g.channels;
-    for (int co = 0; co < g.padded; co += L) {
+    for (int co = out.from; co < out.to; co += L) {
       const int rows = g.channels - co < 0 ? 0 : clip(g.channels - co);
       for (int i = 0; i < width; i += L) {  // taps [ci][tap][L output channels]
         V block[L];
-        load_block(weights + int64_t(co) * width + i, width, rows, clip(width - i), block);
+        load_block(weights + int64_t(co - out.from) * width + i, width, rows, clip(width - i), block);
         transpose(block);
         Base::store_block(taps + int64_t(i) * L, L, clip(width - i), L, block);
       }
@@ -209,9 +209,9 @@ struct DirectConv : Conv<float, L> {
     }
   }
 
-  static void unpack(const Geometry& g, const T* sums, T* gradient, T* taps) {
+  static void unpack(const Geometry& g, Channels out, const T* sums, T* gradient, T* taps) {
     const int width = 9 * g.channels;
-    for (int co = 0; co < g.channels; co += L) {
+    for (int co = out.from; co < g.channels && co < out.to; co += L) {
       for (int ci = 0; ci < g.channels; ++ci)
         for (int tap = 0; tap < 9; ++tap)
           store(taps + (int64_t(ci) * 9 + tap) * L, load(sums + (int64_t(tap) * g.padded + ci) * g.padded + co));

@@ -283,15 +283,15 @@ struct Domain : Line<T, L, M> {
   }
 
   // G w G^T, and that of the data gradient, whose kernel is turned around, in and out transposed
-  static void pack(const Geometry& g, const T* weights, T* transformed, T* backward, T* taps) {
+  static void pack(const Geometry& g, Channels out, const T* weights, T* transformed, T* backward, T* taps) {
     const int64_t plane = int64_t(g.channels) * g.padded;
     const int width = 9 * g.channels;  // of a row of weights: all that one output channel reads
     V w[9];
-    for (int co = 0; co < g.padded; co += L) {
+    for (int co = out.from; co < out.to; co += L) {
       const int rows = clip(g.channels - co);
       for (int i = 0; i < width; i += L) {  // taps [ci][tap][L output channels]
         V block[L];
-        load_block(weights + int64_t(co) * width + i, width, rows, clip(width - i), block);
+        load_block(weights + int64_t(co - out.from) * width + i, width, rows, clip(width - i), block);
         transpose(block);
         store_block(taps + int64_t(i) * L, L, clip(width - i), L, block);
       }
@@ -302,8 +302,8 @@ struct Domain : Line<T, L, M> {
     }
     if (backward == nullptr) return;
     __builtin_memset(taps, 0, sizeof(T) * 9 * g.padded);
-    for (int co = 0; co < g.channels; ++co) {
-      const T* from = weights + int64_t(co) * width;
+    for (int co = out.from; co < g.channels && co < out.to; ++co) {
+      const T* from = weights + int64_t(co - out.from) * width;
       for (int ci = 0; ci < g.channels; ++ci)  // taps [tap][ci]
         for (int k = 0; k < 9; ++k) taps[int64_t(k) * g.padded + ci] = from[9 * ci + k];
       for (int ci = 0; ci < g.padded; ci += L) {
@@ -314,10 +314,10 @@ struct Domain : Line<T, L, M> {
   }
 
   // G^T du G: the gradient of weights
-  static void unpack(const Geometry& g, const T* transformed, T* gradient, T* taps) {
+  static void unpack(const Geometry& g, Channels out, const T* transformed, T* gradient, T* taps) {
     const int64_t plane = int64_t(g.channels) * g.padded;
     const int width = 9 * g.channels;
-    for (int co = 0; co < g.channels; co += L) {
+    for (int co = out.from; co < g.channels && co < out.to; co += L) {
       for (int ci = 0; ci < g.channels; ++ci) {
         const T* in = transformed + int64_t(ci) * g.padded + co;
         V columns[kSide][3], line[kSide], row[3];
@@ -325,11 +325,11 @@ struct Domain : Line<T, L, M> {
           for (int i = 0; i < kSide; ++i) line[i] = load(in + (kSide * i + j) * plane);
           Base::weight_gradient(line, columns[j]);
         }
-        T* out = taps + int64_t(ci) * 9 * L;
+        T* tap = taps + int64_t(ci) * 9 * L;
         for (int k = 0; k < 3; ++k) {
           for (int j = 0; j < kSide; ++j) line[j] = columns[j][k];
           Base::weight_gradient(line, row);
-          for (int j = 0; j < 3; ++j) store(out + (3 * k + j) * L, row[j]);
+          for (int j = 0; j < 3; ++j) store(tap + (3 * k + j) * L, row[j]);
         }
       }
       transpose_matrix(taps, L, width, clip(g.channels - co), gradient + int64_t(co) * width, width, width);

@@ -171,10 +171,11 @@ struct ConvKernels {
   // The only unit of each of several images by the same weights, which are read once for all of them, and with sums in
   // the same memory. The bits are those of one after another. Null: they go alone.
   void (*conv_images)(const Geometry&, const ConvJob<T>*, int images, T* scratch);
-  // weights [co][ci][3][3] to the transformed [frequencies][ci][co], and to those of the data gradient, with [co][ci]
-  void (*pack)(const Geometry&, const T* weights, T* transformed, T* backward, T* scratch);
-  // gradient of the transformed weights to that of the weights, [co][ci][3][3]
-  void (*unpack)(const Geometry&, const T* transformed, T* gradient, T* scratch);
+  // weights [co][ci][3][3] of some output channels, from the first of these on, to the transformed [frequencies][ci][co],
+  // and to those of the data gradient, with [co][ci]
+  void (*pack)(const Geometry&, Channels, const T* weights, T* transformed, T* backward, T* scratch);
+  // gradient of the transformed weights to that of the weights, [co][ci][3][3], of some output channels
+  void (*unpack)(const Geometry&, Channels, const T* transformed, T* gradient, T* scratch);
   // an operand or a combination of maps written to a map, rows [first, last)
   void (*write)(const Geometry&, const Operand<T>&, T* out, int first, int last);
   void (*combine)(const Geometry&, const Destination<T>&, int first, int last);

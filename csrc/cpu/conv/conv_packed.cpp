@@ -30,9 +30,10 @@ struct Key {
   std::vector<BasisWeights> slots;
   std::vector<T> values;
 
-  Key(const SolveSpec& spec, const ConvKernels<T>& table, const T* nodes, WeightId weight, bool backward)
-      : id(std::move(weight)), kernels(&table), both(backward), channels(spec.map.channels), slots(spec.grid.slots) {
-    const int64_t n = spec.grid.basis * 9 * channels * channels, step = n <= kAll ? 1 : n / kSome;
+  Key(const Geometry& g, const TimeGrid& grid, const ConvKernels<T>& table, const T* nodes, WeightId weight,
+      bool backward)
+      : id(std::move(weight)), kernels(&table), both(backward), channels(g.channels), slots(grid.slots) {
+    const int64_t n = grid.basis * 9 * channels * channels, step = n <= kAll ? 1 : n / kSome;
     if (step == 1) {
       values.assign(nodes, nodes + n);
     } else {
@@ -99,46 +100,58 @@ Cache<T>& cache() {
   return *one;
 }
 
+template <typename T>
+void pack_piece(const Geometry& g, const BasisWeights& slot, const ConvKernels<T>& kernels, const T* nodes,
+                const Packed<T>& packed, int64_t place, Channels channels) {
+  const int64_t row = int64_t(9) * g.channels, rows = std::min(channels.to, g.channels) - channels.from;
+  T* const taps = thread_scratch<T>(row * (g.padded + rows));
+  const T* weights =
+      combine_nodes(slot, nodes + channels.from * row, g.channels * row, rows * row, taps + row * g.padded);
+  kernels.pack(g, channels, weights, packed.transformed(place), packed.backward(place), taps);
+}
+
 }  // namespace
 
 template <typename T>
-void pack_slot(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* nodes, int64_t slot,
-               const Packed<T>& packed, int64_t place) {
-  const int64_t size = int64_t(9) * spec.map.channels * spec.map.channels;
-  T* scratch = thread_scratch<T>(size + int64_t(9) * spec.map.channels * spec.map.padded + 16);
-  const T* weights = combine_nodes(spec.grid.slots[slot], nodes, size, scratch);
-  kernels.pack(spec.map, weights, packed.transformed(place), packed.backward(place), scratch + (size + 15) / 16 * 16);
+void pack_slot(const Geometry& g, const BasisWeights& slot, const ConvKernels<T>& kernels,
+               const std::vector<const T*>& nodes, const PackedAll<T>& packed) {
+  over_output_channels(g, static_cast<int64_t>(nodes.size()), [&](int64_t c, Channels channels) {
+    pack_piece(g, slot, kernels, nodes[c], *packed[c], 0, channels);
+  });
 }
 
 template <typename T>
-PackedPair<T> pack_all(const SolveSpec& spec, const ConvKernels<T>& kernels, const T* const* nodes, const WeightId* ids,
-                       bool both) {
-  const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
-  const T* const weights[2] = {nodes[kWeight1], nodes[kWeight2]};
-  PackedPair<T> found;
-  std::shared_ptr<Packed<T>> fresh[2];
-  std::optional<Key<T>> keys[2];
-  for (int c = 0; c < 2; ++c) {
+PackedAll<T> pack_all(const Geometry& g, const TimeGrid& grid, const ConvKernels<T>& kernels,
+                      const std::vector<const T*>& nodes, const WeightId* ids, bool both) {
+  const int64_t slots = static_cast<int64_t>(grid.slots.size()), size = slots * (both ? 2 : 1) * g.weights();
+  struct Fresh {
+    std::shared_ptr<Packed<T>> packed;
+    std::optional<Key<T>> key;
+    size_t convolution;
+  };
+  PackedAll<T> found(nodes.size());
+  std::vector<Fresh> fresh;
+  for (size_t c = 0; c < nodes.size(); ++c) {
+    std::optional<Key<T>> key;
     if (ids[c].owner != nullptr) {
-      keys[c].emplace(spec, kernels, weights[c], ids[c], both);
-      found.conv[c] = cache<T>().find(*keys[c]);
+      key.emplace(g, grid, kernels, nodes[c], ids[c], both);
+      found[c] = cache<T>().find(*key);
     }
-    if (found.conv[c] != nullptr) continue;
-    fresh[c] = std::make_shared<Packed<T>>();
-    fresh[c]->size = spec.map.weights();
-    fresh[c]->both = both;
-    fresh[c]->memory.resize(slots * (both ? 2 : 1) * fresh[c]->size);
-    found.conv[c] = fresh[c];
+    if (found[c] != nullptr) continue;
+    auto packed = std::make_shared<Packed<T>>();
+    packed->size = g.weights();
+    packed->both = both;
+    packed->memory.resize(size);
+    found[c] = packed;
+    fresh.push_back({packed, std::move(key), c});
   }
-  if (fresh[0] == nullptr && fresh[1] == nullptr) return found;
-  at::parallel_for(0, 2 * slots, 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i)
-      if (fresh[i % 2] != nullptr) pack_slot(spec, kernels, weights[i % 2], i / 2, *fresh[i % 2], i / 2);
+  if (fresh.empty()) return found;
+  over_output_channels(g, static_cast<int64_t>(fresh.size()) * slots, [&](int64_t i, Channels channels) {
+    const Fresh& one = fresh[i / slots];
+    pack_piece(g, grid.slots[i % slots], kernels, nodes[one.convolution], *one.packed, i % slots, channels);
   });
-  for (int c = 0; c < 2; ++c)
-    if (fresh[c] != nullptr && keys[c])
-      cache<T>().keep(std::move(*keys[c]), fresh[c],
-                      slots * (both ? 2 : 1) * fresh[c]->size * static_cast<int64_t>(sizeof(T)));
+  for (Fresh& one : fresh)
+    if (one.key) cache<T>().keep(std::move(*one.key), one.packed, size * static_cast<int64_t>(sizeof(T)));
   return found;
 }
 
@@ -147,13 +160,13 @@ void forget_packed_weights() {
   cache<double>().clear();
 }
 
-template void pack_slot(const SolveSpec&, const ConvKernels<float>&, const float*, int64_t, const Packed<float>&,
-                        int64_t);
-template void pack_slot(const SolveSpec&, const ConvKernels<double>&, const double*, int64_t, const Packed<double>&,
-                        int64_t);
-template PackedPair<float> pack_all(const SolveSpec&, const ConvKernels<float>&, const float* const*, const WeightId*,
-                                    bool);
-template PackedPair<double> pack_all(const SolveSpec&, const ConvKernels<double>&, const double* const*,
-                                     const WeightId*, bool);
+#define CONTNET_FAST_PACKING(T)                                                                                      \
+  template void pack_slot(const Geometry&, const BasisWeights&, const ConvKernels<T>&, const std::vector<const T*>&, \
+                          const PackedAll<T>&);                                                                      \
+  template PackedAll<T> pack_all(const Geometry&, const TimeGrid&, const ConvKernels<T>&,                            \
+                                 const std::vector<const T*>&, const WeightId*, bool);
+CONTNET_FAST_PACKING(float)
+CONTNET_FAST_PACKING(double)
+#undef CONTNET_FAST_PACKING
 
 }  // namespace contnet_fast

@@ -32,9 +32,10 @@ class Thetas {
     const int64_t n = static_cast<int64_t>(spec.grid.slots.size());
     all_ = n * (backward ? 4 : 2) * spec.map.weights() * static_cast<int64_t>(sizeof(T)) <= kAllSlotsBytes;
     if (all_) {
-      packed_ = pack_all(spec, kernels, nodes, ids, backward);
+      packed_ = pack_all(spec.map, spec.grid, kernels, weights(), ids, backward);
     } else {
-      for (auto& conv : packed_.conv) {
+      packed_.resize(2);
+      for (auto& conv : packed_) {
         auto one = std::make_shared<Packed<T>>();
         one->size = spec.map.weights();
         one->both = backward;
@@ -54,10 +55,7 @@ class Thetas {
     const int slot = spec_.grid.slot_of[evaluation];
     if (all_) return thetas_[slot];
     if (slot != current_) {
-      at::parallel_for(0, 2, 1, [&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c)
-          pack_slot(spec_, kernels_, nodes_[c ? kWeight2 : kWeight1], slot, *packed_.conv[c], 0);
-      });
+      pack_slot(spec_.map, spec_.grid.slots[slot], kernels_, weights(), packed_);
       fill(slot, 0);
       current_ = slot;
     }
@@ -75,6 +73,7 @@ class Thetas {
  private:
   static constexpr int64_t kAllSlotsBytes = int64_t(128) << 20;
 
+  std::vector<const T*> weights() const { return {nodes_[kWeight1], nodes_[kWeight2]}; }
   int64_t vectors() const {
     return int64_t(2 * 7 + 3) * spec_.map.padded;
   }  // of each convolution's norm, and the gain's
@@ -83,7 +82,7 @@ class Thetas {
     const int channels = spec_.map.channels;
     std::fill_n(out, spec_.map.padded, T(0));
     if (nodes_[node] == nullptr) return std::fill_n(out, channels, missing), void();
-    const T* values = combine_nodes(spec_.grid.slots[slot], nodes_[node], channels, out);
+    const T* values = combine_nodes(spec_.grid.slots[slot], nodes_[node], channels, channels, out);
     if (values != out) std::copy_n(values, channels, out);
   }
 
@@ -93,8 +92,8 @@ class Thetas {
     T* p = memory_.data() + place * vectors();
     auto next = [&] { return std::exchange(p, p + padded); };
     for (int i = 0; i < 2; ++i) {
-      theta.transformed[i] = packed_.conv[i]->transformed(place);
-      theta.backward[i] = packed_.conv[i]->backward(place);
+      theta.transformed[i] = packed_[i]->transformed(place);
+      theta.backward[i] = packed_[i]->backward(place);
       theta.bias[i] = next(), theta.gamma[i] = next(), theta.beta[i] = next(), theta.mean[i] = next();
       theta.rstd[i] = next(), theta.scale[i] = next(), theta.shift[i] = next();
       vector(i ? kBias2 : kBias1, slot, T(0), theta.bias[i]);
@@ -111,7 +110,7 @@ class Thetas {
     }
     theta.gain = next(), theta.scale_gain = next(), theta.shift_gain = next();
     T skip = T(1);
-    if (nodes_[kSkip]) skip = *combine_nodes(spec_.grid.slots[slot], nodes_[kSkip], 1, &theta.gain_value);
+    if (nodes_[kSkip]) skip = *combine_nodes(spec_.grid.slots[slot], nodes_[kSkip], 1, 1, &theta.gain_value);
     theta.gain_value = static_cast<T>(spec_.eps) * skip;
     std::fill_n(theta.gain, padded, theta.gain_value);
     for (int c = 0; c < padded; ++c) {
@@ -125,7 +124,7 @@ class Thetas {
   const T* const* nodes_;
   bool all_ = false;
   int current_ = -1;
-  PackedPair<T> packed_;
+  PackedAll<T> packed_;
   Buffer<T> memory_;
   std::vector<Theta<T>> thetas_;
 };

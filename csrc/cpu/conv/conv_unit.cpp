@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/conv/conv_moments.h"
+#include "cpu/conv/conv_packed.h"
 #include "cpu/conv/conv_ranges.h"
 #include "cpu/conv/conv_weight_sums.h"
 
@@ -19,16 +20,14 @@ struct Unit {
   const ConvKernels<T>& kernels;
   const UnitParameters<T>& p;
   WholeBatch range;
-  Buffer<T> weights, vectors, partial;
-  T *forward, *backward = nullptr;  // weights
-  T *scale, *shift, *gain;          // [padded]
+  PackedAll<T> weights;
+  Buffer<T> vectors, partial;
+  T *scale, *shift, *gain;  // [padded]
 
   Unit(const UnitSpec& spec, const ConvKernels<T>& kernels, const UnitParameters<T>& parameters, bool both)
       : spec(spec), g(spec.map), kernels(kernels), p(parameters), range(spec.batch, spec.map) {
-    weights.resize((both ? 2 : 1) * g.weights());
-    forward = weights.data();
-    if (both) backward = forward + g.weights();
-    kernels.pack(g, p.weight, forward, backward, thread_scratch<T>(int64_t(9) * g.channels * g.padded));
+    static const TimeGrid at_once{1, {0}, {{{0, 1.0}}}};
+    weights = pack_all(g, at_once, kernels, {p.weight}, &p.weight_id, both);
     vectors.resize(3 * g.padded);
     scale = vectors.data(), shift = scale + g.padded, gain = shift + g.padded;
     std::fill_n(gain, g.padded, static_cast<T>(spec.gain));
@@ -87,14 +86,15 @@ void find_moments(const Unit<T>& unit, const UnitForward<T>& call) {
 
 template <typename T>
 void conv_unit(const UnitSpec& spec, const ConvKernels<T>& kernels, const UnitForward<T>& call) {
-  Unit<T> unit(spec, kernels, call.parameters, false);
+  // what backward needs of the weights is made with the rest, and found again
+  Unit<T> unit(spec, kernels, call.parameters, call.backward_follows && call.parameters.weight_id.owner);
   const Geometry& g = unit.g;
   if (spec.normed) find_moments(unit, call);
   unit.set_norm(call.moments);
   unit.range.over_units([&](const Share& share) {
     convolve(kernels, g, share, [&](int64_t b, ConvJob<T>& job) {
       job.in = unit.input(call.x, b);
-      job.weights = unit.forward;
+      job.weights = unit.weights[0]->transformed(0);
       Result<T>& r = job.result;
       r.bias = call.parameters.bias;
       r.relu = !spec.relu_first;
@@ -121,7 +121,7 @@ void conv_unit_backward(const UnitSpec& spec, const ConvKernels<T>& kernels, con
       job.in.map = call.grad + b * map;
       job.in.scale = unit.gain;
       if (!spec.relu_first) job.in.other = call.kept + b * map, job.in.mask_by_other = true;
-      job.weights = unit.backward;
+      job.weights = unit.weights[0]->backward(0);
       Operand<T>& activation = activations[b - share.image] = unit.input(call.x, b);
       if (call.weight_grad) job.activation = &activation, job.weight_grad = sums.weights(part, 0);
       if (call.bias_grad) job.bias_grad = sums.bias(part, 0);
@@ -138,7 +138,10 @@ void conv_unit_backward(const UnitSpec& spec, const ConvKernels<T>& kernels, con
   });
   sums.merge();
   if (call.weight_grad)
-    kernels.unpack(g, sums.weights(0, 0), call.weight_grad, thread_scratch<T>(int64_t(9) * g.channels * g.padded));
+    over_output_channels(g, 1, [&](int64_t, Channels channels) {
+      T* const taps = thread_scratch<T>(int64_t(9) * g.channels * g.padded);
+      kernels.unpack(g, channels, sums.weights(0, 0), call.weight_grad, taps);
+    });
   if (call.bias_grad) std::copy_n(sums.bias(0, 0), g.padded, call.bias_grad);
   if (!spec.normed) return;
 

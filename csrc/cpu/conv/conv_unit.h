@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/conv/conv_kernels.h"
+#include "cpu/conv/conv_solve.h"
 
 namespace contnet_fast {
 
@@ -21,6 +21,7 @@ template <typename T>
 struct UnitParameters {
   const T *weight, *bias, *gamma, *beta;
   const T *mean, *var;  // running statistics
+  WeightId weight_id;
 };
 
 template <typename T>
@@ -30,7 +31,8 @@ struct UnitForward {
   T* y;
   T* moments;     // [mean, 1 / std][channels]
   T* statistics;  // [mean, unbiased variance][channels]; null where they are not of the batch
-  T* kept;        // F(x), where the relu comes last and backward follows; else null
+  T* kept;        // F(x), where the relu comes last, backward follows and y is another; else null
+  bool backward_follows;
 };
 
 template <typename T>
