@@ -129,6 +129,22 @@ def test_ranks_with_batches_of_different_sizes_choose_the_same(monkeypatch, chan
         assert len(chosen) == 1
 
 
+def test_halves_of_units_are_taken_where_they_are_faster(monkeypatch):
+    taken, left = [], []
+    for isa, row in measured("units-cpu.jsonl"):
+        monkeypatch.setattr(conv_cpu, "AVX512", isa == "avx512")
+        shape = (row["batch"], row["channels"], row["side"], row["side"])
+        unit = problems.problem(op="conv_unit", shape=shape, needs_grad=row["training"], stages=0)
+        ratio = min(row["nchw"], row["channels_last"])
+        (left if cpu.CpuBackend().reason_to_skip(unit, "stage") else taken).append((ratio, isa, row))
+    assert len(taken) > 200
+    assert len([item for item in taken if item[0] < 1.0]) < 0.05 * len(taken)
+    assert min(ratio for ratio, *_ in taken) > 0.75, min(taken, key=lambda item: item[0])
+    assert statistics.median(ratio for ratio, *_ in taken) > 1.5
+    assert 20 < len(left) < 70
+    assert statistics.median(ratio for ratio, *_ in left) < 0.9
+
+
 def case(shape, *, training=False, **change):
     bfloat16 = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
     settings = {"stages": 4, "n_steps": 8, "scheme": "rk4_classic", "needs_grad": training, "checkpoint": "step"}

@@ -75,9 +75,9 @@ def slower_unit(problem: Problem) -> str | None:
     batch, channels, height, width = problem.shape
     reads = channels**2 / max(batch * ((height + 1) // 2) * ((width + 1) // 2), 1)  # of weights, for each tile of 2x2
     if cpu.AVX512:
-        few = problem.needs_grad and channels >= 192 and reads > 10_000
+        few = problem.needs_grad and channels >= 128 and reads > 1_100
     else:
-        few = reads > 3_000 or channels > 256 or (channels > 192 and problem.needs_grad)
+        few = reads > 30_000 or (problem.needs_grad and (channels > 128 or reads > 1_500))
     if not few:
         return None
     return (
