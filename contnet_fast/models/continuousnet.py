@@ -91,8 +91,7 @@ class ContinuousNet(nn.Module):
             )
 
         first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        row = nn.Sequential if backend == "reference" else Stem
-        self.stem = row(first, make_norm(norm, stem), nn.ReLU())
+        self.stem = Stem(first, make_norm(norm, stem), nn.ReLU(), backend=backend)
         self.stages = nn.Sequential(
             stitch(stem, width, 1),
             block(width),
