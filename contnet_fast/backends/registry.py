@@ -85,11 +85,6 @@ def check_backend(request: str) -> str:
     return request
 
 
-def in_force(request: str) -> str:
-    """What is asked for: by ``use_backend``, else ``request``."""
-    return _state.forced[-1] if _state.forced else request
-
-
 def select(problem: Problem, request: str = "auto") -> Plan:
     """Choose backend and level for ``problem``; the plan's problem has the checkpoint policy that applies.
 
@@ -100,7 +95,8 @@ def select(problem: Problem, request: str = "auto") -> Plan:
         BackendUnavailable: the requested backend cannot serve, or ``auto`` ends at the reference under
             ``strict``; the message lists every reason of every candidate.
     """
-    request = in_force(request)
+    if _state.forced:
+        request = _state.forced[-1]
     asked = problem.checkpoint
     if asked != "none" and transforming():
         problem = replace(problem, checkpoint="none")

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import check_count, check_number
 from ..nn import ContinuousBlock, ConvField, Stitch, no_weight_decay
-from ..nn.stitch import Stem, make_norm
+from ..nn.stitch import make_norm
 
 
 class ContinuousNet(nn.Module):
@@ -90,8 +90,9 @@ class ContinuousNet(nn.Module):
                 wide_in, wide_out, stride=stride, order=order, norm=norm, eps=branch, skip_init=skip, backend=backend
             )
 
-        first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.stem = Stem(first, make_norm(norm, stem), nn.ReLU(), backend=backend)
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), make_norm(norm, stem), nn.ReLU()
+        )
         self.stages = nn.Sequential(
             stitch(stem, width, 1),
             block(width),

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.fx import Proxy
 
-from ..backends import Plan, check_backend, in_force
+from ..backends import Plan, check_backend
 from ..errors import check_choice, check_count, check_number
 from ..fields.conv.spec import NORMS, ORDERS
 from ..functional.conv_unit import unit_plan
-from ..transforms import tracing, transforming
+from ..transforms import tracing
 from .calls import as_one_node
 from .half_units import half_unit, pointwise, why_half_called
 
@@ -54,28 +54,6 @@ class ChannelsLast(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         """The gradient, contiguous where the state was."""
         return grads[0].contiguous() if ctx.contiguous else grads[0]
-
-
-class Stem(nn.Sequential):
-    """Modules in a row, which on a CPU get their images in channels_last, as the stitch behind them wants them.
-
-    Args:
-        backend: with ``"reference"`` they get them as they are.
-    """
-
-    def __init__(self, *modules: Any, backend: str = "auto") -> None:
-        super().__init__(*modules)
-        self.backend = backend
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W]."""
-        if isinstance(x, Proxy):
-            return as_one_node(self, x, kind="stem")
-        if in_force(self.backend).startswith("reference"):
-            return super().forward(x)
-        if x.device.type == "cpu" and x.dim() == 4 and not transforming():
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
 
 
 class Stitch(nn.Module):

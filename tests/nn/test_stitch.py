@@ -120,11 +120,6 @@ def test_reference_is_pytorch_alone():
     net = ContinuousNet(width=8, n_basis=1, n_steps=1, backend="reference")
     assert {plan.backend for _, plan in cf.explain(net, torch.zeros(2, 3, 8, 8)).units} == {"reference"}
     assert net.stages(net.stem(torch.zeros(2, 3, 8, 8))).is_contiguous()
-    net = ContinuousNet(width=8, n_basis=1, n_steps=1)
-    with cf.use_backend("reference:none"):
-        assert net.stages(net.stem(torch.zeros(2, 3, 8, 8))).is_contiguous()
-    assert net.stages(net.stem(torch.zeros(2, 3, 8, 8))).is_contiguous(memory_format=torch.channels_last)
-    assert isinstance(net.stem[:2], nn.Sequential)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None])
