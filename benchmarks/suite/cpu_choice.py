@@ -3,7 +3,8 @@
     python -m benchmarks.suite.cpu_choice >> benchmarks/results/choice-cpu.jsonl
     python -m benchmarks.suite.cpu_choice --units --dtypes float32 >> benchmarks/results/units-cpu.jsonl
 
-``--units`` measures halves of residual units (``contnet_fast.functional.conv_unit``) in place of blocks.
+``--units`` measures halves of residual units (``contnet_fast.functional.conv_unit``) in place of blocks, ``--autocast``
+under autocast to bfloat16.
 
 ``--isa avx2`` measures the cpu backend as on a CPU without wider vectors; set ATEN_CPU_CAPABILITY=avx2 and
 ONEDNN_MAX_CPU_ISA=AVX2 for PyTorch to do the same (with ``--isa portable``: default and SSE41).
@@ -120,6 +121,7 @@ def measure(
 def main() -> None:
     parser = Parser("python -m benchmarks.suite.cpu_choice", __doc__)
     parser.add_argument("--units", action="store_true", help="measure halves of residual units")
+    parser.add_argument("--autocast", action="store_true")
     parser.add_argument("--isa", choices=cpu._extension.instruction_sets() if cpu._extension else ["none"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=0.3, help="of each size")
@@ -139,7 +141,9 @@ def main() -> None:
         for shape in sizes:
             for training in (False, True):
                 make = unit_of if options.units else block_of
-                print(json.dumps(measure(make, *shape, dtype, training, options.seconds)), flush=True)
+                with torch.autocast("cpu", torch.bfloat16, enabled=options.autocast):
+                    row = measure(make, *shape, dtype, training, options.seconds)
+                print(json.dumps({**row, **({"compute": "bfloat16"} if options.autocast else {})}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from .. import extension
 from ..fields.conv.unit import OP as UNIT
-from ..fields.conv.unit import against_unit, slower_unit
+from ..fields.conv.unit import against_unit, slower_unit, why_unit
 from ..problem import Problem
 from .backend import COMBINATIONS, FUSED, Backend
 
@@ -59,7 +59,7 @@ class CpuBackend(Backend):
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for its combinations, and for parts of fields."""
         if problem.op == UNIT:
-            return "norm, convolution and sum in one pass, measured faster than PyTorch's (docs/performance.md)"
+            return why_unit(problem)
         if problem.is_part:
             return "one visit of each row, measured faster than PyTorch's gathers and scatters (docs/graphs.md)"
         return "one pass over memory, measured faster than PyTorch's chain (docs/performance.md)"

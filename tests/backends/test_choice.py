@@ -134,7 +134,12 @@ def test_halves_of_units_are_taken_where_they_are_faster(monkeypatch):
     for isa, row in measured("units-cpu.jsonl"):
         monkeypatch.setattr(conv_cpu, "AVX512", isa == "avx512")
         shape = (row["batch"], row["channels"], row["side"], row["side"])
-        unit = problems.problem(op="conv_unit", shape=shape, needs_grad=row["training"], stages=0)
+        monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
+        monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
+        compute = getattr(torch, row.get("compute", "float32"))
+        unit = problems.problem(
+            op="conv_unit", shape=shape, needs_grad=row["training"], stages=0, compute_dtype=compute
+        )
         ratio = min(row["nchw"], row["channels_last"])
         (left if cpu.CpuBackend().reason_to_skip(unit, "stage") else taken).append((ratio, isa, row))
     assert len(taken) > 200

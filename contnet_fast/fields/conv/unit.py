@@ -54,6 +54,13 @@ def products(problem: Problem) -> str:
     return cpu.CpuConv().products(problem.dtype, problem.compute_dtype)
 
 
+def why_unit(problem: Problem) -> str:
+    """What speaks for the C++ kernels: shown by ``explain``."""
+    if problem.compute_dtype == torch.bfloat16 and products(problem) == "bfloat16":
+        return f"products in bfloat16 by {cpu.INSTRUCTIONS}: predicted faster than PyTorch's and not measured"
+    return "norm, convolution and sum in one pass, measured faster than PyTorch's (docs/performance.md)"
+
+
 def against_unit(problem: Problem) -> tuple[str, ...]:
     """Every reason why the C++ kernels do not serve a unit."""
     reasons = []
@@ -74,7 +81,12 @@ def slower_unit(problem: Problem) -> str | None:
     """Why PyTorch was measured faster: benchmarks/results/units-cpu.jsonl, which a test holds this to."""
     batch, channels, height, width = problem.shape
     reads = channels**2 / max(batch * ((height + 1) // 2) * ((width + 1) // 2), 1)  # of weights, for each tile of 2x2
-    if cpu.AVX512:
+    if problem.compute_dtype == torch.bfloat16 and products(problem) == "bfloat16":
+        return None
+    if problem.compute_dtype == torch.bfloat16 and cpu.NATIVE_BFLOAT16:  # which PyTorch then multiplies in
+        small = batch >= 32 and height * width <= 16
+        few = channels >= 192 and (problem.needs_grad or channels > 256 or small)
+    elif cpu.AVX512:
         few = problem.needs_grad and channels >= 128 and reads > 1_100
     else:
         few = reads > 30_000 or (problem.needs_grad and (channels > 128 or reads > 1_500))
