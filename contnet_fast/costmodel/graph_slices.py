@@ -13,7 +13,7 @@ from .graph_pass import GraphPass
 MOST_THREADS = 1024  # of a block
 MOST_COLUMNS, ROW_BYTES = 4, 16  # of a slice; bytes of its row in shared memory, at most
 AT_ONCE = 4  # edges that a lane gathers at once
-WAIT = 300  # clocks until a value of the second-level cache is there
+WAIT, NEAR_WAIT = 300, 40  # clocks until a value of the second-level cache is there; one of the first-level cache
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,16 @@ def seconds(p: GraphPass, device: Device, limit: int) -> float | None:
     inner = p.rows + p.edges * b.columns * p.size + p.nodes * kept
     rounds = -(-p.nodes * b.slots // b.threads)
     waits = 2 + max(1, -(-p.edges // (max(p.nodes, 1) * b.slots * AT_ONCE)))
-    each = evaluation_seconds(p, device, slices=b.slices, inner=inner, waits=rounds * waits)
+    each = evaluation_seconds(p, device, slices=b.slices, inner=inner, clocks=rounds * waits * WAIT)
     return evaluations * each + len(launches(p)) * device.launch
 
 
-def evaluation_seconds(p: GraphPass, device: Device, *, slices: int, inner: float, waits: float) -> float:
+def evaluation_seconds(p: GraphPass, device: Device, *, slices: int, inner: float, clocks: float) -> float:
     """Predicted of one evaluation of all slices, blocks beyond one for each multiprocessor waiting.
 
     Args:
-        inner: bytes of a block through shared memory and the first-level cache. waits: of a thread, one after another.
+        inner: bytes of a block through shared memory and the first-level cache. clocks: that it takes beside them.
     """
-    block = max(inner / 128, waits * WAIT) / device.clock
+    block = max(inner / 128, clocks) / device.clock
     turns = -(-slices // device.multiprocessors)
     return max(turns * block, slices * p.rows / device.l2_bandwidth)

@@ -107,6 +107,29 @@ def test_a_list_of_rows_has_the_short_ones_first_each_once():
     assert order.tolist() == [0, 1, 3, 5, 7, 9, 8, 6, 4, 2]
 
 
+def test_programs_have_working_memory_of_their_own(monkeypatch):
+    """The interpreter runs one program after another, and would not see that two of them share some."""
+    from contnet_fast.fields.diffusion.triton import slice_passes
+
+    case, made = Case(7, torch.float64, nodes=50, scheme="rk4_classic", mixing=True), []
+
+    def allocate(shape, dtype, device):
+        made.append(
+            torch.full(tuple(shape), float("nan") if dtype.is_floating_point else -1, dtype=dtype, device=device)
+        )
+        return made[-1]
+
+    monkeypatch.setattr(slice_passes, "allocate", allocate)
+    backward(case)
+    slices = next(t for t in made if t.dim() == 4).shape[0]
+    own = [t for t in made if t.dim() > 1 and t.shape[0] == slices > 1]
+    # forward maps, rates, list of rows, source; backward also total, inputs, products, another list, two kinds of sums
+    assert len(own) == 4 + 10
+    for memory in own:
+        written = memory.isfinite() & (memory != 0) & (memory != -1)
+        assert written.flatten(1).any(1).all()
+
+
 @one_kernel
 def test_a_16_bit_state_is_not_rounded_between_steps():
     case = Case(dtype=torch.float16, scheme="euler", n_steps=8)
