@@ -34,6 +34,29 @@ def add_products(
             tl.store(diagonal_sums + rows, sum, mask=rows < n)
 
 
+@triton.jit
+def make_again(
+    x, states, step, inputs, products, terms, source_map, order, short, indptr, indices, values, scale, diagonal, mixing,
+    slot_of, keep, table, n, stages,
+    FEATURES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, EDGES: tl.constexpr, LONG_ROWS: tl.constexpr,
+    LONG_EDGES: tl.constexpr,
+):  # fmt: skip
+    """inputs [stages + 1, n, COLUMNS] <- those of the stages of a step, and what follows it; products <- A times each."""
+    distance = tl.cast(n, tl.int64) * COLUMNS
+    state = x
+    if step > 0:
+        state = states + (step - 1) * tl.cast(n, tl.int64) * FEATURES
+    read_slice(inputs, state, n, False, FEATURES, COLUMNS, ROWS)
+    tl.debug_barrier()
+    for stage in range(stages):
+        evaluate_slice(
+            order, short, inputs + stage * distance, indptr, indices, values, None, scale, diagonal, mixing, source_map,
+            products + stage * distance, None, inputs, terms, inputs + (stage + 1) * distance, None, None, table,
+            tl.load(slot_of + step * stages + stage), stage, n, tl.load(keep + stage),
+            COLUMNS, ROWS, EDGES, LONG_ROWS, LONG_EDGES,
+        )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["n", "steps", "stages", "slots"])
 def solve_slice_back(
     x, states, grad, grad_x, grad_source, scale_sums, diagonal_sums, maps, source_map, total, terms, inputs, products,
@@ -77,22 +100,15 @@ def solve_slice_back(
     for later in range(steps):
         step = steps - 1 - later
         if inputs is not None:
-            state = x
-            if step > 0:
-                state = states + (step - 1) * plane
-            read_slice(inputs, state, n, False, FEATURES, COLUMNS, ROWS)
-            tl.debug_barrier()
-            for stage in range(stages):
-                evaluate_slice(
-                    order, short, inputs + stage * distance, indptr, indices, values, None, scale, diagonal, mixing,
-                    source_map, products + stage * distance, None, inputs, terms, inputs + (stage + 1) * distance, None,
-                    None, table, tl.load(slot_of + step * stages + stage), stage, n, tl.load(keep + stage),
-                    COLUMNS, ROWS, EDGES, LONG_ROWS, LONG_EDGES,
-                )  # fmt: skip
+            make_again(
+                x, states, step, inputs, products, terms, source_map, order, short, indptr, indices, values, scale,
+                diagonal, mixing, slot_of, keep, table, n, stages,
+                FEATURES, COLUMNS, ROWS, EDGES, LONG_ROWS, LONG_EDGES,
+            )  # fmt: skip
         u = costate
         for earlier in range(stages):
             stage = stages - 1 - earlier
-            slot = tl.load(slot_of + step * stages + stage)
+            slot = tl.load(slot_of + step * stages + stage).to(tl.int64)
             if inputs is not None:
                 add_products(
                     maps + u * distance, inputs + stage * distance, products + stage * distance,
