@@ -1,7 +1,7 @@
 """Tables that counts make: times of whole passes on both GPU backends, launches, images a block, solves on graphs.
 
-``python -m tools.predictions`` prints them, ``--write`` puts them into docs/generated/predictions.md and docs/cuda.md; a
-test holds both pages to them.
+``python -m tools.predictions`` prints them, ``--write`` puts them into docs/generated/predictions.md, docs/cuda.md and
+docs/graphs.md; a test holds these pages to them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from contnet_fast import limits
-from contnet_fast.costmodel import cuda_pass, graph_pass, graph_slices, triton_pass
+from contnet_fast.costmodel import cuda_pass, graph_pass, graph_slices, triton_pass, triton_slices
 from contnet_fast.costmodel.costs import BY_ARCH, DEVICES, Device
 from contnet_fast.costmodel.cuda_plans import SolveBlock, refusals, solve_block
 from contnet_fast.costmodel.graph_pass import GraphPass
 from contnet_fast.costmodel.passes import ConvPass, seconds
 from tools import pages
 
-TABLES, SUMMARY = pages.GENERATED / "predictions.md", pages.DOCS / "cuda.md"
+TABLES, SUMMARY, ON_GRAPHS = pages.GENERATED / "predictions.md", pages.DOCS / "cuda.md", pages.DOCS / "graphs.md"
 SHOWN = ("inference", "training")  # modes of the short table
 SIZES = ((16, 32), (32, 16), (64, 8), (64, 32), (128, 16), (256, 8))
 CAPABILITY = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
@@ -154,6 +154,27 @@ def graphs() -> list[str]:
     return lines
 
 
+def triton_graphs() -> list[str]:
+    """Level solve in Triton beside level stage: milliseconds with waits of the second-level cache, and of the first."""
+    lines = ["| solve | pass | launches | A100: stage, solve | H100: stage, solve | one map of a slice, KiB |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for name in ("1,000 nodes, 64 features", "Cora, 16 features", "Cora, 64 features", "PubMed, 128 features"):
+        for p in (GRAPHS[name], replace(GRAPHS[name], backward=True)):
+            cells = []
+            for device in (BY_ARCH["sm_80"], BY_ARCH["sm_90"]):
+                far, near = (
+                    triton_slices.seconds(p, device, wait) for wait in (graph_slices.WAIT, graph_slices.NEAR_WAIT)
+                )
+                cells.append(f"{1e3 * graph_pass.seconds(p, device):.2f}, {1e3 * near:.2f} to {1e3 * far:.2f}")
+            plan = triton_slices.plan(p.nodes, p.features, size=p.size, processors=BY_ARCH["sm_90"].multiprocessors)
+            what = "forward and backward" if p.backward else "forward"
+            lines.append(
+                f"| {name} | {what} | {len(triton_slices.launches(p))} | {' | '.join(cells)} | "
+                f"{triton_slices.map_bytes(p, plan) / 1024:.1f} |"
+            )
+    return lines
+
+
 def tables() -> dict[str, str]:
     """The tables by the name of their place in docs/cuda.md; the first is short for docs/generated/predictions.md."""
     long = passes()
@@ -163,12 +184,15 @@ def tables() -> dict[str, str]:
 
 
 def written() -> dict[Path, str]:
-    """Both pages with their tables replaced."""
+    """The pages with their tables replaced."""
     page = SUMMARY.read_text(encoding="utf-8")
     for name, text in tables().items():
         page = pages.replaced(page, f"tools.predictions {name}", text)
     whole = pages.replaced(TABLES.read_text(encoding="utf-8"), "tools.predictions passes", "\n".join(passes()))
-    return {SUMMARY: page, TABLES: whole}
+    on_graphs = pages.replaced(
+        ON_GRAPHS.read_text(encoding="utf-8"), "tools.predictions slices", "\n".join(triton_graphs())
+    )
+    return {SUMMARY: page, TABLES: whole, ON_GRAPHS: on_graphs}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -179,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path, text in written().items():
             path.write_text(text, encoding="utf-8")
     else:
-        print("\n\n".join(["\n".join(passes()), *tables().values()]))
+        print("\n\n".join(["\n".join(passes()), *tables().values(), "\n".join(triton_graphs())]))
 
 
 if __name__ == "__main__":

@@ -214,8 +214,7 @@ def _diffusion(case: GraphCase, device: str, tiny: bool) -> Task:
     calls["judge"] = partial(own, backend="reference:none")
     for name in OURS:
         if name in available_backends():
-            levels = ("stage", "solve") if name == "cuda" else ("stage",)
-            calls |= {f"{name}:{level}": partial(own, backend=f"{name}:{level}") for level in levels}
+            calls |= {f"{name}:{level}": partial(own, backend=f"{name}:{level}") for level in ("stage", "solve")}
         else:
             left_out.append(f"{name} (not available)")
     one_pass = _bytes(graph.indptr, graph.indices, graph.values, h, h)

@@ -21,7 +21,7 @@ GPU_TESTS = (*SMOKE, "tests/gpu/test_cuda_conv_gpu.py", "tests/gpu/test_cuda_gra
              "tests/gpu/test_reference_gpu.py")  # fmt: skip
 DRY_TESTS = ("tests/interpreted/test_triton_combine.py",)
 TRITON_TESTS = (  # the kernels are compiled where a GPU is
-    *(f"tests/interpreted/test_triton_{name}.py" for name in ("conv", "diffusion", "mixing")), *DRY_TESTS,
+    *(f"tests/interpreted/test_triton_{name}.py" for name in ("conv", "diffusion", "mixing", "slices")), *DRY_TESTS,
 )  # fmt: skip
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "faulthandler_timeout=100")
 PROCESSES, FILE_LIMIT = 8, 240

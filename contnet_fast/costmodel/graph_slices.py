@@ -13,7 +13,7 @@ from .graph_pass import GraphPass
 MOST_THREADS = 1024  # of a block
 MOST_COLUMNS, ROW_BYTES = 4, 16  # of a slice; bytes of its row in shared memory, at most
 AT_ONCE = 4  # edges that a lane gathers at once
-WAIT = 300  # clocks until a value of the second-level cache is there
+WAIT, NEAR_WAIT = 300, 40  # clocks until a value of the second-level cache is there; one of the first-level cache
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,23 @@ def map_bytes(nodes: int, columns: int, size: int) -> int:
     return 2 * nodes * columns * size
 
 
+def columns_of(features: int, *, most: int, processors: int) -> int:
+    """Columns of a slice: as few as let every slice have a multiprocessor to itself, ``most`` at most; a power of two."""
+    columns = 1
+    while 2 * columns <= most and -(-features // columns) > processors:
+        columns *= 2
+    return columns
+
+
 def plan(nodes: int, features: int, edges: int, *, size: int, limit: int, processors: int) -> Slices:
     """What the launcher plans: few columns a block while each has a multiprocessor to itself, more where they fit.
 
     Args:
         size: bytes of a value. limit: bytes of shared memory that a block may have. processors: multiprocessors.
     """
-    columns = slots = 1
-    while (
-        2 * columns <= min(MOST_COLUMNS, ROW_BYTES // size)
-        and map_bytes(nodes, 2 * columns, size) <= limit
-        and -(-features // columns) > processors
-    ):
-        columns *= 2
+    fitting = limit // max(1, map_bytes(nodes, 1, size))
+    columns = columns_of(features, most=min(MOST_COLUMNS, ROW_BYTES // size, fitting), processors=processors)
+    slots = 1
     while slots < 32 and 2 * slots * AT_ONCE <= edges // max(nodes, 1):
         slots *= 2
     threads = min(max(-(-nodes * slots // 32) * 32, 32), MOST_THREADS)
@@ -89,7 +93,16 @@ def seconds(p: GraphPass, device: Device, limit: int) -> float | None:
     inner = p.rows + p.edges * b.columns * p.size + p.nodes * kept
     rounds = -(-p.nodes * b.slots // b.threads)
     waits = 2 + max(1, -(-p.edges // (max(p.nodes, 1) * b.slots * AT_ONCE)))
-    block = max(inner / 128, rounds * waits * WAIT) / device.clock
-    turns = -(-b.slices // device.multiprocessors)
-    each = max(turns * block, b.slices * p.rows / device.l2_bandwidth)
+    each = evaluation_seconds(p, device, slices=b.slices, inner=inner, clocks=rounds * waits * WAIT)
     return evaluations * each + len(launches(p)) * device.launch
+
+
+def evaluation_seconds(p: GraphPass, device: Device, *, slices: int, inner: float, clocks: float) -> float:
+    """Predicted of one evaluation of all slices, blocks beyond one for each multiprocessor waiting.
+
+    Args:
+        inner: bytes of a block through shared memory and the first-level cache. clocks: that it takes beside them.
+    """
+    block = max(inner / 128, clocks) / device.clock
+    turns = -(-slices // device.multiprocessors)
+    return max(turns * block, slices * p.rows / device.l2_bandwidth)

@@ -177,6 +177,32 @@ def _diffusion_stage(a: Arguments) -> Cost:
     return Cost(2.0 * edges * a["FEATURES"], elements * maps + read, 1, inner=inner, reread=others * read)
 
 
+def _solve_slice(a: Arguments) -> Cost:
+    """Maps of slices stay in first-level caches, and every slice reads the edges for itself at every evaluation. Blocks of
+    rows wait longer than that takes (triton_slices.py)."""
+    maps = _size(a, "x", "y", "states", "source")
+    return _slices(a, maps, _edges(a, "indices", "values"), 1)
+
+
+def _solve_slice_back(a: Arguments) -> Cost:
+    """Stages are made again for the sums by coefficients, which are the reason that states are there."""
+    again = a["inputs"] is not None
+    maps = _size(a, "grad", "grad_x", "grad_source", *(("x", "states", "source") if again else ()))
+    forward, back = _edges(a, "indices", "values"), _edges(a, "back_indices", "values", "places")
+    read = forward + back if again else back
+    return _slices(a, maps + _size(a, "scale_sums", "diagonal_sums"), read, 2 if again else 1)
+
+
+def _slices(a: Arguments, maps: float, edges: float, evaluations: int) -> Cost:
+    """``evaluations`` for each stage, in which a slice reads ``edges`` bytes of them in all."""
+    slices, _, nodes, columns = a["maps"].shape
+    stages = a["steps"] * a["stages"]
+    gathered = float(evaluations * stages * a["indices"].numel() * slices * columns)
+    kept = 4.0 * evaluations * stages * slices * nodes * columns  # u, the state, the source and what follows
+    inner = (gathered + kept) * a["maps"].element_size()
+    return Cost(2 * gathered, maps + edges, 1, inner=inner, reread=(stages * slices - 1) * edges)
+
+
 def _row_gradients(a: Arguments) -> Cost:
     elements, stages = a["costate"].numel(), a["stages"]
     names = (
@@ -250,6 +276,8 @@ _COUNTS: dict[str, Callable[[Arguments], Cost]] = {
     "stage_gradient": _pointwise("grad_in", "value_in", "costate", "target", "inputs", "upstream"),
     "rate_gradient": _pointwise("grad_in", "target"),
     "diffusion_stage": _diffusion_stage,
+    "solve_slice": _solve_slice,
+    "solve_slice_back": _solve_slice_back,
     "row_gradients": _row_gradients,
     "value_gradient": _value_gradient,
     "mixing_gradient": _mixing_gradient,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -70,3 +71,15 @@ def collect_launches() -> Iterator[list[Launch]]:
 def allocate(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The one place where results and working memory of the solves come from."""
     return torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=16)
+def processors(device: torch.device, counted: int) -> int:
+    """Multiprocessors of a device; two in the interpreter, where each program costs a millisecond.
+
+    Args:
+        counted: those of the chip that stands for tensors without data.
+    """
+    if device.type == "meta":
+        return counted
+    return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count

@@ -38,15 +38,44 @@ def test_float32_products_are_ieee_or_tf32_as_asked():
             assert ("mma.sync" in line) == ("tf32" in line), line
 
 
-@pytest.mark.parametrize(("mixing", "count"), [("", 6), ("mixing ", 8)])
+@pytest.mark.parametrize(("mixing", "count"), [("", 9), ("mixing ", 8)])
 def test_kernels_on_graphs(mixing, count):
     done = run("--chips", "sm_90", "--filter", f"graph 2708x16 int32 {mixing}float32")
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{count} compiled, 0 at fault" in done.stdout
-    more = {"mixing_gradient", "mix_rows"} if mixing else set()  # whose parts are added up by the latter
+    # parts of the one kind of gradients, and of the sums of slices, are added up by mix_rows
+    more = {"mix_rows", *(("mixing_gradient",) if mixing else ("solve_slice", "solve_slice_back"))}
     assert {line.split()[0] for line in done.stdout.splitlines() if "graph" in line} == {
         "diffusion_stage", "row_gradients", "value_gradient", *more,
     }  # fmt: skip
+
+
+SLICES = """
+import re
+from contnet_fast.fields.diffusion.triton import manifest
+from tools import aot, sass
+
+solve = next(one for one in manifest.SOLVES if one.level == "solve")
+for kernel in aot.specialisations((solve,), "sm_90"):
+    compiled = kernel.compile("sm_90")
+    barriers = len(re.findall(r"(?:gpu|ttg)[.]barrier", compiled.asm["ttgir"]))
+    code = compiled.asm["ptx"] + sass.disassembly(compiled.asm["cubin"])
+    apart = re.findall(r"ld[.]global[.]nc|LDG[.\\w]*CONSTANT", code)
+    print(kernel.kernel.__name__, barriers, compiled.asm["ptx"].count("bar.sync") >= barriers, len(apart))
+"""
+
+
+def test_slices_wait_for_what_their_other_threads_wrote_and_read_it_from_caches_that_have_it():
+    """A barrier stands after what is read first and after each kind of evaluation, backward after a state too; no load
+    takes the path for constants, which does not see stores."""
+    variables = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SLICES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("solve_slice")] == [
+        "solve_slice 2 True 0", "solve_slice_back 4 True 0",
+    ]  # fmt: skip
 
 
 def test_kernels_of_attention():

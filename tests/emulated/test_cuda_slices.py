@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from functools import partial
 
 import cuda_emulator as emulator
 import pytest
 import structs
 import torch
-from diffusion_cases import DIFFERENTIABLE, DTYPES, PLACES, Case, check, draw, solve, truth
+from diffusion_cases import (
+    DIFFERENTIABLE,
+    DTYPES,
+    PLACES,
+    Case,
+    call_of,
+    check,
+    check_gradients,
+    draw,
+    gradients,
+    solve,
+)
 
 from contnet_fast.costmodel import graph_slices
 from contnet_fast.costmodel.costs import BY_ARCH
 from contnet_fast.costmodel.graph_pass import GraphPass
-from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.ops import lookup
 from contnet_fast.schemes.tableaus import SCHEMES
-from contnet_fast.testing import assert_within_budget
 
 pytestmark = pytest.mark.skipif(bool(emulator.MISSING), reason=emulator.MISSING)
 LONG_LANE = 32  # kLongLane of csrc/cuda/graph/slice_plan.h
@@ -35,43 +45,11 @@ def judged(*cases):
 
 def forward(case, **changes):
     """What the op returns for the tensors of a case in its dtype, or for others."""
-    x, nodes, operands = draw(case)
-    operands = operands._make(t if t is None or not t.is_floating_point() else t.to(case.dtype) for t in operands)
-    given = {"x": x.to(case.dtype), "nodes": nodes, "operands": operands} | changes
-    call = Call(DIFFUSION, *given.values(), case.spec, False, case.grid.flat, "", "solve")
-    return lookup("diffusion_solve", "cuda")(*call.arguments, case.return_steps)
+    return lookup("diffusion_solve", "cuda")(*call_of(case, "", "solve", **changes).arguments, case.return_steps)
 
 
-WHOLE = (0, 1, 8)  # places of the gradients that a block has at level solve, beside that of x
-
-
-def backward(case, wanted=WHOLE, dtype=None):
-    """Gradients by name of the ``wanted`` places, by the ops, in the dtype of the case or another one."""
-    dtype = dtype or case.dtype
-    x, nodes, operands = draw(case)
-    nodes = nodes._make(t.to(dtype) for t in nodes)
-    operands = operands._make(t if t is None or not t.is_floating_point() else t.to(dtype) for t in operands)
-    settings = (case.spec, False, case.grid.flat, case.checkpoint, "solve")
-    call = Call(DIFFUSION, x.to(dtype), nodes, operands, *settings)
-    y, _, saved = lookup("diffusion_solve", "cuda")(*call.arguments, case.return_steps)
-    assert [(tuple(t.shape), t.dtype) for t in saved] == [*DIFFUSION.implementations["cuda"].saved(call)]
-    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(case.dtype).to(y)
-    wanted = [place for place in wanted if place != PLACES["source"] or case.source]
-    found = lookup("diffusion_solve_backward", "cuda")(upstream, *call.arguments, saved, wanted)
-    names = ["x", *(name for name, place in PLACES.items() if place in wanted)]
-    return dict(zip(names, found, strict=True))
-
-
-def whole_gradients(case, wanted=WHOLE):
-    """Gradients by name, of one launch for all evaluations, each within the error rule."""
-    found = backward(case, wanted)
-    exact, same = truth(replace(case, checkpoint="none", index=torch.int32))
-    for name, value in found.items():
-        assert_within_budget(
-            value, exact[name], () if case.dtype == torch.float64 else same[name], name=name, gradient=True, factor=8.0,
-            evaluations=case.grid.n_evaluations,
-        )  # fmt: skip
-    return found
+backward = partial(gradients, backend="cuda", level="solve")
+whole_gradients = partial(check_gradients, backend="cuda", level="solve")
 
 
 # ---- values and gradients against the reference
@@ -165,7 +143,7 @@ def test_gradients_of_a_whole_backward_pass(case):
 @pytest.mark.parametrize("checkpoint", ["none", "block"])
 def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint, launches):
     case = Case(nodes=40, scheme="rk4_38", n_steps=3, checkpoint=checkpoint, n_basis=1, mixing=9 in wanted)
-    found = whole_gradients(replace(case, dtype=torch.float64), wanted)
+    found = whole_gradients(replace(case, dtype=torch.float64), wanted=wanted)
     if {4, 9} & {*wanted}:  # sums of each edge over slices, or across slices: the launches of level stage
         assert launches() > case.grid.n_evaluations
         return
@@ -197,7 +175,7 @@ def test_gradients_have_the_same_bits_whatever_is_kept_and_however_often():
         again = backward(replace(case, checkpoint=checkpoint))
         assert all(torch.equal(again[name], expected[name]) for name in expected)
     for name in ("x", "source"):  # which need no states
-        assert torch.equal(backward(case, [8])[name], expected[name])
+        assert torch.equal(backward(case, wanted=[8])[name], expected[name])
 
 
 # ---- one launch, the same bits

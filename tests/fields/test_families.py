@@ -100,7 +100,7 @@ def test_a_block_takes_it_as_it_takes_its_own():
     [
         ("cpu:solve", torch.float32, "dtype torch.float32 is not float64"),
         ("cpu:stage", torch.float64, "level stage serves conv_solve, diffusion_solve, not pointwise_solve"),
-        ("triton:solve", torch.float64, "level solve serves conv_solve, not pointwise_solve"),
+        ("triton:solve", torch.float64, "level solve serves conv_solve, diffusion_solve, not pointwise_solve"),
     ],
 )
 def test_reasons_are_the_implementation_s(request_, dtype, words):

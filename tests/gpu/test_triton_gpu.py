@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from diffusion_cases import DTYPES, Case, check, solve
 from gpu_blocks import apart, block, equal, image, step
 
 import contnet_fast as cf
@@ -42,6 +43,26 @@ def test_small_set():
             step(block(order=order).train(training), image(batch=2, side=6))
     step(block(norm="group"), image(batch=2, side=6))
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("level", ["stage", "solve"])
+def test_small_set_of_diffusion(level):
+    for case in (Case(8, scheme="midpoint"), Case(5, basis="hat", n_basis=3, checkpoint="block"), Case(3, hub=150)):
+        check(case, "cuda", f"triton:{level}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("features", [1, 64, 300, 1100])
+def test_whole_solves_of_diffusion(features, dtype):
+    """Slices of 1, 2, 4 and 8 columns, several blocks of rows, long rows among them."""
+    check(Case(features, dtype, nodes=1500, edges=9000, hub=300, scheme="midpoint"), "cuda", "triton:solve")
+
+
+def test_one_order_of_diffusion():
+    """A barrier that is missing shows in another result, sooner or later."""
+    case = Case(64, nodes=3000, edges=20_000, hub=300, scheme="rk4_classic", n_steps=16)
+    first, *others = (solve(case, torch.float32, "triton:solve", "cuda") for _ in range(5))
+    assert all(torch.equal(one[name], first[name]) for one in others for name in case.results)
 
 
 def test_auto_takes_the_kernels_and_says_so():

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from dense_graphs import small_graph
-from diffusion_cases import DTYPES, PLACES, Case, check, draw, solve, truth
+from diffusion_cases import DTYPES, PLACES, Case, call_of, check, solve, truth
 from guarded_memory import guarded_memory
 
 import contnet_fast as cf
 from contnet_fast.backends import triton as backend_triton
-from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.nn import GraphBlock, WeightedDiffusionField
 from contnet_fast.ops import lookup
 from contnet_fast.testing import assert_within_budget
@@ -28,15 +27,6 @@ MIXED = Case(mixing=True)
 
 def judged(*cases):
     return pytest.mark.parametrize("case", dict.fromkeys(cases), ids=str)
-
-
-def call_of(case, keep, device=DEVICE):
-    """A call in the dtype of the case."""
-    x, nodes, operands = draw(case)
-    x, *rest = (t if t is None or not t.is_floating_point() else t.to(case.dtype) for t in (x, *nodes, *operands))
-    x, *rest = (t if t is None else t.to(device) for t in (x, *rest))
-    nodes, operands = nodes._make(rest[:2]), operands._make(rest[2:])
-    return Call(DIFFUSION, x, nodes, operands, case.spec, False, case.grid.flat, keep, "stage")
 
 
 @judged(*(
@@ -79,9 +69,9 @@ def test_parts_of_the_nodes_and_tiles_of_the_matrix_are_added_up_once(nodes, pro
 @pytest.mark.integer_checks
 def test_memory_that_was_not_asked_for_is_left_alone_and_all_that_was_is_written():
     """Outputs and working memory start as NaN, between bands that must keep their value."""
-    from contnet_fast.fields.diffusion.triton import backward, forward, plan
+    from contnet_fast.fields.diffusion.triton import backward, coefficients, plan
 
-    with guarded_memory(plan, forward, backward):
+    with guarded_memory(plan, backward, coefficients):
         check(replace(MIXED, features=17, nodes=70, scheme="midpoint"), DEVICE, BACKEND)
 
 
@@ -90,12 +80,12 @@ def collected(case, wanted):
     from contnet_fast.fields.diffusion.triton import backward, forward, plan
     from contnet_fast.triton.launch import collect_launches
 
-    call = call_of(case, case.checkpoint, "meta")
+    call = call_of(case, case.checkpoint, device="meta")
     s, given = plan.describe(call), (call.x, call.nodes, call.operands)
     with collect_launches():
-        y, maps = forward.diffusion_forward(s, *given, keep=call.keep, return_steps=False)
+        y, maps = forward.diffusion_forward(s, *given, keep=call.keep, level="stage", return_steps=False)
     with collect_launches() as launches:
-        backward.diffusion_backward(s, y, *given, keep=call.keep, maps=maps, wanted=wanted)
+        backward.diffusion_backward(s, y, *given, keep=call.keep, level="stage", maps=maps, wanted=wanted)
     return [one.kernel.__name__ for one in launches]
 
 
@@ -111,7 +101,7 @@ def test_a_launch_a_step_gives_the_gradient_of_the_matrix():
 @pytest.mark.parametrize("checkpoint", ["none", "block"])
 def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint):
     case = replace(MIXED, scheme="midpoint", dtype=torch.float64, checkpoint=checkpoint)
-    call = call_of(case, checkpoint)
+    call = call_of(case, checkpoint, device=DEVICE)
     y, _, saved = lookup("diffusion_solve", "triton")(*call.arguments, False)
     upstream = torch.linspace(-1, 1, y.numel(), device=DEVICE, dtype=torch.float64).view(y.shape)
     found = lookup("diffusion_solve_backward", "triton")(upstream, *call.arguments, saved, wanted)
@@ -122,7 +112,7 @@ def test_only_some_inputs_ask_for_a_gradient(wanted, checkpoint):
 
 
 def test_opcheck():
-    call, tests = call_of(replace(MIXED, scheme="midpoint"), "step"), ("test_schema", "test_faketensor")
+    call, tests = call_of(replace(MIXED, scheme="midpoint"), "step", device=DEVICE), ("test_schema", "test_faketensor")
     torch.library.opcheck(lookup("diffusion_solve", "triton"), (*call.arguments, False), test_utils=tests)
     y, _, saved = lookup("diffusion_solve", "triton")(*call.arguments, False)
     arguments = (torch.randn_like(y), *call.arguments, saved, [0, 1, 4, 8, 9])

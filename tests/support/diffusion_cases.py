@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 
 import contnet_fast as cf
-from contnet_fast.fields import DIFFUSION
+from contnet_fast.fields import DIFFUSION, Call
 from contnet_fast.fields.diffusion import DiffusionNodes, DiffusionOperands, DiffusionSpec, operands_of
 from contnet_fast.functional import field_solve
 from contnet_fast.graphs import Graph
-from contnet_fast.ops import fused_solve
+from contnet_fast.ops import fused_solve, lookup
 from contnet_fast.schemes.bases import Basis
 from contnet_fast.testing import assert_within_budget
 
@@ -21,6 +22,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NAMES = ("y", "x", "scale", "diagonal", "values", "source", "mixing")
 PLACES = {"scale": 0, "diagonal": 1, "values": 4, "source": 8, "mixing": 9}  # among nodes and operands
 DIFFERENTIABLE = (0, 1, 4, 8)  # those of them without mixing
+WHOLE = (0, 1, 8)  # those that a slice of columns has at level solve, beside that of x
 LONG = 512  # kLongRow of csrc/cuda/graph/diffusion_stage.h
 
 
@@ -87,6 +89,18 @@ def draw(case: Case, device: str = "cpu") -> tuple[torch.Tensor, DiffusionNodes,
     return x.to(device), nodes._make(t.to(device) for t in nodes), DiffusionOperands(*moved)
 
 
+def call_of(case: Case, keep: str, level: str = "stage", device: str = "cpu", **changes: Any) -> Call:
+    """A call in the dtype of the case, ``changes`` being other tensors of it."""
+    x, nodes, operands = draw(case)
+
+    def cast(t: torch.Tensor | None) -> torch.Tensor | None:
+        return t if t is None else t.to(device, case.dtype) if t.is_floating_point() else t.to(device)
+
+    nodes, operands = nodes._make(map(cast, nodes)), operands._make(map(cast, operands))
+    given = {"x": cast(x), "nodes": nodes, "operands": operands} | changes
+    return Call(DIFFUSION, *given.values(), case.spec, False, case.grid.flat, keep, level)
+
+
 def solve(
     case: Case, dtype: torch.dtype, backend: str | None = None, device: str = "cpu", level: str = "stage"
 ) -> dict[str, torch.Tensor]:
@@ -133,3 +147,30 @@ def check(case: Case, device: str = "cpu", backend: str | None = None, level: st
             gradient=name != "y", factor=8.0, evaluations=case.grid.n_evaluations,
         )  # fmt: skip
     return got
+
+
+def gradients(
+    case: Case, backend: str, level: str, wanted: Sequence[int] = WHOLE, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Gradients by name of the ``wanted`` places, by the ops of a backend, which keep what they say that they do."""
+    call = call_of(case, case.checkpoint, level, device)
+    y, _, saved = lookup("diffusion_solve", backend)(*call.arguments, case.return_steps)
+    assert [(tuple(t.shape), t.dtype) for t in saved] == [*DIFFUSION.implementations[backend].saved(call)]
+    upstream = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(case.dtype).to(y)
+    wanted = [place for place in wanted if place != PLACES["source"] or case.source]
+    found = lookup("diffusion_solve_backward", backend)(upstream, *call.arguments, saved, wanted)
+    return dict(zip(["x", *(name for name, place in PLACES.items() if place in wanted)], found, strict=True))
+
+
+def check_gradients(
+    case: Case, backend: str, level: str, wanted: Sequence[int] = WHOLE, device: str = "cpu"
+) -> dict[str, torch.Tensor]:
+    """Gradients by name, each within the error rule."""
+    found = gradients(case, backend, level, wanted, device)
+    exact, same = truth(replace(case, checkpoint="none", index=torch.int32))
+    for name, value in found.items():
+        assert_within_budget(
+            value.cpu(), exact[name], () if case.dtype == torch.float64 else same[name], name=name, gradient=True,
+            factor=8.0, evaluations=case.grid.n_evaluations,
+        )  # fmt: skip
+    return found

@@ -14,12 +14,13 @@ BAND = 64
 
 @contextmanager
 def guarded_memory(*modules: ModuleType) -> Iterator[None]:
-    """What these modules allocate starts as NaN, between bands that must have their value at the end of the block."""
+    """What these modules allocate starts as NaN or 0, between bands that must have their value at the end."""
     whole: list[torch.Tensor] = []
 
     def allocate(shape, dtype, device):
         size = torch.Size(shape).numel()
-        block = torch.full((size + 2 * BAND,), float("nan"), dtype=dtype, device=device)
+        start = float("nan") if dtype.is_floating_point else 0
+        block = torch.full((size + 2 * BAND,), start, dtype=dtype, device=device)
         block[:BAND], block[-BAND:] = 7.0, 7.0
         whole.append(block)
         return block[BAND : BAND + size].view(shape)

@@ -15,8 +15,9 @@ SLOW_FILES = (  # of the other folders
 )  # fmt: skip
 # files that take minutes; with several processes they come first, so that none is left with one of them at the end
 LONG = [
-    "cuda_compile", "triton_conv", "triton_diffusion", "cuda_solve", "wheel", "gpu_script", "odeint_parity", "report",
-    "training", "struck_processes", "two_hosts", "many_processes", "statistics_constants", "triton_aot", "gpu_run",
+    "cuda_compile", "triton_conv", "triton_diffusion", "triton_slices", "cuda_solve", "wheel", "gpu_script",
+    "odeint_parity", "report", "training", "struck_processes", "two_hosts", "many_processes", "statistics_constants",
+    "triton_aot", "gpu_run",
     "wrapped", "benchmarks", "distributed", "train_cifar", "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
     "compile_numbers", "pytrees", "cpu_conv_ops", "cpu_conv",
 ]  # fmt: skip

@@ -13,8 +13,12 @@ def maps_kept(keep: str, n_steps: int, stages: int) -> int:
     return states if keep == "step" else 0
 
 
+def policy(call: Call) -> str:
+    """What ``call`` keeps: at level solve "none" is states alone, since all else is computed again."""
+    return "step" if call.keep == "none" and call.level == "solve" else call.keep
+
+
 def kept_maps(call: Call) -> tuple[TensorSpec, ...]:
-    """Maps in the dtype of the state, one after another; at level solve states alone."""
-    keep = "step" if call.keep == "none" and call.level == "solve" else call.keep
-    maps = maps_kept(keep, call.grid.n_steps, len(call.grid.update))
+    """Maps in the dtype of the state, one after another."""
+    maps = maps_kept(policy(call), call.grid.n_steps, len(call.grid.update))
     return (TensorSpec((maps, *call.x.shape), call.x.dtype),)

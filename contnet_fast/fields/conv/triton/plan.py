@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
@@ -11,17 +10,9 @@ from ....chips import arch
 from ....costmodel.costs import BY_ARCH
 from ....limits import PARAMETER_ROWS as PARAMETER_ROWS
 from ....triton.grids import Grid, Tables, host_grid, tables
-from ....triton.launch import INTERPRETED, allocate
+from ....triton.launch import INTERPRETED, allocate, processors
 from ....triton.tiles import Shared, Tile, Units, block_channels, tile, units, weight_units
 from ...family import Call, TensorSpec
-
-
-@lru_cache(maxsize=16)
-def processors(device: torch.device, arch: str) -> int:
-    """Multiprocessors of a device; two in the interpreter, where each program costs a millisecond."""
-    if device.type == "meta":
-        return BY_ARCH[arch].multiprocessors
-    return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)
@@ -130,7 +121,7 @@ class Solve:
 
     @property
     def _shared(self) -> Shared:
-        count = processors(self.device, self.arch)
+        count = processors(self.device, BY_ARCH[self.arch].multiprocessors)
         return Shared(self.batch, self.channels, self.pixels, self.compute, self.arch, count)
 
 

@@ -13,12 +13,12 @@ import torch
 
 from ....triton.launch import allocate, launch
 from ..spec import DiffusionNodes, DiffusionOperands
-from .forward import Kept, Pass, added_up, like, mixed
+from .coefficients import added_up, by_node
+from .forward import Kept, Pass, like
 from .gradients import mixing_gradient, row_gradients, value_gradient
-from .plan import NODES, REGISTERS, Solve
+from .plan import DIAGONAL, MIXING, NODES, REGISTERS, SCALE, SOURCE, VALUES, Solve
+from .slice_passes import slices_backward
 from .stage import diffusion_stage
-
-SCALE, DIAGONAL, VALUES, SOURCE, MIXING = 0, 1, 4, 8, 9  # places among nodes and operands
 
 
 class _Step(NamedTuple):
@@ -104,25 +104,39 @@ class _Backward:
 
     def gradients(self) -> dict[int, torch.Tensor | None]:
         """Those of nodes and operands by their place, in the dtype of sums."""
-        table, coefficients = self.s.tables.nodes, (self.scale, self.diagonal)
-        if table is not None and (self.scale is not None or self.diagonal is not None):
-            coefficients = mixed(self.s, coefficients, table, len(self.s.grid.mix[0]))
-        found = {SCALE: coefficients[0], DIAGONAL: coefficients[1], VALUES: self.values, SOURCE: self.source}
+        scale, diagonal = by_node(self.s, self.scale, self.diagonal)
+        found = {SCALE: scale, DIAGONAL: diagonal, VALUES: self.values, SOURCE: self.source}
         return {**found, MIXING: None if self.mixing is None else added_up(self.s, self.mixing)}
 
 
 def diffusion_backward(
     s: Solve, grad: torch.Tensor, x: torch.Tensor, nodes: DiffusionNodes, operands: DiffusionOperands, *, keep: str,
-    maps: torch.Tensor, wanted: Sequence[int],
+    level: str, maps: torch.Tensor, wanted: Sequence[int],
 ) -> list[torch.Tensor]:  # fmt: skip
-    """The gradient of x and those of the ``wanted`` places in nodes and operands."""
+    """The gradient of x and those of the ``wanted`` places in nodes and operands.
+
+    At level solve the weights of edges and W, whose gradients are sums over all columns, take the launches of level stage.
+    """
     tensors = (*nodes, *operands)
     asked = [t for t in (tensors[i] for i in wanted) if t is not None]
     if x.numel() == 0:
         return [torch.empty_like(x), *(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in asked)]
-    n, stages, start = s.grid.n_steps, s.grid.stages, x.contiguous()
+    start, upstream, kept = x.contiguous(), grad.contiguous(), Kept.of(s, keep, maps)
+    if level == "solve" and not {VALUES, MIXING} & set(wanted):
+        costate, found = slices_backward(s, upstream, start, nodes, operands, states=kept.states, wanted=wanted)
+    else:
+        costate, found = _stages_backward(s, upstream, start, nodes, operands, kept=kept, wanted=wanted)
+    results = [(found[i], tensor) for i, tensor in zip(wanted, asked, strict=True)]
+    return [like(x, costate), *(value.to(tensor.dtype) for value, tensor in results if value is not None)]
+
+
+def _stages_backward(
+    s: Solve, grad: torch.Tensor, x: torch.Tensor, nodes: DiffusionNodes, operands: DiffusionOperands, *, kept: Kept,
+    wanted: Sequence[int],
+) -> tuple[torch.Tensor, dict[int, torch.Tensor | None]]:  # fmt: skip
+    """The gradient of x, dense, and the others by their places, in the dtype of sums."""
+    n, stages = s.grid.n_steps, s.grid.stages
     run = _Backward(s, nodes, operands, wanted)
-    kept = Kept.of(s, keep, maps)
     states = kept.states
     inputs = products = None
     if run.needs_states and kept.inputs is None:
@@ -130,16 +144,15 @@ def diffusion_backward(
         products = s.maps(stages) if run.scale is not None else None
         if states is None:
             states = s.maps(n - 1)
-            run.run.solve(start, list(states))
-    upstream = grad.contiguous()
-    steps = upstream if grad.dim() > x.dim() else None
-    costate = upstream if steps is None else steps[n]
+            run.run.solve(x, list(states))
+    steps = grad if grad.dim() > x.dim() else None
+    costate = grad if steps is None else steps[n]
     for i in reversed(range(n)):
         target = run.costates[(i - 1) % 2] if i else s.maps()
         run.step(i, costate, None if steps is None else steps[i], target)
         if run.needs_states:
             assert states is not None
-            state = start if i == 0 else states[i - 1]
+            state = x if i == 0 else states[i - 1]
             if kept.inputs is not None:
                 assert kept.products is not None
                 of = _Step(state, kept.inputs[i], kept.products[i])
@@ -149,6 +162,4 @@ def diffusion_backward(
                 run.run.step(i, state, None, inputs, products)
             run.by_states(i, costate, of)
         costate = target
-    found = run.gradients()
-    results = [(found[i], tensor) for i, tensor in zip(wanted, asked, strict=True)]
-    return [like(x, costate), *(value.to(tensor.dtype) for value, tensor in results if value is not None)]
+    return costate, run.gradients()

@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import torch
 
-from ....triton.grids import Rows
-from ....triton.launch import allocate, launch
+from ....triton.launch import launch
 from ..kept import maps_kept
 from ..spec import DiffusionNodes, DiffusionOperands
-from .plan import Solve, ones
-from .stage import diffusion_stage, mix_rows
-
-BLOCK = 1024  # of nodes that are mixed
+from .coefficients import coefficients
+from .plan import Solve
+from .slice_passes import Slices
+from .stage import diffusion_stage
 
 
 class Kept(NamedTuple):
@@ -98,46 +97,10 @@ class Pass:
             state = following
 
 
-def coefficients(s: Solve, nodes: DiffusionNodes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and diagonal at every slot, [slot, n]."""
-    given, table = (nodes.scale.contiguous(), nodes.diagonal.contiguous()), s.tables.slots
-    if table is None:
-        return given
-    scale, diagonal = mixed(s, given, table, len(s.grid.mix))
-    assert scale is not None
-    assert diagonal is not None
-    return scale, diagonal
-
-
-def mixed(
-    s: Solve, given: tuple[torch.Tensor | None, torch.Tensor | None], table: Rows, rows: int
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """[rows, n] of each tensor [., n] by the rows of a table."""
-    first, second = (None if t is None else allocate((rows, s.n), s.sums, s.device) for t in given)
-    launch(
-        mix_rows, (-(-s.n // BLOCK), rows), num_warps=4,
-        first=given[0], second=given[1], first_target=first, second_target=second,
-        table=table, n=s.n, BLOCK=BLOCK,
-    )  # fmt: skip
-    return first, second
-
-
-def added_up(s: Solve, parts: torch.Tensor) -> torch.Tensor:
-    """The sum of ``parts`` [part, F, F], in their order."""
-    count, size = parts.shape[0], parts[0].numel()
-    if count == 1:
-        return parts[0]
-    total = allocate(parts.shape[1:], s.sums, s.device)
-    launch(
-        mix_rows, (-(-size // BLOCK), 1), num_warps=4, first=parts, second=None, first_target=total, second_target=None,
-        table=ones(count, s.device, s.sums), n=size, BLOCK=BLOCK,
-    )  # fmt: skip
-    return total
-
-
 def diffusion_forward(
-    s: Solve, x: torch.Tensor, nodes: DiffusionNodes, operands: DiffusionOperands, *, keep: str, return_steps: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+    s: Solve, x: torch.Tensor, nodes: DiffusionNodes, operands: DiffusionOperands, *, keep: str, level: str,
+    return_steps: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """State or trajectory, and the maps that ``kept_maps`` describes."""
     n, start = s.grid.n_steps, x.contiguous()
     maps = s.maps(maps_kept(keep, n, s.grid.stages))
@@ -147,13 +110,16 @@ def diffusion_forward(
         kept = Kept.of(s, keep, maps)
         if steps is not None:
             steps[0].copy_(start)
-            states = list(steps[1:n])
-        elif kept.states is not None:
-            states = list(kept.states)
+        between = kept.states if steps is None else steps[1:n]
+        if level == "solve":
+            Slices(s, nodes, operands).solve(start, between, y, n)
         else:
-            spare = s.maps(min(2, n - 1))
-            states = [spare[i % 2] for i in range(n - 1)]
-        Pass(s, nodes, operands).solve(start, [*states, y], kept)
+            if between is None:
+                spare = s.maps(min(2, n - 1))
+                states = [spare[i % 2] for i in range(n - 1)]
+            else:
+                states = list(between)
+            Pass(s, nodes, operands).solve(start, [*states, y], kept)
         if steps is not None and kept.states is not None:
             kept.states.copy_(steps[1:n])
     return (like(x, y) if steps is None else steps), maps

@@ -8,15 +8,18 @@ import torch
 
 from ....problem import Problem
 from ...family import Call, PythonImplementation, TensorSpec
-from ..kept import kept_maps
+from ..kept import kept_maps, policy
 
 STATES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class TritonDiffusion(PythonImplementation):
-    """``stage``: an evaluation and the combination after it in one launch, over blocks of rows and of columns."""
+    """``stage``: an evaluation and the combination after it in one launch, over blocks of rows and of columns.
 
-    levels = ("stage",)
+    ``solve``: a program takes a slice of columns of all nodes to the end, in one launch.
+    """
+
+    levels = ("stage", "solve")  # by count a solve in one launch is faster on small graphs alone (docs/graphs.md)
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -27,6 +30,8 @@ class TritonDiffusion(PythonImplementation):
 
     def why(self, problem: Problem, level: str) -> str:
         """What speaks for it."""
+        if level == "solve":
+            return "one launch for all evaluations; not yet measured"
         return "a launch an evaluation, and no value for each edge and feature in memory; not yet measured"
 
     def saved(self, call: Call) -> tuple[TensorSpec, ...]:
@@ -38,8 +43,9 @@ class TritonDiffusion(PythonImplementation):
         from . import forward, plan
 
         y, maps = forward.diffusion_forward(
-            plan.describe(call), call.x, call.nodes, call.operands, keep=call.keep, return_steps=return_steps
-        )
+            plan.describe(call), call.x, call.nodes, call.operands, keep=policy(call), level=call.level,
+            return_steps=return_steps,
+        )  # fmt: skip
         return y, call.x.new_empty((0, 0, 0)), [maps]
 
     def backward(
@@ -49,5 +55,6 @@ class TritonDiffusion(PythonImplementation):
         from . import backward, plan
 
         return backward.diffusion_backward(
-            plan.describe(call), grad, call.x, call.nodes, call.operands, keep=call.keep, maps=saved[0], wanted=wanted
-        )
+            plan.describe(call), grad, call.x, call.nodes, call.operands, keep=policy(call), level=call.level,
+            maps=saved[0], wanted=wanted,
+        )  # fmt: skip

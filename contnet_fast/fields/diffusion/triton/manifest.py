@@ -11,6 +11,7 @@ from ....schemes.timegrid import time_grid
 from ....triton.launch import Launch, collect_launches
 from ...family import Call
 from .. import DIFFUSION
+from ..kept import policy
 from ..spec import DiffusionNodes, DiffusionOperands, DiffusionSpec
 from . import backward, forward, plan
 
@@ -21,7 +22,7 @@ class GraphSolve:
 
     Attributes:
         index: the dtype of the edges. basis: of scale and diagonal, "hat" of four functions; "" for constants. mixing:
-            whether columns have coefficients of their own.
+            whether columns have coefficients of their own. level: "solve" without gradients by weights of edges and W.
     """
 
     nodes: int
@@ -33,11 +34,13 @@ class GraphSolve:
     checkpoint: str = "step"
     n_steps: int = 8
     mixing: bool = False
+    level: str = "stage"
 
     def __str__(self) -> str:
         basis = f" {self.basis}" if self.basis else ""
         mixing = " mixing" if self.mixing else ""
-        return f"graph {self.nodes}x{self.features} {self.index}{basis}{mixing} {self.dtype} {self.checkpoint}"
+        level = "" if self.level == "stage" else f" {self.level}"
+        return f"graph {self.nodes}x{self.features} {self.index}{basis}{mixing} {self.dtype} {self.checkpoint}{level}"
 
 
 CORA, PUBMED, ARXIV = (2708, 13264), (19717, 108365), (169343, 2484941)  # nodes; edges both ways, and loops
@@ -54,6 +57,11 @@ SOLVES = (
     GraphSolve(*CORA, 7, dtype="float64", checkpoint="none", mixing=True),
     *(GraphSolve(*PUBMED, 128, dtype=dtype, mixing=True) for dtype in ("float32", "bfloat16", "float16", "float64")),
     GraphSolve(*ARXIV, 162, index="int64", mixing=True),
+    *(GraphSolve(*CORA, 16, dtype=dtype, level="solve") for dtype in ("float32", "bfloat16", "float16", "float64")),
+    *(GraphSolve(*PUBMED, features, level="solve") for features in (200, 500, 1000)),
+    GraphSolve(*PUBMED, 500, dtype="float64", index="int64", checkpoint="block", mixing=True, level="solve"),
+    GraphSolve(*PUBMED, 1000, dtype="bfloat16", mixing=True, level="solve"),
+    GraphSolve(40, 90, 5, basis="hat", mixing=True, level="solve"),
 )
 
 
@@ -72,13 +80,15 @@ def launches(solve: GraphSolve) -> list[Launch]:
     operands = DiffusionOperands(starts, places, empty(solve.edges, dtype=dtype), starts, places, places, x, mixing)
     grid = time_grid("rk4_classic", solve.n_steps, Basis(solve.basis or "piecewise_constant", k))
     spec = DiffusionSpec(mixing=solve.mixing)
-    call = Call(DIFFUSION, x, nodes, operands, spec, False, grid.flat, solve.checkpoint, "stage")
-    wanted = (backward.SCALE, backward.DIAGONAL, backward.VALUES, backward.SOURCE)
+    call = Call(DIFFUSION, x, nodes, operands, spec, False, grid.flat, solve.checkpoint, solve.level)
+    whole = (plan.SCALE, plan.DIAGONAL, plan.SOURCE)
+    more = () if solve.level == "solve" else (plan.VALUES, *((plan.MIXING,) if solve.mixing else ()))
     with collect_launches() as collected:
         s = plan.describe(call)
-        y, maps = forward.diffusion_forward(s, x, nodes, operands, keep=call.keep, return_steps=False)
+        y, maps = forward.diffusion_forward(
+            s, x, nodes, operands, keep=policy(call), level=call.level, return_steps=False
+        )
         backward.diffusion_backward(
-            s, y, x, nodes, operands, keep=call.keep, maps=maps,
-            wanted=(*wanted, backward.MIXING) if solve.mixing else wanted,
-        )  # fmt: skip
+            s, y, x, nodes, operands, keep=policy(call), level=call.level, maps=maps, wanted=sorted((*whole, *more))
+        )
     return collected

@@ -7,13 +7,18 @@ from functools import lru_cache, partial
 
 import torch
 
+from ....chips import arch
+from ....costmodel import triton_slices
+from ....costmodel.costs import BY_ARCH
+from ....costmodel.triton_slices import TritonSlices
 from ....reference.rk import accumulation_dtype
 from ....triton.graphs import GraphTile, tile
 from ....triton.grids import Grid, Rows, Tables, host_grid, made_aside, sparse_rows, tables
-from ....triton.launch import allocate
+from ....triton.launch import allocate, processors
 from ....triton.tiles import power_of_two
 from ...family import Call
 
+SCALE, DIAGONAL, VALUES, SOURCE, MIXING = 0, 1, 4, 8, 9  # places among nodes and operands
 # most of a thread of row_gradients and mixing_gradient: left to itself the assembler spills at float64, for one program
 # more
 REGISTERS = 128
@@ -58,6 +63,12 @@ class Solve:
         """Parts of the nodes, and tiles of the matrix by both of its sides. It says in which order nodes are added up."""
         tiles = -(-self.features // self.mixing_tile)
         return max(1, min(-(-self.n // NODES), PROGRAMS // tiles**2)), tiles, tiles
+
+    @property
+    def slices(self) -> TritonSlices:
+        """How programs of level solve share its columns."""
+        count = processors(self.device, BY_ARCH[arch(self.device)].multiprocessors)
+        return triton_slices.plan(self.n, self.features, size=self.sums.itemsize, processors=count)
 
     def maps(self, *leading: int) -> torch.Tensor:
         """Uninitialised maps [*leading, n, features]."""

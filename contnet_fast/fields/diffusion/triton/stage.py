@@ -1,8 +1,8 @@
-"""An evaluation of the diffusion field in one launch, with the combination after it: forward, and its gradient.
+"""An evaluation of the diffusion field with the combination after it, forward, and its gradient: of some rows, and as a
+launch of its own.
 
-A program takes ``BLOCK_R`` rows of the graph and ``BLOCK_F`` columns of the features. It goes through the edges of its
-rows ``BLOCK_E`` at a time, as often as its longest row needs, gathers the neighbours' values and adds them in one order.
-Offsets are 64-bit.
+``evaluate`` goes through the edges of its rows ``BLOCK_E`` at a time, as often as the longest of them needs, gathers the
+neighbours' values and adds them in one order. Offsets are 64-bit. Level solve calls it for slices of columns.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ....triton.graphs import edges_of
 from ....triton.stages import combination
 
 
-@triton.jit(do_not_specialize=["slot", "stage", "n", "keep"])
-def diffusion_stage(
+@triton.jit
+def evaluate(
     u, indptr, indices, values, places, scale, diagonal, mixing, source, product, total, base, upstream, terms, target,
     input_table, base_table, table,
-    slot, stage, n, keep,
+    slot, stage, n, keep, rows, columns,
     FEATURES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """target <- base + own * r + sum of other terms, r being a rate, or with ``places`` a gradient by a stage's input.
@@ -28,12 +28,11 @@ def diffusion_stage(
     diagonal * u), and input_table[stage] * u is added to ``total`` if there is one. base_table[stage] multiplies base,
     if there is one, and ``upstream`` is added, if there is one. r itself goes to ``terms[stage]`` if ``keep`` is not 0,
     where the rows of the tables find it later. Without a ``target`` the product alone is wanted.
-    scale and diagonal: [slot, n]. ``mixing`` [FEATURES], if there is one, is added to the diagonal: columns have
-    coefficients of their own. values: [E]. total: in the dtype of sums, as the tables are.
+    rows [BLOCK_R], of which those from n on are left out; columns [BLOCK_F]. scale and diagonal: [slot, n]. ``mixing``
+    [FEATURES], if there is one, is added to the diagonal: columns have coefficients of their own. values: [E]. total: in
+    the dtype of sums, as the tables are.
     """
     SUMS: tl.constexpr = tl.float64 if u.dtype.element_ty == tl.float64 else tl.float32
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     begin, end = edges_of(indptr, rows, n)
     coefficients = tl.cast(slot, tl.int64) * n
     sums = tl.zeros([BLOCK_R, BLOCK_E, BLOCK_F], SUMS)  # added up once: within the loop nothing crosses threads
@@ -84,6 +83,22 @@ def diffusion_stage(
             tl.load(table.own + stage) * result, before, terms, offsets, mask, table, stage, distance,
         )  # fmt: skip
         tl.store(target + offsets, following.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["slot", "stage", "n", "keep"])
+def diffusion_stage(
+    u, indptr, indices, values, places, scale, diagonal, mixing, source, product, total, base, upstream, terms, target,
+    input_table, base_table, table,
+    slot, stage, n, keep,
+    FEATURES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """:func:`evaluate` on all rows and columns, of which a program takes ``BLOCK_R`` and ``BLOCK_F``."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    evaluate(
+        u, indptr, indices, values, places, scale, diagonal, mixing, source, product, total, base, upstream, terms,
+        target, input_table, base_table, table, slot, stage, n, keep, rows, columns, FEATURES, BLOCK_R, BLOCK_E, BLOCK_F,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["n"])
