@@ -185,7 +185,7 @@ def test_blocks_of_a_network_under_autocast_are_served():
     net = cf.models.ContinuousNet(1, 3, width=4, n_basis=2, n_steps=2)
     with torch.autocast("cpu", dtype=torch.bfloat16), cf.record_runs() as log:
         net(torch.randn(2, 1, 8, 8))
-    assert [run.backend for run in log] == ["cpu"] * 3
+    assert [run.backend for run in log if run.op == "conv_solve"] == ["cpu"] * 3
 
 
 @served
