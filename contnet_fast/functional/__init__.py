@@ -2,7 +2,7 @@
 
 from .attention import graph_attention
 from .combine import rk_combine, rk_combine_error
-from .conv_unit import conv_unit
+from .conv_unit import UnitNorm, conv_unit
 from .fields import conv_solve, field_solve
 from .graphs import FORMS, diffusion_nodes, graph_solve
 from .solves import FixedSteps, basis_solve, fixed_steps, grid_solve, rk_solve
@@ -10,6 +10,7 @@ from .solves import FixedSteps, basis_solve, fixed_steps, grid_solve, rk_solve
 __all__ = [
     "FORMS",
     "FixedSteps",
+    "UnitNorm",
     "basis_solve",
     "conv_solve",
     "conv_unit",
