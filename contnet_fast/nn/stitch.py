@@ -143,6 +143,8 @@ class Stitch(nn.Module):
         halves = list(zip(self._norms, (self.conv1, self.conv2), strict=True))[0 if self._keeps_shape else 1 :]
         batch, _, height, width = x.shape
         shape = (batch, self.conv2.in_channels, -(-height // self.stride), -(-width // self.stride))
-        called = next((why for norm, conv in halves if (why := why_half_called(x, shape, norm, conv))), "")
+        called = ""
+        for norm, conv in halves:
+            called = called or why_half_called(x, shape, norm, conv)
         plan = unit_plan(x, shape, self.conv2.weight.dtype, called=called, backend=self.backend)
         return None if plan.level == "none" else plan
