@@ -283,7 +283,7 @@ def test_the_example_in_c_serves_it_without_python(compiled, tmp_path):
     build = [
         "c++", "-std=c++20", str(root / "docs/examples/serve.cpp"), f"-I{torch_folder}/include",
         f"-I{torch_folder}/include/torch/csrc/api/include", f"-L{torch_folder}/lib", "-Wl,--no-as-needed",
-        "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{torch_folder}/lib", "-o", str(program),
+        "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{torch_folder}/lib", "-o", str(program),
     ]  # fmt: skip
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
