@@ -84,8 +84,11 @@ def why_half_called(x: torch.Tensor, shape: tuple[int, ...], norm: nn.Module | N
     dtype = conv.weight.dtype
     if x.dtype != dtype and not autocast_enabled(x):
         return f"a state in {x.dtype} and parameters in {dtype}"
-    for t in (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
-        if not t.is_floating_point():  # the counter of batches
+    tensors = [conv.weight, conv.bias]
+    if isinstance(norm, nn.BatchNorm2d):
+        tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    for t in tensors:
+        if t is None:
             continue
         if is_traceable_wrapper_subclass(t) or (t.dtype, t.device, t.layout) != (dtype, x.device, torch.strided):
             return f"a tensor of it is a {type(t).__name__} in {t.dtype} on {t.device}"
@@ -99,7 +102,6 @@ def _takes_statistics(norm: nn.BatchNorm2d) -> bool:
     return norm.training or norm.running_mean is None
 
 
-@torch.no_grad()
 def _move_statistics(norm: nn.BatchNorm2d, statistics: torch.Tensor) -> None:
     """Running averages after a batch of these statistics, [2, C], as the norm itself moves them."""
     mean, var = norm.running_mean, norm.running_var
@@ -109,5 +111,5 @@ def _move_statistics(norm: nn.BatchNorm2d, statistics: torch.Tensor) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         factor = 1.0 / float(norm.num_batches_tracked) if factor is None else factor
-    for running, new in zip((mean, var), statistics, strict=True):
-        running.mul_(1.0 - (factor or 0.0)).add_(new, alpha=factor or 0.0)
+    mean.lerp_(statistics[0], factor or 0.0)
+    var.lerp_(statistics[1], factor or 0.0)
