@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ..backends import Plan, Problem, record, select
 from ..errors import check_bool, check_choice, check_number
 from ..fields.conv import unit
-from ..fields.conv.unit import OP, UnitNorm
+from ..fields.conv.unit import OP, UnitNorm, UnitSettings, UnitTensors
 from ..ops.conv_unit import fused_unit
 from ..transforms import constant
 from .autocast import autocast_enabled, compute_dtype
@@ -53,47 +52,15 @@ def conv_unit(
     norm_eps, gain = constant(check_number("norm_eps", norm_eps, positive=True)), constant(check_number("gain", gain))
     _check(x, weight, bias, norm, shortcut, batch_statistics=batch_statistics)
     plan = unit_plan(x, x.shape, weight.dtype)
-    call = served_unit if plan.level != "none" else _plain
-    y, statistics = call(
-        plan, x, weight, bias, norm, shortcut, batch_statistics=batch_statistics, norm_eps=norm_eps,
-        relu_first=relu == "before", gain=gain,
-    )  # fmt: skip
+    tensors = UnitTensors(x, weight, bias, norm, shortcut)
+    settings = UnitSettings(batch_statistics, norm_eps, relu == "before", gain)
+    if plan.level == "none":
+        if not torch.compiler.is_compiling():
+            record(OP, plan.backend, plan.level)
+        y, statistics = unit.conv_unit(tensors, settings)
+    else:
+        y, statistics = fused_unit(plan.backend, tensors, settings, products=unit.products(plan.problem))
     return y.to(plan.problem.compute_dtype), statistics if batch_statistics else None
-
-
-def _plain(plan: Plan, *tensors: Any, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    if not torch.compiler.is_compiling():
-        record(OP, plan.backend, plan.level)
-    return unit.conv_unit(*tensors, **settings)
-
-
-def served_unit(
-    plan: Plan,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: UnitNorm | None,
-    shortcut: torch.Tensor | None,
-    *,
-    batch_statistics: bool,
-    norm_eps: float,
-    relu_first: bool,
-    gain: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The unit and its statistics by the backend of a plan, without checks; in the dtype of the parameters."""
-    return fused_unit(
-        plan.backend,
-        x.to(weight.dtype),
-        weight,
-        bias,
-        norm,
-        None if shortcut is None else shortcut.to(weight.dtype),
-        batch_statistics=batch_statistics,
-        norm_eps=norm_eps,
-        relu_first=relu_first,
-        gain=gain,
-        products=unit.products(plan.problem),
-    )
 
 
 def unit_plan(

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..backends import Plan
-from ..fields.conv.unit import UnitNorm
+from ..fields.conv.unit import UnitNorm, UnitSettings, UnitTensors, products
 from ..functional.autocast import autocast_enabled
-from ..functional.conv_unit import served_unit
+from ..ops.conv_unit import fused_unit
 from ..transforms import constant
 from .calls import why_seen
 
@@ -38,18 +38,16 @@ def half_unit(
         return u if shortcut is None else shortcut + gain * u
     batch = norm if isinstance(norm, nn.BatchNorm2d) else None
     takes = batch is not None and _takes_statistics(batch)
-    y, statistics = served_unit(
-        plan,
+    tensors = UnitTensors(
         x,
         conv.weight,
         conv.bias,
         None if batch is None else UnitNorm(batch.weight, batch.bias, batch.running_mean, batch.running_var),
         shortcut,
-        batch_statistics=takes,
-        norm_eps=1e-5 if batch is None else constant(batch.eps),
-        relu_first=relu == "before",
-        gain=constant(gain),
     )
+    eps = 1e-5 if batch is None else constant(batch.eps)
+    settings = UnitSettings(takes, eps, relu == "before", constant(gain))
+    y, statistics = fused_unit(plan.backend, tensors, settings, products=products(plan.problem))
     if batch is not None and takes:
         _move_statistics(batch, statistics)
     return y

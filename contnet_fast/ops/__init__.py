@@ -5,12 +5,12 @@ from functools import partial
 from ..backends import REGISTRY, Backend
 from ..fields import FAMILIES, Family
 from .attention import OP as ATTENTION
-from .attention import define_attention, fused_attention
+from .attention import fake_attention, fake_attention_backward, fused_attention
 from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
 from .conv_unit import OP as UNIT
-from .conv_unit import define_unit, unit_backward_flop, unit_flop
+from .conv_unit import fake_unit, fake_unit_backward, unit_backward_flop, unit_flop
 from .flops import combine_flop, register_flop_formulas, solve_backward_flop, solve_flop
-from .schemas import define, define_solve, lookup
+from .schemas import define, define_part, define_solve, lookup
 from .solve import FieldSolve, fused_solve
 
 __all__ = [
@@ -44,10 +44,10 @@ def register_backend(backend: Backend, key: str | None) -> None:
             define(op, backend.name, function, key)
         register_flop_formulas({(op, backend.name): combine_flop for op in backend.combinations()})
     if key is not None and ATTENTION in backend.parts:
-        define_attention(backend, key)
+        define_part(ATTENTION, backend, key, fake_attention, fake_attention_backward)
         register_flop_formulas({(f"{ATTENTION}{end}", backend.name): combine_flop for end in ("", "_backward")})
     if key is not None and UNIT in backend.parts:
-        define_unit(backend, key)
+        define_part(UNIT, backend, key, fake_unit, fake_unit_backward)
         register_flop_formulas(
             {(UNIT, backend.name): unit_flop, (f"{UNIT}_backward", backend.name): unit_backward_flop}
         )

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 
-from ..backends import Backend
 from ..graphs.attention import attention
 from ..graphs.products import Rows
-from .batching import older_one_by_one, one_by_one
-from .schemas import LIBRARY, SCHEMAS, define_op, lookup
+from .schemas import lookup
 
 OP = "graph_attention"
 _WIDE = torch.float64
@@ -30,24 +28,6 @@ def fake_attention(
 def fake_attention_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor]:
     """The gradients of the wanted ones of targets, sources and states."""
     return [arguments[place].new_empty(arguments[place].shape) for place in arguments[-1]]
-
-
-def define_attention(backend: Backend, key: str) -> None:
-    """Define the forward and the backward op of a backend, with fakes and batching.
-
-    Args:
-        key: the dispatch key of its functions, unless an extension registers them.
-    """
-    for op, fake in ((OP, fake_attention), (f"{OP}_backward", fake_attention_backward)):
-        name, function = f"{op}_{backend.name}", backend.part(op)
-        define_op(name, SCHEMAS[op], fake)
-        if function is not None:
-            LIBRARY.impl(name, function, key)
-    # the forward op never sees a batch: under transforms PyTorch serves
-    backward = f"{OP}_backward_{backend.name}"
-    call = lookup(f"{OP}_backward", backend.name)
-    torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
-    LIBRARY.impl(backward, older_one_by_one(call), "Batched")
 
 
 class GraphAttention(torch.autograd.Function):

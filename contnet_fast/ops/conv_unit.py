@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from ..backends import Backend
-from ..fields.conv.unit import OP, UnitNorm, conv_unit
-from .batching import older_one_by_one, one_by_one
-from .schemas import LIBRARY, SCHEMAS, define_op, lookup
+from ..fields.conv.unit import OP, UnitNorm, UnitSettings, UnitTensors, conv_unit
+from .schemas import lookup
 
 _MAP = torch.channels_last
 
@@ -35,24 +33,6 @@ def fake_unit_backward(grad: torch.Tensor, *arguments: Any) -> list[torch.Tensor
         torch.empty_like(x, memory_format=_MAP) if i == 0 else arguments[i].new_empty(arguments[i].shape)
         for i in arguments[-1]
     ]
-
-
-def define_unit(backend: Backend, key: str) -> None:
-    """Define the forward and the backward op of a backend, with fakes and batching.
-
-    Args:
-        key: the dispatch key of its functions, unless an extension registers them.
-    """
-    for op, fake in ((OP, fake_unit), (f"{OP}_backward", fake_unit_backward)):
-        name, function = f"{op}_{backend.name}", backend.part(op)
-        define_op(name, SCHEMAS[op], fake)
-        if function is not None:
-            LIBRARY.impl(name, function, key)
-    # the forward op never sees a batch: under transforms PyTorch serves
-    backward = f"{OP}_backward_{backend.name}"
-    call = lookup(f"{OP}_backward", backend.name)
-    torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
-    LIBRARY.impl(backward, older_one_by_one(call), "Batched")
 
 
 def unit_flop(x: torch.Tensor, weight: torch.Tensor, *arguments: Any, **kwargs: Any) -> int:
@@ -117,41 +97,30 @@ def _reference_gradients(
     grad: torch.Tensor, tensors: Sequence[torch.Tensor | None], settings: tuple[Any, ...], wanted: list[int]
 ) -> Sequence[torch.Tensor]:
     x, weight, bias, *norm = views = [None if t is None else t.view_as(t) for t in tensors]
-    normed, statistics, norm_eps, relu_first, gain, _ = settings
+    normed, *rest, _ = settings
     assert x is not None
     assert weight is not None
-    y, _ = conv_unit(
-        x, weight, bias, UnitNorm(*norm) if normed else None, None,
-        batch_statistics=statistics, norm_eps=norm_eps, relu_first=relu_first, gain=gain,
-    )  # fmt: skip
+    y, _ = conv_unit(UnitTensors(x, weight, bias, UnitNorm(*norm) if normed else None), UnitSettings(*rest))
     return torch.autograd.grad(y, [v for i in wanted if (v := views[i]) is not None], grad, create_graph=True)
 
 
 def fused_unit(
-    backend: str,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: UnitNorm | None,
-    shortcut: torch.Tensor | None,
-    *,
-    batch_statistics: bool,
-    norm_eps: float,
-    relu_first: bool,
-    gain: float,
-    products: str,
+    backend: str, given: UnitTensors, settings: UnitSettings, *, products: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`contnet_fast.functional.conv_unit` by the op of a backend, in the dtype of ``x``.
+    """The unit and its statistics by the op of a backend, in the dtype of its parameters.
 
     Args:
         products: as of the solves of a family (:meth:`contnet_fast.fields.Implementation.products`).
     """
-    settings = (norm is not None, batch_statistics, norm_eps, relu_first, gain, products)
+    x, weight, bias, norm, shortcut = given
+    x = x.to(weight.dtype)
+    shortcut = None if shortcut is None else shortcut.to(weight.dtype)
+    of_op = (norm is not None, *settings, products)
     tensors = (x, weight, bias, *(norm or UnitNorm()), shortcut)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         if torch.compiler.is_compiling() and shortcut is x:  # which takes no tensor twice
             tensors = (*tensors[:-1], x.view_as(x))
-        result: tuple[torch.Tensor, torch.Tensor] = ConvUnit.apply(backend, settings, *tensors)
+        result: tuple[torch.Tensor, torch.Tensor] = ConvUnit.apply(backend, of_op, *tensors)
         return result
-    y, statistics, _, _ = lookup(OP, backend)(*tensors, *settings, False)
+    y, statistics, _, _ = lookup(OP, backend)(*tensors, *of_op, False)
     return y, statistics

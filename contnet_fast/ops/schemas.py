@@ -116,16 +116,34 @@ def define(op: str, backend: str, function: Callable | None, key: str = "Composi
         LIBRARY.impl(name, function, key)
 
 
+def define_part(op: str, backend: Backend, key: str, fake: Callable, fake_backward: Callable) -> None:
+    """Define the forward and the backward op of a part on a backend, with fakes and batching.
+
+    Args:
+        key: the dispatch key of its functions, unless an extension registers them.
+    """
+    for one, described in ((op, fake), (f"{op}_backward", fake_backward)):
+        name, function = f"{one}_{backend.name}", backend.part(one)
+        define_op(name, SCHEMAS[one], described)
+        if function is not None:
+            LIBRARY.impl(name, function, key)
+    _batch_backward(f"{op}_backward_{backend.name}")
+
+
+def _batch_backward(name: str) -> None:
+    """Batching rules of a backward op. The forward op never sees a batch: under transforms PyTorch serves."""
+    call = getattr(torch.ops.contnet_fast, name)
+    torch.library.register_vmap(f"contnet_fast::{name}", one_by_one(call), lib=LIBRARY)
+    LIBRARY.impl(name, older_one_by_one(call), "Batched")
+
+
 def define_solve(family: Family, backend: Backend, key: str) -> None:
     """Define the forward and the backward op of a family's solve on a backend, with fakes and batching rules."""
     implementation = family.implementations[backend.name]
     forward, backward = f"{family.op}_{backend.name}", f"{family.op}_backward_{backend.name}"
     define_op(forward, SOLVE, partial(fake_solve, family, implementation))
     define_op(backward, SOLVE_BACKWARD, partial(fake_solve_backward, family))
-    # the forward op never sees a batch: under transforms the reference serves
-    call = getattr(torch.ops.contnet_fast, backward)
-    torch.library.register_vmap(f"contnet_fast::{backward}", one_by_one(call), lib=LIBRARY)
-    LIBRARY.impl(backward, older_one_by_one(call), "Batched")
+    _batch_backward(backward)
     if not isinstance(implementation, PythonImplementation):
         return
 

@@ -17,6 +17,7 @@ from diffusion_cases import (
     Case,
     call_of,
     check,
+    check_bits_of_gradients,
     check_gradients,
     draw,
     gradients,
@@ -169,13 +170,7 @@ def test_predictions_count_these_launches(scheme, launches):
 
 
 def test_gradients_have_the_same_bits_whatever_is_kept_and_however_often():
-    case = Case(7, torch.float64, nodes=50, n_steps=3, mixing=True)
-    expected = backward(case)
-    for checkpoint in ("none", "step", "block"):
-        again = backward(replace(case, checkpoint=checkpoint))
-        assert all(torch.equal(again[name], expected[name]) for name in expected)
-    for name in ("x", "source"):  # which need no states
-        assert torch.equal(backward(case, wanted=[8])[name], expected[name])
+    check_bits_of_gradients(backward)
 
 
 # ---- one launch, the same bits

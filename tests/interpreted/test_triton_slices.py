@@ -10,7 +10,17 @@ from functools import partial
 
 import pytest
 import torch
-from diffusion_cases import DTYPES, PLACES, Case, call_of, check, check_gradients, draw, gradients
+from diffusion_cases import (
+    DTYPES,
+    PLACES,
+    Case,
+    call_of,
+    check,
+    check_bits_of_gradients,
+    check_gradients,
+    draw,
+    gradients,
+)
 
 import contnet_fast as cf
 from contnet_fast.backends import Problem, select
@@ -151,13 +161,7 @@ def test_a_value_that_is_no_number_reaches_no_more_than_its_neighbours():
 
 @one_kernel
 def test_gradients_have_the_same_bits_whatever_is_kept_and_however_often():
-    case = Case(7, torch.float64, nodes=50, n_steps=3, mixing=True)
-    expected = backward(case)
-    for checkpoint in ("none", "step", "block"):
-        again = backward(replace(case, checkpoint=checkpoint))
-        assert all(torch.equal(again[name], expected[name]) for name in expected)
-    for name in ("x", "source"):  # which need no states
-        assert torch.equal(backward(case, wanted=[8])[name], expected[name])
+    check_bits_of_gradients(backward)
 
 
 # ---- launches

@@ -174,3 +174,14 @@ def check_gradients(
             factor=8.0, evaluations=case.grid.n_evaluations,
         )  # fmt: skip
     return found
+
+
+def check_bits_of_gradients(backward) -> None:
+    """They do not depend on what is kept for them, nor on which are wanted. backward(case, wanted=...): by name."""
+    case = Case(7, torch.float64, nodes=50, n_steps=3, mixing=True)
+    expected = backward(case)
+    for checkpoint in ("none", "step", "block"):
+        again = backward(replace(case, checkpoint=checkpoint))
+        assert all(torch.equal(again[name], expected[name]) for name in expected)
+    for name in ("x", "source"):  # which need no states
+        assert torch.equal(backward(case, wanted=[8])[name], expected[name])

@@ -22,19 +22,29 @@ class UnitNorm(NamedTuple):
     var: torch.Tensor | None = None
 
 
-def conv_unit(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm: UnitNorm | None,
-    shortcut: torch.Tensor | None,
-    *,
-    batch_statistics: bool,
-    norm_eps: float,
-    relu_first: bool,
-    gain: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+class UnitTensors(NamedTuple):
+    """x and the shortcut [B, C, H, W], weight [C, C, 3, 3], bias [C]; ``norm`` is ``None`` where there is none."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    norm: UnitNorm | None = None
+    shortcut: torch.Tensor | None = None
+
+
+class UnitSettings(NamedTuple):
+    """What a unit is beside its tensors; ``relu_first``: the relu stands before the convolution."""
+
+    batch_statistics: bool
+    norm_eps: float
+    relu_first: bool
+    gain: float
+
+
+def conv_unit(tensors: UnitTensors, settings: UnitSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`contnet_fast.functional.conv_unit` says it; the statistics are [2, C], [0, C] where none are taken."""
+    x, weight, bias, norm, shortcut = tensors
+    batch_statistics, norm_eps, relu_first, gain = settings
     statistics = x.new_empty((0, x.shape[1]))
     if norm is not None and batch_statistics:
         # momentum 1 writes the plain batch statistics into fresh buffers
