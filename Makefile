@@ -116,7 +116,7 @@ sanitize: $(READY)
 		$(addprefix $(CURDIR)/tests/,cpu/test_cpu_backend.py functional/test_pytrees.py functional/test_compensated.py \
 		cpu/test_cpu_conv.py cpu/test_cpu_conv_gradients.py cpu/test_cpu_conv_ops.py cpu/test_cpu_attention.py \
 		cpu/test_cpu_bfloat16.py cpu/test_cpu_diffusion.py graphs/test_graph_solve.py \
-		cpu/test_cpu_coarse.py cpu/test_cpu_slices.py cpu/test_cpu_conv_unit.py \
+		cpu/test_cpu_coarse.py cpu/test_cpu_slices.py cpu/test_cpu_conv_unit.py cpu/test_cpu_conv_stem.py \
 		ode/test_odeint_native.py) $(ARGS)
 
 sdist: $(READY)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 14  # of csrc/bind/module.cpp, which has the same number
+INTERFACE = 15  # of csrc/bind/module.cpp, which has the same number
 
 module: Any = None
 _absent = _stale = ""

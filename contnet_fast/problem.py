@@ -27,8 +27,11 @@ class Facts(NamedTuple):
 
 
 NO_FACTS = Facts()
-PARTS = ("graph_attention", "conv_unit")  # ops that are parts of a field or of a module, which calls them
-PLAIN = ("conv_unit",)  # those of them that PyTorch's own modules compute where no backend is faster, without a word
+PARTS = ("graph_attention", "conv_unit", "conv_stem")  # ops that are parts of a field or of a module, which calls them
+PLAIN = (
+    "conv_unit",
+    "conv_stem",
+)  # those of them that PyTorch's own modules compute where no backend is faster, without a word
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,12 @@ SCHEMA(conv_unit_backward,
        "(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, "
        "Tensor? var, bool normed, bool batch_statistics, float norm_eps, bool relu_first, float gain, "
        "str products, Tensor moments, Tensor kept, int[] wanted) -> Tensor[]")
+
+// the first layers of a network, relu(norm(F(x))); mean and var: the running ones of its batch norm; wanted: places of x,
+// weight, norm_weight and norm_bias, of which x has none
+SCHEMA(conv_stem,
+       "(Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, Tensor? var, "
+       "bool batch_statistics, float norm_eps) -> (Tensor y, Tensor statistics, Tensor moments)")
+SCHEMA(conv_stem_backward,
+       "(Tensor grad, Tensor x, Tensor weight, Tensor? norm_weight, Tensor? norm_bias, Tensor? mean, Tensor? var, "
+       "bool batch_statistics, float norm_eps, Tensor moments, int[] wanted) -> Tensor[]")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from .. import extension
+from ..fields.conv.stem import OP as STEM
+from ..fields.conv.stem import WHY_STEM, against_stem, slower_stem
 from ..fields.conv.unit import OP as UNIT
 from ..fields.conv.unit import against_unit, slower_unit, why_unit
 from ..problem import Problem
@@ -30,7 +32,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     levels: tuple[str, ...] = ("solve", "stage", "accumulate")
-    parts = ("graph_attention", "conv_unit")
+    parts = ("graph_attention", "conv_unit", "conv_stem")
 
     def check(self, problem: Problem, level: str) -> tuple[str, ...]:
         """Every reason against."""
@@ -42,13 +44,16 @@ class CpuBackend(Backend):
         if problem.leaf_dtypes or problem.dtype not in STATES:
             reasons += _against_dtypes(problem)
         if level in FUSED:
-            reasons += against_unit(problem) if problem.op == UNIT else self.against_field(problem, level)
+            against = {UNIT: against_unit, STEM: against_stem}.get(problem.op)
+            reasons += self.against_field(problem, level) if against is None else against(problem)
         return tuple(reasons)
 
     def discourage(self, problem: Problem, level: str) -> str | None:
         """Combinations that were measured no faster than PyTorch (docs/performance.md)."""
         if problem.op == UNIT:
             return slower_unit(problem)
+        if problem.op == STEM:
+            return slower_stem(problem)
         few = problem.stages < LEAST_STAGES
         if problem.op == "rk_solve" and not problem.compensated and (problem.needs_grad or few):
             return f"auto leaves it: no gain was measured with gradients or below {LEAST_STAGES} stages"
@@ -60,6 +65,8 @@ class CpuBackend(Backend):
         """What speaks for its combinations, and for parts of fields."""
         if problem.op == UNIT:
             return why_unit(problem)
+        if problem.op == STEM:
+            return WHY_STEM
         if problem.is_part:
             return "one visit of each row, measured faster than PyTorch's gathers and scatters (docs/graphs.md)"
         return "one pass over memory, measured faster than PyTorch's chain (docs/performance.md)"

@@ -2,6 +2,7 @@
 
 from .attention import graph_attention
 from .combine import rk_combine, rk_combine_error
+from .conv_stem import conv_stem
 from .conv_unit import UnitNorm, conv_unit
 from .fields import conv_solve, field_solve
 from .graphs import FORMS, diffusion_nodes, graph_solve
@@ -13,6 +14,7 @@ __all__ = [
     "UnitNorm",
     "basis_solve",
     "conv_solve",
+    "conv_stem",
     "conv_unit",
     "diffusion_nodes",
     "field_solve",

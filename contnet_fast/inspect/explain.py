@@ -19,7 +19,7 @@ from ..backends import Problem, record_plans
 from ..costmodel.costs import DEVICES, Cost, Device, combine_cost, measured_cpu
 from ..errors import choice_error
 from ..fields import FAMILIES
-from ..nn import Stitch, blocks
+from ..nn import Stem, Stitch, blocks
 from .ranks import RanksPrediction, predict
 
 ROUNDS = 5
@@ -276,7 +276,7 @@ def _names(
 
     # hooks on modules whose tensors a unit reads would be a reason to call them
     inside = {module for block in blocks(net) if isinstance(block.field, nn.Module) for module in block.field.modules()}
-    inside |= {module for stitch in net.modules() if isinstance(stitch, Stitch) for module in stitch.children()}
+    inside |= {part for module in net.modules() if isinstance(module, (Stem, Stitch)) for part in module.children()}
     handles = [
         module.register_forward_hook(leave(name)) for name, module in net.named_modules() if module not in inside
     ]

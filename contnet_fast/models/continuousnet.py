@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import check_count, check_number
-from ..nn import ContinuousBlock, ConvField, Stitch, no_weight_decay
+from ..nn import ContinuousBlock, ConvField, Stem, Stitch, no_weight_decay
 from ..nn.stitch import make_norm
 
 
@@ -90,9 +90,8 @@ class ContinuousNet(nn.Module):
                 wide_in, wide_out, stride=stride, order=order, norm=norm, eps=branch, skip_init=skip, backend=backend
             )
 
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), make_norm(norm, stem), nn.ReLU()
-        )
+        first = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.stem = Stem(first, make_norm(norm, stem), nn.ReLU(), backend=backend)
         self.stages = nn.Sequential(
             stitch(stem, width, 1),
             block(width),

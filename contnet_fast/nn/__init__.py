@@ -1,4 +1,4 @@
-"""Modules: vector fields, ODE blocks, stitches, and their changes of basis and discretization."""
+"""Modules: vector fields, ODE blocks, stems, stitches, and their changes of basis and discretization."""
 
 from .basis_module import BasisModule, no_weight_decay, parameter_groups
 from .block import ContinuousBlock
@@ -16,6 +16,7 @@ from .graph_fields import (
     WeightedDiffusionField,
 )
 from .sparse_features import SparseFeatures, SparseLinear
+from .stem import Stem
 from .stitch import Stitch
 from .sync_statistics import convert_sync_statistics
 from .transform import blocks, interpolate, project, refine, set_discretization, set_manifestation
@@ -34,6 +35,7 @@ __all__ = [
     "MessagePassingField",
     "SparseFeatures",
     "SparseLinear",
+    "Stem",
     "Stitch",
     "WeightedDiffusionField",
     "blocks",

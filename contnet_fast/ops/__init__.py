@@ -7,6 +7,8 @@ from ..fields import FAMILIES, Family
 from .attention import OP as ATTENTION
 from .attention import fake_attention, fake_attention_backward, fused_attention
 from .autograd import OWN_DERIVATIVE, combine, combine_compensated, combine_error
+from .conv_stem import OP as STEM
+from .conv_stem import fake_stem, fake_stem_backward, stem_backward_flop, stem_flop
 from .conv_unit import OP as UNIT
 from .conv_unit import fake_unit, fake_unit_backward, unit_backward_flop, unit_flop
 from .flops import combine_flop, register_flop_formulas, solve_backward_flop, solve_flop
@@ -50,6 +52,11 @@ def register_backend(backend: Backend, key: str | None) -> None:
         define_part(UNIT, backend, key, fake_unit, fake_unit_backward)
         register_flop_formulas(
             {(UNIT, backend.name): unit_flop, (f"{UNIT}_backward", backend.name): unit_backward_flop}
+        )
+    if key is not None and STEM in backend.parts:
+        define_part(STEM, backend, key, fake_stem, fake_stem_backward)
+        register_flop_formulas(
+            {(STEM, backend.name): stem_flop, (f"{STEM}_backward", backend.name): stem_backward_flop}
         )
     for family in FAMILIES.values():
         _define_solve(family, backend, key)

@@ -92,12 +92,6 @@ void running_statistics(const SolveSpec& spec, const Nodes& nodes, const at::Ten
       for (int i = 0; i < 4; ++i) all.select(0, j).select(0, i).add_(nodes.tensors[kinds[i]].select(0, k), w);
 }
 
-template <typename T, typename P>
-ImageBatch<T> images(const at::Tensor& t, P* data, int64_t step = -1) {
-  const auto s = t.strides().slice(step < 0 ? 0 : 1);
-  return {data + (step < 0 ? 0 : step * t.stride(0)), s[0], s[1], s[2], s[3]};
-}
-
 template <typename T>
 std::vector<ImageBatch<const T>> grid_points(const at::Tensor& t) {
   std::vector<ImageBatch<const T>> all;

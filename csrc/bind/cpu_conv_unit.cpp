@@ -2,11 +2,11 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "bind/cpu_geometry.h"
+#include "bind/layer_arguments.h"
 #include "bind/schema_arguments.h"
 #include "bind/weight_id.h"
 #include "cpu/conv/choose_kernels.h"
@@ -19,11 +19,8 @@ namespace {
 
 constexpr const char *kUnit = "conv_unit_cpu", *kUnitBackward = "conv_unit_backward_cpu";
 
-enum UnitNorm { kNormWeight, kNormBias, kNormMean, kNormVar, kNormTensors };
 // Tensors with gradients, in the order of the schema.
 enum UnitPlace { kUnitX, kUnitWeight, kUnitBias, kUnitNormWeight, kUnitNormBias, kUnitPlaces };
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 struct UnitSettings {
   bool normed, batch_statistics;
@@ -37,24 +34,19 @@ struct UnitSettings {
 struct UnitArguments {
   UnitSpec spec{};
   const char* op;
-  at::Tensor x, weight, bias, norm[kNormTensors];
+  at::Tensor x, weight, bias;
+  NormArguments norm;
   WeightId weight_id;
 
   UnitArguments(const char* op, const at::Tensor& given_x, const at::Tensor& given_weight,
                 const OptionalTensor& given_bias, const OptionalTensor* (&&given_norm)[kNormTensors],
                 const UnitSettings& s)
-      : op(op) {
-    const int64_t channels = given_x.dim() == 4 ? given_x.size(1) : 0;
-    TORCH_CHECK(given_x.numel() > 0 && given_x.dim() == 4 && padded_channels(static_cast<int>(channels)) == channels,
-                op, ": x of shape ", given_x.sizes(), ", accepted: [batch, 4, 8 or a multiple of 16, height, width]");
-    TORCH_CHECK(given_x.scalar_type() == at::kFloat || given_x.scalar_type() == at::kDouble, op, ": x in ",
-                given_x.scalar_type());
-    x = map(given_x, "x");
-    weight = parameter(given_weight, 9 * channels * channels, "weight");
+      : op(op), norm(op, given_x, channels_of(op, given_x), given_norm) {
+    const int64_t channels = given_x.size(1);
+    x = channels_last(given_x);
+    weight = parameter(op, given_weight, x, 9 * channels * channels, "weight");
     weight_id = id_of_weight(given_weight, weight);
-    if (given_bias.has_value()) bias = parameter(*given_bias, channels, "bias");
-    for (int i = 0; i < kNormTensors; ++i)
-      if (given_norm[i]->has_value()) norm[i] = parameter(**given_norm[i], channels, "norm");
+    if (given_bias.has_value()) bias = parameter(op, *given_bias, x, channels, "bias");
     spec.batch = x.size(0);
     spec.map = choose_geometry(op, x, read_word(op, "products", s.products, kProducts));
     TORCH_CHECK(spec.map.padded == channels, op, ": ", channels, " channels with products in ", s.products);
@@ -63,34 +55,24 @@ struct UnitArguments {
     spec.relu_first = s.relu_first;
     spec.norm_eps = s.norm_eps;
     spec.gain = s.gain;
-    TORCH_CHECK(!spec.normed || s.batch_statistics || (norm[kNormMean].defined() && norm[kNormVar].defined()), op,
-                ": a norm without statistics");
+    TORCH_CHECK(!spec.normed || s.batch_statistics || norm.has_statistics(), op, ": a norm without statistics");
     TORCH_CHECK(spec.normed || !s.batch_statistics, op, ": batch statistics without a norm");
   }
 
+  static int64_t channels_of(const char* op, const at::Tensor& x) {
+    check_state(op, x);
+    TORCH_CHECK(padded_channels(static_cast<int>(x.size(1))) == x.size(1), op, ": x of shape ", x.sizes(),
+                ", accepted: [batch, 4, 8 or a multiple of 16, height, width]");
+    return x.size(1);
+  }
   at::Tensor map(const at::Tensor& t, const char* name) const {
-    TORCH_CHECK(!x.defined() || (t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type()), op, ": ", name,
-                " of shape ", t.sizes(), " in ", t.scalar_type());
-    return t.resolve_neg().contiguous(at::MemoryFormat::ChannelsLast);
-  }
-  at::Tensor parameter(const at::Tensor& t, int64_t size, const char* name) const {
-    TORCH_CHECK(t.numel() == size && t.scalar_type() == x.scalar_type(), op, ": ", name, " of shape ", t.sizes(),
+    TORCH_CHECK(t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type(), op, ": ", name, " of shape ", t.sizes(),
                 " in ", t.scalar_type());
-    return t.resolve_neg().contiguous();
-  }
-  template <typename T>
-  static const T* data(const at::Tensor& t) {
-    return t.defined() ? t.const_data_ptr<T>() : nullptr;
+    return channels_last(t);
   }
   template <typename T>
   UnitParameters<T> parameters() const {
-    return {data<T>(weight),
-            data<T>(bias),
-            data<T>(norm[kNormWeight]),
-            data<T>(norm[kNormBias]),
-            data<T>(norm[kNormMean]),
-            data<T>(norm[kNormVar]),
-            weight_id};
+    return {data_or_null<T>(weight), data_or_null<T>(bias), norm.pointers<T>(), weight_id};
   }
 };
 
@@ -114,7 +96,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> forward(
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kUnit, [&] {
     UnitForward<scalar_t> call{};
     call.parameters = a.parameters<scalar_t>();
-    call.x = a.data<scalar_t>(a.x), call.shortcut = a.data<scalar_t>(base);
+    call.x = data_or_null<scalar_t>(a.x), call.shortcut = data_or_null<scalar_t>(base);
     call.y = y.mutable_data_ptr<scalar_t>();
     call.moments = moments.mutable_data_ptr<scalar_t>();
     call.statistics = statistics.mutable_data_ptr<scalar_t>();
@@ -139,7 +121,8 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, co
               ": moments of shape ", moments.sizes());
   TORCH_CHECK(relu_first || (kept.sizes() == x.sizes() && kept.strides() == a.x.strides()), kUnitBackward,
               ": what forward kept, of shape ", kept.sizes());
-  const at::Tensor* given[kUnitPlaces] = {&a.x, &a.weight, &a.bias, &a.norm[kNormWeight], &a.norm[kNormBias]};
+  const at::Tensor* given[kUnitPlaces] = {&a.x, &a.weight, &a.bias, &a.norm.tensors[kNormWeight],
+                                          &a.norm.tensors[kNormBias]};
   at::Tensor by_place[kUnitPlaces];
   by_place[kUnitX] = at::empty_like(a.x);
   for (int64_t place : wanted) {
@@ -153,8 +136,9 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, co
     };
     UnitBackward<scalar_t> call{};
     call.parameters = a.parameters<scalar_t>();
-    call.x = a.data<scalar_t>(a.x), call.moments = a.data<scalar_t>(moments), call.kept = a.data<scalar_t>(kept);
-    call.grad = a.data<scalar_t>(upstream);
+    call.x = data_or_null<scalar_t>(a.x), call.moments = data_or_null<scalar_t>(moments),
+    call.kept = data_or_null<scalar_t>(kept);
+    call.grad = data_or_null<scalar_t>(upstream);
     call.x_grad = out(kUnitX), call.weight_grad = out(kUnitWeight), call.bias_grad = out(kUnitBias);
     call.gamma_grad = out(kUnitNormWeight), call.beta_grad = out(kUnitNormBias);
     conv_unit_backward(a.spec, choose_kernels<scalar_t>(a.spec.map), call);

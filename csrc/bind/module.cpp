@@ -18,7 +18,7 @@
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "C++ implementations of contnet_fast's ops";
-  m.def("interface", [] { return 14; }, "Changes with what Python expects of this module.");
+  m.def("interface", [] { return 15; }, "Changes with what Python expects of this module.");
   m.def("built_for_torch", [] { return std::string(TORCH_VERSION); }, "The version of torch that this was built for.");
   m.def("compiler", [] { return std::string(CONTNET_FAST_COMPILER); }, "The compiler that built this.");
   m.def(

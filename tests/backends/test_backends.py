@@ -140,9 +140,10 @@ def test_explain_names_each_block_and_computes_nothing(alone, x):
     with cf.record_runs() as log:
         plan = cf.explain(net, torch.randn(2, 3, 16, 16))
     assert log == [] or all(run.level == "none" for run in log)
-    assert [name for name, _ in plan.units] == [f"stages.{i}" for i in range(6)]
+    assert [name for name, _ in plan.units] == ["stem", *(f"stages.{i}" for i in range(6))]
     shapes = [(2, 4, 16, 16), (2, 8, 8, 8), (2, 16, 4, 4)]
-    assert [unit.problem.shape for _, unit in plan.units] == [shape for shape in shapes for _ in ("stitch", "block")]
+    of_stages = [shape for shape in shapes for _ in ("stitch", "block")]
+    assert [unit.problem.shape for _, unit in plan.units] == [(2, 3, 16, 16), *of_stages]
     text = str(plan)
     assert "midpoint x 3" in text
     assert "reference" in text

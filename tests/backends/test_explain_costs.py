@@ -46,7 +46,7 @@ def test_every_unit_of_a_network_is_measured():
     net = cf.models.ContinuousNet(width=4, n_basis=1, n_steps=1)
     plan = cf.explain(net, torch.randn(2, 3, 8, 8), device="H100", measure=True)
     assert [name for name, _ in plan.seconds] == [name for name, _ in plan.units]
-    assert len(plan.seconds) == 6
+    assert len(plan.seconds) == 7
 
 
 def test_a_combination_has_a_floor_and_a_callable_field_none():

@@ -20,7 +20,8 @@ from contnet_fast.deploy.program import ops_of_ours
 needs_extension = pytest.mark.skipif("cpu" not in cf.available_backends(), reason="needs the C++ extension")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 SHAPE = (1, 6, 6)
-FUSED = ["contnet_fast.conv_solve_cpu.default", "contnet_fast.conv_unit_cpu.default"]  # ops of a network
+# ops of a network
+FUSED = [f"contnet_fast.conv_{part}_cpu.default" for part in ("solve", "stem", "unit")]
 
 
 def network(**options):

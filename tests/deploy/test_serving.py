@@ -25,7 +25,7 @@ def test_a_warm_network_leaves_nothing_to_the_first_request():
     net = network()
     before = {name: t.clone() for name, t in net.state_dict().items()}
     plan = cf.warmup(net, [(1, *SHAPE), (3, *SHAPE)])
-    assert [unit.problem.shape[0] for _, unit in plan.units] == [1] * 6 + [3] * 6
+    assert [unit.problem.shape[0] for _, unit in plan.units] == [1] * 7 + [3] * 7
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     modules, grids = set(sys.modules), _cached_grid.cache_info().misses
@@ -40,7 +40,7 @@ def test_a_warm_network_leaves_nothing_to_the_first_request():
 
 def test_shapes_are_of_a_module():
     net = network()
-    assert len(cf.warmup(net, (2, *SHAPE)).units) == len(cf.warmup(net, torch.Size((2, *SHAPE))).units) == 6
+    assert len(cf.warmup(net, (2, *SHAPE)).units) == len(cf.warmup(net, torch.Size((2, *SHAPE))).units) == 7
     with pytest.raises(TypeError, match=r"call: got function with shapes, accepted: a module with parameters"):
         cf.warmup(lambda x: x, (2, 3))
 

@@ -56,7 +56,7 @@ def test_a_quick_run_writes_a_row_below_the_header_and_a_table(run, capsys):
     assert row["case"] == "train/2-2-2/euler"
     assert row["kind"] == "quick"
     assert row["data"] == "drawn noisy 8x8 gratings, four directions"
-    ops = ("conv_solve", "conv_solve_backward", "conv_unit", "conv_unit_backward")
+    ops = [f"{op}{end}" for op in ("conv_solve", "conv_stem", "conv_unit") for end in ("", "_backward")]
     assert row["contenders"]["cpu:nchw"]["ran"] == [f"{op} cpu:stage" for op in ops]
     assert row["contenders"]["reference:channels_last"]["ran"] == ["conv_solve reference:none"]
     for entry in row["contenders"].values():

@@ -220,7 +220,8 @@ struct DirectConv : Conv<float, L> {
   }
 
   static constexpr ConvKernels<T> table{
-      scratch, conv, nullptr, pack, unpack, Base::write, Base::combine, Base::sum, Base::load_image, Base::store_image};
+      scratch,           conv, nullptr, pack, unpack, Base::write, Base::combine, Base::sum, Base::load_image,
+      Base::store_image, {}};
 };
 
 }  // namespace

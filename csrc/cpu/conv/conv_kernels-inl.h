@@ -357,8 +357,8 @@ struct Conv : Domain<T, L, M> {
     });
   }
 
-  static constexpr ConvKernels<T> table{scratch, conv,    conv_images, pack,       unpack,
-                                        write,   combine, sum,         load_image, store_image};
+  static constexpr ConvKernels<T> table{scratch, conv, conv_images, pack,        unpack,           write,
+                                        combine, sum,  load_image,  store_image, Stem<T, L>::table};
 };
 
 }  // namespace

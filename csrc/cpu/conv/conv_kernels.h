@@ -163,6 +163,18 @@ struct Image {
   int64_t channel, row, column;
 };
 
+// A 3x3 convolution of an image of few channels to a map, a unit of the map at a time.
+template <typename T>
+struct StemKernels {
+  // what a unit reads of the image: [channels][its rows, one above and one below][a pixel, the row, a pixel], with zeros
+  // beyond the image
+  void (*rows)(const Geometry&, const Image<const T>&, int channels, int unit, T* out);
+  // such rows by weights [channels][9][padded] to the rows of a map
+  void (*conv)(const Geometry&, int channels, int unit, const T* rows, const T* weights, T* map);
+  // the gradient of the weights, added to
+  void (*gradient)(const Geometry&, int channels, int unit, const T* rows, const T* map_grad, T* sums);
+};
+
 template <typename T>
 struct ConvKernels {
   int64_t (*scratch)(const Geometry&, int images);  // elements that convolutions of so many images need
@@ -183,6 +195,7 @@ struct ConvKernels {
   void (*sum)(const Geometry&, const T* map, const Result<T>&, int unit, Channels);
   void (*load)(const Geometry&, const Image<const T>&, T* map);
   void (*store)(const Geometry&, const T* map, const Image<T>&);
+  StemKernels<T> stem;  // null where products are those of bfloat16
 };
 
 // The kernels of each instruction set, for maps of so many padded channels and tiles of that size.

@@ -1,10 +1,6 @@
 // Both passes over half of a residual unit.
 #include "cpu/conv/conv_unit.h"
 
-#include <cmath>
-#include <vector>
-
-#include "cpu/conv/conv_moments.h"
 #include "cpu/conv/conv_packed.h"
 #include "cpu/conv/conv_ranges.h"
 #include "cpu/conv/conv_weight_sums.h"
@@ -37,12 +33,7 @@ struct Unit {
   int64_t partial_size() const { return int64_t(g.units) * 2 * g.padded; }
 
   void set_norm(const T* moments) {
-    if (!spec.normed) return;
-    const T *mean = moments, *rstd = moments + g.padded;
-    for (int c = 0; c < g.padded; ++c) {
-      scale[c] = (p.gamma ? p.gamma[c] : T(1)) * rstd[c];
-      shift[c] = (p.beta ? p.beta[c] : T(0)) - mean[c] * scale[c];
-    }
+    if (spec.normed) norm_affine(p.norm, g.padded, moments, scale, shift);
   }
 
   // image b of a map as the convolution sees it
@@ -59,27 +50,14 @@ template <typename T>
 void find_moments(const Unit<T>& unit, const UnitForward<T>& call) {
   const UnitSpec& spec = unit.spec;
   const Geometry& g = unit.g;
-  T *mean = call.moments, *rstd = mean + g.padded;
-  if (!spec.batch_statistics) {
-    for (int c = 0; c < g.padded; ++c)
-      mean[c] = unit.p.mean[c], rstd[c] = T(1) / std::sqrt(unit.p.var[c] + static_cast<T>(spec.norm_eps));
-    return;
-  }
+  if (!spec.batch_statistics) return running_moments(unit.p.norm, g.padded, spec.norm_eps, call.moments);
   unit.range.over_images([&](int64_t b) {
     Result<T> sums;
     sums.sums = Sums::moments;
     sums.partial = unit.partial.data() + b * unit.partial_size();
     for (int u = 0; u < g.units; ++u) unit.kernels.sum(g, call.x + b * g.map(), sums, u, {0, g.padded});
   });
-  const double n = static_cast<double>(spec.batch) * g.height * g.width;
-  std::vector<double> means(g.padded), squares(g.padded);
-  merge_units(g, unit.partial.data(), 0, spec.batch, n, means, squares, [](std::vector<double>&) {});
-  for (int c = 0; c < g.padded; ++c) {
-    mean[c] = static_cast<T>(means[c]);
-    rstd[c] = static_cast<T>(1.0 / std::sqrt(squares[c] / n + spec.norm_eps));
-    call.statistics[c] = mean[c];
-    call.statistics[g.padded + c] = static_cast<T>(squares[c] / std::max(n - 1.0, 1.0));
-  }
+  batch_moments(g, spec.batch, unit.partial.data(), spec.norm_eps, call.moments, call.statistics);
 }
 
 }  // namespace
@@ -145,23 +123,11 @@ void conv_unit_backward(const UnitSpec& spec, const ConvKernels<T>& kernels, con
   if (call.bias_grad) std::copy_n(sums.bias(0, 0), g.padded, call.bias_grad);
   if (!spec.normed) return;
 
-  const double n = static_cast<double>(spec.batch) * g.height * g.width;
-  std::vector<double> sum(g.padded), with(g.padded);  // of the gradient of the norm, and by its normalised input
-  for (int64_t i = 0; i < spec.batch * g.units; ++i) {
-    const T* part = unit.partial.data() + i * 2 * g.padded;
-    for (int c = 0; c < g.padded; ++c) sum[c] += part[c], with[c] += part[g.padded + c];
-  }
   Buffer<T> memory(3 * g.padded);
   const Through<T> to{memory.data(), memory.data() + g.padded, memory.data() + 2 * g.padded};
-  const T* rstd = mean + g.padded;
-  const double share = spec.batch_statistics ? 1.0 / n : 0.0;  // of a value in the moments
-  for (int c = 0; c < g.padded; ++c) {
-    with[c] *= rstd[c];
-    if (call.gamma_grad) call.gamma_grad[c] = static_cast<T>(with[c]);
-    if (call.beta_grad) call.beta_grad[c] = static_cast<T>(sum[c]);
-    const double gamma = unit.p.gamma ? unit.p.gamma[c] : T(1);
-    to.set(c, gamma, share * gamma * sum[c], share * gamma * with[c], mean[c], rstd[c]);
-  }
+  const double values = spec.batch_statistics ? static_cast<double>(spec.batch) * g.height * g.width : 0.0;
+  through_batch_norm(unit.p.norm, g.padded, mean, unit.partial.data(), spec.batch * g.units, values, to,
+                     call.gamma_grad, call.beta_grad);
   unit.range.over_images([&](int64_t b) {
     Operand<T> in;
     in.map = call.x_grad + b * map, in.scale = to.c0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/conv/batch_norm.h"
 #include "cpu/conv/conv_solve.h"
 
 namespace contnet_fast {
@@ -16,11 +17,10 @@ struct UnitSpec {
   double norm_eps, gain;
 };
 
-// Null: gamma and bias are 1 and 0.
 template <typename T>
 struct UnitParameters {
-  const T *weight, *bias, *gamma, *beta;
-  const T *mean, *var;  // running statistics
+  const T *weight, *bias;  // the second may be null
+  NormTensors<T> norm;
   WeightId weight_id;
 };
 

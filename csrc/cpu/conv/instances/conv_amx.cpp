@@ -19,6 +19,8 @@ namespace contnet_fast::amx {
 
 #include "cpu/conv/conv_domain-inl.h"
 
+#include "cpu/conv/conv_stem-inl.h"
+
 #include "cpu/conv/conv_kernels-inl.h"
 
 #include "cpu/tiles/amx-inl.h"

@@ -15,6 +15,8 @@ namespace contnet_fast::avx2 {
 
 #include "cpu/conv/conv_domain-inl.h"
 
+#include "cpu/conv/conv_stem-inl.h"
+
 #include "cpu/conv/conv_kernels-inl.h"
 
 template <int M>

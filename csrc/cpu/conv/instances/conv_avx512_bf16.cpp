@@ -19,6 +19,8 @@ namespace contnet_fast::avx512_bf16 {
 
 #include "cpu/conv/conv_domain-inl.h"
 
+#include "cpu/conv/conv_stem-inl.h"
+
 #include "cpu/conv/conv_kernels-inl.h"
 
 #include "cpu/tiles/avx512_bf16-inl.h"

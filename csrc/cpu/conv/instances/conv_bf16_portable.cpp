@@ -14,6 +14,8 @@ namespace contnet_fast::portable {
 
 #include "cpu/conv/conv_domain-inl.h"
 
+#include "cpu/conv/conv_stem-inl.h"
+
 #include "cpu/conv/conv_kernels-inl.h"
 
 #include "cpu/tiles/portable-inl.h"

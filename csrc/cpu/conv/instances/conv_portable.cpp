@@ -13,6 +13,8 @@ namespace contnet_fast::portable {
 
 #include "cpu/conv/conv_domain-inl.h"
 
+#include "cpu/conv/conv_stem-inl.h"
+
 #include "cpu/conv/conv_kernels-inl.h"
 
 const ConvKernels<float>& conv_f32(int, int tile) {
