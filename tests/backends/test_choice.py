@@ -150,6 +150,25 @@ def test_halves_of_units_are_taken_where_they_are_faster(monkeypatch):
     assert statistics.median(ratio for ratio, *_ in left) < 0.9
 
 
+def test_stems_are_taken_where_they_are_faster(monkeypatch):
+    taken, left = [], []
+    for isa, row in measured("stems-cpu.jsonl"):
+        monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa != "avx2")  # so it was where that was measured
+        stem = problems.problem(
+            op="conv_stem", shape=(row["batch"], row["images"], row["side"], row["side"]), stages=0,
+            needs_grad=row["training"], compute_dtype=getattr(torch, row.get("compute", "float32")),
+        )  # fmt: skip
+        stem = replace(stem, facts=stem.facts._replace(width=row["channels"]))
+        side = left if cpu.CpuBackend().reason_to_skip(stem, "stage") else taken
+        side.append((row["nchw"], min(row["nchw"], row["channels_last"]), isa, row))
+    assert len(taken) > 400
+    assert len([item for item in taken if item[0] < 1.0]) < 0.05 * len(taken)  # of images as they come from a loader
+    assert min(ratio for ratio, *_ in taken) > 0.75, min(taken, key=lambda item: item[0])
+    assert statistics.median(ratio for _, ratio, *_ in taken) > 1.5
+    assert 50 < len(left) < 160
+    assert statistics.median(ratio for _, ratio, *_ in left) < 0.9
+
+
 def case(shape, *, training=False, **change):
     bfloat16 = {"dtype": torch.bfloat16, "compute_dtype": torch.bfloat16}
     settings = {"stages": 4, "n_steps": 8, "scheme": "rk4_classic", "needs_grad": training, "checkpoint": "step"}

@@ -68,7 +68,7 @@ def slower_stem(problem: Problem) -> str | None:
     """Why PyTorch was measured faster: benchmarks/results/stems-cpu.jsonl, which a test holds this to."""
     (batch, channels, height, length), width = problem.shape, problem.facts.width
     halved = problem.compute_dtype == torch.bfloat16 and cpu.NATIVE_BFLOAT16 and batch * height * length >= 16_384
-    if halved and (width >= 64 or (problem.needs_grad and width >= 16)):
+    if halved and (channels > FEW_CHANNELS or width >= 64 or (problem.needs_grad and width >= 16)):
         return "auto leaves it: large maps in bfloat16, half as much to read and write, were measured faster"
     if not problem.needs_grad or channels <= FEW_CHANNELS or width < 16:
         return None
