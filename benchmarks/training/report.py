@@ -15,7 +15,7 @@ DASHES = {"nchw": "-", "channels_last": "--"}
 
 
 def training_rows(rows: Iterable[Row]) -> list[Row]:
-    """Return the latest row of each case, data set and seed of a file, without headers and quick runs."""
+    """Return the latest row of each case, data set, autocast, contenders and seed, without headers and quick runs."""
     found = {}
     for row in rows:
         if row.get("case", "").startswith("train/") and row.get("kind") in ("short", "full"):
@@ -24,7 +24,9 @@ def training_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def _group(row: Row) -> tuple[Any, ...]:
-    return row["case"], row["data"], row["n_train"], row["epochs"], row["device"], row["threads"]
+    entrants = tuple(sorted(row["contenders"]))
+    shared = (row[name] for name in ("case", "data", "n_train", "epochs", "device", "threads"))
+    return *shared, row["settings"]["amp"], entrants
 
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:

@@ -65,6 +65,7 @@ def sorted_rows():
     with pytest.MonkeyPatch.context() as patch:
         for isa, row in rows():
             patch.setattr(conv_cpu, "AVX512", isa == "avx512")
+            patch.setattr(conv_cpu, "AVX2", isa == "avx2")
             patch.setattr(conv_cpu, "NATIVE_BFLOAT16", isa == "avx512")  # so it was where that was measured
             patch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
             ratio = min(row["nchw"], row["channels_last"])
@@ -119,8 +120,9 @@ def test_the_choice_is_explained(monkeypatch, change, words):
 def test_ranks_with_batches_of_different_sizes_choose_the_same(monkeypatch, channels, dtype):
     monkeypatch.setattr(conv_cpu, "NATIVE_BFLOAT16", True)
     monkeypatch.setattr(conv_cpu, "BFLOAT16_PRODUCTS", False)
-    for avx512, side in itertools.product((True, False), (2, 4, 8, 16)):
-        monkeypatch.setattr(conv_cpu, "AVX512", avx512)
+    for widest, side in itertools.product(("AVX512", "AVX2", ""), (2, 4, 8, 16)):
+        for name in ("AVX512", "AVX2"):
+            monkeypatch.setattr(conv_cpu, name, name == widest)
         chosen = set()
         for batch in (1, 2, 7, 8, 9, 64):
             one = problem({"channels": channels, "side": side, "batch": batch, "dtype": dtype, "training": True})

@@ -185,6 +185,10 @@ def test_a_report_shows_seeds_together_and_draws_what_it_was_given(bench, run, t
     text = report.tables(rows[1:])
     assert "seeds 1, 2" in text
     assert "+-" in text
+    other = {**rows[2], "settings": {**rows[2]["settings"], "amp": "bfloat16"}}  # not a seed of the same
+    more = {**rows[2], "contenders": {**rows[2]["contenders"], "cpu:nchw": {}}}
+    for changed in (other, more):
+        assert [len(group) for group in report.groups([rows[1], changed])] == [1, 1]
     for path in report.chart(rows[1:], tmp_path / "chart"):
         assert path.stat().st_size > 1000
 

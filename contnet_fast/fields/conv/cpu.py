@@ -16,6 +16,7 @@ NATIVE_BFLOAT16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 INSTRUCTIONS = extension.module.instruction_set() if extension.module is not None else ""
 HALVES = (torch.bfloat16, torch.float16)
 AVX512 = INSTRUCTIONS in ("avx512", "avx512_bf16", "amx")
+AVX2 = INSTRUCTIONS == "avx2"
 TIMES = cpu_times.read()
 # those of avx512_bf16 were measured slower than F(2x2, 3x3) in float32
 BFLOAT16_PRODUCTS = cpu_times.bfloat16_pays(TIMES) if TIMES else INSTRUCTIONS == "amx"
@@ -125,17 +126,31 @@ def _slower(problem: Problem) -> str | None:
         return None
     if NATIVE_BFLOAT16 and problem.compute_dtype == torch.bfloat16 and problem.shape[1] >= 128:
         return _slower_than_bfloat16(problem)
+    return _slower_than_float32(problem)
+
+
+def _slower_than_float32(problem: Problem) -> str | None:
+    """Whether weights cost more than F(2x2, 3x3) saves beside PyTorch's products in float32."""
     batch, channels, height, width = _size(problem)
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
-    if channels > 256 and min(batch, 8) * tiles < 16 if AVX512 else channels**2 > 9_000 * tiles:
+    reads, reads_of_batch = (
+        channels**2 / max(tiles, 1),
+        channels**2 / max(batch * tiles, 1),
+    )  # of weights, for each tile
+    if AVX512:
+        slow = channels > 256 and min(batch, 8) * tiles < 16
+        few = problem.needs_grad and channels >= 192 and reads_of_batch > 2_200
+    elif AVX2:
+        slow = False
+        few = problem.needs_grad and (channels > 256 or reads_of_batch > (400 if channels >= 192 else 1_500))
+    else:
+        slow = reads > 9_000
+        few = channels >= 128 and reads_of_batch > 1_000
+    if slow:
         return (
             f"auto leaves it: with {channels} channels on maps of {height}x{width}, reading the weights of F(2x2, 3x3) "
             "was measured to cost more than it saves"
         )
-    if AVX512:
-        few = problem.needs_grad and channels >= 192 and channels**2 > 2_200 * batch * tiles
-    else:
-        few = channels >= 128 and channels**2 > 1_000 * batch * tiles
     if few:
         return (
             f"auto leaves it: with {channels} channels and {batch} maps of {height}x{width}, transforming the weights "
