@@ -16,7 +16,7 @@ class StemPass {
  public:
   StemPass(const StemSpec& spec, const ConvKernels<T>& kernels, const StemParameters<T>& p,
            const ImageBatch<const T>& x)
-      : spec(spec), g(spec.map), kernels(kernels), p(p), x_(x), taps(9 * spec.channels) {
+      : spec(spec), g(spec.map), taps(9 * spec.channels), kernels_(kernels), p_(p), x_(x) {
     weights_.resize(int64_t(taps) * g.padded);
     for (int c = 0; c < g.padded; ++c)
       for (int k = 0; k < taps; ++k) weights_.data()[int64_t(k) * g.padded + c] = p.weight[int64_t(c) * taps + k];
@@ -27,7 +27,7 @@ class StemPass {
   int64_t items() const { return spec.batch * g.units; }
 
   void set_norm(const T* moments) {
-    norm_affine(p.norm, g.padded, moments, vectors_.data(), vectors_.data() + g.padded);
+    norm_affine(p_.norm, g.padded, moments, vectors_.data(), vectors_.data() + g.padded);
   }
 
   // A unit of an image: its rows as a map of their own, and what is computed of them, in the memory of a thread.
@@ -41,7 +41,8 @@ class StemPass {
   // f(unit), with z = F(x) there, for items [first, last)
   template <typename F>
   void over(int64_t first, int64_t last, const F& f) const {
-    const int64_t rows = int64_t(spec.channels) * (g.unit_rows() + 2) * (g.width + 2);
+    const int64_t values = int64_t(spec.channels) * (g.unit_rows() + 2) * (g.width + 2);
+    const int64_t rows = (values + 15) / 16 * 16;  // maps begin at a cache line
     const int64_t map = int64_t(g.unit_rows()) * g.width * g.padded;
     T* const scratch = thread_scratch<T>(rows + 2 * map);
     for (int64_t i = first; i < last; ++i) {
@@ -50,8 +51,8 @@ class StemPass {
       Unit unit{i, b * g.map() + int64_t(index) * map, index, g, scratch, scratch + rows, scratch + rows + map};
       unit.map.height = g.rows(index);
       unit.map.units = 1;
-      kernels.stem.rows(g, x_.at(b), spec.channels, index, unit.rows);
-      kernels.stem.conv(g, spec.channels, index, unit.rows, weights_.data(), unit.z);
+      kernels_.stem.rows(g, x_.at(b), spec.channels, index, unit.rows);
+      kernels_.stem.conv(g, spec.channels, index, unit.rows, weights_.data(), unit.z);
       f(unit);
     }
   }
@@ -62,7 +63,7 @@ class StemPass {
 
   // an operand of a unit to rows of a map
   void write(const Unit& unit, const Operand<T>& in, T* out) const {
-    kernels.write(unit.map, in, out, 0, unit.map.height);
+    kernels_.write(unit.map, in, out, 0, unit.map.height);
   }
   Operand<T> normalised(const Unit& unit) const {
     Operand<T> in;
@@ -71,7 +72,7 @@ class StemPass {
   }
   void sum(const Unit& unit, const T* map, Result<T> sums) const {
     sums.partial = partial.data() + unit.item * 2 * g.padded;
-    kernels.sum(unit.map, map, sums, 0, {0, g.padded});
+    kernels_.sum(unit.map, map, sums, 0, {0, g.padded});
   }
   // the gradient of the norm's result, where the relu lets it through
   void fill_gradient(const Unit& unit, const T* grad) const {
@@ -83,16 +84,14 @@ class StemPass {
 
   const StemSpec& spec;
   const Geometry& g;
-  const ConvKernels<T>& kernels;
-  const StemParameters<T>& p;
+  const int taps;
+  Buffer<T> partial;  // [units of the batch][2][padded]
 
  private:
+  const ConvKernels<T>& kernels_;
+  const StemParameters<T>& p_;
   const ImageBatch<const T>& x_;
   Buffer<T> weights_, vectors_;
-
- public:
-  const int taps;
-  Buffer<T> partial;
 };
 
 }  // namespace
