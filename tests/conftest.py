@@ -26,6 +26,7 @@ if not torch.cuda.is_available():  # Triton kernels then run in its interpreter,
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import tiers
+from interpreted_types import lean_types
 from seeds import SHIFT, shift_seeds
 
 from contnet_fast.backends import cpu
@@ -104,10 +105,14 @@ def _one_interpreted_language(monkeypatch):
     interpreter = sys.modules.get("triton.runtime.interpreter")
     if interpreter is None or not hasattr(interpreter, "_LangPatchScope"):
         return
-    put, languages, there = interpreter._patch_lang, (interpreter.tl, interpreter.tl.core), set()
+    put, languages, there, wants = interpreter._patch_lang, (interpreter.tl, interpreter.tl.core), set(), {}
 
     def put_once(function):
-        wanted = {id(value) for value in function.__globals__.values() if any(value is one for one in languages)}
+        key = function, len(function.__globals__)
+        if key not in wants:
+            values = function.__globals__.values()
+            wants[key] = {id(value) for value in values if any(value is one for one in languages)}
+        wanted = wants[key]
         if wanted <= there:
             return interpreter._LangPatchScope()
         scope = put(function)
@@ -117,6 +122,14 @@ def _one_interpreted_language(monkeypatch):
         return scope
 
     monkeypatch.setattr(interpreter, "_patch_lang", put_once)
+
+
+@pytest.fixture(autouse=True)
+def _lean_interpreter(monkeypatch):
+    """Without types that only a compiler reads."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is not None and os.environ.get("TRITON_INTERPRET") == "1":
+        lean_types(interpreter, monkeypatch)
 
 
 def instruction_sets() -> list[str]:

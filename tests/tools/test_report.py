@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -12,30 +13,38 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
-    monkeypatch.delenv("DISPLAY", raising=False)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+@pytest.fixture(scope="module")
+def bench():
+    """A module of the benchmarks by its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS.parent))
+        patch.delenv("DISPLAY", raising=False)
+        yield lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
-@pytest.fixture
-def results(bench, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def measured(bench, tmp_path_factory):
     """A file with one tiny row of everything."""
     cases, parts = bench("suite.cases"), bench("suite.parts")
-    monkeypatch.setattr(parts, "STEPS", (1, 8))
-    monkeypatch.setattr(parts, "BATCHES", (1, 2))
-    monkeypatch.setattr(parts, "CHANNELS", (2, 4))
     block = {"channels": 16, "side": 4, "scheme": "euler", "n_steps": 1, "batch": 2}
     sweeps = [cases.BlockCase("scaling", 4, 4, "euler", 1, batch=2, sweep=sweep) for sweep in cases.SWEEPS]
     net = cases.BlockCase("net", 4, 8, "euler", 1, batch=2, label="1-1-1")
     small = [cases.BlockCase(part, **block) for part in ("eval", "train", "memory")]
     suite = [*small, net, cases.CombineCase(100, 2), cases.SolveCase(100, "euler"), *sweeps]
-    path = tmp_path / "suite-tiny.jsonl"
-    monkeypatch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
+    path = tmp_path_factory.mktemp("measured") / "suite-tiny.jsonl"
     options = ["--device", "cpu", "--threads", "1", "--backend", "reference:accumulate"]
-    assert bench("suite.run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name, sizes in (("STEPS", (1, 8)), ("BATCHES", (1, 2)), ("CHANNELS", (2, 4))):
+            patch.setattr(parts, name, sizes)
+        patch.setattr(bench("suite.run"), "Effort", lambda: bench("common.timing").TINY)
+        assert bench("suite.run").main([*options, "--without", "compile", "--out", str(path)], suite) == 0
     return path
+
+
+@pytest.fixture
+def results(measured, tmp_path):
+    """A copy of it, which a test may change."""
+    return Path(shutil.copy(measured, tmp_path))
 
 
 def test_a_report_has_every_table_and_chart(bench, results, tmp_path, monkeypatch, capsys):
