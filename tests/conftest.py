@@ -45,8 +45,6 @@ def pytest_configure(config):
     shift, threads, widest = (config.getoption(name) for name in ("seed", "torch_threads", "widest"))
     os.environ[SHIFT] = str(shift)
     shift_seeds()
-    if threads is None and (workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT")):
-        threads = max(2, (os.cpu_count() or 1) // int(workers))  # with two, code for several threads is still tested
     if threads:
         torch.set_num_threads(threads)
     conv_cpu.TIMES = ()  # whatever was tuned here
@@ -55,6 +53,16 @@ def pytest_configure(config):
         cpu._extension.use_instruction_set(widest)
     for folder in tiers.FOLDERS:
         config.addinivalue_line("markers", f"{folder}: the tests of tests/{folder}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before fixtures of any scope: several processes share the cores, and where they have one each, PyTorch with two
+    threads takes many times as long for small tensors; code of ours for several threads is still tested."""
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if workers and item.config.getoption("torch_threads") is None:
+        least = 2 if tiers.folder(item.path) in tiers.SEVERAL_THREADS else 1
+        torch.set_num_threads(max(least, (os.cpu_count() or 1) // int(workers)))
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -48,7 +48,7 @@ SHOWN = [
 # without -U_FORTIFY_SOURCE some distributions refuse jumps between the stacks of fibers
 EMULATE = [
     "-std=c++17",
-    "-O2",
+    "-O1",
     "-g0",
     "-fPIC",
     "-Wall",

@@ -10,13 +10,17 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import pytest
 import torch
+from thread_counts import by_threads
 
 import contnet_fast as cf
 from contnet_fast.testing import assert_within_budget
-from contnet_fast.validation.solves import LAYOUTS, ORDERS, Case, away_from_kinks, draw, scale, solve, truth, wanted
+from contnet_fast.validation import solves
+from contnet_fast.validation.solves import LAYOUTS, ORDERS, Case, draw, scale, solve, wanted
 
 __all__ = ["LAYOUTS", "ORDERS", "Case", "away_from_kinks", "draw", "scale", "solve", "truth", "wanted"]
 
@@ -38,6 +42,19 @@ MANY = 500  # numbers have a largest error that is no matter of luck
 SMALL = 8.0  # times PyTorch's error is allowed for fewer, and for maps so small that Winograd has terms of its own
 # where norms take statistics of their input, this keeps every relu on its side, whatever is rounded
 FAR = {"pre": 6.0, "post": 10.0}
+
+
+def in_one_thread(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call with one thread of PyTorch: for maps as small as these, two take ten times as long."""
+
+    @wraps(call)
+    def alone(*args: Any, **options: Any) -> Any:
+        return by_threads(lambda: call(*args, **options), (1,))[0]
+
+    return alone
+
+
+truth, away_from_kinks = in_one_thread(solves.truth), in_one_thread(solves.away_from_kinks)
 
 
 def allowed(case: Case, value: torch.Tensor) -> float:

@@ -1,6 +1,6 @@
 """What processes of a group do with batch statistics across ranks; each stores what it found by the name of the case.
 
-``python rank_cases.py WORLD RANK FOLDER`` is one of the processes.
+``python rank_cases.py WORLD FOLDER`` runs them on so many processes.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from seeds import shift_seeds
+from shared_runs import forked
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -326,4 +328,5 @@ CASES: dict[str, Callable[[int, int], Any]] = {
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    size, folder = int(sys.argv[1]), sys.argv[2]
+    sys.exit(forked([partial(worker, size, rank, folder) for rank in range(size)]))

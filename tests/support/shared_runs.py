@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -129,21 +131,30 @@ def run_cases(folder: Path, names: list[str]) -> None:
     processes.end()
 
 
-def main(folder: Path, size: int, names: list[str]) -> int:
-    """Run cases on so many processes: forks of this one, which has imported what they need. Returns the status."""
+def forked(calls: Iterable[Callable[[], None]]) -> int:
+    """Run each call in a fork of this process, which has imported what they need, all at once. Returns the status."""
     children = []
-    for place in places(size):
+    for call in calls:
         if child := os.fork():
             children.append(child)
             continue
         try:
-            os.environ.update(place)
-            run_cases(folder, names)
+            call()
         except BaseException:
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+def main(folder: Path, size: int, names: list[str]) -> int:
+    """Run cases on so many processes. Returns the status."""
+
+    def run(place: dict[str, str]) -> None:
+        os.environ.update(place)
+        run_cases(folder, names)
+
+    return forked([partial(run, place) for place in places(size)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ``pytest --quick`` leaves out, and which files come first when several processes share the suite."""
+"""What ``pytest --quick`` leaves out; what is another when several processes share the suite: order and threads."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ LONG = [
     "wrapped", "benchmarks", "distributed", "train_cifar", "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
     "compile_numbers", "pytrees", "cpu_conv_ops", "cpu_conv",
 ]  # fmt: skip
+SEVERAL_THREADS = ("cpu", "functional")  # folders whose tests have two threads even where a process has one core
 
 
 def folder(path: Path) -> str:
