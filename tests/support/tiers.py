@@ -20,7 +20,7 @@ LONG = [
     "odeint_parity", "report", "training", "struck_processes", "two_hosts", "many_processes", "statistics_constants",
     "triton_aot", "gpu_run",
     "wrapped", "benchmarks", "distributed", "train_cifar", "cuda_conv_binding", "cpu_conv_gradients", "cuda_cluster",
-    "compile_numbers", "pytrees", "cpu_conv_ops", "cpu_conv",
+    "compile_numbers", "pytrees", "cpu_conv_ops", "cpu_conv", "sync_statistics", "compile", "compile_graphs", "export",
 ]  # fmt: skip
 SEVERAL_THREADS = ("cpu", "functional")  # folders whose tests have two threads even where a process has one core
 
