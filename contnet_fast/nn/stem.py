@@ -11,6 +11,7 @@ from ..fields.conv.stem import StemSettings, StemTensors
 from ..functional.conv_stem import stem_plan
 from ..ops.conv_stem import fused_stem
 from ..transforms import constant, tracing
+from .calls import as_one_node
 from .read_modules import move_statistics, norm_tensors, takes_statistics, why_not_read
 
 
@@ -32,7 +33,9 @@ class Stem(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, H, W]."""
-        plan = None if isinstance(x, Proxy) else self._plan(x)
+        if isinstance(x, Proxy):  # torch.fx traces what it is part of, or itself
+            return as_one_node(self, x, kind="stem") if x.tracer.path_of_module(self) else super().forward(x)
+        plan = self._plan(x)
         if plan is None:
             y: torch.Tensor = super().forward(x)
             return y

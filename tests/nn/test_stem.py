@@ -242,6 +242,9 @@ def test_exported_traced_pickled_and_checkpointed():
     graph = torch.fx.symbolic_trace(stem)  # its modules, as of any sequence
     assert [n.op for n in graph.graph.nodes].count("call_module") == 3
     torch.testing.assert_close(graph(x), y)
+    graph = torch.fx.symbolic_trace(nn.Sequential(stem))  # within another module it is one node
+    assert [n.op for n in graph.graph.nodes].count("call_module") == 1
+    assert torch.equal(graph(x), y)
     file = io.BytesIO()
     torch.save(stem, file)
     file.seek(0)
