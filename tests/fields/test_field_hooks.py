@@ -293,7 +293,7 @@ def test_every_fused_level_says_why_it_does_not_run():
 def test_explaining_a_network_is_no_hook_of_its_fields():
     net = cf.models.ContinuousNet(3, 5, width=4, n_basis=2, n_steps=2, norm="group").eval()
     plan = cf.explain(net, torch.randn(2, 3, 8, 8))
-    assert [name for name, _ in plan.units] == [f"stages.{i}" for i in range(6)]
+    assert [name for name, _ in plan.units] == ["stem", *(f"stages.{i}" for i in range(6))]
     assert "hook" not in str(plan)
 
 
