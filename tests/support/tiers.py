@@ -10,9 +10,9 @@ SLOW_FOLDERS = ("analysis", "aot", "cli", "compiler", "deploy", "emulated", "gpu
 SLOW_FILES = (  # of the other folders
     "attention", "build", "carry", "convergence", "cpu_attention", "cpu_bfloat16", "cpu_conv", "cpu_conv_blocks",
     "cpu_conv_gradients", "cpu_conv_ops", "cpu_conv_stem", "cpu_conv_unit", "cpu_diffusion", "cycles", "datasets",
-    "graph_fields", "graph_models", "hybrid", "sparse_features", "flops", "odeint_cycles", "odeint_device",
-    "odeint_parity", "pytrees", "recomputation", "rounding", "sharded_fields", "statistics_constants",
-    "sync_statistics", "wheel", "wrapped",
+    "first_use", "flops", "graph_fields", "graph_models", "hybrid", "odeint_cycles", "odeint_device",
+    "odeint_parity", "pytrees", "recomputation", "rounding", "sharded_fields", "sparse_features",
+    "statistics_constants", "sync_statistics", "tune", "wheel", "wrapped",
 )  # fmt: skip
 # files that take minutes; with several processes they come first, so that none is left with one of them at the end
 LONG = [
