@@ -12,7 +12,8 @@ from ..fields.conv.unit import UnitNorm
 from ..ops.conv_stem import fused_stem
 from ..problem import Facts
 from ..transforms import constant, followed
-from .autocast import autocast_enabled, compute_dtype
+from .autocast import compute_dtype
+from .layers import check_state, check_statistics, check_tensors, described, norm_shapes
 
 
 def conv_stem(
@@ -78,29 +79,10 @@ def stem_plan(x: torch.Tensor, channels: int, dtype: torch.dtype, *, called: str
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, norm: UnitNorm, *, batch_statistics: bool) -> None:
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4:
-        got = f"a tensor of shape {tuple(x.shape)} in {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"x: got {got}, accepted: [batch, channels, height, width] in a floating dtype")
-    accepted = f"[C, {x.shape[1]}, 3, 3]"
+    check_state(x)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 4 or tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
-        got = f"shape {tuple(weight.shape)}" if isinstance(weight, torch.Tensor) else type(weight).__name__
-        raise ValueError(f"weight: got {got}, accepted: a tensor of shape {accepted}")
+        raise ValueError(f"weight: got {described(weight)}, accepted: a tensor of shape [C, {x.shape[1]}, 3, 3]")
     if not isinstance(norm, UnitNorm):
         raise TypeError(f"norm: got {type(norm).__name__}, accepted: a UnitNorm")
-    channels = weight.shape[0]
-    for name, tensor in {"weight": weight, **{f"norm.{k}": t for k, t in norm._asdict().items()}}.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, torch.Tensor) or (name != "weight" and tuple(tensor.shape) != (channels,)):
-            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ValueError(f"{name}: got {got}, accepted: a tensor of shape {(channels,)}")
-        if tensor.dtype != x.dtype and not autocast_enabled(x):
-            raise TypeError(f"{name}: got {tensor.dtype}, accepted: that of x, {x.dtype} (or use autocast)")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: got {tensor.device}, accepted: the device of x, {x.device}")
-    if not batch_statistics and (norm.mean is None or norm.var is None):
-        raise ValueError("norm: got no running statistics, accepted: norm.mean and norm.var, or batch_statistics=True")
-    if batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] <= 1:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, accepted with batch statistics: more than one value per channel"
-        )
+    check_tensors(x, {"weight": (weight, tuple(weight.shape)), **norm_shapes(norm, weight.shape[0])})
+    check_statistics(x, norm, batch_statistics=batch_statistics)

@@ -12,7 +12,8 @@ from ..fields.conv import unit
 from ..fields.conv.unit import OP, UnitNorm, UnitSettings, UnitTensors
 from ..ops.conv_unit import fused_unit
 from ..transforms import constant
-from .autocast import autocast_enabled, compute_dtype
+from .autocast import compute_dtype
+from .layers import check_state, check_statistics, check_tensors, norm_shapes
 
 RELUS = ("before", "after")
 
@@ -89,29 +90,15 @@ def _check(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: UnitNorm | None,
     shortcut: torch.Tensor | None, *, batch_statistics: bool,
 ) -> None:  # fmt: skip
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4:
-        got = f"a tensor of shape {tuple(x.shape)} in {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise TypeError(f"x: got {got}, accepted: [batch, channels, height, width] in a floating dtype")
+    check_state(x)
     channels = x.shape[1]
-    expected = {"weight": (channels, channels, 3, 3), "bias": (channels,), "shortcut": tuple(x.shape)}
-    given = {"weight": weight, "bias": bias, "shortcut": shortcut}
-    for name, tensor in (norm or UnitNorm())._asdict().items():
-        given[f"norm.{name}"], expected[f"norm.{name}"] = tensor, (channels,)
-    for name, tensor in given.items():
-        if tensor is None and name != "weight":
-            continue
-        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected[name]:
-            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise ValueError(f"{name}: got {got}, accepted: a tensor of shape {expected[name]}")
-        if tensor.dtype != x.dtype and not autocast_enabled(x):
-            raise TypeError(f"{name}: got {tensor.dtype}, accepted: that of x, {x.dtype} (or use autocast)")
-        if tensor.device != x.device:
-            raise ValueError(f"{name}: got {tensor.device}, accepted: the device of x, {x.device}")
-    if norm is None and batch_statistics:
+    shapes = {
+        "weight": (weight, (channels, channels, 3, 3)),
+        "bias": (bias, (channels,)),
+        "shortcut": (shortcut, tuple(x.shape)),
+    }
+    check_tensors(x, {**shapes, **norm_shapes(norm, channels)})
+    if norm is not None:
+        check_statistics(x, norm, batch_statistics=batch_statistics)
+    elif batch_statistics:
         raise ValueError("batch_statistics: got True without a norm, accepted: False")
-    if norm is not None and not batch_statistics and (norm.mean is None or norm.var is None):
-        raise ValueError("norm: got no running statistics, accepted: norm.mean and norm.var, or batch_statistics=True")
-    if batch_statistics and x.numel() <= channels:
-        raise ValueError(
-            f"x: got shape {tuple(x.shape)}, accepted with batch statistics: more than one value per channel"
-        )

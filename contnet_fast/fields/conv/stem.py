@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ...problem import Problem
 from . import cpu
-from .unit import UnitNorm
+from .unit import UnitNorm, against_dtypes, batch_norm
 
 OP = "conv_stem"
 MOST_CHANNELS = 16  # of images
@@ -34,28 +34,16 @@ class StemSettings(NamedTuple):
 def conv_stem(tensors: StemTensors, settings: StemSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`contnet_fast.functional.conv_stem` says it; the statistics are [2, C], [0, C] where none are taken."""
     x, weight, norm = tensors
-    batch_statistics, norm_eps = settings
-    z = F.conv2d(x, weight, padding=1)
-    statistics = x.new_empty((0, z.shape[1]))
-    if batch_statistics:
-        # momentum 1 writes the plain batch statistics into fresh buffers
-        mean, var = weight.new_zeros(z.shape[1]), weight.new_ones(z.shape[1])
-        z = F.batch_norm(z, mean, var, norm.weight, norm.bias, True, 1.0, norm_eps)
-        statistics = torch.stack([mean, var])
-    else:
-        z = F.batch_norm(z, norm.mean, norm.var, norm.weight, norm.bias, False, 0.0, norm_eps)
+    z, statistics = batch_norm(
+        F.conv2d(x, weight, padding=1), norm, weight.dtype, batch_statistics=settings.batch_statistics,
+        eps=settings.norm_eps,
+    )  # fmt: skip
     return F.relu(z), statistics
 
 
 def against_stem(problem: Problem) -> tuple[str, ...]:
     """Every reason why the C++ kernels do not serve images of a shape and maps of ``problem.facts.width`` channels."""
-    reasons = []
-    if problem.dtype not in (torch.float32, torch.float64):
-        reasons.append(f"dtype {problem.dtype} is not one of float32, float64")
-    elif problem.compute_dtype not in (problem.dtype, torch.bfloat16) or (
-        problem.compute_dtype == torch.bfloat16 and problem.dtype != torch.float32
-    ):
-        reasons.append(f"autocast to {problem.compute_dtype} of parameters in {problem.dtype}")
+    reasons = against_dtypes(problem)
     channels, width = problem.shape[1], problem.facts.width
     if channels > MOST_CHANNELS:
         reasons.append(f"images of {channels} channels: its kernels take up to {MOST_CHANNELS}")

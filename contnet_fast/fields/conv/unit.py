@@ -41,18 +41,26 @@ class UnitSettings(NamedTuple):
     gain: float
 
 
+def batch_norm(
+    x: torch.Tensor, norm: UnitNorm, dtype: torch.dtype, *, batch_statistics: bool, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """norm(x), and the statistics of the batch in ``dtype``, mean and unbiased variance: [2, C], or [0, C] without."""
+    if not batch_statistics:
+        y = F.batch_norm(x, norm.mean, norm.var, norm.weight, norm.bias, False, 0.0, eps)
+        return y, x.new_empty((0, x.shape[1]))
+    # momentum 1 writes the plain batch statistics into fresh buffers
+    mean, var = x.new_zeros(x.shape[1], dtype=dtype), x.new_ones(x.shape[1], dtype=dtype)
+    y = F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 1.0, eps)
+    return y, torch.stack([mean, var])
+
+
 def conv_unit(tensors: UnitTensors, settings: UnitSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`contnet_fast.functional.conv_unit` says it; the statistics are [2, C], [0, C] where none are taken."""
     x, weight, bias, norm, shortcut = tensors
     batch_statistics, norm_eps, relu_first, gain = settings
     statistics = x.new_empty((0, x.shape[1]))
-    if norm is not None and batch_statistics:
-        # momentum 1 writes the plain batch statistics into fresh buffers
-        mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
-        x = F.batch_norm(x, mean, var, norm.weight, norm.bias, True, 1.0, norm_eps)
-        statistics = torch.stack([mean, var])
-    elif norm is not None:
-        x = F.batch_norm(x, norm.mean, norm.var, norm.weight, norm.bias, False, 0.0, norm_eps)
+    if norm is not None:
+        x, statistics = batch_norm(x, norm, weight.dtype, batch_statistics=batch_statistics, eps=norm_eps)
     y = F.conv2d(F.relu(x) if relu_first else x, weight, bias, padding=1)
     y = y if relu_first else F.relu(y)
     y = y if gain == 1.0 else y * gain
@@ -71,15 +79,19 @@ def why_unit(problem: Problem) -> str:
     return "norm, convolution and sum in one pass, measured faster than PyTorch's (docs/performance.md)"
 
 
+def against_dtypes(problem: Problem) -> list[str]:
+    """Reasons against the dtypes of parameters and of autocast."""
+    if problem.dtype not in (torch.float32, torch.float64):
+        return [f"dtype {problem.dtype} is not one of float32, float64"]
+    autocast = problem.compute_dtype == torch.bfloat16 and problem.dtype == torch.float32
+    if problem.compute_dtype == problem.dtype or autocast:
+        return []
+    return [f"autocast to {problem.compute_dtype} of parameters in {problem.dtype}"]
+
+
 def against_unit(problem: Problem) -> tuple[str, ...]:
     """Every reason why the C++ kernels do not serve a unit."""
-    reasons = []
-    if problem.dtype not in (torch.float32, torch.float64):
-        reasons.append(f"dtype {problem.dtype} is not one of float32, float64")
-    elif problem.compute_dtype not in (problem.dtype, torch.bfloat16) or (
-        problem.compute_dtype == torch.bfloat16 and problem.dtype != torch.float32
-    ):
-        reasons.append(f"autocast to {problem.compute_dtype} of parameters in {problem.dtype}")
+    reasons = against_dtypes(problem)
     channels = problem.shape[1]
     if cpu.padded_channels(channels) != channels or (products(problem) == "bfloat16" and channels % 16):
         taken = "a multiple of 16" if products(problem) == "bfloat16" else "4, 8 or a multiple of 16"
