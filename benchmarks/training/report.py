@@ -40,7 +40,8 @@ def groups(rows: Iterable[Row]) -> list[list[Row]]:
 def title(rows: Sequence[Row]) -> str:
     row = rows[0]
     name, scheme = row["case"].removeprefix("train/").split("/")
-    return f"{name.replace('-to-', ' to ')}, {scheme}"
+    amp = row["settings"]["amp"]
+    return f"{name.replace('-to-', ' to ')}, {scheme}" + ("" if amp == "none" else f", {amp} autocast")
 
 
 def what(rows: Sequence[Row]) -> str:
@@ -50,7 +51,7 @@ def what(rows: Sequence[Row]) -> str:
     kind = {"full": "the paper's schedule", "short": "a short run, not the paper's", "quick": "a trial, not a result"}
     amp = row["settings"]["amp"]
     words = [row["data"], length, kind[row["kind"]], f"seed{'s' * (len(rows) > 1)} {seeds}", row["device"]]
-    words += ["float32" if amp == "none" else f"{amp} autocast", f"{row['threads']} threads"]
+    words += [*(["float32"] if amp == "none" else []), f"{row['threads']} threads"]
     return "; ".join(words)
 
 
