@@ -1,5 +1,7 @@
-// The backward pass over a graph: the exact gradient of the discrete solve, step by step from the last. Inputs and
-// products of a step are made again from its state, which is quicker than writing and reading them.
+// The backward pass over a graph: the exact gradient of the discrete solve, step by step from the last. The field is
+// affine in the state, so that the gradients of a step's rates need no state: they come first, and then the step is made
+// again from its state, each stage adding to the gradients of nodal values what its rate's gradient gives there. So no
+// product is written, and that is quicker than writing and reading what the forward pass had.
 #include "cpu/graph/graph_pass.h"
 
 namespace contnet_fast {
@@ -17,88 +19,101 @@ class BackwardSlice {
         transpose_(transpose),
         slice_(slice),
         map_(spec_.map()),
-        scale_sums_(scale_sums),
-        diagonal_sums_(diagonal_sums),
+        scale_products_(spec_, pass.kernels, scale_sums),
+        diagonal_products_(spec_, pass.kernels, diagonal_sums),
         ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
         back_ranges_(transpose.rows.indptr, spec_.nodes, spec_.width) {
-    recompute_ = call.scale_grad || call.diagonal_grad || call.value_grad || call.mixing_grad;
-    const int64_t states = recompute_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
-    memory_.resize((8 + (pass.adds ? 2 : 4) * spec_.stages + states) * map_);
+    remakes_ = call.scale_grad || call.diagonal_grad || call.value_grad || call.mixing_grad;
+    const int64_t states = remakes_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
+    const int last = spec_.stages - 1;
+    memory_.resize((7 + (pass.adds ? 1 : 3) * spec_.stages + states) * map_);
     T* next = memory_.data();
     const auto take = [&] { return std::exchange(next, next + map_); };
     x_ = take();
     T* source = call.source ? take() : nullptr;
+    for (T*& one : adjoint_) one = take();
+    source_grad_ = call.source_grad ? take() : nullptr;
+    T* const inputs[2] = {take(), take()};
+    for (int s = 0; s <= last; ++s) {
+      rate_grad_.push_back(s < last ? take() : nullptr);
+      input_grad_.push_back(s && !pass.adds ? take() : nullptr);
+      at_.input.push_back(inputs[s % 2]);
+      at_.rate.push_back(remakes_ && !pass.adds ? take() : nullptr);
+    }
     at_.source = source;
     at_.columns = pass.columns(slice);
-    for (T*& one : adjoint_) one = take();
-    for (T*& one : rate_grad_) one = take();
-    source_grad_ = call.source_grad ? take() : nullptr;
-    for (int s = 0; s < spec_.stages; ++s) {
-      input_grad_.push_back(s && !pass.adds ? take() : nullptr);
-      at_.input.push_back(s && recompute_ ? take() : nullptr);
-      at_.product.push_back(recompute_ && call.scale_grad ? take() : nullptr);
-      at_.rate.push_back(recompute_ && !pass.adds ? take() : nullptr);
-    }
+    at_.rate_grad.resize(spec_.stages);
+    at_.scale_products = scale_sums ? &scale_products_ : nullptr;
+    at_.diagonal_products = diagonal_sums ? &diagonal_products_ : nullptr;
     remade_ = next;
     states_ = spec_.keeps_states() ? call.kept + slice * spec_.kept_maps() * map_ : remade_;
     load_slice(spec_, slice, call.x, x_);
     if (source) load_slice(spec_, slice, call.source, source);
     if (source_grad_) std::fill(source_grad_, source_grad_ + map_, T(0));
-    if (recompute_ && !spec_.keeps_states()) remake_states();
+    if (remakes_ && !spec_.keeps_states()) remake_states();
     load_slice(spec_, slice, call.out_grad.back(), adjoint_[0]);
   }
 
-  // Before the stages of step i, which are taken from the last.
-  void begin(int i) {
-    at_.state = state(i);
-    if (recompute_) pass_.step(ranges_, i, at_);
-    Adjoint<T, I> start{};
-    start.transpose = transpose_.rows;
-    start.base = adjoint_[0];
-    start.base_factor = static_cast<T>(spec_.update[spec_.stages - 1]);
-    start.to = rate_adjoint(i, spec_.stages - 1);
-    ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(start, first, last); });
-  }
-
-  // The input of stage s of the step, and after the stage that follows it the gradient of its rate.
-  const T* input(int s) const { return at_.input_of(s); }
-  const T* rate_grad(int s) const { return rate_grad_[s % 2]; }
-
-  void stage(int i, int s) {
-    const int slot = pass_.slot(i, s);
+  // From the gradient of the rate of stage s of step i to that of the stage before it, or of the step's state. The last
+  // stage comes first: no other reads its rate.
+  void adjoint(int i, int s) {
+    const int slot = pass_.slot(i, s), last = spec_.stages - 1;
     if (slot != scaled_for_) scaled_ = transpose_.scaled(pass_.scale(slot), values_);
     scaled_for_ = slot;
-    if (call_.value_grad) {
-      const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, pass_.scale(slot),
-                                     rate_grad_[s % 2],  at_.input_of(s),     call_.value_grad};
-      ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
-    }
+    at_.state = state(i);
     Adjoint<T, I> a{};
     a.transpose = scaled_;
-    a.factor = T(1);
-    a.rate_grad = rate_grad_[s % 2];
+    at_.rate_grad[s] = s < last ? RateGradient<T>{rate_grad_[s], T(1)}
+                                : RateGradient<T>{adjoint_[0], static_cast<T>(spec_.update[last])};
+    a.rate_grad = at_.rate_grad[s].map;
+    a.factor = a.rate_factor = at_.rate_grad[s].factor;
     a.diagonal = pass_.diagonal(slot);
     a.columns = at_.columns;
+    if ((last - s) % 2 == 0) a.source_grad = source_grad_;  // two stages at once
     a.input_grad = input_grad_[s];
-    const bool first_stage = s == 0, added = pass_.adds && s + 1 < spec_.stages;
-    a.base = first_stage && added ? adjoint_[1] : adjoint_[0];
+    const bool added = pass_.adds && s < last;
+    a.base = s == 0 && added ? adjoint_[1] : adjoint_[0];
     a.base_factor = s ? static_cast<T>(spec_.update[s - 1]) : T(1);
     a.own = s ? static_cast<T>(spec_.rows[s][s - 1]) : T(1);
-    for (int r = s + 1; r < spec_.stages && !pass_.adds; ++r)
+    for (int r = s + 1; r <= last && !pass_.adds; ++r)
       if (const double factor = s ? spec_.rows[r][s - 1] : 1.0) a.later.add(input_grad_[r], factor);
     if (pass_.adds && s) {
       a.total_base = added ? adjoint_[1] : adjoint_[0];
       a.total = adjoint_[1];
     }
-    if (s)
-      a.to = rate_adjoint(i, s - 1);
-    else
+    if (s) {
+      a.to.rate_grad = rate_grad_[s - 1];
+    } else {
       a.next = adjoint_[1];
-    back_ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.adjoint(a, first, last); });
-    if (s) return;
+      if (remakes_) a.soon = at_.state;
+    }
+    back_ranges_.run([&](int64_t first, int64_t end) { pass_.kernels.adjoint(a, first, end); });
+  }
+
+  // Stage s of step i again, after the gradients of its rates; the stages are taken in their order.
+  void stage(int i, int s) {
+    if (!remakes_) return;
+    if (call_.value_grad) {
+      const auto [map, factor] = rate_grad(s);
+      const EdgeGradient<T, I> edges{
+          call_.graph.indptr, call_.graph.indices, pass_.scale(pass_.slot(i, s)), map, factor,
+          at_.input_of(s),    call_.value_grad};
+      ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
+    }
+    pass_.stage(ranges_, i, s, at_);
+  }
+
+  // The input of stage s, until the stage after it is made, and the gradient of its rate.
+  const T* input(int s) const { return at_.input_of(s); }
+  const RateGradient<T>& rate_grad(int s) const { return at_.rate_grad[s]; }
+
+  // After the stages of step i.
+  void finish(int i) {
     std::swap(adjoint_[0], adjoint_[1]);
     if (call_.out_grad.size() > 1) load_slice(spec_, slice_, call_.out_grad[i], adjoint_[0], true);
     if (i) return;
+    scale_products_.finish();
+    diagonal_products_.finish();
     if (call_.x_grad) store_slice(spec_, slice_, adjoint_[0], call_.x_grad);
     if (source_grad_) store_slice(spec_, slice_, source_grad_, call_.source_grad);
   }
@@ -107,8 +122,8 @@ class BackwardSlice {
   const T* state(int i) const { return i ? states_ + (i - 1) * map_ : x_; }
 
   void remake_states() {
-    StepPlaces<T> at = at_;
-    std::fill(at.product.begin(), at.product.end(), nullptr);
+    StepPlaces<T, I> at = at_;
+    at.scale_products = at.diagonal_products = nullptr;
     for (int i = 0; i + 1 < spec_.n_steps; ++i) {
       at.state = state(i);
       at.next = remade_ + i * map_;
@@ -116,34 +131,21 @@ class BackwardSlice {
     }
   }
 
-  // What becomes of the gradient of the rate of stage s.
-  RateAdjoint<T> rate_adjoint(int i, int s) {
-    const int slot = pass_.slot(i, s);
-    RateAdjoint<T> to{};
-    to.rate_grad = rate_grad_[s % 2];
-    to.source_grad = source_grad_;
-    to.product = at_.product[s];
-    to.input = at_.input_of(s);
-    to.scale_grad = scale_sums_ ? scale_sums_ + slot * spec_.nodes : nullptr;
-    to.diagonal_grad = diagonal_sums_ ? diagonal_sums_ + slot * spec_.nodes : nullptr;
-    return to;
-  }
-
   const GraphPass<T, I>& pass_;
   const GraphSpec& spec_;
   const GraphBackward<T, I>& call_;
   const SortedRows<T, I>& transpose_;
   const int64_t slice_, map_;
-  T *const scale_sums_, *const diagonal_sums_;
+  Products<T, I> scale_products_, diagonal_products_;
   const RowRanges ranges_, back_ranges_;
-  bool recompute_;
+  bool remakes_;
   Buffer<T> memory_, values_;
   SparseRows<T, I> scaled_;  // the transpose, its values times the scale of a slot
   int scaled_for_ = -1;
-  T *x_, *adjoint_[2], *rate_grad_[2], *source_grad_, *remade_;
+  T *x_, *adjoint_[2], *source_grad_, *remade_;
   const T* states_;
-  std::vector<T*> input_grad_;
-  StepPlaces<T> at_{};
+  std::vector<T*> rate_grad_, input_grad_;  // [stage]; the last rate's gradient is that of the state, times a factor
+  StepPlaces<T, I> at_{};
 };
 
 // Gradients of the slots, to those of the basis functions.
@@ -169,26 +171,29 @@ void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kerne
   const auto make = [&](int64_t slice) {
     return std::make_unique<Slice>(pass, call, transpose, slice, scales.of(slice), diagonals.of(slice));
   };
+  const auto run = [&](auto&& adjoint, auto&& stage, auto&& finish) {
+    for (int i = spec.n_steps; i-- > 0; finish(i)) {
+      for (int s = spec.stages; s-- > 0;) adjoint(i, s);
+      for (int s = 0; s < spec.stages; ++s) stage(i, s);
+    }
+  };
   if (spec.by_stage || call.mixing_grad) {
     std::vector<std::unique_ptr<Slice>> slices(spec.slices());
-    MixingGradient<T, I> mixing(spec, kernels, call.mixing_grad, 1);
+    MixingGradient<T, I> mixing(spec, kernels, call.mixing_grad, 2);
     const auto each = [&](auto&& f) { over_slices(spec, in_order, [&](int64_t slice) { f(slices[slice]); }); };
     over_slices(spec, in_order, [&](int64_t slice) { slices[slice] = make(slice); });
-    for (int i = spec.n_steps; i-- > 0;) {
-      each([&](auto& one) { one->begin(i); });
-      for (int s = spec.stages; s-- > 0;) {
-        mixing.add(slices, s, 0);
-        each([&](auto& one) { one->stage(i, s); });
-      }
-    }
-    mixing.finish({1.0});
+    run([&](int i, int s) { each([&](auto& one) { one->adjoint(i, s); }); },
+        [&](int i, int s) {
+          mixing.add(slices, s, s + 1 == spec.stages);
+          each([&](auto& one) { one->stage(i, s); });
+        },
+        [&](int i) { each([&](auto& one) { one->finish(i); }); });
+    mixing.finish({1.0, spec.update.back()});
   } else {
     over_slices(spec, in_order, [&](int64_t slice) {
       const auto one = make(slice);
-      for (int i = spec.n_steps; i-- > 0;) {
-        one->begin(i);
-        for (int s = spec.stages; s-- > 0;) one->stage(i, s);
-      }
+      run([&](int i, int s) { one->adjoint(i, s); }, [&](int i, int s) { one->stage(i, s); },
+          [&](int i) { one->finish(i); });
     });
   }
   if (call.scale_grad) to_nodes(spec, scales.total(), call.scale_grad);

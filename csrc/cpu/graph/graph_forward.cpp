@@ -22,10 +22,9 @@ class ForwardSlice {
     for (T*& one : states_) one = take();
     T* inputs[2] = {take(), take()};
     T* source = call.source ? take() : nullptr;
-    at_ = {states_[0], {}, {}, {}, nullptr, source, pass.columns(slice)};
+    at_ = {states_[0], {}, {}, nullptr, source, pass.columns(slice), nullptr, {}, nullptr, nullptr};
     for (int s = 0; s < spec_.stages; ++s) {
       at_.input.push_back(inputs[s % 2]);
-      at_.product.push_back(nullptr);
       at_.rate.push_back(pass.adds ? nullptr : take());
     }
     if (source) load_slice(spec_, slice, call.source, source);
@@ -38,6 +37,7 @@ class ForwardSlice {
       if (call_.out.size() > 1) store_slice(spec_, slice_, at_.state, call_.out[i]);
       const bool keeps = spec_.keeps_states() && i + 1 < spec_.n_steps;
       at_.next = keeps ? std::exchange(kept_, kept_ + spec_.map()) : at_.state == states_[1] ? states_[0] : states_[1];
+      at_.soon = spec_.keeps_states() && i + 2 < spec_.n_steps ? kept_ : nullptr;
     }
     pass_.stage(ranges_, i, s, at_);
     if (s + 1 < spec_.stages) return;
@@ -53,7 +53,7 @@ class ForwardSlice {
   const RowRanges ranges_;
   Buffer<T> memory_;
   T *states_[2], *kept_;
-  StepPlaces<T> at_{};
+  StepPlaces<T, I> at_{};
 };
 
 }  // namespace

@@ -44,6 +44,12 @@ struct Slice {
     for (int k = 1; k < N; ++k) sum += a.v[k] * b.v[k];
     return M::total(sum);
   }
+  // adds the products of two rows to a row of a map
+  static inline __attribute__((always_inline)) void add_products(T* map, int64_t i, const Row& a, const Row& b) {
+    Row sum = load(map, i);
+    add(sum, a, b);
+    store(map, i, sum);
+  }
   static inline __attribute__((always_inline)) void add(Row& r, const MapSum<T>& sum, int64_t i) {
     for (int j = 0; j < sum.count; ++j) add(r, sum.factors[j], load(sum.maps[j], i));
   }
@@ -56,11 +62,27 @@ struct Slice {
     return sum;
   }
 
+  // Calls f(place). Rows of `soon` are on their way to the second cache meanwhile, as many as there are places.
+  template <typename F>
+  static inline __attribute__((always_inline)) void over_places(const T* soon, int64_t first, int64_t last,
+                                                                const F& f) {
+    constexpr int64_t kTogether = 16;
+    for (int64_t p = first; p < last;) {
+      const int64_t end = p + kTogether < last ? p + kTogether : last;
+      for (int64_t i = p; soon && i < end; ++i) __builtin_prefetch(soon + i * W, 0, 2);
+      for (; p < end; ++p) f(p);
+    }
+  }
+
+  static void evaluate(const Evaluation<T, I>& c, int64_t first, int64_t last) {
+    c.rate_grad ? evaluate<true>(c, first, last) : evaluate<false>(c, first, last);
+  }
   // the copies of the arguments are no memory that a store could change
+  template <bool kGradient>
   static void evaluate(const Evaluation<T, I>& given, int64_t first, int64_t last) {
     const Evaluation<T, I> c = given;
     const Row columns = c.columns ? load(c.columns, 0) : Row{};
-    for (int64_t p = first; p < last; ++p) {
+    over_places(c.soon, first, last, [&](int64_t p) __attribute__((always_inline)) {
       const Row product_row = product(c.graph, c.input, p);
       const int64_t i = c.graph.row[p];
       if (c.product) store(c.product, i, product_row);
@@ -70,29 +92,35 @@ struct Slice {
       if (c.columns) add(k, columns, input);
       if (c.source) add(k, T(1), load(c.source, i));
       if (c.rate) store(c.rate, i, k);
+      if constexpr (kGradient) {
+        const Row grad = times(c.rate_factor, load(c.rate_grad, i));
+        if (c.scale_products) add_products(c.scale_products, i, grad, product_row);
+        if (c.diagonal_products) add_products(c.diagonal_products, i, grad, input);
+      }
       if (c.total) {
         Row total = load(c.total_base, i);
         add(total, c.total_own, k);
         store(c.total, i, total);
       }
-      if (!c.next) continue;
+      if (!c.next) return;
       Row next = load(c.base, i);
       add(next, c.earlier, i);
       add(next, c.own, k);
       store(c.next, i, next);
-    }
+    });
   }
 
   static void adjoint(const Adjoint<T, I>& given, int64_t first, int64_t last) {
     const Adjoint<T, I> c = given;
     const Row columns = c.columns ? load(c.columns, 0) : Row{};
-    for (int64_t p = first; p < last; ++p) {
+    const RateAdjoint<T>& to = c.to;
+    over_places(c.soon, first, last, [&](int64_t p) __attribute__((always_inline)) {
       const int64_t i = c.transpose.row[p];
-      Row next = times(c.base_factor, load(c.base, i));
+      Row next = times(c.base_factor, load(c.base, i)), grad{};
       add(next, c.later, i);
       if (c.rate_grad) {
         Row by_input = times(c.factor, product(c.transpose, c.rate_grad, p));
-        const Row grad = load(c.rate_grad, i);
+        grad = times(c.rate_factor, load(c.rate_grad, i));
         add(by_input, c.diagonal[i], grad);
         if (c.columns) add(by_input, columns, grad);
         if (c.input_grad) store(c.input_grad, i, by_input);
@@ -103,27 +131,35 @@ struct Slice {
         }
         add(next, c.own, by_input);
       }
-      if (c.next) {
-        store(c.next, i, next);
-        continue;
+      if (c.source_grad) {
+        add(grad, T(1), load(c.source_grad, i));
+        if (!c.next) add(grad, T(1), next);
+        store(c.source_grad, i, grad);
       }
-      const RateAdjoint<T>& to = c.to;
+      if (c.next) return store(c.next, i, next);
       store(to.rate_grad, i, next);
-      if (to.source_grad) {
-        Row sum = load(to.source_grad, i);
-        add(sum, T(1), next);
-        store(to.source_grad, i, sum);
-      }
-      if (to.scale_grad) to.scale_grad[i] += dot(next, load(to.product, i));
-      if (to.diagonal_grad) to.diagonal_grad[i] += dot(next, load(to.input, i));
-    }
+      if (!to.scale_products && !to.diagonal_products) return;
+      const Row scaled = times(to.factor, next);
+      if (to.scale_products) add_products(to.scale_products, i, scaled, load(to.product, i));
+      if (to.diagonal_products) add_products(to.diagonal_products, i, scaled, load(to.input, i));
+    });
   }
 
   static void edges(const EdgeGradient<T, I>& given, int64_t first, int64_t last) {
     const EdgeGradient<T, I> c = given;
     for (int64_t i = first; i < last; ++i) {
-      const Row target = times(c.scale[i], load(c.rate_grad, i));
+      const Row target = times(c.rate_factor * c.scale[i], load(c.rate_grad, i));
       for (I e = c.indptr[i]; e < c.indptr[i + 1]; ++e) c.grad[e] += dot(target, load(c.input, c.indices[e]));
+    }
+  }
+
+  static void columns(const T* map, int64_t nodes, T* sums) {
+    for (int64_t i = 0; i < nodes; ++i) {
+      const Row row = load(map, i);
+      V sum = row.v[0];
+#pragma GCC unroll 8
+      for (int k = 1; k < N; ++k) sum += row.v[k];
+      sums[i] += M::total(sum);
     }
   }
 
@@ -149,7 +185,7 @@ struct Slice {
     }
   }
 
-  static constexpr GraphKernels<T, I> table{W, evaluate, adjoint, edges, inner};
+  static constexpr GraphKernels<T, I> table{W, evaluate, adjoint, edges, columns, inner};
 };
 
 // L: the values of a vector register

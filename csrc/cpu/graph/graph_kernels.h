@@ -29,8 +29,10 @@ struct MapSum {
 };
 
 // The rate k = scale * (A u) + (diagonal + columns) * u + source of one evaluation, and what follows it in the same pass
-// over rows: next = base + earlier + own * k, and total = total_base + total_own * k. Maps that are null are not there, or
-// not wanted.
+// over rows: next = base + earlier + own * k, and total = total_base + total_own * k. With the gradient g of the rate,
+// which is rate_factor * rate_grad, g * (A u) and g * u are added to maps, of which sums over columns are the gradients of
+// scale and diagonal. Maps that are null are not there, or not wanted. Of `soon` see Slice::over_places: a map that is in no
+// cache yet.
 template <typename T, typename I>
 struct Evaluation {
   SparseRows<T, I> graph;
@@ -45,25 +47,32 @@ struct Evaluation {
   const T* total_base;
   T total_own;
   T* total;
+  const T* rate_grad;
+  T rate_factor;
+  T *scale_products, *diagonal_products;
+  const T* soon;
 };
 
-// Where the gradient g of a rate goes: into a map, the source's gradient, and those of scale and diagonal, [n] sums over
-// columns. Null where it is not wanted.
+// Where the gradient of a rate goes: into a map, and times a factor with the product and the input of its evaluation to the
+// maps of products as above. Null where it is not wanted.
 template <typename T>
 struct RateAdjoint {
-  T *rate_grad, *source_grad;
+  T* rate_grad;
+  T factor;
   const T *product, *input;
-  T *scale_grad, *diagonal_grad;
+  T *scale_products, *diagonal_products;
 };
 
-// The gradient of an evaluation's input, factor * A^T (scale * g) + (diagonal + columns) * g, and what follows it in the same pass
-// over rows: next = base_factor * base + later + own * (that gradient), and total = total_base + (that gradient). The
-// scale is in the values of the transpose. Without g there is no evaluation yet.
+// The gradient of an evaluation's input, factor * A^T (scale * rate_grad) + (diagonal + columns) * g with g = rate_factor *
+// rate_grad, and what follows it in the same pass over rows: next = base_factor * base + later + own * (that gradient), and
+// total = total_base + (that gradient). The scale is in the values of the transpose. Without rate_grad there is no
+// evaluation yet. The source's gradient has g added, and next too if that is the gradient of a rate.
 template <typename T, typename I>
 struct Adjoint {
   SparseRows<T, I> transpose;
-  T factor;
+  T factor, rate_factor;
   const T *rate_grad, *diagonal, *columns;
+  T* source_grad;
   T* input_grad;
   const T* base;
   T base_factor;
@@ -73,18 +82,22 @@ struct Adjoint {
   T* total;
   T* next;            // the gradient of a state, or null
   RateAdjoint<T> to;  // or of a rate, `to.rate_grad`
+  const T* soon;
 };
 
-// grad[e] += sum over columns of scale * g at the target of e, times the input at its source; edges in the order of the
-// caller's rows
+// grad[e] += sum over columns of scale * g at the target of e, times the input at its source, with g = rate_factor *
+// rate_grad; edges in the order of the caller's rows
 template <typename T, typename I>
 struct EdgeGradient {
   const I *indptr, *indices;
-  const T *scale, *rate_grad, *input;
+  const T *scale, *rate_grad;
+  T rate_factor;
+  const T* input;
   T* grad;
 };
 
-// Places [first, last) of the rows; of `edges` the caller's rows. `inner` adds to sums [W][W] the inner products over
+// Places [first, last) of the rows; of `edges` the caller's rows. `columns` adds to sums [nodes] those over the columns of a
+// map. `inner` adds to sums [W][W] the inner products over
 // nodes of the columns of one map with those of another, in one order.
 template <typename T, typename I>
 struct GraphKernels {
@@ -92,6 +105,7 @@ struct GraphKernels {
   void (*evaluate)(const Evaluation<T, I>&, int64_t first, int64_t last);
   void (*adjoint)(const Adjoint<T, I>&, int64_t first, int64_t last);
   void (*edges)(const EdgeGradient<T, I>&, int64_t first, int64_t last);
+  void (*columns)(const T* map, int64_t nodes, T* sums);
   void (*inner)(const T* map, const T* other, int64_t nodes, T* sums);
 };
 

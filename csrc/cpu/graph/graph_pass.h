@@ -73,6 +73,11 @@ class SortedRows {
 
 // A slice of columns of [nodes, columns], padded with zeros to [nodes][width].
 template <typename T>
+void copy_row(T* to, const T* from, int64_t count) {
+  constexpr int64_t line = 64 / sizeof(T);  // known at compile time, no call
+  count == line ? std::memcpy(to, from, 64) : std::memcpy(to, from, count * sizeof(T));
+}
+template <typename T>
 void load_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to, bool add = false) {
   const int64_t width = spec.width, begin = slice * width, count = std::min(width, spec.columns - begin);
   for (int64_t i = 0; i < spec.nodes; ++i) {
@@ -80,15 +85,14 @@ void load_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to, bool
     if (add)
       for (int64_t j = 0; j < count; ++j) to[i * width + j] += row[j];
     else
-      std::memcpy(to + i * width, row, count * sizeof(T));
+      copy_row(to + i * width, row, count);
     if (!add) std::fill(to + i * width + count, to + (i + 1) * width, T(0));
   }
 }
 template <typename T>
 void store_slice(const GraphSpec& spec, int64_t slice, const T* from, T* to) {
   const int64_t width = spec.width, begin = slice * width, count = std::min(width, spec.columns - begin);
-  for (int64_t i = 0; i < spec.nodes; ++i)
-    std::memcpy(to + i * spec.columns + begin, from + i * width, count * sizeof(T));
+  for (int64_t i = 0; i < spec.nodes; ++i) copy_row(to + i * spec.columns + begin, from + i * width, count);
 }
 
 // Calls f(slice): on several threads where there are enough slices, unless they must keep their order.
@@ -124,6 +128,41 @@ class SliceSums {
   std::vector<T> sums_;
 };
 
+// Products of gradients of rates with what these multiply, added up in a map of zeros, and moved from there to sums over
+// columns [count][nodes] whenever another of these is meant.
+template <typename T, typename I>
+class Products {
+ public:
+  // sums: null if none are wanted
+  Products(const GraphSpec& spec, const GraphKernels<T, I>& kernels, T* sums)
+      : spec_(spec), kernels_(kernels), sums_(sums) {
+    if (sums) map_.resize(spec.map());
+    clear();
+  }
+  // The map to add to, or null.
+  T* of(int index) {
+    if (index != index_) finish();
+    index_ = index;
+    return map_.data();
+  }
+  void finish() {
+    if (!sums_ || index_ < 0) return;
+    kernels_.columns(map_.data(), spec_.nodes, sums_ + index_ * spec_.nodes);
+    clear();
+  }
+
+ private:
+  void clear() {
+    if (sums_) std::fill(map_.data(), map_.data() + spec_.map(), T(0));
+    index_ = -1;
+  }
+  const GraphSpec& spec_;
+  const GraphKernels<T, I>& kernels_;
+  T* const sums_;
+  Buffer<T> map_;
+  int index_ = -1;
+};
+
 // The coefficients of columns, the diagonal of a matrix [columns, columns], by slice: [slices][width]; empty without one.
 template <typename T>
 std::vector<T> column_coefficients(const GraphSpec& spec, const T* mixing, double factor = 1.0) {
@@ -149,7 +188,7 @@ class MixingGradient {
     const int64_t pairs = slices_ * slices_;
     at::parallel_for(0, pairs, 1, [&](int64_t first, int64_t last) {
       for (int64_t pair = first; pair < last; ++pair)
-        kernels_.inner(slices[pair / slices_]->input(evaluation), slices[pair % slices_]->rate_grad(evaluation),
+        kernels_.inner(slices[pair / slices_]->input(evaluation), slices[pair % slices_]->rate_grad(evaluation).map,
                        spec_.nodes, sums_.data() + (kind * pairs + pair) * tile_);
     });
   }
@@ -191,14 +230,24 @@ inline bool reads_one_rate(const GraphSpec& spec) {
   return true;
 }
 
-// Places of one step: its state, inputs of later stages, products where they are wanted, rates unless every stage reads
-// one alone, and the next state.
+// The gradient of a rate, factor * map.
 template <typename T>
+struct RateGradient {
+  const T* map;
+  T factor;
+};
+
+// Places of one step: its state, inputs of later stages, rates unless every stage reads one alone, the next state; and in
+// backward gradients of rates, and their products by slot, null where they are not wanted.
+template <typename T, typename I>
 struct StepPlaces {
   const T* state;
-  std::vector<T*> input, product, rate;  // [stage]; input[0] is not used
-  T* next;                               // null: the step is made again for its inputs and products alone
-  const T *source, *columns;             // of the slice
+  std::vector<T*> input, rate;  // [stage]; input[0] is not used
+  T* next;                      // null: the step is made again for its inputs alone
+  const T *source, *columns;    // of the slice
+  const T* soon;                // what the last stage asks for early
+  std::vector<RateGradient<T>> rate_grad;
+  Products<T, I>*scale_products, *diagonal_products;
   const T* input_of(int s) const { return s ? input[s] : state; }
 };
 
@@ -227,11 +276,11 @@ struct GraphPass {
   const T* diagonal(int slot) const { return diagonals.data() + slot * spec.nodes; }
   const T* columns(int64_t slice) const { return mixing.empty() ? nullptr : mixing.data() + slice * spec.width; }
 
-  void step(const RowRanges& ranges, int i, const StepPlaces<T>& at) const {
+  void step(const RowRanges& ranges, int i, const StepPlaces<T, I>& at) const {
     for (int s = 0; s < spec.stages; ++s) stage(ranges, i, s, at);
   }
 
-  void stage(const RowRanges& ranges, int i, int s, const StepPlaces<T>& at) const {
+  void stage(const RowRanges& ranges, int i, int s, const StepPlaces<T, I>& at) const {
     const bool last = s + 1 == spec.stages;
     const std::vector<double>& row = last ? spec.update : spec.rows[s + 1];
     Evaluation<T, I> e{};
@@ -239,12 +288,21 @@ struct GraphPass {
     e.scale = scale(slot(i, s));
     e.diagonal = diagonal(slot(i, s));
     e.columns = at.columns;
-    e.source = at.source;
     e.input = at.input_of(s);
-    e.product = at.product[s];
-    e.rate = at.rate[s];
     e.next = last ? at.next : at.input[s + 1];
-    if (!e.next && !e.product) return;
+    if (last) e.soon = at.soon;
+    if (e.next) {
+      e.source = at.source;
+      e.rate = at.rate[s];
+    }
+    if (at.scale_products || at.diagonal_products) {
+      e.rate_grad = at.rate_grad[s].map;
+      e.rate_factor = at.rate_grad[s].factor;
+      if (at.scale_products) e.scale_products = at.scale_products->of(slot(i, s));
+      if (at.diagonal_products) e.diagonal_products = at.diagonal_products->of(slot(i, s));
+    } else if (!e.next) {
+      return;
+    }
     e.base = at.state;
     e.own = static_cast<T>(row[s]);
     if (adds && at.next) {

@@ -2,6 +2,8 @@
 // by the kernels of Runge-Kutta stages: with M = f L - c, the states S_0 = L H0 + S, S_1 = M S_0 and
 // S_{k+1} = S_{k-1} + k_k of the rates k_k = -+2 M S_k are Chebyshev polynomials up to signs +, +, -, -, ..., and the
 // sum of the series is H0 + D_0 S_0 + D_1 S_1 + sum_k D_{k+1} k_k, where D_j adds up every second coefficient from j on.
+#include <functional>
+
 #include "cpu/graph/graph_pass.h"
 
 namespace contnet_fast {
@@ -103,8 +105,8 @@ class SeriesSlice {
         call_(call),
         slice_(slice),
         map_(spec_.map()),
-        scale_sums_(scale_sums),
-        diagonal_sums_(diagonal_sums),
+        scale_products_(spec_, series.kernels, scale_sums),
+        diagonal_products_(spec_, series.kernels, diagonal_sums),
         ranges_(transpose.indptr, spec_.nodes, spec_.width),
         memory_(10 * map_),
         kept_(call.kept + slice * spec_.kept_maps() * map_) {
@@ -127,12 +129,12 @@ class SeriesSlice {
 
   // Of the evaluation of S_k: its input, and after those of higher k the gradient of its rate.
   const T* input(int k) const { return k < 0 ? state_ : kept_ + k * map_; }
-  const T* rate_grad(int k) const { return rate_grad_[(k + 1) % 2]; }
+  RateGradient<T> rate_grad(int k) const { return {rate_grad_[(k + 1) % 2], T(1)}; }
 
   // From the gradient of that rate to the one before it.
   void evaluation(int k) {
     if (call_.value_grad) {
-      const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, series_.scale(k), rate_grad(k),
+      const EdgeGradient<T, I> edges{call_.graph.indptr, call_.graph.indices, series_.scale(k), rate_grad(k).map, T(1),
                                      input(k),           call_.value_grad};
       const RowRanges rows(call_.graph.indptr, spec_.nodes, spec_.width);
       rows.run([&](int64_t first, int64_t last) { series_.kernels.edges(edges, first, last); });
@@ -141,12 +143,14 @@ class SeriesSlice {
     a.transpose = transpose_;
     a.base = grad_;
     a.factor = static_cast<T>(series_.factor[series_.kind(k)]);
-    a.rate_grad = rate_grad(k);
+    a.rate_grad = rate_grad(k).map;
+    a.rate_factor = T(1);
     a.diagonal = series_.diagonal(k);
     a.columns = series_.columns(k, slice_);
     a.own = T(1);
     if (k < 0) {
       a.base_factor = T(1);
+      a.source_grad = source_grad_;
       a.next = x_grad_;
     } else {
       T* carried = later_[(k + 2) % 3];
@@ -158,6 +162,8 @@ class SeriesSlice {
     }
     ranges_.run([&](int64_t first, int64_t last) { series_.kernels.adjoint(a, first, last); });
     if (k >= 0) return;
+    scale_products_.finish();
+    diagonal_products_.finish();
     if (call_.x_grad) store_slice(spec_, slice_, x_grad_, call_.x_grad);
     if (source_grad_) store_slice(spec_, slice_, source_grad_, call_.source_grad);
   }
@@ -166,11 +172,11 @@ class SeriesSlice {
   RateAdjoint<T> rate_adjoint(int k) {
     RateAdjoint<T> to{};
     to.rate_grad = rate_grad_[(k + 1) % 2];
-    to.source_grad = k < 0 ? source_grad_ : nullptr;
     to.product = kept_ + (series_.degree + 1 + k) * map_;
     to.input = input(k);
-    to.scale_grad = scale_sums_ ? scale_sums_ + series_.kind(k) * spec_.nodes : nullptr;
-    to.diagonal_grad = diagonal_sums_ ? diagonal_sums_ + series_.kind(k) * spec_.nodes : nullptr;
+    to.factor = static_cast<T>(series_.factor[series_.kind(k)]);
+    to.scale_products = scale_products_.of(0);
+    to.diagonal_products = diagonal_products_.of(0);
     return to;
   }
 
@@ -179,7 +185,7 @@ class SeriesSlice {
   const SparseRows<T, I>& transpose_;
   const GraphBackward<T, I>& call_;
   const int64_t slice_, map_;
-  T *const scale_sums_, *const diagonal_sums_;
+  Products<T, I> scale_products_, diagonal_products_;
   const RowRanges ranges_;
   Buffer<T> memory_;
   const T* kept_;
@@ -202,7 +208,7 @@ void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kern
   Buffer<T> values;
   const SparseRows<T, I> scaled = transpose.scaled(call.scale, values);
   const Series<T, I> series(spec, kernels, call.scale, call.diagonal, call.mixing);
-  SliceSums<T> scales(spec, kKinds, call.scale_grad), diagonals(spec, kKinds, call.diagonal_grad);
+  SliceSums<T> scales(spec, 1, call.scale_grad), diagonals(spec, 1, call.diagonal_grad);
   const bool in_order = call.value_grad;
   using Slice = SeriesSlice<T, I>;
   const auto make = [&](int64_t slice) {
@@ -224,10 +230,7 @@ void graph_series_backward(const GraphSpec& spec, const GraphKernels<T, I>& kern
     });
   }
   for (const auto& [sums, grad] : {std::pair{&scales, call.scale_grad}, std::pair{&diagonals, call.diagonal_grad}})
-    if (grad)
-      for (int kind = 0; kind < kKinds; ++kind)
-        for (int64_t i = 0; i < spec.nodes; ++i)
-          grad[i] += static_cast<T>(series.factor[kind]) * sums->total()[kind * spec.nodes + i];
+    if (grad) std::transform(sums->total(), sums->total() + spec.nodes, grad, grad, std::plus<T>());
 }
 
 #define INSTANCE(T, I)                                                                                \
