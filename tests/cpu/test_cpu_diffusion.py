@@ -137,6 +137,32 @@ def test_level_stage_takes_all_slices_through_a_stage(features, checkpoint):
         assert all(torch.equal(a, b) for a, b in zip(found[:4], other[:4], strict=True))  # sums over edges differ
 
 
+def near(n, furthest, features=3, seed=0):
+    """A directed graph whose edges lead to near nodes, so that blocks of rows go through several stages at once."""
+    x, nodes, operands = drawn(features, n=n, edges=0, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(n).repeat(3)
+    sources = (targets + torch.randint(-furthest, furthest + 1, targets.shape, generator=generator)).clamp(0, n - 1)
+    values = torch.rand(targets.shape, generator=generator, dtype=torch.float64)
+    graph = cf.Graph(torch.stack([sources, targets]), values, num_nodes=n)
+    return x, nodes, operands_of(graph, operands.source)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": "block"}, {"return_steps": True}], ids=str)
+@pytest.mark.parametrize("scheme", ["rk4_classic", "dopri5"])
+@pytest.mark.parametrize("furthest", [100, 255, 600])
+def test_edges_to_near_nodes_give_the_bits_of_one_stage_after_the_other(furthest, scheme, options):
+    inputs, before = near(40_000, furthest), torch.get_num_threads()
+    torch.set_num_threads(1)  # or the rows of the only slice are shared out
+    try:
+        for basis, dtype in (("piecewise_constant", torch.float32), ("hat", torch.float64)):
+            grid = grid_of(scheme, 5, basis)
+            found, other = (solve(inputs, f"cpu:{level}", grid, dtype, **options) for level in ("solve", "stage"))
+            assert all(torch.equal(a, b) for a, b in zip(found, other, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("widest", cpu._extension.instruction_sets() if cpu._extension else ())
 def test_coefficients_of_columns_on_every_instruction_set(widest):
     before = cpu._extension.instruction_set()

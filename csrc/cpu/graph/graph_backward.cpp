@@ -21,7 +21,7 @@ class BackwardSlice {
         map_(spec_.map()),
         scale_products_(spec_, pass.kernels, scale_sums),
         diagonal_products_(spec_, pass.kernels, diagonal_sums),
-        ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
+        ranges_(pass.graph.rows.indptr, spec_.nodes, spec_.width),
         back_ranges_(transpose.rows.indptr, spec_.nodes, spec_.width) {
     remakes_ = call.scale_grad || call.diagonal_grad || call.value_grad || call.mixing_grad;
     const int64_t states = remakes_ && !spec_.keeps_states() ? spec_.n_steps - 1 : 0;
@@ -54,11 +54,35 @@ class BackwardSlice {
     load_slice(spec_, slice, call.out_grad.back(), adjoint_[0]);
   }
 
+  void step(int i) {
+    std::vector<Adjoint<T, I>> adjoints;
+    for (int s = spec_.stages; s-- > 0;) add_adjoint(i, s, adjoints);
+    pass_.run(back_ranges_, pass_.kernels.adjoint, adjoints);
+    std::vector<Evaluation<T, I>> stages;
+    for (int s = 0; s < spec_.stages; ++s) {
+      // products are those of one slot, and gradients of edges need the inputs of their stage
+      if (s && (call_.value_grad || pass_.slot(i, s) != pass_.slot(i, s - 1)))
+        pass_.run(ranges_, pass_.kernels.evaluate, std::exchange(stages, {}));
+      add_stage(i, s, stages);
+    }
+    pass_.run(ranges_, pass_.kernels.evaluate, stages);
+    finish(i);
+  }
+
+  void adjoint(int i, int s) {
+    std::vector<Adjoint<T, I>> adjoints;
+    add_adjoint(i, s, adjoints);
+    pass_.run(back_ranges_, pass_.kernels.adjoint, adjoints);
+  }
+
   // From the gradient of the rate of stage s of step i to that of the stage before it, or of the step's state. The last
   // stage comes first: no other reads its rate.
-  void adjoint(int i, int s) {
+  void add_adjoint(int i, int s, std::vector<Adjoint<T, I>>& adjoints) {
     const int slot = pass_.slot(i, s), last = spec_.stages - 1;
-    if (slot != scaled_for_) scaled_ = transpose_.scaled(pass_.scale(slot), values_);
+    if (slot != scaled_for_) {  // those before are done before their values are lost
+      pass_.run(back_ranges_, pass_.kernels.adjoint, std::exchange(adjoints, {}));
+      scaled_ = transpose_.scaled(pass_.scale(slot), values_);
+    }
     scaled_for_ = slot;
     at_.state = state(i);
     Adjoint<T, I> a{};
@@ -87,11 +111,16 @@ class BackwardSlice {
       a.next = adjoint_[1];
       if (remakes_) a.soon = at_.state;
     }
-    back_ranges_.run([&](int64_t first, int64_t end) { pass_.kernels.adjoint(a, first, end); });
+    adjoints.push_back(a);
   }
 
   // Stage s of step i again, after the gradients of its rates; the stages are taken in their order.
   void stage(int i, int s) {
+    std::vector<Evaluation<T, I>> stages;
+    add_stage(i, s, stages);
+    pass_.run(ranges_, pass_.kernels.evaluate, stages);
+  }
+  void add_stage(int i, int s, std::vector<Evaluation<T, I>>& stages) {
     if (!remakes_) return;
     if (call_.value_grad) {
       const auto [map, factor] = rate_grad(s);
@@ -100,7 +129,7 @@ class BackwardSlice {
           at_.input_of(s),    call_.value_grad};
       ranges_.run([&](int64_t first, int64_t last) { pass_.kernels.edges(edges, first, last); });
     }
-    pass_.stage(ranges_, i, s, at_);
+    pass_.add_stage(i, s, at_, stages);
   }
 
   // The input of stage s, until the stage after it is made, and the gradient of its rate.
@@ -127,7 +156,9 @@ class BackwardSlice {
     for (int i = 0; i + 1 < spec_.n_steps; ++i) {
       at.state = state(i);
       at.next = remade_ + i * map_;
-      pass_.step(ranges_, i, at);
+      std::vector<Evaluation<T, I>> calls;
+      pass_.add_step(i, at, calls);
+      pass_.run(ranges_, pass_.kernels.evaluate, calls);
     }
   }
 
@@ -163,7 +194,7 @@ template <typename T, typename I>
 void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphBackward<T, I>& call) {
   const SortedRows<T, I> graph(call.graph, spec.nodes);
   const SortedRows<T, I> transpose(call.transpose, spec.nodes);
-  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal, call.mixing);
+  const GraphPass<T, I> pass(spec, kernels, graph, call.scale, call.diagonal, call.mixing);
   const int64_t slots = static_cast<int64_t>(spec.grid.slots.size());
   SliceSums<T> scales(spec, slots, call.scale_grad), diagonals(spec, slots, call.diagonal_grad);
   const bool in_order = call.value_grad;  // slices add to the gradients of edges in their order
@@ -171,29 +202,24 @@ void graph_solve_backward(const GraphSpec& spec, const GraphKernels<T, I>& kerne
   const auto make = [&](int64_t slice) {
     return std::make_unique<Slice>(pass, call, transpose, slice, scales.of(slice), diagonals.of(slice));
   };
-  const auto run = [&](auto&& adjoint, auto&& stage, auto&& finish) {
-    for (int i = spec.n_steps; i-- > 0; finish(i)) {
-      for (int s = spec.stages; s-- > 0;) adjoint(i, s);
-      for (int s = 0; s < spec.stages; ++s) stage(i, s);
-    }
-  };
   if (spec.by_stage || call.mixing_grad) {
     std::vector<std::unique_ptr<Slice>> slices(spec.slices());
     MixingGradient<T, I> mixing(spec, kernels, call.mixing_grad, 2);
     const auto each = [&](auto&& f) { over_slices(spec, in_order, [&](int64_t slice) { f(slices[slice]); }); };
     over_slices(spec, in_order, [&](int64_t slice) { slices[slice] = make(slice); });
-    run([&](int i, int s) { each([&](auto& one) { one->adjoint(i, s); }); },
-        [&](int i, int s) {
-          mixing.add(slices, s, s + 1 == spec.stages);
-          each([&](auto& one) { one->stage(i, s); });
-        },
-        [&](int i) { each([&](auto& one) { one->finish(i); }); });
+    for (int i = spec.n_steps; i-- > 0;) {
+      for (int s = spec.stages; s-- > 0;) each([&](auto& one) { one->adjoint(i, s); });
+      for (int s = 0; s < spec.stages; ++s) {
+        mixing.add(slices, s, s + 1 == spec.stages);
+        each([&](auto& one) { one->stage(i, s); });
+      }
+      each([&](auto& one) { one->finish(i); });
+    }
     mixing.finish({1.0, spec.update.back()});
   } else {
     over_slices(spec, in_order, [&](int64_t slice) {
       const auto one = make(slice);
-      run([&](int i, int s) { one->adjoint(i, s); }, [&](int i, int s) { one->stage(i, s); },
-          [&](int i) { one->finish(i); });
+      for (int i = spec.n_steps; i-- > 0;) one->step(i);
     });
   }
   if (call.scale_grad) to_nodes(spec, scales.total(), call.scale_grad);

@@ -12,7 +12,7 @@ class ForwardSlice {
         spec_(pass.spec),
         call_(call),
         slice_(slice),
-        ranges_(pass.graph.indptr, spec_.nodes, spec_.width),
+        ranges_(pass.graph.rows.indptr, spec_.nodes, spec_.width),
         kept_(call.kept + slice * spec_.kept_maps() * spec_.map()) {
     const int64_t map = spec_.map();
     // two states, two inputs, the source, rates
@@ -31,21 +31,41 @@ class ForwardSlice {
     load_slice(spec_, slice, call.x, states_[0]);
   }
 
+  void solve() {
+    std::vector<Evaluation<T, I>> calls;
+    const int together = call_.out.size() > 1 ? 1 : pass_.together();  // states in between are copied
+    for (int i = 0; i < spec_.n_steps; ++i) {
+      begin(i);
+      pass_.add_step(i, at_, calls);
+      if ((i + 1) % together == 0 || i + 1 == spec_.n_steps) {
+        pass_.run(ranges_, pass_.kernels.evaluate, calls);
+        calls.clear();
+      }
+      finish(i);
+    }
+  }
+
   // Stage s of step i; the stages are taken in their order.
   void stage(int i, int s) {
-    if (s == 0) {
-      if (call_.out.size() > 1) store_slice(spec_, slice_, at_.state, call_.out[i]);
-      const bool keeps = spec_.keeps_states() && i + 1 < spec_.n_steps;
-      at_.next = keeps ? std::exchange(kept_, kept_ + spec_.map()) : at_.state == states_[1] ? states_[0] : states_[1];
-      at_.soon = spec_.keeps_states() && i + 2 < spec_.n_steps ? kept_ : nullptr;
-    }
-    pass_.stage(ranges_, i, s, at_);
-    if (s + 1 < spec_.stages) return;
+    if (s == 0) begin(i);
+    std::vector<Evaluation<T, I>> calls;
+    pass_.add_stage(i, s, at_, calls);
+    pass_.run(ranges_, pass_.kernels.evaluate, calls);
+    if (s + 1 == spec_.stages) finish(i);
+  }
+
+ private:
+  void begin(int i) {
+    if (call_.out.size() > 1) store_slice(spec_, slice_, at_.state, call_.out[i]);
+    const bool keeps = spec_.keeps_states() && i + 1 < spec_.n_steps;
+    at_.next = keeps ? std::exchange(kept_, kept_ + spec_.map()) : at_.state == states_[1] ? states_[0] : states_[1];
+    at_.soon = spec_.keeps_states() && i + 2 < spec_.n_steps ? kept_ : nullptr;
+  }
+  void finish(int i) {
     at_.state = at_.next;
     if (i + 1 == spec_.n_steps) store_slice(spec_, slice_, at_.state, call_.out.back());
   }
 
- private:
   const GraphPass<T, I>& pass_;
   const GraphSpec& spec_;
   const GraphForward<T, I>& call_;
@@ -61,20 +81,17 @@ class ForwardSlice {
 template <typename T, typename I>
 void graph_solve(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const GraphForward<T, I>& call) {
   const SortedRows<T, I> graph(call.graph, spec.nodes);
-  const GraphPass<T, I> pass(spec, kernels, graph.rows, call.scale, call.diagonal, call.mixing);
-  const auto run = [&](auto&& each) {
-    for (int i = 0; i < spec.n_steps; ++i)
-      for (int s = 0; s < spec.stages; ++s) each(i, s);
-  };
+  const GraphPass<T, I> pass(spec, kernels, graph, call.scale, call.diagonal, call.mixing);
   if (!spec.by_stage)
     return over_slices(spec, false, [&](int64_t slice) {
       ForwardSlice<T, I> one(pass, call, slice);
-      run([&](int i, int s) { one.stage(i, s); });
+      one.solve();
     });
   std::vector<std::unique_ptr<ForwardSlice<T, I>>> slices;
   for (int64_t slice = 0; slice < spec.slices(); ++slice)
     slices.push_back(std::make_unique<ForwardSlice<T, I>>(pass, call, slice));
-  run([&](int i, int s) { over_slices(spec, false, [&](int64_t slice) { slices[slice]->stage(i, s); }); });
+  for (int i = 0; i < spec.n_steps; ++i)
+    for (int s = 0; s < spec.stages; ++s) over_slices(spec, false, [&](int64_t slice) { slices[slice]->stage(i, s); });
 }
 
 #define INSTANCE(T, I) \

@@ -45,6 +45,7 @@ class SortedRows {
         for (I e = indptr[i]; e < indptr[i + 1]; ++e, ++next) {
           indices_.data()[next] = indices[e];
           values_.data()[next] = values[e];
+          reach = std::max<int64_t>(reach, std::abs(indices[e] / kBlock - begin / kBlock));
         }
       }
     }
@@ -52,6 +53,8 @@ class SortedRows {
     rows = {row_.data(), indptr_.data(), indices_.data(), values_.data()};
   }
   SparseRows<T, I> rows;
+  static constexpr int64_t kBlock = 256;
+  int64_t reach = 0;  // blocks between a row and what its edges lead to, at most
 
   // The same with every value times what `scale` has at its column.
   SparseRows<T, I> scaled(const T* scale, Buffer<T>& values) const {
@@ -64,7 +67,6 @@ class SortedRows {
   }
 
  private:
-  static constexpr int64_t kBlock = 256;
   static constexpr int kDegrees = 64;
   int64_t nodes_;
   Buffer<I> row_, indptr_, indices_;
@@ -256,12 +258,12 @@ template <typename T, typename I>
 struct GraphPass {
   const GraphSpec& spec;
   const GraphKernels<T, I>& kernels;
-  const SparseRows<T, I>& graph;
+  const SortedRows<T, I>& graph;
   const bool adds;                   // reads_one_rate
   std::vector<T> scales, diagonals;  // [slots][nodes]
   std::vector<T> mixing;             // column_coefficients
 
-  GraphPass(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const SparseRows<T, I>& graph, const T* scale,
+  GraphPass(const GraphSpec& spec, const GraphKernels<T, I>& kernels, const SortedRows<T, I>& graph, const T* scale,
             const T* diagonal, const T* mixing)
       : spec(spec),
         kernels(kernels),
@@ -276,33 +278,62 @@ struct GraphPass {
   const T* diagonal(int slot) const { return diagonals.data() + slot * spec.nodes; }
   const T* columns(int64_t slice) const { return mixing.empty() ? nullptr : mixing.data() + slice * spec.width; }
 
-  void step(const RowRanges& ranges, int i, const StepPlaces<T, I>& at) const {
-    for (int s = 0; s < spec.stages; ++s) stage(ranges, i, s, at);
+  // Steps whose stages are worth taking at once.
+  int together() const {
+    const int64_t stages = std::min(kTogether, blocks() / kManyTimes / std::max<int64_t>(1, graph.reach) + 1);
+    return static_cast<int>(std::max<int64_t>(1, stages / spec.stages));
   }
 
-  void stage(const RowRanges& ranges, int i, int s, const StepPlaces<T, I>& at) const {
+  // Calls of a kernel one after the other, each of which reads at rows that edges lead to what the one before it wrote.
+  // Where these are near and maps many times as large as what lies between, blocks of rows go through the calls one close
+  // behind the other, so that a call finds in a cache what the one before it left.
+  template <typename Call>
+  void run(const RowRanges& ranges, void (*kernel)(const Call&, int64_t, int64_t),
+           const std::vector<Call>& calls) const {
+    const int64_t lag = graph.reach, delay = (static_cast<int64_t>(calls.size()) - 1) * lag;
+    if (!ranges.single() || blocks() < kManyTimes * delay) {
+      for (const Call& one : calls) ranges.run([&](int64_t first, int64_t last) { kernel(one, first, last); });
+      return;
+    }
+    for (int64_t front = 0; front < blocks() + delay; ++front)
+      for (size_t j = 0; j < calls.size(); ++j) {
+        const int64_t first = (front - static_cast<int64_t>(j) * lag) * graph.kBlock;
+        if (first >= 0 && first < spec.nodes) kernel(calls[j], first, std::min(first + graph.kBlock, spec.nodes));
+      }
+  }
+
+  void add_stage(int i, int s, const StepPlaces<T, I>& at, std::vector<Evaluation<T, I>>& calls) const {
+    const Evaluation<T, I> e = evaluation(i, s, at);
+    if (e.next || e.rate_grad) calls.push_back(e);
+  }
+  void add_step(int i, const StepPlaces<T, I>& at, std::vector<Evaluation<T, I>>& calls) const {
+    for (int s = 0; s < spec.stages; ++s) add_stage(i, s, at, calls);
+  }
+
+ private:
+  static constexpr int64_t kManyTimes = 4, kTogether = 16;
+  int64_t blocks() const { return (spec.nodes + graph.kBlock - 1) / graph.kBlock; }
+
+  Evaluation<T, I> evaluation(int i, int s, const StepPlaces<T, I>& at) const {
     const bool last = s + 1 == spec.stages;
     const std::vector<double>& row = last ? spec.update : spec.rows[s + 1];
     Evaluation<T, I> e{};
-    e.graph = graph;
+    e.graph = graph.rows;
     e.scale = scale(slot(i, s));
     e.diagonal = diagonal(slot(i, s));
     e.columns = at.columns;
     e.input = at.input_of(s);
     e.next = last ? at.next : at.input[s + 1];
     if (last) e.soon = at.soon;
-    if (e.next) {
-      e.source = at.source;
-      e.rate = at.rate[s];
-    }
     if (at.scale_products || at.diagonal_products) {
       e.rate_grad = at.rate_grad[s].map;
       e.rate_factor = at.rate_grad[s].factor;
       if (at.scale_products) e.scale_products = at.scale_products->of(slot(i, s));
       if (at.diagonal_products) e.diagonal_products = at.diagonal_products->of(slot(i, s));
-    } else if (!e.next) {
-      return;
     }
+    if (!e.next) return e;
+    e.source = at.source;
+    e.rate = at.rate[s];
     e.base = at.state;
     e.own = static_cast<T>(row[s]);
     if (adds && at.next) {
@@ -310,11 +341,11 @@ struct GraphPass {
       e.total_base = s ? at.next : at.state;
       e.total_own = static_cast<T>(spec.update[s]);
       e.total = last ? nullptr : at.next;
-    } else if (!adds && e.next) {
+    } else if (!adds) {
       for (int j = 0; j < s; ++j)
         if (row[j] != 0.0) e.earlier.add(at.rate[j], row[j]);
     }
-    ranges.run([&](int64_t first, int64_t end) { kernels.evaluate(e, first, end); });
+    return e;
   }
 };
 

@@ -33,6 +33,8 @@ class RowRanges {
     starts_.push_back(n);
   }
 
+  bool single() const { return starts_.size() == 2; }
+
   template <typename F>
   void run(const F& f) const {
     const int64_t count = static_cast<int64_t>(starts_.size()) - 1;
