@@ -93,7 +93,7 @@ def test_steps_of_another_field_get_no_row():
 def test_the_page_has_the_table_and_the_sentences_of_the_rows():
     table = pytest.importorskip("benchmarks.graphs.table")
     given = table.PAGE.read_text(encoding="utf-8")
-    assert table.page(given, table.read(table.ROWS)) == given, "python -m benchmarks.graphs.table --write"
+    assert table.page(given) == given, "python -m benchmarks.graphs.table --write"
     rows = accuracy.read(accuracy.RESULTS / "graph-accuracy.jsonl")
     words = " ".join(given.split())
     for recipe in {row["recipe"] for row in rows}:
