@@ -71,12 +71,13 @@ def test_an_edge_index_stands_beside_our_solves_or_is_said_to_be_absent(tmp_path
     assert solves.main(options) == (0 if there else 1)
     if not there:
         assert "torch_geometric is not installed" in "".join(capsys.readouterr())
-    given = table.read(table.ROWS)
+    given = [row for row in table.read(table.ROWS) if "ratios" in row]
     case = next(row["case"] for row in given if row.get("backward"))
-    old = [{k: v for k, v in row.items() if table.EDGE_INDEX not in row.get("ratios", ())} for row in given]
-    assert "`EdgeIndex` was absent" in table.text([row for row in old if row])
+    ratios = [{k: v for k, v in row["ratios"].items() if k != table.EDGE_INDEX} for row in given]
+    old = [{**row, "ratios": others} for row, others in zip(given, ratios, strict=True)]
+    assert "`EdgeIndex` was absent" in table.text(old)
     new = {"case": case, "ratios": {table.EDGE_INDEX: 7.04}}
-    assert "takes 7.0 times as long with the gradient, in 1 case." in table.text([*(row for row in old if row), new])
+    assert "takes 7.0 times as long with the gradient, in 1 case." in table.text([*old, new])
 
 
 def test_steps_of_another_field_get_no_row():
