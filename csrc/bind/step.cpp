@@ -75,25 +75,39 @@ struct Stepper {
     ks.reserve(nodes.size() + 1);
     py::list rates(nodes.size() + 1);
     rates[0] = of_leaf(rate);
-    const at::Tensor times = at::empty({static_cast<int64_t>(nodes.size())}, y.options().requires_grad(false));
-    if (y.scalar_type() == at::kFloat)
-      fill_times(times.mutable_data_ptr<float>(), nodes, s, h, s1, sign < 0);
-    else
-      fill_times(times.mutable_data_ptr<double>(), nodes, s, h, s1, sign < 0);
+    std::vector<at::Tensor> times = times_of(y, s, h, s1);
     at::Tensor argument;
     for (size_t j = 0; j < nodes.size(); ++j) {
-      argument = combine(y, ks, rows[j], size);
-      py::object k = evaluate(wrapped(times.select(0, static_cast<int64_t>(j))), wrapped(argument), y);
+      argument = sum(y, ks, rows[j], size);
+      py::object k = evaluate(wrapped(std::move(times[j])), wrapped(argument), y);
       ks.push_back(THPVariable_Unpack(k.ptr()));
       rates[j + 1] = of_leaf(k);
     }
-    at::Tensor end = update.empty() ? argument : graph ? combine(y, ks, update, size) : at::Tensor();
+    at::Tensor end = update.empty() ? argument : graph ? sum(y, ks, update, size) : at::Tensor();
     auto [found, norm] = error(y, ks, size);
     if (!end.defined()) end = std::move(found);
     return py::make_tuple(of_leaf(wrapped(end)), std::move(rates), norm);
   }
 
  private:
+  // Below autograd unless there is a graph, which saves it from finding out.
+  at::Tensor sum(const at::Tensor& y, const std::vector<at::Tensor>& ks, const Terms& terms, double size) const {
+    if (graph) return combine(y, ks, terms, size);
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return combine(y, ks, terms, size);
+  }
+
+  // Of the stages after the first, each without dimensions.
+  std::vector<at::Tensor> times_of(const at::Tensor& y, double s, double h, double s1) const {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const at::Tensor times = at::empty({static_cast<int64_t>(nodes.size())}, y.options().requires_grad(false));
+    if (y.scalar_type() == at::kFloat)
+      fill_times(times.mutable_data_ptr<float>(), nodes, s, h, s1, sign < 0);
+    else
+      fill_times(times.mutable_data_ptr<double>(), nodes, s, h, s1, sign < 0);
+    return times.unbind();
+  }
+
   static py::list of_leaf(const py::object& x) {
     py::list found(1);
     found[0] = x;
@@ -115,12 +129,19 @@ struct Stepper {
     const at::NoGradGuard no_graph;
     std::vector<at::Tensor> rates;
     std::vector<double> b, e;
+    rates.reserve(used.size());
+    b.reserve(used.size());
+    e.reserve(used.size());
     for (size_t i = 0; i < used.size(); ++i) {
       rates.push_back(ks[used[i]]);
       b.push_back(size * weights[i]);
       e.push_back(size * errors[i]);
     }
-    auto [ends, norm] = op.call(at::ArrayRef<at::Tensor>(y), rates, b, e, rtol, atol);
+    auto [ends, norm] = [&] {
+      const at::AutoDispatchBelowADInplaceOrView
+          below;  // autograd, which would find out that nothing is differentiated
+      return op.call(at::ArrayRef<at::Tensor>(y), rates, b, e, rtol, atol);
+    }();
     return {std::move(ends[0]), norm.item().toDouble()};
   }
 };
