@@ -186,8 +186,8 @@ def suite() -> list[TimedCase]:
     tiny = TimedCase("odeint mlp", "MLP 4-32-4, batch 64", "dopri5", {}, 1e-6, 1e-6, 5.0)
     others = ("torchdiffeq", "torchode", "torchode by rows", "field")
     cases += [
-        replace(tiny, against=others, aim=2.5),
-        replace(tiny, against=others, aim=2.0, gradient="discrete"),
+        replace(tiny, against=others, aim=4.0),
+        replace(tiny, against=others, aim=3.0, gradient="discrete"),
         replace(tiny, against=("torchdiffeq",), method="rk4", options={"step_size": 0.25}, t1=1.0),
     ]
     for channels, side in SIZES:
