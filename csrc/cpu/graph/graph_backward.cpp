@@ -87,8 +87,8 @@ class BackwardSlice {
     at_.state = state(i);
     Adjoint<T, I> a{};
     a.transpose = scaled_;
-    at_.rate_grad[s] = s < last ? RateGradient<T>{rate_grad_[s], T(1)}
-                                : RateGradient<T>{adjoint_[0], static_cast<T>(spec_.update[last])};
+    at_.rate_grad[s] =
+        s < last ? ScaledMap<T>{rate_grad_[s], T(1)} : ScaledMap<T>{adjoint_[0], static_cast<T>(spec_.update[last])};
     a.rate_grad = at_.rate_grad[s].map;
     a.factor = a.rate_factor = at_.rate_grad[s].factor;
     a.diagonal = pass_.diagonal(slot);
@@ -134,7 +134,7 @@ class BackwardSlice {
 
   // The input of stage s, until the stage after it is made, and the gradient of its rate.
   const T* input(int s) const { return at_.input_of(s); }
-  const RateGradient<T>& rate_grad(int s) const { return at_.rate_grad[s]; }
+  const ScaledMap<T>& rate_grad(int s) const { return at_.rate_grad[s]; }
 
   // After the stages of step i.
   void finish(int i) {
@@ -167,7 +167,7 @@ class BackwardSlice {
   const GraphBackward<T, I>& call_;
   const SortedRows<T, I>& transpose_;
   const int64_t slice_, map_;
-  Products<T, I> scale_products_, diagonal_products_;
+  ProductSums<T, I> scale_products_, diagonal_products_;
   const RowRanges ranges_, back_ranges_;
   bool remakes_;
   Buffer<T> memory_, values_;

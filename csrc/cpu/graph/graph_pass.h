@@ -133,10 +133,10 @@ class SliceSums {
 // Products of gradients of rates with what these multiply, added up in a map of zeros, and moved from there to sums over
 // columns [count][nodes] whenever another of these is meant.
 template <typename T, typename I>
-class Products {
+class ProductSums {
  public:
   // sums: null if none are wanted
-  Products(const GraphSpec& spec, const GraphKernels<T, I>& kernels, T* sums)
+  ProductSums(const GraphSpec& spec, const GraphKernels<T, I>& kernels, T* sums)
       : spec_(spec), kernels_(kernels), sums_(sums) {
     if (sums) map_.resize(spec.map());
     clear();
@@ -232,9 +232,9 @@ inline bool reads_one_rate(const GraphSpec& spec) {
   return true;
 }
 
-// The gradient of a rate, factor * map.
+// A gradient of a rate as factor * map.
 template <typename T>
-struct RateGradient {
+struct ScaledMap {
   const T* map;
   T factor;
 };
@@ -248,8 +248,8 @@ struct StepPlaces {
   T* next;                      // null: the step is made again for its inputs alone
   const T *source, *columns;    // of the slice
   const T* soon;                // what the last stage asks for early
-  std::vector<RateGradient<T>> rate_grad;
-  Products<T, I>*scale_products, *diagonal_products;
+  std::vector<ScaledMap<T>> rate_grad;
+  ProductSums<T, I>*scale_products, *diagonal_products;
   const T* input_of(int s) const { return s ? input[s] : state; }
 };
 

@@ -129,7 +129,7 @@ class SeriesSlice {
 
   // Of the evaluation of S_k: its input, and after those of higher k the gradient of its rate.
   const T* input(int k) const { return k < 0 ? state_ : kept_ + k * map_; }
-  RateGradient<T> rate_grad(int k) const { return {rate_grad_[(k + 1) % 2], T(1)}; }
+  ScaledMap<T> rate_grad(int k) const { return {rate_grad_[(k + 1) % 2], T(1)}; }
 
   // From the gradient of that rate to the one before it.
   void evaluation(int k) {
@@ -185,7 +185,7 @@ class SeriesSlice {
   const SparseRows<T, I>& transpose_;
   const GraphBackward<T, I>& call_;
   const int64_t slice_, map_;
-  Products<T, I> scale_products_, diagonal_products_;
+  ProductSums<T, I> scale_products_, diagonal_products_;
   const RowRanges ranges_;
   Buffer<T> memory_;
   const T* kept_;
