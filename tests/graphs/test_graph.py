@@ -165,3 +165,14 @@ def test_wrong_normal_forms_are_refused_by_name():
         cf.Graph(EDGES).normalized().normalized()
     with pytest.raises(ValueError, match="reduce: got 'min'"):
         graph.coalesced("min")
+
+
+def test_graphs_of_pytorch_geometric():
+    geometric = pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
+    data = pytest.importorskip("torch_geometric.data")
+    index = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
+    expected = cf.Graph(index, num_nodes=5).to_dense()
+    one = data.Data(edge_index=index, num_nodes=5)
+    assert torch.equal(cf.Graph(one).to_dense(), expected)
+    assert torch.equal(cf.Graph(geometric.EdgeIndex(index, sparse_size=(5, 5))).to_dense(), expected)
+    assert torch.equal(cf.Graph(data.Batch.from_data_list([one, one])).to_dense(), torch.block_diag(expected, expected))

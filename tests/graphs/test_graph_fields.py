@@ -373,3 +373,17 @@ def test_layers_get_sources_first_and_weights_only_if_they_take_them():
     block = GraphBlock(MessagePassingField(Convolution(WIDTH).double(), edge_weight=False), scheme="euler", n_steps=1)
     structure = (graph.to_dense() != 0).double()
     torch.testing.assert_close(block(h, graph), h + structure @ block.field.layer.linear(h), **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["GCNConv", "GATConv", "SAGEConv", "GraphConv"])
+def test_layers_of_pytorch_geometric(name):
+    layers = pytest.importorskip("torch_geometric.nn", reason="PyTorch Geometric is not installed")
+    graph, h, _ = inputs()
+    layer = getattr(layers, name)(WIDTH, WIDTH).double()
+    field = MessagePassingField(layer)
+    edges = (graph.edge_index, graph.values) if field.weighted else (graph.edge_index,)
+    expected = rk4(lambda t, u: layer(u, *edges), h, 3)[-1]
+    found = GraphBlock(field, scheme="rk4_classic", n_steps=3)(h, graph)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    gradients = (torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in (found, expected))
+    torch.testing.assert_close(*gradients, **CLOSE)
