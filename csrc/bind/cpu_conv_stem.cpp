@@ -17,7 +17,7 @@ namespace {
 constexpr const char *kStem = "conv_stem_cpu", *kStemBackward = "conv_stem_backward_cpu";
 
 // Tensors with gradients, in the order of the schema.
-enum StemPlace { kStemX, kStemWeight, kStemNormWeight, kStemNormBias, kStemPlaces };
+enum StemPlace { kStemX, kStemWeight, kStemNormWeight, kStemNormBias };
 
 // The arguments of both ops, checked; the images in any strides, parameters contiguous.
 struct StemArguments {
@@ -86,30 +86,20 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, co
   TORCH_CHECK(moments.numel() == 2 * a.channels && moments.is_contiguous(), kStemBackward, ": moments of shape ",
               moments.sizes());
   const at::Tensor upstream = channels_last(grad);
-  const at::Tensor none,
-      *given[kStemPlaces] = {&none, &a.weight, &a.norm.tensors[kNormWeight], &a.norm.tensors[kNormBias]};
-  at::Tensor by_place[kStemPlaces];
-  for (int64_t place : wanted) {
-    TORCH_CHECK(place >= 0 && place < kStemPlaces && given[place]->defined(), kStemBackward, ": no gradient of tensor ",
-                place);
-    by_place[place] = at::empty_like(*given[place]);
-  }
+  const LayerGradients gradients(kStemBackward, {{}, a.weight, a.norm.tensors[kNormWeight], a.norm.tensors[kNormBias]},
+                                 wanted);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kStemBackward, [&] {
-    const auto out = [&](int place) {
-      return by_place[place].defined() ? by_place[place].mutable_data_ptr<scalar_t>() : nullptr;
-    };
     StemBackward<scalar_t> call{};
     call.parameters = a.parameters<scalar_t>();
     call.x = images<const scalar_t>(a.x, a.x.const_data_ptr<scalar_t>());
     call.moments = moments.const_data_ptr<scalar_t>();
     call.grad = upstream.const_data_ptr<scalar_t>();
-    call.weight_grad = out(kStemWeight);
-    call.gamma_grad = out(kStemNormWeight), call.beta_grad = out(kStemNormBias);
+    call.weight_grad = gradients.data<scalar_t>(kStemWeight);
+    call.gamma_grad = gradients.data<scalar_t>(kStemNormWeight);
+    call.beta_grad = gradients.data<scalar_t>(kStemNormBias);
     conv_stem_backward(a.spec, choose_kernels<scalar_t>(a.spec.map), call);
   });
-  std::vector<at::Tensor> all;
-  for (int64_t place : wanted) all.push_back(by_place[place]);
-  return all;
+  return gradients.all();
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ namespace {
 constexpr const char *kUnit = "conv_unit_cpu", *kUnitBackward = "conv_unit_backward_cpu";
 
 // Tensors with gradients, in the order of the schema.
-enum UnitPlace { kUnitX, kUnitWeight, kUnitBias, kUnitNormWeight, kUnitNormBias, kUnitPlaces };
+enum UnitPlace { kUnitX, kUnitWeight, kUnitBias, kUnitNormWeight, kUnitNormBias };
 
 struct UnitSettings {
   bool normed, batch_statistics;
@@ -121,31 +121,23 @@ std::vector<at::Tensor> backward(const at::Tensor& grad, const at::Tensor& x, co
               ": moments of shape ", moments.sizes());
   TORCH_CHECK(relu_first || (kept.sizes() == x.sizes() && kept.strides() == a.x.strides()), kUnitBackward,
               ": what forward kept, of shape ", kept.sizes());
-  const at::Tensor* given[kUnitPlaces] = {&a.x, &a.weight, &a.bias, &a.norm.tensors[kNormWeight],
-                                          &a.norm.tensors[kNormBias]};
-  at::Tensor by_place[kUnitPlaces];
-  by_place[kUnitX] = at::empty_like(a.x);
-  for (int64_t place : wanted) {
-    TORCH_CHECK(place >= 0 && place < kUnitPlaces && given[place]->defined(), kUnitBackward, ": no gradient of tensor ",
-                place);
-    if (place != kUnitX) by_place[place] = at::empty_like(*given[place]);
-  }
+  LayerGradients gradients(kUnitBackward,
+                           {a.x, a.weight, a.bias, a.norm.tensors[kNormWeight], a.norm.tensors[kNormBias]}, wanted);
+  gradients.add(kUnitX);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kUnitBackward, [&] {
-    const auto out = [&](int place) {
-      return by_place[place].defined() ? by_place[place].mutable_data_ptr<scalar_t>() : nullptr;
-    };
     UnitBackward<scalar_t> call{};
     call.parameters = a.parameters<scalar_t>();
     call.x = data_or_null<scalar_t>(a.x), call.moments = data_or_null<scalar_t>(moments),
     call.kept = data_or_null<scalar_t>(kept);
     call.grad = data_or_null<scalar_t>(upstream);
-    call.x_grad = out(kUnitX), call.weight_grad = out(kUnitWeight), call.bias_grad = out(kUnitBias);
-    call.gamma_grad = out(kUnitNormWeight), call.beta_grad = out(kUnitNormBias);
+    call.x_grad = gradients.data<scalar_t>(kUnitX);
+    call.weight_grad = gradients.data<scalar_t>(kUnitWeight);
+    call.bias_grad = gradients.data<scalar_t>(kUnitBias);
+    call.gamma_grad = gradients.data<scalar_t>(kUnitNormWeight);
+    call.beta_grad = gradients.data<scalar_t>(kUnitNormBias);
     conv_unit_backward(a.spec, choose_kernels<scalar_t>(a.spec.map), call);
   });
-  std::vector<at::Tensor> all;
-  for (int64_t place : wanted) all.push_back(by_place[place]);
-  return all;
+  return gradients.all();
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "cpu/conv/batch_norm.h"
 
@@ -50,6 +52,35 @@ struct NormArguments {
     return {data_or_null<T>(tensors[kNormWeight]), data_or_null<T>(tensors[kNormBias]),
             data_or_null<T>(tensors[kNormMean]), data_or_null<T>(tensors[kNormVar])};
   }
+};
+
+// Gradients of an op's tensors by place, laid out like these; undefined tensors have none.
+class LayerGradients {
+ public:
+  LayerGradients(const char* op, std::vector<at::Tensor> like, at::IntArrayRef wanted)
+      : op_(op), like_(std::move(like)), found_(like_.size()), wanted_(wanted) {
+    for (int64_t place : wanted) add(place);
+  }
+  void add(int64_t place) {
+    const bool there = place >= 0 && place < static_cast<int64_t>(like_.size()) && like_[place].defined();
+    TORCH_CHECK(there, op_, ": no gradient of tensor ", place);
+    if (!found_[place].defined()) found_[place] = at::empty_like(like_[place]);
+  }
+  template <typename T>
+  T* data(int place) const {
+    return found_[place].defined() ? found_[place].mutable_data_ptr<T>() : nullptr;
+  }
+  // The wanted ones in their order.
+  std::vector<at::Tensor> all() const {
+    std::vector<at::Tensor> result;
+    for (int64_t place : wanted_) result.push_back(found_[place]);
+    return result;
+  }
+
+ private:
+  const char* op_;
+  std::vector<at::Tensor> like_, found_;
+  at::IntArrayRef wanted_;
 };
 
 }  // namespace contnet_fast
